@@ -1,0 +1,129 @@
+"""The grammar of names (spec §2 "Parameters" and §1 "Configuration format"), and what is derived from them."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from ..errors import InvalidConfigError, InvalidEnvironmentError
+
+# "Must start with an alphanumeric character, optionally followed by any combination of one or more alphanumeric
+# characters, underscore (_), dot (.) or hyphen (-)": for container ids (§2) and for network names (§1).
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+
+# The kernel's IFNAMSIZ is 16 with the NUL. The reference refuses '/', ':' and white space (dev_valid_name());
+# control characters and NUL cannot come through a shell or the environment unharmed either.
+_IFNAME_MAX = 15
+_IFNAME_BAD = re.compile(r"[/:\s\x00-\x1f\x7f]")
+
+# An alias is at most IFALIASZ - 1 = 255 bytes.
+_TAG_MAX = 255
+
+
+class Attachment(NamedTuple):
+    """One container's interface on one network: what every object a plugin leaves behind is owned by."""
+
+    network: str
+    container_id: str
+    ifname: str
+
+    @property
+    def tag(self) -> str:
+        """The owner's mark on objects outside the container, at most 255 bytes: ``cni:mynet/2d6f…/eth0``.
+
+        The grammar of names has no slash, so the text is unambiguous. Names too long for a link alias are hashed, with a
+        ``#`` that no name can begin with.
+        """
+        text = f"{network_tag_prefixes(self.network)[0]}{self.container_id}/{self.ifname}"
+        if len(text.encode()) <= _TAG_MAX:
+            return text
+        return f"{network_tag_prefixes(self.network)[1]}{short_hash(self.container_id, self.ifname, digits=32)}"
+
+    def __str__(self) -> str:
+        return f'container "{self.container_id}" interface "{self.ifname}" on network "{self.network}"'
+
+
+def network_tag_prefixes(network: str) -> tuple[str, str]:
+    """How the tags of a network's attachments begin: in clear, and hashed for over-long names."""
+    return f"cni:{network}/", f"cni:#{short_hash(network, digits=32)}/"
+
+
+def short_hash(*parts: str, digits: int) -> str:
+    """The first ``digits`` hexadecimal digits of the SHA-512 over the parts, joined by NUL (which no name contains)."""
+    # _sha2/_sha512 come with hashlib; imported here since most requests never hash anything.
+    import hashlib
+
+    return hashlib.sha512("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:digits]
+
+
+def check_container_id(container_id: str) -> str:
+    """Return the id unchanged.
+
+    Raises:
+        InvalidEnvironmentError: (4) It is empty, or has a character outside the spec's grammar.
+    """
+    if not container_id:
+        raise InvalidEnvironmentError("CNI_CONTAINERID is empty")
+    if _NAME.fullmatch(container_id) is None:
+        raise InvalidEnvironmentError(
+            f"invalid characters in CNI_CONTAINERID {shorten(container_id)}",
+            details="expected letters, digits, '_', '.' and '-', beginning with a letter or a digit",
+        )
+    return container_id
+
+
+def check_ifname(ifname: str) -> str:
+    """Return the interface name unchanged.
+
+    Raises:
+        InvalidEnvironmentError: (4) The kernel would not take it as the name of a link.
+    """
+    problem = None
+    if not ifname:
+        problem = "is empty"
+    elif len(ifname.encode(errors="surrogateescape")) > _IFNAME_MAX:
+        problem = f"is longer than {_IFNAME_MAX} bytes"
+    elif ifname in (".", ".."):
+        problem = "is . or .."
+    elif _IFNAME_BAD.search(ifname):
+        problem = "contains / or : or whitespace or control characters"
+    if problem:
+        raise InvalidEnvironmentError(f"invalid interface name in CNI_IFNAME: {shorten(ifname)} {problem}")
+    return ifname
+
+
+def check_network_name(name: str, path: str = "$.name") -> str:
+    """Return the network's name unchanged.
+
+    Raises:
+        InvalidConfigError: (7) It is empty, or has a character outside the spec's grammar.
+    """
+    if not name:
+        raise InvalidConfigError("missing network name", details=f"{path}: expected a non-empty string")
+    if _NAME.fullmatch(name) is None:
+        raise InvalidConfigError(
+            f"invalid characters found in network name {shorten(name)}",
+            details=f"{path}: expected letters, digits, '_', '.' and '-', beginning with a letter or a digit",
+        )
+    return name
+
+
+def check_plugin_type(name: str, path: str = "$.type") -> str:
+    """Return the plugin's type unchanged: the file name of its executable, never a path (CVE-2021-20206).
+
+    Raises:
+        InvalidConfigError: (7) It is empty, or could name a file outside ``CNI_PATH``.
+    """
+    if not name:
+        raise InvalidConfigError(f"no plugin name provided: {path} is empty")
+    if "/" in name or "\\" in name or "\0" in name or name in (".", ".."):
+        raise InvalidConfigError(
+            f"invalid plugin name {shorten(name)}", details=f"{path}: expected the name of an executable, not a path"
+        )
+    return name
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """Show a value in a message: as JSON-like text, cut where it is long."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
