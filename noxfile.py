@@ -1,0 +1,75 @@
+"""Every check of this project: `python3 -m nox -l` lists them, `python3 -m nox -s tests` runs one."""
+
+import os
+import sys
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.sessions = ["lint", "types", "tests", "docs"]
+nox.options.reuse_venv = "yes"
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHON_CODE = ["cnisdk", "examples", "tests"]
+
+
+def group(name: str) -> list[str]:
+    """The requirements of one dependency group of pyproject.toml."""
+    return list(nox.project.dependency_groups(PYPROJECT, name))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format with ruff (`-- --fix` repairs what it can)."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]), ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types strictly, over the package, the examples and the tests."""
+    session.install(".[cli,testing]", *group("types"))
+    session.run("mypy", "--strict", *(session.posargs or PYTHON_CODE))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, as root or as an ordinary user (`-- -k netns` and so on pass to pytest)."""
+    session.install(".[cli,testing]", "./examples", *group("test"))
+    args = session.posargs or ["-n", "auto", "--timeout", "300"]
+    session.run("pytest", *args)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    session.install(".[docs,cli,testing]", "./examples")
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Attach three namespaces to a bridge network inside a private sandbox and show each step."""
+    session.install(".[cli]", "./examples")
+    session.run("python", "examples/demo.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks (`-- ipam` runs only benchmarks/ipam.py)."""
+    scripts = (
+        sorted(name for name in os.listdir("benchmarks") if name.endswith(".py")) if os.path.isdir("benchmarks") else []
+    )
+    wanted = [f"{name}.py" for name in session.posargs] or scripts
+    if not scripts:
+        session.skip("no benchmarks in benchmarks/")
+    if unknown := sorted(set(wanted) - set(scripts)):
+        session.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(scripts)}")
+    session.install(".", "./examples")
+    for script in wanted:
+        session.run("python", f"benchmarks/{script}")
+
+
+if __name__ == "__main__":
+    sys.exit("run it through nox: python3 -m nox -l")
