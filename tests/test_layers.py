@@ -1,0 +1,192 @@
+"""Imports run downwards only, and each path imports no more than its budget allows."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "cnisdk"
+
+# A layer may import the layers of the rows above it, and itself. The rows are docs/architecture.md's, bottom first.
+LAYERS = [
+    {"errors"},
+    {"spec"},
+    {"invoke", "ipam", "linux"},
+    {"plugin", "runtime"},
+    {"cli", "testing", "thick"},
+]
+RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
+
+# What a plugin process must not pay for: import costs are most of a one-shot plugin's time.
+SLOW = {
+    "argparse",
+    "asyncio",
+    "concurrent.futures",
+    "dataclasses",
+    "http",
+    "importlib.metadata",
+    "logging",
+    "multiprocessing",
+    "pyroute2",
+    "pytest",
+    "rich",
+    "shutil",
+    "socket",
+    "subprocess",
+    "tempfile",
+    "typing_extensions",
+    "unittest",
+}
+# attrs and cattrs, which every path but `errors` needs, bring some of their own.
+BUDGETS = {
+    "errors": SLOW | {"attr", "cattrs", "json"},
+    "spec": SLOW | {"hashlib"},
+    "spec.names": SLOW | {"cattrs", "json"},
+    "spec.versions": SLOW | {"cattrs", "json"},
+    "plugin": SLOW,
+    "ipam": SLOW,
+    "invoke": SLOW,
+    "linux": SLOW,
+    "runtime": SLOW - {"subprocess"},
+}
+PLUGINS = {
+    "cnisdk_plugins.host_local": SLOW,
+    "cnisdk_plugins.bridge": SLOW - {"socket"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def relative_imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted name below the package) for every import of our own modules in a file."""
+    here = path.relative_to(PACKAGE).with_suffix("").parts
+    package = here[:-1]
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - (node.level - 1)]
+            assert node.level - 1 <= len(package), f"{path}:{node.lineno} imports from outside the package"
+            if node.module:
+                yield node.lineno, ".".join((*base, node.module))
+            else:
+                for alias in node.names:
+                    yield node.lineno, ".".join((*base, alias.name))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_downwards(path: Path) -> None:
+    layer = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if layer in {"__init__", "__main__"}:
+        return  # the front door hands on names from every layer, lazily
+    for line, imported in relative_imports(path):
+        target = imported.split(".")[0]
+        assert target in RANK, f"{path.relative_to(ROOT)}:{line} imports {imported!r}, which is no layer"
+        assert target == layer or RANK[target] < RANK[layer], (
+            f"{path.relative_to(ROOT)}:{line}: {layer} must not import {imported}"
+        )
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_of_the_package_are_relative(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        ours = [name for name in names if name.split(".")[0] in {"cnisdk", "cnisdk_plugins"}]
+        assert not ours, f"{path.relative_to(ROOT)} imports {ours[0]} by its absolute name"
+
+
+def test_only_linux_names_pyroute2() -> None:
+    users = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and any(
+            name.split(".")[0] == "pyroute2"
+            for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+        )
+    }
+    assert users <= {"linux"}
+
+
+def test_plugins_use_only_the_public_api() -> None:
+    for path in sorted((ROOT / "examples").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "cnisdk":
+                private = [
+                    name
+                    for name in [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                    if name.startswith("_")
+                ]
+                assert not private, f"{path.relative_to(ROOT)}:{node.lineno} imports the private name {private[0]}"
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Return the modules a fresh, isolated interpreter holds after `statement` and did not hold before."""
+    script = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples")])}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def third_party() -> set[str]:
+    """Return what attrs and cattrs alone load: nobody's budget can forbid it."""
+    return loaded_after("import attrs, cattrs")
+
+
+@pytest.mark.parametrize("name", [*BUDGETS, *PLUGINS])
+def test_import_budget(name: str) -> None:
+    forbidden = BUDGETS.get(name) or PLUGINS[name]
+    module = name if name in PLUGINS else f"cnisdk.{name}"
+    loaded = loaded_after(f"import {module}")
+    if "cattrs" in loaded:
+        loaded -= third_party()
+    over = sorted(forbidden & loaded)
+    assert not over, f"import {module} loads {', '.join(over)}"
+
+
+def test_the_spec_imports_off_linux() -> None:
+    """The typed objects load where the kernel's modules do not exist."""
+    absent = (
+        "import sys; sys.modules.update(fcntl=None, termios=None, resource=None, pwd=None, grp=None, pyroute2=None)"
+    )
+    script = (
+        f"{absent}; sys.platform = 'win32'; import cnisdk, cnisdk.errors, cnisdk.spec; from cnisdk.spec import Result"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_does_nothing() -> None:
+    """No thread, no file, no signal handler, no child: an import of any module changes no process state."""
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in modules()]
+    names = [name for name in names if not name.endswith("__main__")]
+    script = f"""
+import os, signal, sys, threading, warnings
+def state():
+    return (sorted(os.listdir("/proc/self/fd")), threading.active_count(), dict(os.environ), os.getcwd(),
+            [signal.getsignal(n) for n in sorted(signal.valid_signals())], os.readlink("/proc/self/ns/net"),
+            list(warnings.filters), sys.stdout, sys.stderr, list(sys.meta_path), list(sys.path))
+import attrs, cattrs, pytest, hypothesis, pyroute2, asyncio, logging
+before = state()
+import importlib
+for name in {names!r}:
+    importlib.import_module(name)
+after = state()
+for old, new in zip(before, after):
+    assert old == new, (old, new)
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
