@@ -1,0 +1,37 @@
+"""patch: plug a container into an existing Linux bridge."""
+
+from attrs import frozen
+
+from cnisdk import AddRequest, DelRequest, NetConf, Plugin, PluginMain, Result
+from cnisdk.linux import veth
+
+
+@frozen(kw_only=True)
+class PatchConf(NetConf):
+    """What the network configuration says beyond the keys of every plugin."""
+
+    bridge: str = "cni0"
+    mtu: int | None = None
+
+
+class Patch(Plugin[PatchConf]):
+    """Plug a container into an existing Linux bridge."""
+
+    def add(self, request: AddRequest[PatchConf]) -> Result:
+        with request.open_netns() as netns:
+            pair = veth.create(netns, request.ifname, owner=request.attachment, mtu=request.conf.mtu)
+            request.undo(pair.delete)  # runs only if something below fails
+            pair.host.join(request.conf.bridge)
+            leased = request.ipam.add()  # released again if something below fails
+            pair.container.configure(leased)
+            return leased.with_interfaces(pair.host, pair.container)
+
+    def delete(self, request: DelRequest[PatchConf]) -> None:
+        request.ipam.delete()
+        veth.delete(owner=request.attachment)  # absent is fine; a missing netns is fine
+
+
+main = PluginMain(Patch)
+
+if __name__ == "__main__":
+    main()
