@@ -31,8 +31,8 @@ class Attachment(NamedTuple):
     def tag(self) -> str:
         """The owner's mark on objects outside the container, at most 255 bytes: ``cni:mynet/2d6f…/eth0``.
 
-        The grammar of names has no slash, so the text is unambiguous. Names too long for a link alias are hashed, with a
-        ``#`` that no name can begin with.
+        The grammar of names has no slash, so the text is unambiguous. Names too long for a link alias are hashed, with
+        a ``#`` that no name can begin with.
         """
         text = f"{network_tag_prefixes(self.network)[0]}{self.container_id}/{self.ifname}"
         if len(text.encode()) <= _TAG_MAX:

@@ -90,7 +90,8 @@ def allows(version: SpecVersion, verb: Verb) -> bool:
 def negotiate(configured: str, supported: Iterable[SpecVersion], verb: Verb) -> SpecVersion:
     """Agree on the version of one request.
 
-    The configuration's version must be one the plugin lists, to the letter, as in the reference: ``"1.0"`` is not ``"1.0.0"``.
+    The configuration's version must be one the plugin lists, to the letter, as in the reference: ``"1.0"`` is not
+    ``"1.0.0"``.
 
     Args:
         configured: ``cniVersion`` of the configuration; empty means 0.1.0.

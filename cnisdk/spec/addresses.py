@@ -1,0 +1,69 @@
+"""Addresses as CNI writes them: ``10.1.2.3``, ``10.1.2.3/24``, ``2001:db8::/64``.
+
+The standard library reads more than CNI allows (dotted masks, host masks, zones, a missing prefix length), so the text
+is checked first. As in the reference, an IPv4-mapped IPv6 address is the IPv4 address it maps.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+)
+
+IPAddress = IPv4Address | IPv6Address
+IPInterface = IPv4Interface | IPv6Interface
+IPNetwork = IPv4Network | IPv6Network
+
+_CIDR = re.compile(r"([0-9a-fA-F:.]+)/([0-9]{1,3})")
+_MAPPED_BITS = 96
+
+
+def parse_address(text: str) -> IPAddress:
+    """Read an address without prefix length.
+
+    Raises:
+        ValueError: ``text`` is not an address, or has a zone.
+    """
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone")
+    address = ip_address(text)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def parse_interface(text: str) -> IPInterface:
+    """Read an address with its prefix length; the host part is kept.
+
+    Raises:
+        ValueError: ``text`` is not an address, a slash and a prefix length.
+    """
+    match = _CIDR.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not an address, a slash and a prefix length")
+    address, length = ip_address(match[1]), int(match[2])
+    if length > address.max_prefixlen:
+        raise ValueError(f"the prefix length of {text!r} is more than {address.max_prefixlen}")
+    if isinstance(address, IPv4Address):
+        return IPv4Interface((address, length))
+    if address.ipv4_mapped is None:
+        return IPv6Interface((address, length))
+    if length < _MAPPED_BITS:
+        raise ValueError(f"the prefix length of the IPv4-mapped {text!r} is less than {_MAPPED_BITS}")
+    return IPv4Interface((address.ipv4_mapped, length - _MAPPED_BITS))
+
+
+def parse_network(text: str) -> IPNetwork:
+    """Read a network; host bits are cleared.
+
+    Raises:
+        ValueError: As :func:`parse_interface`.
+    """
+    return parse_interface(text).network

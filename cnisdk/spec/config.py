@@ -1,0 +1,160 @@
+"""Network configuration (spec §1): one plugin's, a list's, and what runtimes add to it.
+
+Subclass :class:`NetConf` (and :class:`IPAMConf`) with the fields of a plugin; unknown keys stay in ``extra``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from ..errors import InvalidEnvironmentError
+from .codec import json_field
+from .names import shorten
+from .result import DNS
+
+
+@frozen(kw_only=True)
+class IPRange:
+    """A range of addresses, as the capability ``ipRanges`` and host-local's ``ranges`` write it.
+
+    The values stay text here: what they must be is the allocator's business, and so is the message when they are not.
+    """
+
+    subnet: str = ""
+    range_start: str = ""
+    range_end: str = ""
+    gateway: str = ""
+    extra: Mapping[str, object] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class PortMapping:
+    """One published port (capability ``portMappings``). An empty ``host_ip`` means every address of the host."""
+
+    host_port: int = 0
+    container_port: int = 0
+    protocol: str = ""
+    host_ip: str = json_field("hostIP", default="")
+    extra: Mapping[str, object] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class Bandwidth:
+    """Traffic limits (capability ``bandwidth``): rates in bits per second, bursts in bits; 0 means none."""
+
+    ingress_rate: int = 0
+    ingress_burst: int = 0
+    egress_rate: int = 0
+    egress_burst: int = 0
+
+
+@frozen(kw_only=True)
+class RuntimeDNS:
+    """Name resolution of one container (capability ``dns``); its keys are not those of a result's ``dns``."""
+
+    servers: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class RuntimeConfig:
+    """Capability arguments (``runtimeConfig``), by the names of the conventions. Those not known stay in ``extra``."""
+
+    ips: tuple[str, ...] = ()
+    mac: str = ""
+    ip_ranges: tuple[tuple[IPRange, ...], ...] = ()
+    port_mappings: tuple[PortMapping, ...] = ()
+    bandwidth: Bandwidth | None = None
+    dns: RuntimeDNS | None = None
+    aliases: tuple[str, ...] = ()
+    infiniband_guid: str = json_field("infinibandGUID", default="")
+    device_id: str = json_field("deviceID", default="")
+    cgroup_path: str = ""
+    extra: Mapping[str, object] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class IPAMConf:
+    """The ``ipam`` object of a plugin that delegates to an IPAM plugin. An empty ``type`` means there is none."""
+
+    type: str = ""
+    extra: Mapping[str, object] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class NetConf:
+    """What a plugin reads from its standard input (spec §2 and §3, "Deriving request configuration").
+
+    Attributes:
+        cni_version: As written; empty means 0.1.0.
+        name: Name of the network.
+        type: Name of the plugin.
+        capabilities: Which capability arguments the plugin understands.
+        ipam: Which IPAM plugin to delegate to.
+        dns: Name resolution the administrator set.
+        args: Arguments by convention (``args.cni.ips``, …).
+        runtime_config: Capability arguments of the runtime.
+        prev_result: Result of the plugin before in the list, or, in CHECK and DEL, of the whole ADD; not typed yet,
+            since its shape depends on its version.
+        extra: Every key that no field stands for.
+    """
+
+    cni_version: str = ""
+    name: str = ""
+    type: str = ""
+    capabilities: Mapping[str, bool] = field(factory=dict)
+    ipam: IPAMConf = IPAMConf()
+    dns: DNS = DNS()
+    args: Mapping[str, Any] = field(factory=dict)
+    runtime_config: RuntimeConfig = RuntimeConfig()
+    prev_result: Mapping[str, Any] | None = None
+    extra: Mapping[str, object] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class NetConfList:
+    """A network as it lies in a file (spec §1, "Configuration format").
+
+    Attributes:
+        cni_version: The version of the list; see ``cni_versions``.
+        cni_versions: The versions the list may be used with (1.1.0); the runtime picks the newest it knows.
+        name: Name of the network.
+        disable_check: CHECK does nothing for this network.
+        disable_gc: GC does nothing for this network.
+        load_only_inlined_plugins: Ignore the folder of further plugins.
+        plugins: The configuration of each plugin, as documents, since a plugin alone knows its keys.
+        extra: Every key that no field stands for.
+    """
+
+    cni_version: str = ""
+    cni_versions: tuple[str, ...] = ()
+    name: str = ""
+    disable_check: bool = False
+    disable_gc: bool = json_field("disableGC", default=False)
+    load_only_inlined_plugins: bool = False
+    plugins: tuple[Mapping[str, Any], ...] = ()
+    extra: Mapping[str, object] = field(factory=dict)
+
+
+def parse_args(text: str) -> dict[str, str]:
+    """Read ``CNI_ARGS`` (spec §2, "Parameters"): ``"IgnoreUnknown=1;K8S_POD_NAME=web"``.
+
+    Keys are case-sensitive. Empty parts, as after a final semicolon, are skipped; only the first ``=`` of a part divides
+    it. Which keys a plugin knows is its own business: unknown ones are never an error here.
+
+    Raises:
+        InvalidEnvironmentError: (4) A part has no ``=``, or no key before it.
+    """
+    args = {}
+    for part in text.split(";"):
+        if not part:
+            continue
+        key, divider, value = part.partition("=")
+        if not divider or not key:
+            raise InvalidEnvironmentError(
+                f"CNI_ARGS has the invalid pair {shorten(part)}", details='expected "KEY=VALUE"'
+            )
+        args[key] = value
+    return args

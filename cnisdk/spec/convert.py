@@ -1,0 +1,254 @@
+"""From any version of a result to any other, both ways, saying what the target cannot hold.
+
+Four shapes serve the seven versions; :data:`CONVERTERS` lists the way between any two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+from attrs import evolve
+
+from ..errors import DecodingError, IncompatibleVersionError
+from .codec import dumps, loads, structure
+from .older_results import FamilyConfig, OlderInterface, Result020, Result040, Result100, VersionedIPConfig
+from .result import Interface, IPConfig, Result, Route
+from .versions import ALL, V0_1_0, V0_2_0, V0_3_0, V0_3_1, V0_4_0, V1_0_0, V1_1_0, SpecVersion
+
+AnyResult = Result020 | Result040 | Result100 | Result
+"""A result of any version."""
+
+SHAPES: dict[SpecVersion, type[AnyResult]] = {
+    V0_1_0: Result020,
+    V0_2_0: Result020,
+    V0_3_0: Result040,
+    V0_3_1: Result040,
+    V0_4_0: Result040,
+    V1_0_0: Result100,
+    V1_1_0: Result,
+}
+"""The type of each version's results."""
+
+
+class Lost(NamedTuple):
+    """Something the target version has no place for: its JSON path in the source, and its value."""
+
+    path: str
+    value: object
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.value})"
+
+
+class Conversion(NamedTuple):
+    """A converted result, and what it lost."""
+
+    result: AnyResult
+    lost: tuple[Lost, ...]
+
+
+_Step = Callable[[Any, list[Lost]], Any]
+
+
+def convert(result: AnyResult, version: SpecVersion) -> Conversion:
+    """Convert a result to a version of the specification.
+
+    Going up, fields the source does not know stay empty. Going down, what the target cannot hold is left out and listed.
+
+    Raises:
+        IncompatibleVersionError: (1) ``version`` is not a released version.
+    """
+    shape = shape_of(version)
+    lost: list[Lost] = []
+    for step in CONVERTERS[type(result), shape]:
+        result = step(result, lost)
+    return Conversion(evolve(result, cni_version=str(version)), tuple(lost))
+
+
+def upgrade(result: AnyResult) -> Result:
+    """The result in the shape plugins work with. Nothing is lost on the way up."""
+    return cast(Result, convert(result, V1_1_0).result)
+
+
+def shape_of(version: SpecVersion) -> type[AnyResult]:
+    """The type of a version's results.
+
+    Raises:
+        IncompatibleVersionError: (1) There is no such version.
+    """
+    try:
+        return SHAPES[version]
+    except KeyError:
+        known = ", ".join(map(str, ALL))
+        raise IncompatibleVersionError(
+            f'unsupported CNI result version "{version}"', details=f"known: {known}"
+        ) from None
+
+
+def parse_result(data: bytes, default_version: str = "", *, what: str = "result") -> AnyResult:
+    """Read a result as a plugin printed it; its own ``cniVersion`` says which shape it has.
+
+    Args:
+        data: One JSON object.
+        default_version: The version of a result that names none, as results of 0.1.0 may.
+        what: What the bytes are, for the message.
+
+    Raises:
+        DecodingError: (6) Not JSON, or a value is not what its place asks for.
+        IncompatibleVersionError: (1) A version that does not exist.
+    """
+    return structure_result(loads(data, what), default_version, what=what)
+
+
+def structure_result(
+    document: object, default_version: str = "", *, what: str = "result", path: str = "$"
+) -> AnyResult:
+    """Make a typed result of a parsed one; see :func:`parse_result`."""
+    written = document.get("cniVersion") if isinstance(document, Mapping) else None
+    version = SpecVersion.parse(written if isinstance(written, str) and written else default_version)
+    result = structure(document, shape_of(version), what=what, path=path, error=DecodingError)
+    return evolve(result, cni_version=str(version))
+
+
+def print_result(result: AnyResult) -> bytes:
+    """Write a result as the reference prints it: from 1.0.0 on, all keys are sorted."""
+    return dumps(result, sort_keys=isinstance(result, Result | Result100))
+
+
+# --- the steps between neighbours -------------------------------------------------------------------------------------
+
+
+def _to_040_from_020(old: Result020, lost: list[Lost]) -> Result040:
+    families = [family for family in (old.ip4, old.ip6) if family is not None]
+    return Result040(
+        ips=tuple(
+            VersionedIPConfig(
+                version=str(family.ip.version), address=family.ip, gateway=family.gateway, extra=family.extra
+            )
+            for family in families
+        ),
+        routes=tuple(route for family in families for route in family.routes),
+        dns=old.dns,
+        extra=old.extra,
+    )
+
+
+def _to_100_from_040(old: Result040, lost: list[Lost]) -> Result100:
+    return Result100(
+        interfaces=old.interfaces,
+        ips=tuple(
+            IPConfig(interface=ip.interface, address=ip.address, gateway=ip.gateway, extra=ip.extra) for ip in old.ips
+        ),
+        routes=old.routes,
+        dns=old.dns,
+        extra=old.extra,
+    )
+
+
+def _to_110_from_100(old: Result100, lost: list[Lost]) -> Result:
+    return Result(
+        interfaces=tuple(
+            Interface(name=link.name, mac=link.mac, sandbox=link.sandbox, extra=link.extra) for link in old.interfaces
+        ),
+        ips=old.ips,
+        routes=old.routes,
+        dns=old.dns,
+        extra=old.extra,
+    )
+
+
+def _to_100_from_110(new: Result, lost: list[Lost]) -> Result100:
+    for index, link in enumerate(new.interfaces):
+        _lose(
+            lost,
+            f"$.interfaces[{index}]",
+            mtu=link.mtu or None,
+            socketPath=link.socket_path or None,
+            pciID=link.pci_id or None,
+        )
+    return Result100(
+        interfaces=tuple(
+            OlderInterface(name=link.name, mac=link.mac, sandbox=link.sandbox, extra=link.extra)
+            for link in new.interfaces
+        ),
+        ips=new.ips,
+        routes=new.routes,
+        dns=new.dns,
+        extra=new.extra,
+    )
+
+
+def _to_040_from_100(new: Result100, lost: list[Lost]) -> Result040:
+    return Result040(
+        interfaces=new.interfaces,
+        ips=tuple(
+            VersionedIPConfig(
+                version=str(ip.address.version),
+                interface=ip.interface,
+                address=ip.address,
+                gateway=ip.gateway,
+                extra=ip.extra,
+            )
+            for ip in new.ips
+        ),
+        routes=new.routes,
+        dns=new.dns,
+        extra=new.extra,
+    )
+
+
+def _to_020_from_040(new: Result040, lost: list[Lost]) -> Result020:
+    for index, link in enumerate(new.interfaces):
+        lost.append(Lost(f"$.interfaces[{index}]", link.name))
+    families: dict[int, FamilyConfig] = {}
+    for index, ip in enumerate(new.ips):
+        if ip.address.version in families:
+            lost.append(Lost(f"$.ips[{index}]", ip.address))
+            continue
+        _lose(lost, f"$.ips[{index}]", interface=ip.interface)
+        families[ip.address.version] = FamilyConfig(ip=ip.address, gateway=ip.gateway, extra=ip.extra)
+    for index, route in enumerate(new.routes):
+        family = families.get(route.dst.version)
+        if family is None:
+            lost.append(Lost(f"$.routes[{index}]", route.dst))
+            continue
+        _lose(
+            lost,
+            f"$.routes[{index}]",
+            mtu=route.mtu or None,
+            advmss=route.advmss or None,
+            priority=route.priority or None,
+            table=route.table,
+            scope=route.scope,
+        )
+        plain = Route(dst=route.dst, gw=route.gw, extra=route.extra)
+        families[route.dst.version] = evolve(family, routes=(*family.routes, plain))
+    return Result020(ip4=families.get(4), ip6=families.get(6), dns=new.dns, extra=new.extra)
+
+
+def _lose(lost: list[Lost], path: str, **values: object) -> None:
+    lost.extend(Lost(f"{path}.{key}", value) for key, value in values.items() if value is not None)
+
+
+_020, _040, _100, _110 = Result020, Result040, Result100, Result
+
+CONVERTERS: dict[tuple[type[AnyResult], type[AnyResult]], tuple[_Step, ...]] = {
+    (_020, _020): (),
+    (_020, _040): (_to_040_from_020,),
+    (_020, _100): (_to_040_from_020, _to_100_from_040),
+    (_020, _110): (_to_040_from_020, _to_100_from_040, _to_110_from_100),
+    (_040, _020): (_to_020_from_040,),
+    (_040, _040): (),
+    (_040, _100): (_to_100_from_040,),
+    (_040, _110): (_to_100_from_040, _to_110_from_100),
+    (_100, _020): (_to_040_from_100, _to_020_from_040),
+    (_100, _040): (_to_040_from_100,),
+    (_100, _100): (),
+    (_100, _110): (_to_110_from_100,),
+    (_110, _020): (_to_100_from_110, _to_040_from_100, _to_020_from_040),
+    (_110, _040): (_to_100_from_110, _to_040_from_100),
+    (_110, _100): (_to_100_from_110,),
+    (_110, _110): (),
+}
+"""The steps from each shape to each other, in order."""
