@@ -82,7 +82,7 @@ class DecodingError(CNIError):
 
 
 class InvalidConfigError(CNIError):
-    """Code 7: the network configuration is not valid; the message gives the JSON path, the value and what was expected."""
+    """Code 7: the network configuration is not valid; the message gives JSON path, value and what was expected."""
 
     default_code = 7
 
@@ -115,7 +115,10 @@ class LimitedConnectivityError(CNIError):
 
 
 class InternalError(CNIError):
-    """Code 999: a bug, of this SDK or of the plugin. Not in the spec's table; the reference uses it for any other error."""
+    """Code 999: a bug, of this SDK or of the plugin.
+
+    Not in the spec's table; the reference's SDK uses it for any other error.
+    """
 
     default_code = 999
 

@@ -2,56 +2,60 @@
 
 from typing import TYPE_CHECKING
 
+from .._lazy import exports
+
 if TYPE_CHECKING:
-    from .addresses import IPAddress, IPInterface, IPNetwork
-    from .codec import dumps, dumps_compact, json_field, loads, structure, unstructure
-    from .config import (
-        Bandwidth,
-        IPAMConf,
-        IPRange,
-        NetConf,
-        NetConfList,
-        PortMapping,
-        RuntimeConfig,
-        RuntimeDNS,
-        parse_args,
+    from .addresses import IPAddress as IPAddress, IPInterface as IPInterface, IPNetwork as IPNetwork
+    from .codec import (
+        dumps as dumps,
+        dumps_compact as dumps_compact,
+        json_field as json_field,
+        loads as loads,
+        make_converter as make_converter,
+        structure as structure,
+        unstructure as unstructure,
     )
-    from .convert import AnyResult, Conversion, Lost, convert, parse_result, print_result, upgrade
-    from .names import Attachment
-    from .older_results import Result020, Result040, Result100
-    from .result import DNS, Interface, IPConfig, Result, Route
-    from .versions import SpecVersion, Verb
+    from .config import (
+        Bandwidth as Bandwidth,
+        IPAMConf as IPAMConf,
+        IPRange as IPRange,
+        NetConf as NetConf,
+        NetConfList as NetConfList,
+        PortMapping as PortMapping,
+        RuntimeConfig as RuntimeConfig,
+        RuntimeDNS as RuntimeDNS,
+        parse_args as parse_args,
+    )
+    from .convert import (
+        AnyResult as AnyResult,
+        Conversion as Conversion,
+        Lost as Lost,
+        convert as convert,
+        parse_result as parse_result,
+        print_result as print_result,
+        upgrade as upgrade,
+    )
+    from .names import Attachment as Attachment
+    from .older_results import Result020 as Result020, Result040 as Result040, Result100 as Result100
+    from .result import (
+        DNS as DNS,
+        Interface as Interface,
+        IPConfig as IPConfig,
+        Result as Result,
+        Route as Route,
+    )
+    from .versions import SpecVersion as SpecVersion, Verb as Verb
 
-_MODULES = {
-    "addresses": ("IPAddress", "IPInterface", "IPNetwork"),
-    "codec": ("dumps", "dumps_compact", "json_field", "loads", "structure", "unstructure"),
-    "config": (
-        "Bandwidth",
-        "IPAMConf",
-        "IPRange",
-        "NetConf",
-        "NetConfList",
-        "PortMapping",
-        "RuntimeConfig",
-        "RuntimeDNS",
-        "parse_args",
-    ),
-    "convert": ("AnyResult", "Conversion", "Lost", "convert", "parse_result", "print_result", "upgrade"),
-    "names": ("Attachment",),
-    "older_results": ("Result020", "Result040", "Result100"),
-    "result": ("DNS", "IPConfig", "Interface", "Result", "Route"),
-    "versions": ("SpecVersion", "Verb"),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> object:
-    """Import the module of a name when it is first asked for: a plugin pays only for what it uses."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = exports(
+    __name__,
+    {
+        ".addresses": "IPAddress IPInterface IPNetwork",
+        ".codec": "dumps dumps_compact json_field loads make_converter structure unstructure",
+        ".config": "Bandwidth IPAMConf IPRange NetConf NetConfList PortMapping RuntimeConfig RuntimeDNS parse_args",
+        ".convert": "AnyResult Conversion Lost convert parse_result print_result upgrade",
+        ".names": "Attachment",
+        ".older_results": "Result020 Result040 Result100",
+        ".result": "DNS Interface IPConfig Result Route",
+        ".versions": "SpecVersion Verb",
+    },
+)

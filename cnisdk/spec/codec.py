@@ -217,7 +217,7 @@ def _is_optional(kind: Any) -> bool:
 
 
 def _optional_hook(kind: Any, converter: BaseConverter) -> Hook:
-    inner: Any = Union[tuple(part for part in get_args(kind) if part is not type(None))]
+    inner: Any = Union[tuple(part for part in get_args(kind) if part is not type(None))]  # noqa: UP007 - made of a tuple
     inner_hook = converter.get_structure_hook(inner)
     # Runtimes written in Go send "" for an address that is not set.
     absent = (None, "") if inner in _TEXTS else (None,)

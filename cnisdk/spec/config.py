@@ -141,8 +141,8 @@ class NetConfList:
 def parse_args(text: str) -> dict[str, str]:
     """Read ``CNI_ARGS`` (spec §2, "Parameters"): ``"IgnoreUnknown=1;K8S_POD_NAME=web"``.
 
-    Keys are case-sensitive. Empty parts, as after a final semicolon, are skipped; only the first ``=`` of a part divides
-    it. Which keys a plugin knows is its own business: unknown ones are never an error here.
+    Keys are case-sensitive. Empty parts, as after a final semicolon, are skipped; only the first ``=`` of a part
+    divides it. Which keys a plugin knows is its own business: unknown ones are never an error here.
 
     Raises:
         InvalidEnvironmentError: (4) A part has no ``=``, or no key before it.

@@ -54,7 +54,8 @@ _Step = Callable[[Any, list[Lost]], Any]
 def convert(result: AnyResult, version: SpecVersion) -> Conversion:
     """Convert a result to a version of the specification.
 
-    Going up, fields the source does not know stay empty. Going down, what the target cannot hold is left out and listed.
+    Going up, fields the source does not know stay empty. Going down, what the target cannot hold is left out
+    and listed.
 
     Raises:
         IncompatibleVersionError: (1) ``version`` is not a released version.

@@ -35,7 +35,9 @@ _NO_DNS = DNS()
 
 @frozen(kw_only=True)
 class Route:
-    """A route (spec §5, ``routes``). One type for all versions, as in the reference: later keys survive in older results.
+    """A route (spec §5, ``routes``).
+
+    One type for all versions, as in the reference: the later keys survive in older results.
 
     Attributes:
         dst: The destination.
