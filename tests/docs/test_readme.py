@@ -1,10 +1,9 @@
 """What the README says is true: its plugin is the file, and its commands work as printed."""
 
 import json
-import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,8 @@ from cnisdk.testing import Sandbox
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PATCH = ROOT / "examples" / "tutorial" / "patch.py"
+
+Shell = Callable[[str], str]
 
 
 def fenced(text: str, language: str) -> list[str]:
@@ -34,14 +35,6 @@ def without_chance(result: object) -> object:
     return json.loads(re.sub(r"veth[0-9a-f]{8}", "vethN", text))
 
 
-def environment() -> Mapping[str, str]:
-    """Return an environment in which the installed commands and the kernel's tools are found."""
-    scripts = str(Path(sys.executable).parent)
-    system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("CNI_", "NETCONF", "CAP_ARGS"))}
-    return {**inherited, "PATH": f"{scripts}:{system}"}
-
-
 def test_the_example_is_the_file() -> None:
     assert fenced(README, "python") == [PATCH.read_text()]
 
@@ -60,29 +53,22 @@ def test_links_lead_somewhere() -> None:
 
 
 @pytest.mark.kernel
-def test_the_walkthrough(tmp_path: Path) -> None:
-    with Sandbox() as host:
-
-        def shell(script: str) -> str:
-            place = f"cd {tmp_path}; export CNI_PATH=$PWD/bin NETCONFPATH=$PWD/net.d\n"
-            done = host.run(["sh", "-euc", place + script], env=environment(), check=False)
-            assert done.returncode == 0, f"{script}\n{done.stdout!r}\n{done.stderr!r}"
-            return str(done.stdout)
-
-        shell(step("setup"))
-        first, _, _ = shell(step("add")).partition("}{")
-        printed = json.JSONDecoder().raw_decode(first + "}" if not first.endswith("}") else first)[0]
-        assert without_chance(printed) == without_chance(json.loads(step("result")))
-        listed = shell(step("use"))
-        assert "1 received" in listed
-        assert "192.168.100.2" in listed
-        shell(step("delete"))
-        assert "192.168.100" not in shell("ls -R /var/lib/cni")
-        assert [link["ifname"] for link in host.ip("link")] == ["lo"]
+def test_the_walkthrough(host: Sandbox, shell: Shell) -> None:
+    variables = next(line for line in step("setup").splitlines() if line.startswith("export "))
+    shell(step("setup"))
+    printed = json.JSONDecoder().raw_decode(shell(f"{variables}\n{step('add')}"))[0]
+    assert without_chance(printed) == without_chance(json.loads(step("result")))
+    used = shell(f"{variables}\n{step('use')}")
+    assert "1 received" in used
+    assert "192.168.100.3" in used
+    shell(f"{variables}\n{step('delete')}")
+    assert "192.168.100.2" not in shell("ls /var/lib/cni/networks/mynet")
+    assert shell("ls /var/lib/cni/results") == ""
+    assert [link["ifname"] for link in host.ip("link")] == ["lo"]
 
 
 @pytest.mark.kernel
-def test_the_example_runs(tmp_path: Path) -> None:
+def test_the_example_runs(host: Sandbox, shell: Shell, tmp_path: Path) -> None:
     """ADD and DEL of the patch plugin, over our host-local, on a bridge that exists."""
     network = {
         "cniVersion": "1.0.0",
@@ -90,34 +76,25 @@ def test_the_example_runs(tmp_path: Path) -> None:
         "type": "patch",
         "bridge": "patch0",
         "mtu": 1400,
-        "ipam": {"type": "host-local", "subnet": "10.55.0.0/24", "dataDir": str(tmp_path / "leases")},
+        "ipam": {"type": "host-local", "subnet": "10.55.0.0/24"},
     }
-    with Sandbox() as host:
-        plugins = tmp_path / "bin"
-        host.run(["cnisdk", "install", "--dest", str(plugins), "host-local"], env=environment())
-        launcher = plugins / "patch"
-        launcher.write_text(f"#!{sys.executable}\n{PATCH.read_text()}")
-        launcher.chmod(0o755)
-        host.run(["ip", "link", "add", "patch0", "type", "bridge"])
-        host.run(["ip", "link", "set", "patch0", "up"])
-        netns = host.add_netns("one")
-        base = {**environment(), "CNI_CONTAINERID": "one", "CNI_NETNS": netns, "CNI_IFNAME": "eth0"}
-        call = {**base, "CNI_PATH": str(plugins)}
+    shell("cnisdk install --dest bin host-local; ip link add patch0 type bridge; ip link set patch0 up")
+    launcher = tmp_path / "bin" / "patch"
+    launcher.write_text(f"#!{sys.executable}\n{PATCH.read_text()}")
+    launcher.chmod(0o755)
+    (tmp_path / "request.json").write_text(json.dumps(network))
+    netns = host.add_netns("one")
+    variables = f"export CNI_CONTAINERID=one CNI_NETNS={netns} CNI_IFNAME=eth0 CNI_PATH=$PWD/bin"
 
-        def plugin(verb: str) -> str:
-            done = host.run([str(launcher)], env={**call, "CNI_COMMAND": verb}, input=json.dumps(network), check=False)
-            assert done.returncode == 0, f"{verb}\n{done.stdout!r}\n{done.stderr!r}"
-            return str(done.stdout)
+    result = json.loads(shell(f"{variables}\nCNI_COMMAND=ADD bin/patch < request.json"))
+    assert [interface["name"] for interface in result["interfaces"]][1:] == ["eth0"]
+    assert result["ips"] == [{"address": "10.55.0.2/24", "gateway": "10.55.0.1", "interface": 1}]
+    (port,) = [link for link in host.ip("link") if link.get("master") == "patch0"]
+    assert port["ifname"] == result["interfaces"][0]["name"]
+    assert port["mtu"] == 1400
+    assert "10.55.0.2" in shell("ls /var/lib/cni/networks/patched")
 
-        result = json.loads(plugin("ADD"))
-        assert [interface["name"] for interface in result["interfaces"]][1:] == ["eth0"]
-        assert result["ips"] == [{"address": "10.55.0.2/24", "gateway": "10.55.0.1", "interface": 1}]
-        (port,) = [link for link in host.ip("link") if link.get("master") == "patch0"]
-        assert port["ifname"] == result["interfaces"][0]["name"]
-        assert port["mtu"] == 1400
-        assert (tmp_path / "leases" / "patched" / "10.55.0.2").read_bytes() == b"one\r\neth0"
-
-        plugin("DEL")
-        plugin("DEL")
+    for _ in range(2):
+        shell(f"{variables}\nCNI_COMMAND=DEL bin/patch < request.json")
         assert [link["ifname"] for link in host.ip("link") if link.get("master")] == []
-        assert not (tmp_path / "leases" / "patched" / "10.55.0.2").exists()
+        assert "10.55.0.2" not in shell("ls /var/lib/cni/networks/patched")

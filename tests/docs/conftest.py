@@ -1,0 +1,39 @@
+"""A sandboxed host in which the installed commands are found, and a shell in it."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cnisdk.testing import Sandbox
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """The environment of a reader who has installed the package and set nothing else."""
+    kept = {key: value for key, value in os.environ.items() if key in {"HOME", "LANG", "TMPDIR", "USER"}}
+    return {**kept, "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}"}
+
+
+@pytest.fixture
+def host() -> Iterator[Sandbox]:
+    with Sandbox() as host:
+        yield host
+
+
+@pytest.fixture
+def shell(host: Sandbox, environment: dict[str, str], tmp_path: Path) -> Callable[[str], str]:
+    """Run a script in the sandbox, in a directory of its own, and return what it printed."""
+
+    def run(script: str) -> str:
+        prefix = f"cd {shlex.quote(str(tmp_path))}\n"
+        done = host.run(["sh", "-euc", prefix + script], env=environment, check=False)
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+        return str(done.stdout)
+
+    return run
