@@ -1,1 +1,57 @@
-"""cnisdk"""
+"""cnisdk: write, run and test plugins of the Container Network Interface (CNI)."""
+
+from typing import TYPE_CHECKING
+
+from ._lazy import exports
+
+if TYPE_CHECKING:
+    from .errors import (
+        CNIError as CNIError,
+        DecodingError as DecodingError,
+        IncompatibleVersionError as IncompatibleVersionError,
+        InternalError as InternalError,
+        InvalidConfigError as InvalidConfigError,
+        InvalidEnvironmentError as InvalidEnvironmentError,
+        InvalidNetNSError as InvalidNetNSError,
+        IOFailureError as IOFailureError,
+        LimitedConnectivityError as LimitedConnectivityError,
+        PluginNotAvailableError as PluginNotAvailableError,
+        TryAgainLaterError as TryAgainLaterError,
+        UnknownContainerError as UnknownContainerError,
+        UnsupportedFieldError as UnsupportedFieldError,
+    )
+    from .plugin.base import Plugin as Plugin
+    from .plugin.main import PluginMain as PluginMain
+    from .plugin.request import (
+        AddRequest as AddRequest,
+        CheckRequest as CheckRequest,
+        DelRequest as DelRequest,
+        GCRequest as GCRequest,
+        StatusRequest as StatusRequest,
+    )
+    from .spec.codec import json_field as json_field
+    from .spec.config import IPAMConf as IPAMConf, NetConf as NetConf
+    from .spec.names import Attachment as Attachment
+    from .spec.result import (
+        DNS as DNS,
+        Interface as Interface,
+        IPConfig as IPConfig,
+        Result as Result,
+        Route as Route,
+    )
+
+__getattr__ = exports(
+    __name__,
+    {
+        ".errors": "CNIError DecodingError IncompatibleVersionError InternalError InvalidConfigError "
+        "InvalidEnvironmentError InvalidNetNSError IOFailureError LimitedConnectivityError PluginNotAvailableError "
+        "TryAgainLaterError UnknownContainerError UnsupportedFieldError",
+        ".plugin.base": "Plugin",
+        ".plugin.main": "PluginMain",
+        ".plugin.request": "AddRequest CheckRequest DelRequest GCRequest StatusRequest",
+        ".spec.codec": "json_field",
+        ".spec.config": "IPAMConf NetConf",
+        ".spec.names": "Attachment",
+        ".spec.result": "DNS Interface IPConfig Result Route",
+    },
+)

@@ -309,6 +309,13 @@ def structure(
         raise _complain(exc, what, path, error) from exc
 
 
+def find_key(document: Mapping[str, Any], key: str) -> Any:
+    """The value of a key, matched as :func:`structure` does: exactly first, then in any case; None when absent."""
+    if key not in document:
+        key = next((given for given in document if given.lower() == key.lower()), key)
+    return document.get(key)
+
+
 def structure_leniently(
     value: object, cls: type[T], *, what: str = "network configuration"
 ) -> tuple[T, list[CNIError]]:

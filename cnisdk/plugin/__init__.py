@@ -1,0 +1,27 @@
+"""Write a plugin (spec §2): requests, the class to subclass, and the program around it."""
+
+from typing import TYPE_CHECKING
+
+from .._lazy import exports
+
+if TYPE_CHECKING:
+    from .base import Plugin as Plugin
+    from .main import PluginMain as PluginMain, Reply as Reply, respond as respond
+    from .request import (
+        AddRequest as AddRequest,
+        CheckRequest as CheckRequest,
+        DelRequest as DelRequest,
+        GCRequest as GCRequest,
+        StatusRequest as StatusRequest,
+    )
+    from .undo import UndoStack as UndoStack
+
+__getattr__ = exports(
+    __name__,
+    {
+        ".base": "Plugin",
+        ".main": "PluginMain Reply respond",
+        ".request": "AddRequest CheckRequest DelRequest GCRequest StatusRequest",
+        ".undo": "UndoStack",
+    },
+)

@@ -1,0 +1,81 @@
+"""The class plugin authors subclass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Generic, NoReturn, cast, get_args, get_origin
+
+from ..errors import InvalidEnvironmentError
+from ..spec.config import NetConf
+from ..spec.result import Result
+from ..spec.versions import ALL, SpecVersion, Verb
+from .request import AddRequest, CheckRequest, ConfT, DelRequest, GCRequest, StatusRequest
+
+
+class Plugin(ABC, Generic[ConfT]):
+    """A plugin: one method for each verb, each of which returns a value or raises.
+
+    Subclass it with the type of the configuration, ``class Patch(Plugin[PatchConf])``, and hand the subclass to
+    :class:`PluginMain`. A fresh instance serves each request, so attributes may hold what one request needs.
+    """
+
+    supported_versions: ClassVar[tuple[SpecVersion, ...]] = ALL
+    """The versions of the specification the plugin supports, as VERSION reports them."""
+
+    @classmethod
+    def conf_class(cls) -> type[ConfT]:
+        """The type of the configuration: the argument in ``Plugin[…]``."""
+        for base in cls.__mro__:
+            for generic in getattr(base, "__orig_bases__", ()):
+                if get_origin(generic) is Plugin:
+                    argument = get_args(generic)[0]
+                    if isinstance(argument, type) and issubclass(argument, NetConf):
+                        return cast("type[ConfT]", argument)
+        return cast("type[ConfT]", NetConf)
+
+    @abstractmethod
+    def add(self, request: AddRequest[ConfT]) -> Result:
+        """Attach the container, and say how.
+
+        Either all of it succeeds or nothing is left: register each step's inverse with ``request.undo``.
+
+        Returns:
+            The result in the current shape; it is converted to the version the configuration asks for.
+
+        Raises:
+            CNIError: Any; what was registered with ``request.undo`` is taken back.
+        """
+
+    @abstractmethod
+    def delete(self, request: DelRequest[ConfT]) -> None:
+        """Detach the container. What is gone already is fine; so is a namespace that is gone, and no ``prevResult``."""
+
+    def check(self, request: CheckRequest[ConfT]) -> None:
+        """Verify that the attachment is as ADD left it, without changing anything. Raise when it is not."""
+        self._not_implemented(Verb.CHECK, "set disableCheck in the network configuration list")
+
+    def gc(self, request: GCRequest[ConfT]) -> None:
+        """Remove what belongs to attachments that are not in ``request.valid_attachments``.
+
+        Unless overridden, the IPAM plugin is asked to, and a plugin without one says that it has no GC.
+        """
+        if not request.ipam.configured:
+            self._not_implemented(Verb.GC, "set disableGC in the network configuration list")
+        request.ipam.gc()
+
+    def status(self, request: StatusRequest[ConfT]) -> None:
+        """Raise unless the plugin can serve ADD: PluginNotAvailableError (50) or LimitedConnectivityError (51).
+
+        Unless overridden, the IPAM plugin is asked, and a plugin without one says that it has no STATUS.
+        """
+        if not request.ipam.configured:
+            self._not_implemented(Verb.STATUS, "use a cniVersion before 1.1.0")
+        request.ipam.status()
+
+    def _not_implemented(self, verb: Verb, hint: str) -> NoReturn:
+        raise InvalidEnvironmentError(
+            f"CNI_COMMAND={verb}: {type(self).__name__} does not implement {verb}", details=hint
+        )
+
+
+AnyPlugin = Plugin[Any]

@@ -1,0 +1,195 @@
+"""From the environment and standard input to one JSON document on standard output (spec §2, §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, NoReturn
+
+from ..errors import CNIError, InternalError, InvalidNetNSError, IOFailureError, TryAgainLaterError
+from ..spec.codec import dumps, dumps_compact
+from ..spec.convert import AnyResult, convert, print_result
+from ..spec.versions import CURRENT, SpecVersion, Verb
+from .base import Plugin
+from .request import AddRequest, CheckRequest, DelRequest, GCRequest, Request, StatusRequest, parse_request, parse_verb
+from .undo import UndoStack
+
+Guard = Callable[[Request[Any]], None]
+
+
+class Terminated(BaseException):
+    """A signal asked the process to end. Raised in the main thread, so that what was done is taken back."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Reply(NamedTuple):
+    """What to answer.
+
+    Attributes:
+        stdout: Exactly one JSON document, or nothing.
+        status: The exit status.
+        stderr: Text for people.
+        undo: What to take back if the answer cannot be delivered: a runtime that never got the result of an ADD does
+            not know that there is something to DEL.
+    """
+
+    stdout: bytes
+    status: int
+    stderr: str
+    undo: UndoStack
+
+
+def respond(
+    plugin: type[Plugin[Any]],
+    environ: Mapping[str, str],
+    stdin: bytes,
+    *,
+    guard: Guard | None = None,
+    interruptible: AbstractContextManager[object] | None = None,
+) -> Reply:
+    """Answer one request. Does no I/O of its own: what the handler does is the handler's.
+
+    Args:
+        plugin: The class of the plugin.
+        environ: The environment: the ``CNI_*`` variables, and what delegates are to inherit.
+        stdin: The network configuration.
+        guard: Called with the request before the handler; may raise to refuse it.
+        interruptible: Entered around the handler: inside, and only there, a signal may raise :class:`Terminated`.
+    """
+    undo = UndoStack()
+    version = CURRENT
+    notes: list[str] = []
+    try:
+        verb = parse_verb(environ)
+        if verb is Verb.VERSION:
+            return Reply(_version_document(plugin.supported_versions), 0, "", undo)
+        request = parse_request(verb, environ, stdin, plugin.conf_class(), plugin.supported_versions)
+        undo, version = request.undo_stack, request.version
+        with interruptible or nullcontext():
+            if guard is not None:
+                guard(request)
+            result = _handle(plugin(), request, notes)
+        stdout = b"" if result is None else _print(result, request.version, notes)
+        return Reply(stdout, 0, "".join(notes), undo)
+    except BaseException as exc:
+        error = _as_cni_error(exc, notes)
+        problems = undo.unwind()
+        if problems:
+            failed = "; ".join(f"cleaning up failed too: {problem}" for problem in problems)
+            details = f"{error.details}; {failed}" if error.details else failed
+            error = type(error)(error.msg, details=details, code=error.code)
+        return Reply(print_error(error, version), 1, "".join(notes), undo)
+
+
+def _handle(plugin: Plugin[Any], request: Request[Any], notes: list[str]) -> AnyResult | None:
+    if isinstance(request, AddRequest):
+        return plugin.add(request)
+    if isinstance(request, DelRequest):
+        notes.extend(f"DEL goes on without what is wrong in its configuration: {each}\n" for each in request.problems)
+        plugin.delete(request)
+    elif isinstance(request, CheckRequest):
+        plugin.check(request)
+    elif isinstance(request, GCRequest):
+        plugin.gc(request)
+    elif isinstance(request, StatusRequest):
+        plugin.status(request)
+    return None
+
+
+def _print(result: AnyResult, version: SpecVersion, notes: list[str]) -> bytes:
+    conversion = convert(result, version)
+    # Interfaces have no place before 0.3.0 and some of their fields none before 1.1.0: that is known and harmless. An
+    # address or a route that the runtime does not hear of is not.
+    serious = [str(lost) for lost in conversion.lost if lost.path.startswith(("$.ips", "$.routes"))]
+    if serious:
+        notes.append(f"a result of version {version} has no place for {', '.join(serious)}\n")
+    return print_result(conversion.result)
+
+
+def _as_cni_error(exc: BaseException, notes: list[str]) -> CNIError:
+    if isinstance(exc, CNIError):
+        return exc
+    if isinstance(exc, Terminated):
+        return TryAgainLaterError(f"ended by signal {exc.signum}", details="everything done so far was taken back")
+    if not isinstance(exc, Exception):
+        return InternalError(f"ended by {type(exc).__name__}")
+    from traceback import format_exception
+
+    notes.extend(format_exception(exc))
+    if isinstance(exc, OSError):
+        return IOFailureError(str(exc))
+    return InternalError(
+        f"{type(exc).__name__}: {exc}", details="this is a bug in the plugin; its traceback is on stderr"
+    )
+
+
+def print_error(error: CNIError, version: SpecVersion = CURRENT) -> bytes:
+    """Write the error object (spec §5, "Error"), with the ``cniVersion`` the spec asks for."""
+    document: dict[str, object] = {"cniVersion": str(version), "code": error.code, "msg": error.msg}
+    if error.details:
+        document["details"] = error.details
+    return dumps(document)
+
+
+def _version_document(supported: tuple[SpecVersion, ...]) -> bytes:
+    listed = [str(version) for version in sorted(supported)]
+    return dumps_compact({"cniVersion": str(CURRENT), "supportedVersions": listed}) + b"\n"
+
+
+class PluginMain:
+    """The program around a plugin: call it, and it serves the request of this process and exits.
+
+    It alone reads the environment and standard input, prints, and sets the exit status. What a handler prints goes to
+    standard error. SIGTERM, SIGINT and SIGHUP, and a runtime that no longer listens, take back what was done.
+
+    Args:
+        plugin: The class of the plugin.
+        about: What to print when ``CNI_COMMAND`` is not set; by default the first line of the class's docstring.
+    """
+
+    def __init__(self, plugin: type[Plugin[Any]], about: str = "") -> None:
+        self.plugin = plugin
+        self._about = about
+
+    @property
+    def about(self) -> str:
+        """What a person is told who runs the plugin by hand."""
+        first = self._about or (self.plugin.__doc__ or self.plugin.__name__).strip().splitlines()[0]
+        versions = ", ".join(str(version) for version in sorted(self.plugin.supported_versions))
+        return f"{first}\nCNI protocol versions supported: {versions}\n"
+
+    def __call__(self) -> NoReturn:
+        """Serve the request of this process, and exit."""
+        import sys
+
+        from .process import serve
+
+        sys.exit(serve(self))
+
+
+def refuse_own_netns(request: Request[Any]) -> None:
+    """Refuse to work when the container's network namespace is the plugin's own: it would reconfigure the host.
+
+    The variable ``CNI_NETNS_OVERRIDE`` (``1`` or ``true``) allows it, as in the reference.
+
+    Raises:
+        InvalidNetNSError: (8) They are the same.
+    """
+    if not isinstance(request, AddRequest | CheckRequest | DelRequest) or not request.netns:
+        return
+    if request.environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true"):
+        return
+    import os
+
+    try:
+        theirs, ours = os.stat(request.netns), os.stat("/proc/self/ns/net")
+    except (OSError, ValueError):
+        return  # whoever opens it will say what is wrong; an IPAM plugin never does, and DEL works without
+    if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
+        raise InvalidNetNSError(
+            f"CNI_NETNS {request.netns} is the plugin's own network namespace",
+            details="plugin's netns and netns from CNI_NETNS should not be the same",
+        )

@@ -1,0 +1,124 @@
+"""One process, one request: file descriptors, signals and the exit status around :func:`.main.respond`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from ..errors import IOFailureError
+from ..spec.versions import Verb
+from .main import Reply, Terminated, print_error, refuse_own_netns, respond
+from .undo import UndoStack
+
+if TYPE_CHECKING:
+    from .main import PluginMain
+
+_CHUNK = 1 << 16
+_CLOSED = -1
+
+
+def serve(main: PluginMain) -> int:
+    """Answer the request this process was started with.
+
+    Returns:
+        The exit status.
+    """
+    command = os.environ.get("CNI_COMMAND", "")
+    if not command:
+        sys.stderr.write(main.about)
+        return 0
+    signals = Signals()
+    try:
+        # VERSION takes no input: a runtime may leave a terminal or an open pipe there.
+        with signals:
+            stdin = b"" if command == Verb.VERSION else _read_all(0)
+    except OSError as exc:
+        error = IOFailureError(
+            f"error reading from stdin: {exc.strerror}", details="expected the network configuration"
+        )
+        return _deliver(Reply(print_error(error), 1, "", UndoStack()), _take_stdout(), signals)
+    except Terminated as exc:
+        return 128 + exc.signum
+    stdout = _take_stdout()
+    reply = respond(main.plugin, os.environ, stdin, guard=refuse_own_netns, interruptible=signals)
+    return _deliver(reply, stdout, signals)
+
+
+class Signals:
+    """Turns SIGTERM, SIGINT and SIGHUP into :class:`Terminated`, inside ``with`` only.
+
+    Outside, where what was done is taken back or the reply is made, a signal is remembered: taking back must not be cut
+    short by it.
+    """
+
+    def __init__(self) -> None:
+        self._armed = False
+        self._received: int | None = None
+        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(each, self._handle)
+
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        self._received = signum
+        if self._armed:
+            self._armed = False
+            raise Terminated(signum)
+
+    def __enter__(self) -> None:
+        self._armed = True
+        if self._received is not None:
+            self._armed = False
+            raise Terminated(self._received)
+
+    def __exit__(self, *_: object) -> None:
+        self._armed = False
+
+
+def _read_all(fd: int) -> bytes:
+    chunks = []
+    while chunk := os.read(fd, _CHUNK):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _take_stdout() -> int:
+    """Keep standard output for the reply alone: whoever else writes to it, child processes included, writes to stderr.
+
+    Returns:
+        A descriptor for the reply; one that cannot be written to when the runtime closed standard output.
+    """
+    for fd in (0, 2):
+        try:
+            os.fstat(fd)
+        except OSError:  # closed by the runtime: a socket opened later must not take its number
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    try:
+        stdout = os.dup(1)
+    except OSError:
+        stdout = _CLOSED
+    os.dup2(2, 1)
+    return stdout
+
+
+def _deliver(reply: Reply, stdout: int, signals: Signals) -> int:
+    """Write the reply. A result that cannot be delivered is taken back."""
+    try:
+        if reply.stderr:
+            sys.stderr.write(reply.stderr)
+            sys.stderr.flush()
+    except OSError:
+        pass  # nobody reads it
+    try:
+        with signals:
+            rest = memoryview(reply.stdout)
+            while rest:
+                rest = rest[os.write(stdout, rest) :]
+    except (OSError, Terminated) as exc:
+        for problem in (exc, *reply.undo.unwind()):
+            os.write(2, f"the reply could not be delivered, its work is taken back: {problem}\n".encode())
+        return 1
+    reply.undo.commit()
+    return reply.status

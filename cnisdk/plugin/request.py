@@ -1,0 +1,370 @@
+"""Requests: what a runtime asks of a plugin, typed (spec §2, "CNI operations"; §3, "Deriving request configuration").
+
+Made of an environment mapping and the bytes of standard input, without any I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from attrs import frozen
+
+from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError
+from ..spec.codec import find_key, json_field, loads, show_path, structure, structure_leniently
+from ..spec.config import NetConf, parse_args
+from ..spec.convert import structure_result, upgrade
+from ..spec.names import Attachment, check_container_id, check_ifname, check_network_name
+from ..spec.versions import PREV_RESULT_SINCE, SpecVersion, Verb, negotiate
+from .undo import UndoStack
+
+if TYPE_CHECKING:
+    from ..invoke import Delegate
+    from ..linux.netns import NetNS
+    from ..spec.result import Result
+
+ConfT = TypeVar("ConfT", bound=NetConf)
+P = ParamSpec("P")
+
+REQUIRED_VARIABLES: dict[Verb, tuple[str, ...]] = {
+    Verb.ADD: ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    Verb.CHECK: ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    Verb.DEL: ("CNI_CONTAINERID", "CNI_IFNAME"),
+    Verb.GC: ("CNI_PATH",),
+    Verb.STATUS: (),
+    Verb.VERSION: (),
+}
+"""What must be set, and not empty, for each verb (spec §2, "CNI operations").
+
+The reference's SDK wants ``CNI_PATH`` always; to the spec it is optional but in GC.
+"""
+
+_VALIDATORS: dict[str, Callable[[str], str]] = {"CNI_CONTAINERID": check_container_id, "CNI_IFNAME": check_ifname}
+
+VALID_ATTACHMENTS_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
+"""Where GC finds what to keep: the spec's key, and the one its first edition of 1.1.0 had."""
+
+
+@frozen(kw_only=True)
+class _ValidAttachment:
+    container_id: str = json_field("containerID")
+    ifname: str
+
+
+class IPAM:
+    """The IPAM plugin a configuration delegates to (spec §4), and what to take back if the request fails."""
+
+    def __init__(self, conf: NetConf, environ: Mapping[str, str], stdin: bytes, undo: UndoStack) -> None:
+        self._type = conf.ipam.type
+        self._environ = environ
+        self._stdin = stdin
+        self._undo = undo
+
+    @property
+    def configured(self) -> bool:
+        """Does the configuration name an IPAM plugin? An empty name means it does not."""
+        return bool(self._type)
+
+    @property
+    def delegate(self) -> Delegate:
+        """The plugin, ready to be run with the environment and the configuration of this request.
+
+        Raises:
+            InvalidConfigError: (7) The configuration names none.
+        """
+        if not self._type:
+            raise InvalidConfigError("the network configuration names no IPAM plugin", details="$.ipam.type is not set")
+        from ..invoke import Delegate
+
+        return Delegate(self._type, self._environ, self._stdin)
+
+    def add(self) -> Result:
+        """Lease addresses. They are released again if this request fails later.
+
+        Raises:
+            CNIError: What the IPAM plugin reported; it has been told to release what it may have leased.
+        """
+        delegate = self.delegate
+        forget = self._undo.push(delegate.delete)
+        try:
+            return delegate.add()
+        except CNIError:
+            forget()  # the delegate has been told to DEL already
+            raise
+
+    def check(self) -> None:
+        """Have the IPAM plugin check its leases."""
+        self.delegate.check()
+
+    def delete(self) -> None:
+        """Release what this attachment holds."""
+        self.delegate.delete()
+
+    def gc(self) -> None:
+        """Have the IPAM plugin release what no valid attachment holds."""
+        self.delegate.gc()
+
+    def status(self) -> None:
+        """Ask the IPAM plugin whether it can serve ADD."""
+        self.delegate.status()
+
+
+class Request(Generic[ConfT]):
+    """What every request has.
+
+    Attributes:
+        verb: What to do.
+        version: The version of the specification both sides agreed on.
+        conf: The configuration, typed.
+        document: The configuration as parsed, for keys no type stands for.
+        environ: The environment the plugin was run with.
+        stdin: The configuration, byte for byte, for delegates.
+        ipam: The IPAM plugin the configuration names.
+        undo_stack: What to take back if the request fails.
+    """
+
+    def __init__(
+        self,
+        verb: Verb,
+        version: SpecVersion,
+        conf: ConfT,
+        document: Mapping[str, Any],
+        environ: Mapping[str, str],
+        stdin: bytes,
+    ) -> None:
+        self.verb = verb
+        self.version = version
+        self.conf: ConfT = conf
+        self.document = document
+        self.environ = environ
+        self.stdin = stdin
+        self.undo_stack = UndoStack()
+        self.ipam = IPAM(conf, environ, stdin, self.undo_stack)
+
+    @property
+    def network(self) -> str:
+        """Name of the network."""
+        return self.conf.name
+
+    @property
+    def args(self) -> dict[str, str]:
+        """``CNI_ARGS`` as a mapping.
+
+        Raises:
+            InvalidEnvironmentError: (4) It is malformed.
+        """
+        return parse_args(self.environ.get("CNI_ARGS", ""))
+
+
+class AttachmentRequest(Request[ConfT]):
+    """A request about one attachment: ADD, CHECK, DEL."""
+
+    @property
+    def container_id(self) -> str:
+        """``CNI_CONTAINERID``."""
+        return self.environ["CNI_CONTAINERID"]
+
+    @property
+    def ifname(self) -> str:
+        """``CNI_IFNAME``: name of the interface inside the container."""
+        return self.environ["CNI_IFNAME"]
+
+    @property
+    def netns(self) -> str:
+        """``CNI_NETNS``: path of the network namespace, verbatim; may be empty in DEL."""
+        return self.environ.get("CNI_NETNS", "")
+
+    @property
+    def attachment(self) -> Attachment:
+        """Whom everything this request makes belongs to."""
+        return Attachment(self.network, self.container_id, self.ifname)
+
+    @property
+    def prev_result(self) -> Result | None:
+        """``prevResult`` in the current shape: the result of the plugin before (ADD), or of the whole ADD.
+
+        Raises:
+            DecodingError: (6) It is malformed.
+        """
+        if self.conf.prev_result is None:
+            return None
+        old = structure_result(self.conf.prev_result, self.conf.cni_version, what="prevResult", path="$.prevResult")
+        return upgrade(old)
+
+    def require_prev_result(self) -> Result:
+        """The result of the plugin before, for plugins that cannot work without one.
+
+        Raises:
+            InvalidConfigError: (7) The runtime sent none.
+        """
+        result = self.prev_result
+        if result is None:
+            since = PREV_RESULT_SINCE[self.verb]
+            raise InvalidConfigError(
+                "required prevResult missing",
+                details=f"$.prevResult is absent; runtimes send it to {self.verb} from cniVersion {since} on",
+            )
+        return result
+
+    def find_netns(self) -> NetNS | None:
+        """Open the network namespace, or return None when it is gone: no path, nothing there, or no namespace there."""
+        from ..linux import netns
+
+        return netns.find(self.netns)
+
+    def open_netns(self) -> NetNS:
+        """Open the network namespace.
+
+        Raises:
+            InvalidNetNSError: (8) There is nothing at the path, or it is not a network namespace.
+        """
+        from ..linux import netns
+
+        return netns.open(self.netns)
+
+
+class AddRequest(AttachmentRequest[ConfT]):
+    """ADD: attach a container to the network."""
+
+    def undo(self, inverse: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run this, after those given later, if the request fails from here on.
+
+        The inverse must accept that there is nothing to undo: it may run when its step was interrupted half way.
+        """
+        self.undo_stack.push(inverse, *args, **kwargs)
+
+
+class CheckRequest(AttachmentRequest[ConfT]):
+    """CHECK: verify that the attachment is as ADD left it. Change nothing."""
+
+
+class DelRequest(AttachmentRequest[ConfT]):
+    """DEL: remove what ADD made, also when some or all of it is gone.
+
+    Attributes:
+        problems: What was wrong with the configuration. Defaults stand in its place, since DEL must work nevertheless.
+    """
+
+    problems: tuple[CNIError, ...] = ()
+
+    @property
+    def prev_result(self) -> Result | None:
+        """``prevResult`` in the current shape; None when it is absent, or malformed: DEL must work nevertheless."""
+        try:
+            return super().prev_result
+        except CNIError:
+            return None
+
+
+class GCRequest(Request[ConfT]):
+    """GC: remove what belongs to attachments that are no longer valid.
+
+    Attributes:
+        valid_attachments: What to keep on this network.
+    """
+
+    valid_attachments: frozenset[Attachment] = frozenset()
+
+
+class StatusRequest(Request[ConfT]):
+    """STATUS: can the plugin serve ADD?"""
+
+
+_CLASSES: dict[Verb, type[Request[Any]]] = {
+    Verb.ADD: AddRequest,
+    Verb.CHECK: CheckRequest,
+    Verb.DEL: DelRequest,
+    Verb.GC: GCRequest,
+    Verb.STATUS: StatusRequest,
+}
+
+
+def parse_verb(environ: Mapping[str, str]) -> Verb:
+    """Which verb is asked for.
+
+    Raises:
+        InvalidEnvironmentError: (4) ``CNI_COMMAND`` is missing or unknown.
+    """
+    command = environ.get("CNI_COMMAND", "")
+    if not command:
+        raise InvalidEnvironmentError("required env variables [CNI_COMMAND] missing")
+    try:
+        return Verb(command)
+    except ValueError:
+        known = ", ".join(Verb)
+        raise InvalidEnvironmentError(f"unknown CNI_COMMAND: {command}", details=f"known: {known}") from None
+
+
+def check_variables(verb: Verb, environ: Mapping[str, str]) -> None:
+    """Check the variables the verb needs.
+
+    Raises:
+        InvalidEnvironmentError: (4) Some are missing (the message names them all), or one is malformed.
+    """
+    required = REQUIRED_VARIABLES[verb]
+    missing = [name for name in required if not environ.get(name)]
+    if missing:
+        raise InvalidEnvironmentError(f"required env variables [{','.join(missing)}] missing")
+    for name in required:
+        if name in _VALIDATORS:
+            _VALIDATORS[name](environ[name])
+
+
+def parse_request(
+    verb: Verb,
+    environ: Mapping[str, str],
+    stdin: bytes,
+    conf_class: type[ConfT],
+    supported: tuple[SpecVersion, ...],
+) -> Request[ConfT]:
+    """Make a typed request of what the runtime handed over.
+
+    Raises:
+        InvalidEnvironmentError: (4) A variable is missing or malformed.
+        DecodingError: (6) Standard input is not a JSON document.
+        InvalidConfigError: (7) The network's name is missing or malformed, or a value is not what its key asks for.
+        IncompatibleVersionError: (1) The plugin does not support the configuration's version, or that version has no
+            such verb.
+    """
+    check_variables(verb, environ)
+    document = loads(stdin)
+    if not isinstance(document, dict):
+        raise InvalidConfigError("invalid network configuration: expected an object")
+    check_network_name(_text(document, "name"))
+    version = negotiate(_text(document, "cniVersion"), supported, verb)
+    problems: list[CNIError] = []
+    if verb is Verb.DEL:
+        conf, problems = structure_leniently(document, conf_class)
+    else:
+        conf = structure(document, conf_class)
+    request: Request[ConfT] = _CLASSES[verb](verb, version, conf, document, environ, stdin)
+    if isinstance(request, DelRequest):
+        request.problems = tuple(problems)
+    elif isinstance(request, GCRequest):
+        request.valid_attachments = _valid_attachments(document, conf.name)
+    elif isinstance(request, AddRequest | CheckRequest):
+        request.args  # noqa: B018 - malformed arguments are refused before any work
+        request.prev_result  # noqa: B018 - and so is a malformed result
+    return request
+
+
+def _text(document: Mapping[str, Any], key: str) -> str:
+    value = find_key(document, key)
+    return "" if value is None else structure(value, str, path=show_path((key,)))
+
+
+def _valid_attachments(document: Mapping[str, Any], network: str) -> frozenset[Attachment]:
+    """What GC shall keep.
+
+    An explicit ``null`` is how the reference's runtime library writes an empty list. No key at all says nothing about
+    what is valid, and dropping everything on a guess would cut off running containers: it is an error.
+    """
+    for key in VALID_ATTACHMENTS_KEYS:
+        if key in document:
+            path = show_path((key,))
+            entries = structure(document[key] or [], tuple[_ValidAttachment, ...], path=path)
+            return frozenset(Attachment(network, entry.container_id, entry.ifname) for entry in entries)
+    raise InvalidConfigError(
+        f'GC needs $["{VALID_ATTACHMENTS_KEYS[0]}"]: without it, nothing is known to be stale',
+        details="nothing was removed",
+    )
