@@ -2,6 +2,8 @@
 
 from importlib.metadata import version as distribution_version
 
+from sphinx.ext.napoleon.docstring import GoogleDocstring
+
 project = "cnisdk"
 author = "The cnisdk authors"
 copyright = "The cnisdk authors, Apache-2.0"
@@ -24,3 +26,11 @@ html_theme = "furo"
 html_title = f"cnisdk {release}"
 html_copy_source = False
 html_show_sphinx = False
+
+
+def _attribute_docstring(docstring: GoogleDocstring) -> list[str]:
+    """Keep a property's docstring as it is: napoleon takes what precedes a colon in it for a type."""
+    return list(docstring._consume_to_end())
+
+
+GoogleDocstring._parse_attribute_docstring = _attribute_docstring  # type: ignore[method-assign]

@@ -1,6 +1,7 @@
 """Imports run downwards only, and each path imports no more than its budget allows."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ PACKAGE = ROOT / "cnisdk"
 
 # A layer may import the layers of the rows above it, and itself. The rows are docs/architecture.md's, bottom first.
 LAYERS = [
-    {"errors"},
+    {"errors", "_lazy"},
     {"spec"},
     {"invoke", "ipam", "linux"},
     {"plugin", "runtime"},
@@ -128,6 +129,30 @@ def test_plugins_use_only_the_public_api() -> None:
                     if name.startswith("_")
                 ]
                 assert not private, f"{path.relative_to(ROOT)}:{node.lineno} imports the private name {private[0]}"
+
+
+def lazy_packages() -> list[Path]:
+    return [path for path in modules() if path.name == "__init__.py" and "exports(" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", lazy_packages(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_lazy_names_are_the_typed_ones(path: Path) -> None:
+    """What a package offers when asked is what type checkers believe it offers, and every name exists."""
+    tree = ast.parse(path.read_bytes())
+    typed = {
+        alias.asname or alias.name
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for statement in block.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+    (homes,) = (node for node in ast.walk(tree) if isinstance(node, ast.Dict))
+    offered = {name for value in homes.values for name in ast.literal_eval(value).split()}
+    assert offered == typed
+    package = importlib.import_module(".".join(path.relative_to(ROOT).parent.parts))
+    for name in sorted(offered):
+        assert getattr(package, name) is not None
 
 
 def loaded_after(statement: str) -> set[str]:
