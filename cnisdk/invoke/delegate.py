@@ -1,0 +1,146 @@
+"""Delegate to another plugin (spec §4), such as an IPAM plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ..errors import CNIError
+from ..spec.codec import find_key, loads
+from ..spec.convert import parse_result, upgrade
+from ..spec.result import Result
+from ..spec.versions import Verb
+from .find import find_plugin, split_path
+from .process import pass_on
+from .run import run
+from .version import PluginVersions, parse_versions
+
+# The DEL after an ADD that was interrupted: whoever interrupts is in a hurry.
+_HURRY = 5.0
+
+
+class Delegate:
+    """A plugin that this plugin runs on behalf of its caller.
+
+    It gets the caller's environment with another ``CNI_COMMAND``, and the caller's configuration, byte for byte.
+    It is searched for when it is first needed.
+
+    Args:
+        type: Its type.
+        environ: All of the environment of this request. ``CNI_PATH`` is where the plugin is searched.
+        stdin: The configuration of this request.
+        timeout: Seconds one call may take; None means for ever.
+        on_stderr: Called with each piece of its stderr; by default it goes to this process's own.
+    """
+
+    def __init__(
+        self,
+        type: str,
+        environ: Mapping[str, str],
+        stdin: bytes,
+        *,
+        timeout: float | None = None,
+        on_stderr: Callable[[bytes], object] = pass_on,
+    ) -> None:
+        self.type = type
+        self._environ = environ
+        self._stdin = stdin
+        self._timeout = timeout
+        self._on_stderr = on_stderr
+        self._path: str | None = None
+
+    @property
+    def path(self) -> str:
+        """Its executable.
+
+        Raises:
+            InvalidConfigError: (7) The type is no file name, or there is no such plugin.
+            InvalidEnvironmentError: (4) ``CNI_PATH`` is empty.
+        """
+        if self._path is None:
+            self._path = find_plugin(self.type, split_path(self._environ.get("CNI_PATH", "")))
+        return self._path
+
+    def add(self) -> Result:
+        """Run its ADD. If that fails, or is interrupted, run its DEL, so that nothing of it is left.
+
+        Returns:
+            Its result in the shape of 1.1.0, whatever version it has.
+
+        Raises:
+            CNIError: The error of the ADD. That of the DEL, if it failed too, is in the details.
+        """
+        path = self.path  # a plugin that is not there has done nothing
+        try:
+            printed = self._run(path, Verb.ADD)
+            return upgrade(parse_result(printed, self._cni_version(), what=f'result of plugin "{self.type}"'))
+        except CNIError as exc:
+            self._undo(path, exc)
+            raise
+        except BaseException:
+            try:
+                self._run(path, Verb.DEL, _HURRY if self._timeout is None else min(_HURRY, self._timeout))
+            except CNIError:
+                pass
+            raise
+
+    def check(self) -> None:
+        """Run its CHECK.
+
+        Raises:
+            CNIError: The error it reported.
+        """
+        self._run(self.path, Verb.CHECK)
+
+    def delete(self) -> None:
+        """Run its DEL.
+
+        Raises:
+            CNIError: The error it reported.
+        """
+        self._run(self.path, Verb.DEL)
+
+    def gc(self) -> None:
+        """Run its GC.
+
+        Raises:
+            CNIError: The error it reported.
+        """
+        self._run(self.path, Verb.GC)
+
+    def status(self) -> None:
+        """Run its STATUS.
+
+        Raises:
+            CNIError: The error it reported; code 50 if it is not available.
+        """
+        self._run(self.path, Verb.STATUS)
+
+    def version(self) -> PluginVersions:
+        """Run its VERSION.
+
+        Raises:
+            CNIError: The error it reported.
+        """
+        return parse_versions(self._run(self.path, Verb.VERSION), self.path)
+
+    def _run(self, path: str, verb: Verb, timeout: float | None = None) -> bytes:
+        return run(
+            path,
+            environ={**self._environ, "CNI_COMMAND": str(verb)},
+            stdin=self._stdin,
+            timeout=self._timeout if timeout is None else timeout,
+            on_stderr=self._on_stderr,
+        )
+
+    def _undo(self, path: str, failure: CNIError) -> None:
+        """Run DEL after a failed ADD; what goes wrong then is told in the details of the ADD's error."""
+        try:
+            self._run(path, Verb.DEL)
+        except CNIError as exc:
+            also = f'DEL of plugin "{self.type}" after it failed too: {exc} (code {exc.code})'
+            failure.details = "; ".join(filter(None, (failure.details, also)))
+
+    def _cni_version(self) -> str:
+        document = loads(self._stdin)
+        version = find_key(document, "cniVersion") if isinstance(document, dict) else None
+        return version if isinstance(version, str) else ""

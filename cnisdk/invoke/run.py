@@ -1,0 +1,116 @@
+"""Run a plugin once and understand what it answered (spec §5: success is exit status 0; an error is a JSON object)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import CNIError, DecodingError, InternalError, error_for_code
+from .process import Finished, execute, pass_on
+
+# How much of what a plugin printed goes into a message.
+_SHOWN = 1024
+
+# The verbs whose answer is on stdout. That of the others is the exit status alone.
+_ANSWERED = frozenset({"ADD", "VERSION"})
+
+
+def run(
+    path: str,
+    *,
+    environ: Mapping[str, str],
+    stdin: bytes,
+    timeout: float | None = None,
+    on_stderr: Callable[[bytes], object] = pass_on,
+) -> bytes:
+    """Run a plugin and return what it printed.
+
+    Args:
+        path: Its executable, see :func:`.find_plugin`.
+        environ: All of its environment, ``CNI_COMMAND`` included.
+        stdin: Its network configuration.
+        timeout: Seconds it may take; None means for ever. After that its process group is stopped.
+        on_stderr: Called with each piece of its stderr as it comes; by default it goes to this process's own.
+
+    Raises:
+        CNIError: The error the plugin reported, with its code.
+        DecodingError: (6) It printed no answer where one is due, or something else.
+        InternalError: (999) It failed without saying why.
+        IOFailureError: (5) It could not be run.
+        InvalidEnvironmentError: (4) A value cannot be passed in an environment.
+        TryAgainLaterError: (11) It did not finish in time.
+    """
+    finished = execute([path], environ=environ, stdin=stdin, timeout=timeout, on_stderr=on_stderr)
+    return interpret(finished, path, environ.get("CNI_COMMAND", ""))
+
+
+def interpret(finished: Finished, path: str, verb: str) -> bytes:
+    """Return what a plugin printed if that means success, and raise what it means otherwise.
+
+    Unlike the reference, an error object counts with any exit status, and one that is none (a result, ``{}``) never
+    becomes an error without a text.
+    """
+    printed = _parse(finished.stdout)
+    if finished.returncode == 0:
+        if _is_error(printed) and printed["code"]:
+            raise _reported(printed)
+        if verb in _ANSWERED and not isinstance(printed, dict):
+            raise DecodingError(
+                f"netplugin succeeded but printed {_quote(finished.stdout) or 'nothing'}, expected one JSON object",
+                details=_about(path, finished),
+            )
+        return finished.stdout
+    if _is_error(printed):
+        raise _reported(printed)
+    if finished.stdout.strip():
+        what = "printed no error object but" if isinstance(printed, dict) else "error parsing its diagnostic message"
+        raise InternalError(
+            f"netplugin failed but {what} {_quote(finished.stdout)}: {finished.reason}", details=_about(path, finished)
+        )
+    if finished.stderr.strip():
+        raise InternalError(
+            f"netplugin failed: {_quote(finished.stderr, tail=True)}: {finished.reason}", details=f"plugin {path}"
+        )
+    raise InternalError(f"netplugin failed with no error message: {finished.reason}", details=f"plugin {path}")
+
+
+def _parse(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_error(printed: Any) -> bool:
+    """Is it an error object? Its code must be a number as the spec says; its text must say something."""
+    return (
+        isinstance(printed, dict)
+        and type(printed.get("code")) is int
+        and printed["code"] >= 0
+        and isinstance(printed.get("msg"), str)
+        and isinstance(printed.get("details", ""), str)
+        and bool(printed["msg"] or printed.get("details"))
+    )
+
+
+def _reported(printed: dict[str, Any]) -> CNIError:
+    return error_for_code(printed["code"], printed["msg"], printed.get("details", ""))
+
+
+def _about(path: str, finished: Finished) -> str:
+    if not finished.stderr.strip():
+        return f"plugin {path}"
+    return f"plugin {path}; its stderr: {_quote(finished.stderr, tail=True)}"
+
+
+def _quote(data: bytes, *, tail: bool = False) -> str:
+    """Show what was printed, within bounds: the beginning of stdout, the end of stderr."""
+    data = data.strip()
+    if not data:
+        return ""
+    kept = data[-_SHOWN:] if tail else data[:_SHOWN]
+    text = json.dumps(kept.decode(errors="replace"), ensure_ascii=False)
+    if len(kept) == len(data):
+        return text
+    return f"{text} ({'the last' if tail else 'the first'} {_SHOWN} bytes of {len(data)})"
