@@ -1,0 +1,1 @@
+"""The reference CNI plugins, one module a type."""
