@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -62,10 +63,10 @@ class Signals:
                 signal.signal(each, self._handle)
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
-        self._received = signum
         if self._armed:
             self._armed = False
             raise Terminated(signum)
+        self._received = signum
 
     def __enter__(self) -> None:
         self._armed = True
@@ -112,7 +113,8 @@ def _deliver(reply: Reply, stdout: int, signals: Signals) -> int:
     except OSError:
         pass  # nobody reads it
     try:
-        with signals:
+        # What failed has been taken back already: there is nothing more a signal could ask for.
+        with signals if reply.status == 0 else nullcontext():
             rest = memoryview(reply.stdout)
             while rest:
                 rest = rest[os.write(stdout, rest) :]

@@ -360,9 +360,14 @@ def _complain(mismatch: Mismatch, what: str, root: str, error: type[CNIError]) -
 # --- unstructuring ----------------------------------------------------------------------------------------------------
 
 
+def _default(attribute: "attrs.Attribute[Any]") -> object:
+    factory = getattr(attribute.default, "factory", None)
+    return attribute.default if factory is None else factory()
+
+
 def _unstructure_hook(cls: Any, converter: BaseConverter) -> Callable[[Any], dict[str, Any]]:
     fields = [
-        (attribute.name, key_of(attribute), None if attribute.metadata.get(_ALWAYS) else attribute.default)
+        (attribute.name, key_of(attribute), None if attribute.metadata.get(_ALWAYS) else _default(attribute))
         for attribute in attrs.fields(cls)
         if attribute.name != "extra"
     ]

@@ -113,8 +113,8 @@ def structure_result(
 
 
 def print_result(result: AnyResult) -> bytes:
-    """Write a result as the reference prints it: from 1.0.0 on, all keys are sorted."""
-    return dumps(result, sort_keys=isinstance(result, Result | Result100))
+    """Write a result as the reference tools released with its version print it: in 1.1.0, all keys are sorted."""
+    return dumps(result, sort_keys=isinstance(result, Result))
 
 
 # --- the steps between neighbours -------------------------------------------------------------------------------------

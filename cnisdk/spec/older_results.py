@@ -27,7 +27,7 @@ class Result100:
     interfaces: tuple[OlderInterface, ...] = ()
     ips: tuple[IPConfig, ...] = ()
     routes: tuple[Route, ...] = ()
-    dns: DNS = DNS()
+    dns: DNS = json_field(always=True, default=DNS())
     extra: Mapping[str, object] = field(factory=dict)
 
 

@@ -1,0 +1,162 @@
+"""One process, one request: stdout, signals, broken pipes, exit status. Real processes, no root."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PLUGIN = """
+import os, select, sys
+sys.path[:0] = {path!r}
+from cnisdk import NetConf, Plugin, PluginMain, Result
+
+class Noisy(Plugin[NetConf]):
+    '''A plugin that talks.'''
+
+    def add(self, request):
+        request.undo(os.write, 2, b"UNDONE\\n")
+        print("print")
+        sys.stdout.flush()
+        os.write(1, b"write\\n")
+        os.system("echo child")
+        if request.args.get("MODE") == "wait":
+            os.write(2, b"READY\\n")
+            select.select([], [], [])
+        if request.args.get("MODE") == "large":
+            return Result(extra={{"x": "x" * 10_000_000}})
+        return Result()
+
+    def delete(self, request):
+        print("print")
+
+PluginMain(Noisy)()
+"""
+ENVIRON = {
+    "PATH": os.environ["PATH"],
+    "CNI_COMMAND": "ADD",
+    "CNI_CONTAINERID": "c1",
+    "CNI_NETNS": "/nowhere",
+    "CNI_IFNAME": "eth0",
+    "CNI_PATH": "/nowhere",
+}
+CONFIG = b'{"cniVersion": "1.1.0", "name": "net"}'
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    script = tmp_path / "noisy.py"
+    script.write_text(PLUGIN.format(path=sys.path))
+
+    def start(*, shell: str = "", **environ: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-I", str(script)]
+        if shell:
+            command = ["sh", "-c", f'exec "$0" "$@" {shell}', *command]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRON | environ)
+
+    return start
+
+
+def wait_until_ready(process: subprocess.Popen[bytes]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line == b"READY\n":
+            return
+    raise AssertionError("the plugin ended early")
+
+
+def test_whatever_a_handler_prints_goes_to_stderr(start: Start) -> None:
+    stdout, stderr = start().communicate(CONFIG, timeout=30)
+    assert json.loads(stdout) == {"cniVersion": "1.1.0"}
+    for text in (b"print\n", b"write\n", b"child\n"):
+        assert text in stderr
+    assert b"UNDONE" not in stderr
+
+
+def test_del_prints_nothing(start: Start) -> None:
+    process = start(CNI_COMMAND="DEL")
+    assert process.communicate(CONFIG, timeout=30)[0] == b""
+    assert process.returncode == 0
+
+
+def test_without_a_command_people_are_told_what_it_is(start: Start) -> None:
+    process = start(CNI_COMMAND="")
+    stdout, stderr = process.communicate(b"", timeout=30)
+    assert (stdout, process.returncode) == (b"", 0)
+    assert stderr.decode() == (
+        "A plugin that talks.\nCNI protocol versions supported: 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0\n"
+    )
+
+
+def test_version_does_not_wait_for_input(start: Start) -> None:
+    process = start(CNI_COMMAND="VERSION")
+    assert process.stdout is not None
+    assert b"supportedVersions" in process.stdout.read()  # its standard input is still open
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_takes_back_what_was_done(start: Start, signum: signal.Signals) -> None:
+    process = start(CNI_ARGS="MODE=wait")
+    assert process.stdin is not None
+    process.stdin.write(CONFIG)
+    process.stdin.close()
+    process.stdin = None
+    wait_until_ready(process)
+    process.send_signal(signum)
+    stdout, stderr = process.communicate(timeout=30)
+    assert json.loads(stdout)["code"] == 11
+    assert stderr.count(b"UNDONE\n") == 1
+    assert process.returncode == 1
+
+
+def test_a_result_nobody_reads_is_taken_back(start: Start) -> None:
+    process = start(CNI_ARGS="MODE=large")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(CONFIG)
+    process.stdin.close()
+    process.stdin = None
+    select.select([process.stdout], [], [], 30)  # the first part of the reply is there
+    process.stdout.close()
+    process.stdout = None
+    _, stderr = process.communicate(timeout=30)
+    assert stderr.count(b"UNDONE\n") == 1
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize(("shell", "undone"), [(">&-", True), (">/dev/full", True), ("2>&-", False)])
+def test_closed_and_full_outputs(start: Start, shell: str, undone: bool) -> None:
+    process = start(shell=shell)
+    stdout, stderr = process.communicate(CONFIG, timeout=30)
+    assert (b"UNDONE" in stderr) is undone
+    assert process.returncode == (1 if undone else 0)
+    assert undone or json.loads(stdout)
+
+
+def test_closed_input_is_an_input_error(start: Start) -> None:
+    process = start(shell="<&-")
+    stdout, _ = process.communicate(timeout=30)
+    assert json.loads(stdout)["code"] == 5
+
+
+def test_the_plugins_own_namespace_is_refused_before_any_work(start: Start) -> None:
+    for command in ("ADD", "DEL"):
+        process = start(CNI_COMMAND=command, CNI_NETNS="/proc/self/ns/net")
+        stdout, stderr = process.communicate(CONFIG, timeout=30)
+        assert json.loads(stdout)["code"] == 8
+        assert b"print" not in stderr
+    process = start(CNI_NETNS="/proc/self/ns/net", CNI_NETNS_OVERRIDE="TRUE")
+    stdout, stderr = process.communicate(CONFIG, timeout=30)
+    assert "code" not in json.loads(stdout)

@@ -1,0 +1,322 @@
+"""The path from environment and bytes to reply: no I/O, every verb, every way it can be wrong."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Interface
+from typing import Any, ClassVar
+
+import pytest
+from attrs import frozen
+from hypothesis import given, strategies as st
+
+from cnisdk import (
+    AddRequest,
+    CheckRequest,
+    CNIError,
+    DelRequest,
+    GCRequest,
+    Interface,
+    IPConfig,
+    NetConf,
+    Plugin,
+    Result,
+    StatusRequest,
+)
+from cnisdk.plugin import Reply, respond
+from cnisdk.plugin.request import REQUIRED_VARIABLES
+from cnisdk.spec import SpecVersion, Verb
+from cnisdk.spec.versions import ALL
+
+
+@frozen(kw_only=True)
+class Conf(NetConf):
+    size: int = 0
+
+
+class Recorder(Plugin[Conf]):
+    """Remembers what it was asked."""
+
+    seen: ClassVar[list[Any]] = []
+
+    def add(self, request: AddRequest[Conf]) -> Result:
+        self.seen.append(request)
+        request.undo(self.seen.append, "undone first")
+        request.undo(self.seen.append, "undone last")
+        if request.conf.size < 0:
+            raise CNIError("too small", details="size", code=142)
+        if request.conf.size > 100:
+            raise ValueError("too large")
+        address = IPConfig(address=IPv4Interface("10.0.0.2/24"))
+        return Result(ips=(address,)).with_interfaces(Interface(name=request.ifname, sandbox=request.netns, mtu=1500))
+
+    def delete(self, request: DelRequest[Conf]) -> None:
+        self.seen.append(request)
+
+    def check(self, request: CheckRequest[Conf]) -> None:
+        self.seen.append(request)
+
+    def gc(self, request: GCRequest[Conf]) -> None:
+        self.seen.append(request)
+
+    def status(self, request: StatusRequest[Conf]) -> None:
+        self.seen.append(request)
+
+
+class Minimal(Plugin[Conf]):
+    def add(self, request: AddRequest[Conf]) -> Result:
+        return Result()
+
+    def delete(self, request: DelRequest[Conf]) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def seen() -> list[Any]:
+    Recorder.seen.clear()
+    return Recorder.seen
+
+
+def environ(command: str, **changes: str) -> dict[str, str]:
+    return {
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": "c1",
+        "CNI_NETNS": "/run/netns/c1",
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": "/opt/cni/bin",
+    } | changes
+
+
+def config(version: object = "1.1.0", **keys: object) -> bytes:
+    return json.dumps({"cniVersion": version, "name": "net", "type": "recorder"} | keys).encode()
+
+
+def failure(reply: Reply) -> dict[str, Any]:
+    assert reply.status == 1
+    document = json.loads(reply.stdout)
+    assert list(document)[:3] == ["cniVersion", "code", "msg"]
+    assert isinstance(document, dict)
+    return document
+
+
+@pytest.mark.parametrize("version", [str(version) for version in ALL])
+def test_add_answers_in_the_version_of_the_configuration(version: str) -> None:
+    reply = respond(Recorder, environ("ADD"), config(version))
+    document = json.loads(reply.stdout)
+    assert reply.status == 0
+    assert document["cniVersion"] == version
+    if version < "0.3":
+        assert document["ip4"] == {"ip": "10.0.0.2/24"}
+    else:
+        assert document["ips"][0]["interface"] == 0
+        assert document["ips"][0].get("version") == ("4" if version < "1" else None)
+        assert document["interfaces"][0].get("mtu") == (1500 if version == "1.1.0" else None)
+
+
+@pytest.mark.parametrize("command", ["DEL", "CHECK", "STATUS"])
+def test_verbs_without_result_print_nothing(command: str, seen: list[Any]) -> None:
+    reply = respond(Recorder, environ(command), config())
+    assert reply[:3] == (b"", 0, "")
+    assert seen[0].verb == command
+
+
+def test_version_needs_nothing_else() -> None:
+    reply = respond(Recorder, {"CNI_COMMAND": "VERSION"}, b"")
+    assert reply.stdout == (
+        b'{"cniVersion":"1.1.0","supportedVersions":["0.1.0","0.2.0","0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]}\n'
+    )
+    assert reply.status == 0
+
+
+# Written out, not taken from the code: spec §2, "CNI operations".
+REQUIRED = {
+    "ADD": {"CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"},
+    "CHECK": {"CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"},
+    "DEL": {"CNI_CONTAINERID", "CNI_IFNAME"},
+    "GC": {"CNI_PATH"},
+    "STATUS": set[str](),
+    "VERSION": set[str](),
+}
+
+
+@pytest.mark.parametrize("command", list(Verb))
+@pytest.mark.parametrize("gone", ["", None])
+@pytest.mark.parametrize("name", ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH", "CNI_ARGS"])
+def test_each_missing_variable(command: str, name: str, gone: str | None, seen: list[Any]) -> None:
+    variables = environ(command)
+    variables.pop(name, None)
+    if gone is not None:
+        variables[name] = gone
+    reply = respond(Recorder, variables, config("1.1.0", **{"cni.dev/valid-attachments": []}))
+    if name in REQUIRED[command]:
+        error = failure(reply)
+        assert (error["code"], error["msg"]) == (4, f"required env variables [{name}] missing")
+        assert not seen
+    else:
+        assert reply.status == 0
+
+
+def test_all_missing_variables_are_named() -> None:
+    error = failure(respond(Recorder, {"CNI_COMMAND": "ADD"}, config()))
+    assert error["msg"] == "required env variables [CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME] missing"
+    assert set(REQUIRED_VARIABLES) == set(Verb)
+
+
+@pytest.mark.parametrize("command", ["", "add", "NOPE", "ADD "])
+def test_unknown_verbs(command: str) -> None:
+    error = failure(respond(Recorder, environ(command), config()))
+    assert error["code"] == 4
+    assert "CNI_COMMAND" in error["msg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CNI_CONTAINERID", "../../etc"),
+        ("CNI_CONTAINERID", "a\nb"),
+        ("CNI_CONTAINERID", "-rf"),
+        ("CNI_IFNAME", "0123456789abcdef"),
+        ("CNI_IFNAME", "a/b"),
+        ("CNI_IFNAME", ".."),
+        ("CNI_ARGS", "IgnoreUnknown"),
+    ],
+)
+def test_malformed_variables(name: str, value: str, seen: list[Any]) -> None:
+    error = failure(respond(Recorder, environ("ADD", **{name: value}), config()))
+    assert error["code"] == 4
+    assert name in error["msg"]
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    ("stdin", "code", "message"),
+    [
+        (b"", 6, "is empty"),
+        (b"{", 6, "is not JSON"),
+        (b"x" * 10_000_000, 6, "is not JSON"),
+        (b"[]", 7, "expected an object"),
+        (b"{}", 7, "missing network name"),
+        (config(name=""), 7, "missing network name"),
+        (config(name="a/b"), 7, "network name"),
+        (config(name=5), 7, "$.name is 5, expected a string"),
+        (config(version="1.2.0"), 1, "incompatible CNI versions"),
+        (config(cniVersion=1), 7, "$.cniVersion is 1, expected a string"),
+        (config(size="3"), 7, "$.size is '3', expected an integer"),
+        (config(prevResult=[]), 7, "$.prevResult is an array, expected an object"),
+        (config(prevResult={"ips": [{"address": 1}]}), 6, "$.prevResult.ips[0].address is 1"),
+    ],
+)
+def test_malformed_configurations(stdin: bytes, code: int, message: str, seen: list[Any]) -> None:
+    error = failure(respond(Recorder, environ("ADD"), stdin))
+    assert error["code"] == code
+    assert message in error["msg"]
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    ("command", "version"),
+    [("CHECK", "0.3.1"), ("CHECK", ""), ("GC", "1.0.0"), ("STATUS", "1.0.0"), ("STATUS", "0.4.0")],
+)
+def test_verbs_a_version_does_not_know(command: str, version: str, seen: list[Any]) -> None:
+    error = failure(respond(Recorder, environ(command), config(version)))
+    assert (error["code"], error["msg"]) == (1, f"config version does not allow {command}")
+    assert not seen
+
+
+def test_a_plugin_may_support_fewer_versions() -> None:
+    class Old(Minimal):
+        supported_versions = (SpecVersion(0, 3, 1), SpecVersion(0, 4, 0))
+
+    assert b'["0.3.1","0.4.0"]' in respond(Old, {"CNI_COMMAND": "VERSION"}, b"").stdout
+    error = failure(respond(Old, environ("ADD"), config("1.0.0")))
+    assert error["details"] == 'config is "1.0.0", plugin supports ["0.3.1" "0.4.0"]'
+
+
+@pytest.mark.parametrize("command", ["CHECK", "GC", "STATUS"])
+def test_an_unset_verb_does_not_pretend(command: str) -> None:
+    stdin = config("1.1.0", **{"cni.dev/valid-attachments": []})
+    error = failure(respond(Minimal, environ(command), stdin))
+    assert error["code"] == 4
+    assert error["msg"] == f"CNI_COMMAND={command}: Minimal does not implement {command}"
+
+
+def test_a_failing_handler_is_undone_in_reverse(seen: list[Any]) -> None:
+    error = failure(respond(Recorder, environ("ADD"), config(size=-1)))
+    assert (error["code"], error["msg"], error["details"]) == (142, "too small", "size")
+    assert seen[1:] == ["undone last", "undone first"]
+
+
+def test_a_bug_is_code_999_and_its_traceback_is_for_people(seen: list[Any]) -> None:
+    reply = respond(Recorder, environ("ADD"), config(size=101))
+    assert failure(reply)["code"] == 999
+    assert failure(reply)["msg"] == "ValueError: too large"
+    assert "Traceback" in reply.stderr
+    assert seen[1:] == ["undone last", "undone first"]
+
+
+def test_a_successful_add_can_still_be_taken_back(seen: list[Any]) -> None:
+    reply = respond(Recorder, environ("ADD"), config())
+    assert len(seen) == 1
+    assert reply.undo.unwind() == []
+    assert seen[1:] == ["undone last", "undone first"]
+
+
+def test_failures_while_undoing_are_reported_and_do_not_stop_it(seen: list[Any]) -> None:
+    class Clumsy(Minimal):
+        def add(self, request: AddRequest[Conf]) -> Result:
+            request.undo(seen.append, "undone")
+            request.undo(int, "no number")
+            raise CNIError("failed", code=100)
+
+    error = failure(respond(Clumsy, environ("ADD"), config()))
+    assert error["details"].startswith("cleaning up failed too: invalid literal")
+    assert seen == ["undone"]
+
+
+def test_delete_works_with_a_configuration_that_became_invalid(seen: list[Any]) -> None:
+    reply = respond(Recorder, environ("DEL", CNI_NETNS=""), config(size="x", prevResult={"ips": 3}))
+    assert reply.status == 0
+    assert "$.size is 'x'" in reply.stderr
+    assert (seen[0].conf.size, seen[0].prev_result) == (0, None)
+
+
+def test_the_previous_result_comes_in_the_current_shape(seen: list[Any]) -> None:
+    old = {"cniVersion": "0.2.0", "ip4": {"ip": "10.0.0.7/24"}}
+    respond(Recorder, environ("CHECK"), config("0.4.0", prevResult=old))
+    assert seen[0].prev_result.ips == (IPConfig(address=IPv4Interface("10.0.0.7/24")),)
+
+
+@pytest.mark.parametrize("key", ["cni.dev/valid-attachments", "cni.dev/attachments"])
+def test_gc_accepts_both_keys(key: str, seen: list[Any]) -> None:
+    entries = [{"containerID": "a", "ifname": "eth0"}, {"containerID": "b", "ifname": "eth1"}]
+    assert respond(Recorder, environ("GC"), config("1.1.0", **{key: entries})).status == 0
+    assert {(each.container_id, each.ifname) for each in seen[0].valid_attachments} == {("a", "eth0"), ("b", "eth1")}
+    assert {each.network for each in seen[0].valid_attachments} == {"net"}
+
+
+def test_gc_never_guesses_what_is_valid(seen: list[Any]) -> None:
+    error = failure(respond(Recorder, environ("GC"), config()))
+    assert error["code"] == 7
+    malformed = config("1.1.0", **{"cni.dev/valid-attachments": [{"containerID": "a"}]})
+    error = failure(respond(Recorder, environ("GC"), malformed))
+    assert '$["cni.dev/valid-attachments"][0].ifname is missing' in error["msg"]
+    assert not seen
+    # The reference's runtime library writes an empty list as null.
+    assert respond(Recorder, environ("GC"), config("1.1.0", **{"cni.dev/valid-attachments": None})).status == 0
+
+
+def test_the_guard_is_asked_before_any_work(seen: list[Any]) -> None:
+    def guard(request: Any) -> None:
+        raise CNIError("no", code=8)
+
+    assert failure(respond(Recorder, environ("ADD"), config(), guard=guard))["code"] == 8
+    assert not seen
+
+
+@given(st.dictionaries(st.sampled_from([*environ("ADD"), "CNI_ARGS"]), st.text(max_size=20)), st.binary(max_size=100))
+def test_any_input_gives_exactly_one_document_or_nothing(variables: dict[str, str], stdin: bytes) -> None:
+    reply = respond(Recorder, environ("ADD") | variables, stdin)
+    if reply.status == 0:
+        assert reply.stdout == b"" or json.loads(reply.stdout)
+    else:
+        assert failure(reply)["code"] in (1, 4, 6, 7)
