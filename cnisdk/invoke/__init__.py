@@ -2,43 +2,26 @@
 
 from typing import TYPE_CHECKING
 
+from .._lazy import exports
+
 if TYPE_CHECKING:
-    from .delegate import Delegate
-    from .find import find_plugin, split_path
-    from .process import Finished, execute
-    from .run import run
-    from .version import PluginVersions, parse_versions, plugin_versions
+    from .delegate import Delegate as Delegate
+    from .find import find_plugin as find_plugin, split_path as split_path
+    from .process import Finished as Finished, execute as execute
+    from .run import interpret as interpret, run as run
+    from .version import (
+        PluginVersions as PluginVersions,
+        parse_versions as parse_versions,
+        plugin_versions as plugin_versions,
+    )
 
-__all__ = [
-    "Delegate",
-    "Finished",
-    "PluginVersions",
-    "execute",
-    "find_plugin",
-    "parse_versions",
-    "plugin_versions",
-    "run",
-    "split_path",
-]
-
-_WHERE = {
-    "Delegate": "delegate",
-    "Finished": "process",
-    "PluginVersions": "version",
-    "execute": "process",
-    "find_plugin": "find",
-    "parse_versions": "version",
-    "plugin_versions": "version",
-    "run": "run",
-    "split_path": "find",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value: object = getattr(import_module(f".{_WHERE[name]}", __package__), name)
-    globals()[name] = value
-    return value
+__getattr__ = exports(
+    __name__,
+    {
+        ".delegate": "Delegate",
+        ".find": "find_plugin split_path",
+        ".process": "Finished execute",
+        ".run": "interpret run",
+        ".version": "PluginVersions parse_versions plugin_versions",
+    },
+)

@@ -201,7 +201,9 @@ def _bad_environment(argv: list[str], environ: Mapping[str, str]) -> CNIError:
         if "\0" in name or "\0" in value:
             return InvalidEnvironmentError(f"cannot run {argv[0]}: environment variable {shorten(name)} contains NUL")
         if "=" in name or not name:
-            return InvalidEnvironmentError(f"cannot run {argv[0]}: {shorten(name)} is no name of an environment variable")
+            return InvalidEnvironmentError(
+                f"cannot run {argv[0]}: {shorten(name)} is no name of an environment variable"
+            )
     return IOFailureError(f"cannot run {shorten(argv)}: an argument cannot be passed to a program")
 
 

@@ -1,0 +1,306 @@
+"""``cnisdk install``: write one executable launcher per registered plugin, as ``/opt/cni/bin`` expects.
+
+A launcher is a small shell script. It answers VERSION by itself, which is what runtimes ask most: Podman for every
+plugin of every network in every command. For everything else it becomes the interpreter of this installation, isolated
+(``-I``) from the environment and the directory it is run in, and imports the plugin; where that is was looked up here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple
+
+from ..errors import CNIError, InternalError, InvalidConfigError, IOFailureError
+from ..invoke.process import execute
+from ..invoke.run import interpret
+from ..invoke.version import parse_versions
+from ..spec.codec import dumps_compact
+from ..spec.names import check_plugin_type
+
+GROUP = "cnisdk.plugins"
+"""The entry point group in which distributions register plugins: ``type = "module:attribute"``."""
+
+MARK = "written by `cnisdk install`"
+"""What tells a launcher from another file."""
+
+# Importing a plugin for the first time may have to compile everything it needs.
+_TIMEOUT = 60.0
+
+
+class Registered(NamedTuple):
+    """A plugin that an installed distribution registered.
+
+    Attributes:
+        type: Its type, which becomes the launcher's name.
+        module: The module that has it.
+        attribute: The callable in the module, possibly dotted.
+        distribution: Name and version of the distribution, for people.
+    """
+
+    type: str
+    module: str
+    attribute: str
+    distribution: str
+
+
+def find_registered(entries: Iterable[EntryPoint] | None = None) -> dict[str, Registered]:
+    """All registered plugins by type, sorted.
+
+    Args:
+        entries: Entry points to look at; None means those of the group in this environment.
+
+    Raises:
+        InvalidConfigError: (7) Two distributions register different plugins of one type, or a type is no file name.
+    """
+    found: dict[str, Registered] = {}
+    for entry in entry_points(group=GROUP) if entries is None else entries:
+        distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"
+        plugin = Registered(
+            check_plugin_type(entry.name, f"{GROUP} of {distribution}"),
+            entry.module,
+            entry.attr or "main",
+            distribution,
+        )
+        other = found.setdefault(plugin.type, plugin)
+        if (other.module, other.attribute) != (plugin.module, plugin.attribute):
+            raise InvalidConfigError(
+                f'plugin type "{plugin.type}" is registered twice: by {other.distribution} as '
+                f"{other.module}:{other.attribute}, and by {plugin.distribution} as {plugin.module}:{plugin.attribute}",
+                details="uninstall one of the two",
+            )
+    return dict(sorted(found.items()))
+
+
+def code_of(plugin: Registered) -> str:
+    """The Python program that runs a plugin."""
+    first, _, rest = plugin.attribute.partition(".")
+    return f"from {plugin.module} import {first}\nraise SystemExit({first}{'.' + rest if rest else ''}())\n"
+
+
+def ask_versions(plugin: Registered, interpreter: str) -> bytes:
+    """Run a plugin's VERSION as its launcher would: this also proves that the launcher will work.
+
+    Returns:
+        The answer, in one line.
+
+    Raises:
+        InternalError: (999) It cannot be imported, or does not answer.
+    """
+    argv = [interpreter, "-I", "-c", code_of(plugin)]
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("CNI_")}
+    finished = execute(
+        argv, environ={**environ, "CNI_COMMAND": "VERSION"}, stdin=b"", timeout=_TIMEOUT, on_stderr=lambda _: None
+    )
+    path = f"{plugin.module}:{plugin.attribute}"
+    try:
+        answer = parse_versions(interpret(finished, path, "VERSION"), path)
+    except CNIError as exc:
+        message = str(exc)
+        if b"ModuleNotFoundError" in finished.stderr:
+            last = finished.stderr.strip().splitlines()[-1].decode(errors="replace")
+            message = f"{last}; {interpreter} -I does not see PYTHONPATH: install the package that has it"
+        raise InternalError(f'plugin "{plugin.type}" ({path}) does not run', details=message) from exc
+    return dumps_compact({"cniVersion": answer.cni_version, "supportedVersions": answer.supported})
+
+
+def render(plugin: Registered, interpreter: str, versions: bytes) -> bytes:
+    """The text of a plugin's launcher.
+
+    Args:
+        plugin: The plugin.
+        interpreter: Absolute path of the Python that has it installed; of any length, with any characters.
+        versions: Its answer to VERSION, in one line.
+    """
+    about = f"{plugin.type}: {plugin.module}:{plugin.attribute} of {plugin.distribution}"
+    text = f"""#!/bin/sh
+# CNI plugin, {MARK}: change nothing here, it will be overwritten.
+# {" ".join(about.split())}
+if [ "$CNI_COMMAND" = VERSION ]; then
+    printf '%s\\n' {_quote(versions.decode())}
+    exit
+fi
+exec {_quote(interpreter)} -I -c {_quote(code_of(plugin))} "$0" "$@"
+"""
+    return text.encode(errors="surrogateescape")
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+def this_interpreter() -> str:
+    """The interpreter that runs this; in a virtual environment the environment's, not the one it links to.
+
+    Raises:
+        InternalError: (999) Python does not know.
+    """
+    if not sys.executable:
+        raise InternalError("Python does not know the path of its own executable (sys.executable is empty)")
+    return os.path.abspath(sys.executable)
+
+
+def write_executable(path: str, content: bytes) -> None:
+    """Put an executable file into place, whole. The file it replaces may be running.
+
+    Raises:
+        IOFailureError: (5) It cannot be written.
+    """
+    directory, name = os.path.split(path)
+    temporary = os.path.join(directory, f".{name}.{os.getpid()}.tmp")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o755)
+        try:
+            with open(fd, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fchmod(fd, 0o755)
+                # An installation is to be there after a power cut, unlike the state of containers.
+                os.fsync(fd)
+            os.rename(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        raise IOFailureError(f"cannot write {path}: {exc.strerror}") from exc
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read(1 << 20)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise IOFailureError(f"cannot read {path}: {exc.strerror}") from exc
+
+
+def is_launcher(content: bytes) -> bool:
+    """Is this file one of ours?"""
+    return MARK.encode() in content[:512]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def register(subparsers: Any) -> None:
+    """Add the parser of ``cnisdk install``."""
+    parser = subparsers.add_parser(
+        "install",
+        help="write a launcher for each registered plugin into a directory",
+        description="Write an executable launcher for each plugin that an installed Python package registers under the "
+        f"entry point group {GROUP}, under the name container runtimes look for. A file of that name is replaced, also "
+        "while it runs. Run it again after upgrading or moving the Python installation; --check tells when it is due.",
+        epilog="examples:\n"
+        "  cnisdk install --list\n"
+        "  cnisdk install --dest /opt/cni/bin\n"
+        "  cnisdk install --dest /opt/cni/bin bridge host-local\n"
+        "  cnisdk install --dest /opt/cni/bin --check",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "types", nargs="*", metavar="TYPE", help="plugin types to install; all that are registered if none"
+    )
+    parser.add_argument("--dest", metavar="DIR", help="where to, such as /opt/cni/bin; made if it does not exist")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if a launcher is missing or out of date"
+    )
+    action.add_argument("--list", action="store_true", help="write nothing; list the registered plugins")
+    parser.set_defaults(parser=parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the arguments say."""
+    registered = find_registered()
+    plugins = _choose(registered, args.types)
+    if args.list:
+        width = max((len(plugin.type) for plugin in plugins), default=0)
+        for plugin in plugins:
+            print(f"{plugin.type:{width}}  {plugin.module}:{plugin.attribute}  ({plugin.distribution})")
+        return 0
+    if not args.dest:
+        args.parser.error("the following arguments are required: --dest")
+    if not plugins:
+        raise InvalidConfigError(
+            f"no plugin is registered under {GROUP}", details="install a package that has some, such as cnisdk-plugins"
+        )
+    destination = os.path.abspath(args.dest)
+    if not args.check:
+        try:
+            os.makedirs(destination, mode=0o755, exist_ok=True)
+        except OSError as exc:
+            raise IOFailureError(f"cannot make {destination}: {exc.strerror}") from exc
+    interpreter = this_interpreter()
+    status = 0
+    for plugin in plugins:
+        try:
+            wanted = render(plugin, interpreter, ask_versions(plugin, interpreter))
+            if not (_check if args.check else _install)(os.path.join(destination, plugin.type), wanted):
+                status = 1
+        except CNIError as exc:
+            print(f"cnisdk install: {exc} (code {exc.code})", file=sys.stderr)
+            status = 1
+    if args.check and not args.types and _report_orphans(destination, registered):
+        status = 1
+    return status
+
+
+def _choose(registered: dict[str, Registered], types: Sequence[str]) -> list[Registered]:
+    unknown = [name for name in types if name not in registered]
+    if unknown:
+        raise InvalidConfigError(
+            f"no plugin is registered as {', '.join(map(repr, unknown))}",
+            details=f"known types: {', '.join(registered) or 'none'}",
+        )
+    return [registered[name] for name in dict.fromkeys(types)] or list(registered.values())
+
+
+def _install(path: str, wanted: bytes) -> bool:
+    present = _read(path)
+    if present == wanted and os.access(path, os.X_OK):
+        print(f"{path}: up to date")
+        return True
+    write_executable(path, wanted)
+    if present is None:
+        print(f"{path}: installed")
+    elif is_launcher(present):
+        print(f"{path}: updated")
+    else:
+        print(f"{path}: installed in place of another program")
+    return True
+
+
+def _check(path: str, wanted: bytes) -> bool:
+    present = _read(path)
+    if present is None:
+        print(f"{path}: missing")
+    elif not is_launcher(present):
+        print(f"{path}: is another program")
+    elif present != wanted:
+        print(f"{path}: out of date")
+    elif not os.access(path, os.X_OK):
+        print(f"{path}: is not executable")
+    else:
+        print(f"{path}: up to date")
+        return True
+    return False
+
+
+def _report_orphans(destination: str, registered: dict[str, Registered]) -> bool:
+    """Name launchers of plugins that are not registered any more."""
+    found = False
+    for name in sorted(os.listdir(destination)) if os.path.isdir(destination) else ():
+        path = os.path.join(destination, name)
+        if name not in registered and os.path.isfile(path) and is_launcher(_read(path) or b""):
+            print(f"{path}: its plugin is not installed any more; remove the file")
+            found = True
+    return found
