@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..errors import CNIError, InternalError, InvalidNetNSError, IOFailureError, TryAgainLaterError
 from ..spec.codec import dumps, dumps_compact
-from ..spec.convert import AnyResult, convert, print_result
+from ..spec.convert import AnyResult, convert_result, print_result
 from ..spec.versions import CURRENT, SpecVersion, Verb
 from .base import Plugin
 from .request import AddRequest, CheckRequest, DelRequest, GCRequest, Request, StatusRequest, parse_request, parse_verb
@@ -100,7 +100,7 @@ def _handle(plugin: Plugin[Any], request: Request[Any], notes: list[str]) -> Any
 
 
 def _print(result: AnyResult, version: SpecVersion, notes: list[str]) -> bytes:
-    conversion = convert(result, version)
+    conversion = convert_result(result, version)
     # Interfaces have no place before 0.3.0 and some of their fields none before 1.1.0: that is known and harmless. An
     # address or a route that the runtime does not hear of is not.
     serious = [str(lost) for lost in conversion.lost if lost.path.startswith(("$.ips", "$.routes"))]

@@ -51,7 +51,7 @@ class Conversion(NamedTuple):
 _Step = Callable[[Any, list[Lost]], Any]
 
 
-def convert(result: AnyResult, version: SpecVersion) -> Conversion:
+def convert_result(result: AnyResult, version: SpecVersion) -> Conversion:
     """Convert a result to a version of the specification.
 
     Going up, fields the source does not know stay empty. Going down, what the target cannot hold is left out
@@ -69,7 +69,7 @@ def convert(result: AnyResult, version: SpecVersion) -> Conversion:
 
 def upgrade(result: AnyResult) -> Result:
     """The result in the shape plugins work with. Nothing is lost on the way up."""
-    return cast(Result, convert(result, V1_1_0).result)
+    return cast(Result, convert_result(result, V1_1_0).result)
 
 
 def shape_of(version: SpecVersion) -> type[AnyResult]:

@@ -16,7 +16,7 @@ from cnisdk.spec import (
     Result,
     Route,
     SpecVersion,
-    convert,
+    convert_result,
     loads,
     parse_result,
     print_result,
@@ -159,10 +159,10 @@ def test_a_full_result_keeps_its_bytes(text: bytes) -> None:
 
 
 def test_from_040_to_020_and_back() -> None:
-    down = convert(parse_result(FULL_040), SpecVersion(0, 2, 0))
+    down = convert_result(parse_result(FULL_040), SpecVersion(0, 2, 0))
     assert print_result(down.result) == FULL_020
     assert [lost.path for lost in down.lost] == ["$.interfaces[0]", "$.ips[0].interface", "$.ips[1].interface"]
-    up = loads(print_result(convert(down.result, SpecVersion(0, 4, 0)).result))
+    up = loads(print_result(convert_result(down.result, SpecVersion(0, 4, 0)).result))
     expected = loads(FULL_040)
     del expected["interfaces"]
     for ip in expected["ips"]:
@@ -171,7 +171,7 @@ def test_from_040_to_020_and_back() -> None:
 
 
 def test_what_1_0_0_cannot_hold_is_told() -> None:
-    conversion = convert(parse_result(FULL_110), SpecVersion(1, 0, 0))
+    conversion = convert_result(parse_result(FULL_110), SpecVersion(1, 0, 0))
     assert [str(lost) for lost in conversion.lost] == [
         "$.interfaces[0].mtu (1500)",
         "$.interfaces[0].socketPath (/path/to/vhost/fd)",
@@ -184,7 +184,7 @@ def test_what_1_0_0_cannot_hold_is_told() -> None:
 
 
 def test_an_empty_result_of_each_version() -> None:
-    printed = {str(version): print_result(convert(Result(), version).result).decode() for version in ALL}
+    printed = {str(version): print_result(convert_result(Result(), version).result).decode() for version in ALL}
     for version in ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0"):
         assert printed[version] == f'{{\n    "cniVersion": "{version}",\n    "dns": {{}}\n}}'
     assert printed["1.1.0"] == '{\n    "cniVersion": "1.1.0"\n}'
@@ -201,7 +201,7 @@ def test_second_addresses_and_lone_routes_are_lost_before_0_3_0() -> None:
         ips=(IPConfig(address=IPv4Interface("10.0.0.2/24")), IPConfig(address=IPv4Interface("10.0.1.2/24"))),
         routes=(Route(dst=IPv6Network("::/0")), Route(dst=IPv4Network("0.0.0.0/0"), mtu=1400, table=0)),
     )
-    lost = convert(result, SpecVersion(0, 1, 0)).lost
+    lost = convert_result(result, SpecVersion(0, 1, 0)).lost
     assert [each.path for each in lost] == ["$.ips[1]", "$.routes[0]", "$.routes[1].mtu", "$.routes[1].table"]
 
 
@@ -281,25 +281,25 @@ results = st.builds(
 
 @given(results, st.sampled_from(ALL))
 def test_text_and_type_agree(result: Result, version: SpecVersion) -> None:
-    converted = convert(result, version).result
+    converted = convert_result(result, version).result
     assert converted.cni_version == str(version)
     assert parse_result(print_result(converted)) == converted
 
 
 @given(results, st.sampled_from(ALL), st.sampled_from(ALL))
 def test_nothing_is_lost_silently(result: Result, first: SpecVersion, second: SpecVersion) -> None:
-    down = convert(result, first)
+    down = convert_result(result, first)
     if not down.lost:
         assert upgrade(down.result) == result
-    over = convert(down.result, second)
+    over = convert_result(down.result, second)
     if not over.lost and SHAPES[first] is not SHAPES[second]:
-        assert convert(over.result, first).result == down.result
+        assert convert_result(over.result, first).result == down.result
 
 
 @given(results)
 def test_up_and_down_is_the_identity(result: Result) -> None:
-    old: Any = convert(result, SpecVersion(0, 3, 1)).result
+    old: Any = convert_result(result, SpecVersion(0, 3, 1)).result
     for version in (SpecVersion(1, 0, 0), SpecVersion(1, 1, 0)):
-        up = convert(old, version)
+        up = convert_result(old, version)
         assert not up.lost
-        assert convert(up.result, SpecVersion(0, 3, 1)).result == old
+        assert convert_result(up.result, SpecVersion(0, 3, 1)).result == old
