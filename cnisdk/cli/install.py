@@ -15,8 +15,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
 from ..errors import CNIError, InternalError, InvalidConfigError, IOFailureError
+from ..invoke.call import interpret
 from ..invoke.process import execute
-from ..invoke.run import interpret
 from ..invoke.version import parse_versions
 from ..spec.codec import dumps_compact
 from ..spec.names import check_plugin_type

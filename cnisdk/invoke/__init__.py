@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from .._lazy import exports
 
 if TYPE_CHECKING:
+    from .call import interpret as interpret, run as run
     from .delegate import Delegate as Delegate
     from .find import find_plugin as find_plugin, split_path as split_path
     from .process import Finished as Finished, execute as execute
-    from .run import interpret as interpret, run as run
     from .version import (
         PluginVersions as PluginVersions,
         parse_versions as parse_versions,
@@ -21,7 +21,7 @@ __getattr__ = exports(
         ".delegate": "Delegate",
         ".find": "find_plugin split_path",
         ".process": "Finished execute",
-        ".run": "interpret run",
+        ".call": "interpret run",
         ".version": "PluginVersions parse_versions plugin_versions",
     },
 )

@@ -9,9 +9,9 @@ from ..spec.codec import find_key, loads
 from ..spec.convert import parse_result, upgrade
 from ..spec.result import Result
 from ..spec.versions import Verb
+from .call import run
 from .find import find_plugin, split_path
 from .process import pass_on
-from .run import run
 from .version import PluginVersions, parse_versions
 
 # The DEL after an ADD that was interrupted: whoever interrupts is in a hurry.

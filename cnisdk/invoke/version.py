@@ -8,8 +8,8 @@ from typing import NamedTuple
 from ..errors import CNIError, DecodingError
 from ..spec.codec import find_key, loads
 from ..spec.names import shorten
+from .call import run
 from .process import pass_on
-from .run import run
 
 # Plugins of 2016 wanted these before they looked at the command.
 _DUMMIES = {
