@@ -1,0 +1,102 @@
+"""The process that keeps a sandbox's namespaces alive. Run as a script by an isolated interpreter, never imported.
+
+It makes the namespaces, prepares the mounts, writes one JSON line that says ``ready`` or what went wrong, and then
+waits for its standard input to close: which it does when the program that asked for the sandbox closes it, exits or is
+killed. (PR_SET_PDEATHSIG would do that too, but fires when the creating *thread* ends.)
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import socket
+import struct
+import sys
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+SIOCGIFFLAGS = 0x8913
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+
+
+def check(status: int, what: str) -> None:
+    """Raise OSError when a libc call failed."""
+    if status != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+
+
+def mount(source: str, target: str, kind: str | None, flags: int = 0, options: str = "") -> None:
+    """Make the system call mount(2), or raise OSError."""
+    check(
+        libc.mount(
+            os.fsencode(source), os.fsencode(target), kind.encode() if kind else None, flags, options.encode() or None
+        ),
+        f"mount {target}",
+    )
+
+
+def become_root() -> None:
+    """Enter a user namespace where this user is root: needed by ordinary users, and harmless for root."""
+    uid, gid = os.geteuid(), os.getegid()
+    if libc.unshare(CLONE_NEWUSER) != 0:
+        if uid == 0:
+            return  # user namespaces are off, but root can make the others without
+        check(-1, "unshare user")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def make_private(directory: str, keep: list[str]) -> None:
+    """Mount an empty tmpfs over a directory, with what lies below it and must stay visible bound in again."""
+    directory = os.path.realpath(directory)
+    if not os.path.isdir(directory):
+        return
+    kept = [path for path in keep if path.startswith(directory + "/") and os.path.isdir(path)]
+    held = [(path, os.open(path, os.O_PATH | os.O_DIRECTORY)) for path in kept]
+    mount("tmpfs", directory, "tmpfs", options="mode=0755")
+    for path, fd in held:
+        os.makedirs(path, exist_ok=True)
+        mount(f"/proc/self/fd/{fd}", path, None, MS_BIND | MS_REC)
+        os.close(fd)
+
+
+def set_up_loopback() -> None:
+    """Set lo up, as on any host."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sH14x", b"lo", 0)
+        (flags,) = struct.unpack_from("H", fcntl.ioctl(sock, SIOCGIFFLAGS, request), 16)
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))
+
+
+def main() -> None:
+    """Make the sandbox described by the JSON in the first argument, and hold it."""
+    wanted = json.loads(sys.argv[1])
+    try:
+        become_root()
+        check(libc.unshare(CLONE_NEWNS | CLONE_NEWNET), "unshare mount, network")
+        mount("none", "/", None, MS_REC | MS_PRIVATE)
+        for directory in wanted["private"]:
+            make_private(directory, wanted["keep"])
+        os.makedirs("/run/netns", exist_ok=True)
+        set_up_loopback()
+    except OSError as error:
+        answer = {"ready": False, "errno": error.errno, "error": f"{error.filename or 'setup'}: {error.strerror}"}
+    else:
+        answer = {"ready": True}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
