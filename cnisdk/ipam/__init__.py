@@ -1,0 +1,31 @@
+"""Allocating addresses: ranges, allocators, and the stores that remember who holds what."""
+
+from typing import TYPE_CHECKING
+
+from .._lazy import exports
+
+if TYPE_CHECKING:
+    from .allocator import Allocator as Allocator, RoundRobin as RoundRobin
+    from .filestore import FileStore as FileStore
+    from .memory import MemoryStore as MemoryStore
+    from .ranges import Range as Range, RangeSet as RangeSet
+    from .store import (
+        Changes as Changes,
+        Conflict as Conflict,
+        Lease as Lease,
+        Owner as Owner,
+        Store as Store,
+        Transaction as Transaction,
+        View as View,
+    )
+
+__getattr__ = exports(
+    __name__,
+    {
+        ".allocator": "Allocator RoundRobin",
+        ".filestore": "FileStore",
+        ".memory": "MemoryStore",
+        ".ranges": "Range RangeSet",
+        ".store": "Changes Conflict Lease Owner Store Transaction View",
+    },
+)

@@ -1,0 +1,287 @@
+"""Who gets which address: the interface, and the policy of the reference's host-local."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import Literal
+
+from ..errors import (
+    CNIError,
+    InvalidConfigError,
+    InvalidEnvironmentError,
+    PluginNotAvailableError,
+    TryAgainLaterError,
+)
+from ..spec.addresses import IPAddress
+from ..spec.result import IPConfig
+from .ranges import Pool, Range, RangeSet, check_range_sets, pools
+from .store import DEFAULT_TIMEOUT, Lease, Owner, Store, Transaction, View, in_order
+
+OnDuplicate = Literal["error", "return"]
+
+
+class Allocator(ABC):
+    """Hands out addresses, for whoever brings their own policy."""
+
+    @abstractmethod
+    def allocate(self, owner: Owner, requested: Sequence[IPAddress] = ()) -> tuple[IPConfig, ...]:
+        """Give an attachment its addresses: all of them, or none.
+
+        Args:
+            owner: The attachment.
+            requested: Addresses it must get among others, in the order of preference.
+
+        Returns:
+            One address of each range set, in their order.
+
+        Raises:
+            InvalidEnvironmentError: (4) The attachment has addresses already.
+            InvalidConfigError: (7) A requested address can never be handed out.
+            TryAgainLaterError: (11) There is no free address, or a requested one is taken.
+        """
+
+    @abstractmethod
+    def release(self, owner: Owner) -> tuple[Lease, ...]:
+        """Take back what an attachment holds, and say what that was. Holding nothing is fine."""
+
+    @abstractmethod
+    def find(self, owner: Owner) -> tuple[IPAddress, ...]:
+        """What an attachment holds, in ascending order, IPv4 first."""
+
+    @abstractmethod
+    def retain(self, owners: Collection[Owner]) -> tuple[Lease, ...]:
+        """Take back what everybody else holds, and say what that was."""
+
+    @abstractmethod
+    def check_capacity(self) -> None:
+        """Check that an attachment would get its addresses.
+
+        Raises:
+            PluginNotAvailableError: (50) It would not; the message says why.
+        """
+
+
+class RoundRobin(Allocator):
+    """One address of each range set, each after the one handed out last, so that addresses rest before they return.
+
+    Args:
+        store: Where leases are remembered.
+        range_sets: What there is to hand out.
+        on_duplicate: What becomes of an ADD for an attachment that has addresses: ``"error"``, as the reference does,
+            or ``"return"`` for the addresses it has.
+        timeout: How long to wait for the store, in seconds.
+
+    Raises:
+        InvalidConfigError: (7) There is no range set, or two overlap.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        range_sets: Sequence[RangeSet],
+        *,
+        on_duplicate: OnDuplicate = "error",
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        check_range_sets(range_sets)
+        self._store = store
+        self._pools = pools(range_sets)
+        self._on_duplicate = on_duplicate
+        self._timeout = timeout
+
+    def allocate(self, owner: Owner, requested: Sequence[IPAddress] = ()) -> tuple[IPConfig, ...]:
+        """See :class:`Allocator`. Of several requested addresses in one range set, only one can be had."""
+        choice = self._assign(tuple(dict.fromkeys(requested)))
+
+        def change(transaction: Transaction) -> tuple[IPConfig, ...]:
+            held = find_held(transaction, owner)
+            return tuple(
+                self._one(transaction, owner, index, held, choice.get(index)) for index in range(len(self._pools))
+            )
+
+        return self._store.update(change, timeout=self._timeout)
+
+    def _assign(self, requested: tuple[IPAddress, ...]) -> dict[int, IPAddress]:
+        """Which range set gives which requested address."""
+        choice: dict[int, IPAddress] = {}
+        left = list(requested)
+        for index, pool in enumerate(self._pools):
+            address = next((each for each in left if each in pool.range_set), None)
+            if address is None:
+                continue
+            part = pool.range_set.find(address)
+            if part is not None and not pool.allows(part, address):
+                raise _reserved(pool, part, address, index)
+            choice[index] = address
+            left.remove(address)
+        if left:
+            raise InvalidConfigError(
+                f"failed to allocate all requested IPs: {' '.join(map(str, left))}",
+                details="each must lie in a range set of its own; there are "
+                + "; ".join(str(pool.range_set) for pool in self._pools),
+            )
+        return choice
+
+    def _one(
+        self,
+        transaction: Transaction,
+        owner: Owner,
+        index: int,
+        held: Sequence[IPAddress],
+        wanted: IPAddress | None,
+    ) -> IPConfig:
+        """Find the address of one range set, and ask for it."""
+        pool = self._pools[index]
+        prefix = f"failed to allocate for range {index}: "
+        mine = next((address for address in held if address in pool.range_set), None)
+        if mine is not None:
+            if self._on_duplicate == "error" or wanted not in (None, mine):
+                raise _duplicate(prefix, owner, mine, wanted, self._on_duplicate)
+            return _config(pool, mine)
+        if wanted is not None:
+            holder = transaction.find_owner(wanted)
+            if holder is not None:
+                raise TryAgainLaterError(
+                    f"{prefix}requested IP address {wanted} is not available in range set {pool.range_set}",
+                    details=f"{wanted} is held by {holder}",
+                )
+            address = wanted
+        else:
+            free = _find_free(transaction, pool, index)
+            if free is None:
+                raise TryAgainLaterError(
+                    f"{prefix}no IP addresses available in range set: {pool.range_set}",
+                    details=f"all {pool.size()} are held; delete attachments, run GC, or enlarge {pool.range_set.path}",
+                )
+            address = free
+        transaction.reserve(address, owner)
+        transaction.set_cursor(index, address)
+        return _config(pool, address)
+
+    def release(self, owner: Owner) -> tuple[Lease, ...]:
+        """See :class:`Allocator`."""
+        return release(self._store, owner, timeout=self._timeout)
+
+    def find(self, owner: Owner) -> tuple[IPAddress, ...]:
+        """See :class:`Allocator`."""
+        return self._store.read(lambda view: find_held(view, owner), timeout=self._timeout)
+
+    def retain(self, owners: Collection[Owner]) -> tuple[Lease, ...]:
+        """See :class:`Allocator`."""
+        return retain(self._store, owners, timeout=self._timeout)
+
+    def check_capacity(self) -> None:
+        """See :class:`Allocator`."""
+
+        def full(view: View) -> Pool | None:
+            return next((pool for at, pool in enumerate(self._pools) if _find_free(view, pool, at) is None), None)
+
+        pool = self._store.read(full, timeout=self._timeout)
+        if pool is not None:
+            raise PluginNotAvailableError(
+                f"no IP addresses available in range set: {pool.range_set}",
+                details=f"all {pool.size()} are held; delete attachments, run GC, or enlarge {pool.range_set.path}",
+            )
+
+
+def find_held(view: View, owner: Owner) -> tuple[IPAddress, ...]:
+    """What an owner holds, old records that name only the container included."""
+    return in_order({*view.find_addresses(owner), *view.find_addresses(owner.without_ifname)})
+
+
+def release(store: Store, owner: Owner, *, timeout: float = DEFAULT_TIMEOUT) -> tuple[Lease, ...]:
+    """Take back what an owner holds, without knowing any range: DEL works with any configuration.
+
+    Old records, which name only the container, are taken when there is no other, as by the reference: the container's
+    other interfaces may have newer ones.
+    """
+
+    def change(transaction: Transaction) -> tuple[Lease, ...]:
+        for holder in (owner, owner.without_ifname):
+            leases = tuple(Lease(address, holder) for address in transaction.find_addresses(holder))
+            for lease in leases:
+                transaction.release(lease)
+            if leases:
+                return leases
+        return ()
+
+    return store.update(change, timeout=timeout)
+
+
+def release_exactly(store: Store, leases: Sequence[Lease], *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Take back these leases, as far as they still are: the inverse of an allocation."""
+
+    def change(transaction: Transaction) -> None:
+        for lease in leases:
+            if transaction.find_owner(lease.address) == lease.owner:
+                transaction.release(lease)
+
+    store.update(change, timeout=timeout)
+
+
+def retain(store: Store, owners: Collection[Owner], *, timeout: float = DEFAULT_TIMEOUT) -> tuple[Lease, ...]:
+    """Take back what everybody else holds, without knowing any range.
+
+    An old record without interface stays while any interface of its container is valid. What names no owner at all is
+    nobody's attachment, and stays.
+    """
+    containers = {owner.container_id for owner in owners}
+
+    def change(transaction: Transaction) -> tuple[Lease, ...]:
+        stale = tuple(lease for lease in transaction.leases() if _is_stale(lease.owner, owners, containers))
+        for lease in stale:
+            transaction.release(lease)
+        return stale
+
+    return store.update(change, timeout=timeout)
+
+
+def _is_stale(owner: Owner, valid: Collection[Owner], containers: Collection[str]) -> bool:
+    if not owner.container_id:
+        return False
+    return owner not in valid if owner.ifname else owner.container_id not in containers
+
+
+def _find_free(view: View, pool: Pool, index: int) -> IPAddress | None:
+    make: Callable[[int], IPAddress] = IPv4Address if pool.range_set.version == 4 else IPv6Address
+    for span in pool.from_cursor(view.find_cursor(index)):
+        address = view.find_free(make(span.first), make(span.last))
+        if address is not None:
+            return address
+    return None
+
+
+def _config(pool: Pool, address: IPAddress) -> IPConfig:
+    part = pool.range_set.find(address)
+    assert part is not None  # the caller looked into this set
+    length = part.subnet.prefixlen
+    if isinstance(address, IPv4Address):
+        return IPConfig(address=IPv4Interface((address, length)), gateway=part.gateway)
+    return IPConfig(address=IPv6Interface((address, length)), gateway=part.gateway)
+
+
+def _reserved(pool: Pool, part: Range, address: IPAddress, index: int) -> CNIError:
+    prefix = f"failed to allocate for range {index}: "
+    if address == part.gateway:
+        return InvalidConfigError(f"{prefix}requested ip {address} is subnet's gateway", details=pool.range_set.path)
+    if int(address) in pool.forbidden:
+        return InvalidConfigError(
+            f"{prefix}requested ip {address} is the gateway of another range", details=pool.range_set.path
+        )
+    return InvalidConfigError(
+        f"{prefix}requested ip {address} is excluded", details=f"{pool.range_set.path} excludes it"
+    )
+
+
+def _duplicate(prefix: str, owner: Owner, mine: IPAddress, wanted: IPAddress | None, policy: OnDuplicate) -> CNIError:
+    if policy == "error":
+        return InvalidEnvironmentError(
+            f"{prefix}{mine} has been allocated to {owner.container_id}, duplicate allocation is not allowed",
+            details=f"CNI_CONTAINERID {owner.container_id} with CNI_IFNAME {owner.ifname} needs a DEL first",
+        )
+    return InvalidEnvironmentError(
+        f"{prefix}{mine} has been allocated to {owner.container_id}, it cannot get {wanted} besides",
+        details="delete the attachment first, or do not request another address",
+    )

@@ -1,0 +1,419 @@
+"""Leases as files, in the format of the reference's host-local, which may use the same directory at the same time."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, NoReturn
+
+from ..errors import CNIError, InvalidConfigError, IOFailureError, PluginNotAvailableError
+from ..spec.addresses import IPAddress
+from ..spec.names import check_network_name
+from . import lockfile
+from .index import DIRECTORY, Index, read_cursor
+from .memory import MemoryView
+from .records import (
+    LAST_RESERVED,
+    MODE,
+    Boot,
+    content,
+    current_boot,
+    fill,
+    is_proper,
+    make_unnamed,
+    parse_name,
+    read_record,
+)
+from .store import NOBODY, Changes, Conflict, Lease, Store, View
+
+DATA_DIR = "/var/lib/cni/networks"
+"""Where the reference keeps leases, unless told otherwise."""
+
+SPARE = ".cnisdk-new"
+"""Where a lease is written before it gets its name, on file systems that have no unnamed files."""
+
+_NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+_HINTS = {
+    errno.ENOSPC: "no space or no inodes are left on the file system",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is mounted read-only; mount it read-write, or set dataDir to a writable directory",
+    errno.EACCES: "check owner, mode and, with SELinux, the label of the directory",
+    errno.EPERM: "check owner, mode and attributes of the directory",
+    errno.ENOTDIR: "a part of the path is no directory; remove it, or set dataDir to another directory",
+    errno.ENAMETOOLONG: "file names have at most 255 bytes; give the network a shorter name",
+    errno.EMFILE: "the process has too many files open",
+}
+
+
+class _Absent(MemoryView):
+    """The view of a directory that does not exist."""
+
+
+class _Scanned(MemoryView):
+    """What a scan of a directory found, where there can be no index of it."""
+
+    def __init__(self, leases: Iterable[Lease], directory: int) -> None:
+        super().__init__(leases)
+        self.directory = directory
+
+    def find_cursor(self, index: int) -> IPAddress | None:
+        return read_cursor(self.directory, index)
+
+
+class _File(NamedTuple):
+    """A file about to appear, or a cursor about to be overwritten.
+
+    Attributes:
+        name: Its name.
+        data: Its content.
+        boot: The boot to mark it with; None for no mark.
+        fd: A descriptor of it; -1 where there are no unnamed files.
+        exists: Whether it has its name already, so that it is only to be overwritten.
+    """
+
+    name: str
+    data: bytes
+    boot: Boot | None
+    fd: int
+    exists: bool
+
+
+class FileStore(Store):
+    """The leases of one network, in ``<data_dir>/<network>``.
+
+    The directory is made by the first lease. Every operation takes its lock. A lease appears with its content or not
+    at all. An index beside it (see :mod:`.index`) makes operations cost the same at any number of leases.
+
+    Args:
+        data_dir: Where the directories of networks are; empty means :data:`DATA_DIR`. A relative path is relative to
+            the working directory, as in the reference.
+        network: Name of the network.
+        reclaim_earlier_boots: Take leases of earlier boots of this machine for free: their namespaces died with the
+            power. Leases whose boot is not known are never touched.
+        notice: Told, in a sentence, of each lease that is reclaimed.
+        boot: The current boot; None means to ask the kernel.
+
+    Raises:
+        InvalidConfigError: (7) The network's name or the path cannot be those of a directory.
+    """
+
+    def __init__(
+        self,
+        data_dir: str,
+        network: str,
+        *,
+        reclaim_earlier_boots: bool = True,
+        notice: Callable[[str], object] | None = None,
+        boot: Boot | None = None,
+    ) -> None:
+        check_network_name(network)
+        if "\0" in data_dir:
+            raise InvalidConfigError("invalid dataDir: it contains a NUL character", details="$.ipam.dataDir")
+        self.data_dir = data_dir or DATA_DIR
+        self.network = network
+        self.path = os.path.join(self.data_dir, network)
+        self.index_path = os.path.join(self.data_dir, DIRECTORY, network)
+        self._reclaims = reclaim_earlier_boots
+        self._notice = notice
+        self._boot = boot if boot is not None else current_boot()
+
+    # --- the Store interface ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def view(self, deadline: float, *, write: bool) -> Iterator[View]:
+        """See :class:`Store`."""
+        try:
+            directory = os.open(self.path, _OPEN_DIRECTORY)
+        except FileNotFoundError:
+            yield _Absent()
+            return
+        except OSError as exc:
+            self._fail("open", exc)
+        lock: int | None = None
+        index = Index(directory, self.index_path, self._boot)
+        try:
+            try:
+                lock = self._lock(directory, deadline, write)
+                if not _is_at(directory, self.path):
+                    raise Conflict(f"{self.path} was replaced")
+                view = index if index.is_current() else self._scan(directory, index, write=write)
+            except OSError as exc:
+                self._fail("read", exc)
+            yield view
+        finally:
+            index.close()
+            if lock is not None:
+                os.close(lock)
+            os.close(directory)
+
+    def commit(self, view: View, changes: Changes) -> None:
+        """See :class:`Store`."""
+        if not isinstance(view, Index | _Scanned):
+            if changes.reserve:
+                self._make_directory()
+            raise Conflict(f"{self.path} did not exist")
+        try:
+            self._change(view.directory, changes)
+        except Conflict:
+            if isinstance(view, Index):
+                view.distrust()
+            raise
+        if isinstance(view, Index):
+            try:
+                view.apply(changes)
+                view.trust()
+            except OSError:
+                view.distrust()  # no room, no permission: the leases are right, and the next one scans
+
+    def check_usable(self) -> None:
+        """Check that leases could be written, without making anything.
+
+        Raises:
+            PluginNotAvailableError: (50) They could not; the message has the path and the reason.
+        """
+        path = self.path
+        while not os.path.lexists(path):
+            path = os.path.dirname(path) or os.curdir
+        problem = 0
+        if not os.path.isdir(path):
+            problem = errno.ENOTDIR
+        elif not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+            problem = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
+        else:
+            space = os.statvfs(path)
+            # File systems that make inodes as they need them report 0 of 0.
+            if space.f_bavail == 0 or (space.f_files and space.f_favail == 0):
+                problem = errno.ENOSPC
+        if problem:
+            raise PluginNotAvailableError(
+                f"cannot write the address store {self.path}: {path}: {os.strerror(problem)} "
+                f"({errno.errorcode[problem]})",
+                details=_HINTS[problem],
+            )
+
+    # --- the directory ------------------------------------------------------------------------------------------------
+
+    def _lock(self, directory: int, deadline: float, write: bool) -> int | None:
+        try:
+            return lockfile.acquire(directory, self.path, deadline, create=True)
+        except FileNotFoundError as exc:
+            raise Conflict(f"{self.path} was deleted") from exc
+        except OSError as exc:
+            # Where nobody can make a lock file, nobody can make leases either: reading needs no lock.
+            if not write and exc.errno in (errno.EROFS, errno.EACCES, errno.ENOSPC):
+                return lockfile.acquire(directory, self.path, deadline, create=False)
+            raise
+
+    def _make_directory(self) -> None:
+        """Make the directory and its lock, or neither."""
+        made: list[str] = []
+        try:
+            for path in _missing(self.path):
+                try:
+                    # The reference makes them all with 0755; whose leases there are is nobody's business.
+                    os.mkdir(path, 0o700 if path == self.path else 0o755)
+                except FileExistsError:
+                    continue
+                made.append(path)
+            os.close(
+                os.open(f"{self.path}/{lockfile.NAME}", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, MODE),
+            )
+        except OSError as exc:
+            for path in reversed(made):
+                try:
+                    os.rmdir(path)
+                except OSError:
+                    pass  # somebody uses it already
+            if isinstance(exc, FileNotFoundError):
+                raise Conflict(f"{self.path} was deleted") from exc
+            self._fail("make", exc)
+
+    def _scan(self, directory: int, index: Index, *, write: bool) -> Index | _Scanned:
+        """Read all leases, reclaim the dead ones, and make the index anew."""
+        leases: list[Lease] = []
+        dead = 0
+        for name in os.listdir(directory):
+            address = parse_name(name)
+            if address is None:
+                if name == SPARE and write:
+                    _unlink(directory, name)
+                continue
+            record = read_record(directory, name, with_boot=self._reclaims)
+            if record is None:
+                continue  # somebody deletes leases without the lock
+            if record.torn:
+                why = "it is empty: its writer was killed before anybody got the address"
+            elif self._reclaims and self._boot.is_later_than(record.boot):
+                why = f"{record.owner} had it in an earlier boot of this machine"
+            else:
+                leases.append(Lease(address, record.owner))
+                continue
+            dead += 1
+            if write and not _unlink(directory, name):
+                leases.append(Lease(address, NOBODY))
+            elif write and self._notice is not None:
+                self._notice(f"reclaimed {self.path}/{name}: {why}")
+        table = _Scanned(leases, directory)
+        if dead and not write:
+            return table  # the dead are gone for the next one that may write; until then, an index would be wrong
+        try:
+            index.rebuild(leases, {version: table.used(version) for version in (4, 6)})
+        except OSError:
+            index.distrust()
+            return table
+        return index
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+
+    def _change(self, directory: int, changes: Changes) -> None:
+        """Change the files. What can fail is done first; what fails nevertheless is undone."""
+        for lease in changes.reserve:
+            if not is_proper(lease.owner):
+                raise ValueError(f"{lease.owner!r} cannot own a lease: its names are not those of an attachment")
+        files: list[_File] = []
+        try:
+            for lease in changes.release:
+                self._verify(directory, lease)
+            for lease in changes.reserve:
+                files.append(_prepare(directory, str(lease.address), content(lease.owner), self._boot))
+            for number, address in changes.cursors.items():
+                files.append(_prepare_cursor(directory, f"{LAST_RESERVED}{number}", str(address).encode()))
+            for file in files:
+                if not file.exists:
+                    _publish(directory, file)
+            for file in files:
+                if file.exists:
+                    _overwrite(file.fd, file.data)
+            for lease in changes.release:
+                try:
+                    os.unlink(str(lease.address), dir_fd=directory)
+                except FileNotFoundError:
+                    pass  # deleted by hand: this process has the lock
+        except BaseException as exc:
+            for file in files:
+                if _is_published(directory, file):
+                    _unlink(directory, file.name)
+            if isinstance(exc, FileExistsError | FileNotFoundError):
+                raise Conflict(f"{self.path} is not as it was: {exc.strerror}") from exc
+            if isinstance(exc, OSError):
+                self._fail("change", exc)
+            raise
+        finally:
+            for file in files:
+                if file.fd >= 0:
+                    os.close(file.fd)
+
+    def _verify(self, directory: int, lease: Lease) -> None:
+        record = read_record(directory, str(lease.address))
+        if record is None or record.owner != lease.owner:
+            raise Conflict(f"{lease.address} is not held by {lease.owner}")
+
+    def _fail(self, action: str, exc: OSError) -> NoReturn:
+        raise self._failure(action, exc) from exc
+
+    def _failure(self, action: str, exc: OSError) -> CNIError:
+        """Say which path the kernel refused, and why."""
+        number = exc.errno or 0
+        return IOFailureError(
+            f"cannot {action} the address store {self.path}: {exc.strerror or exc} "
+            f"({errno.errorcode.get(number, 'unknown error')})",
+            details=_HINTS.get(number, ""),
+        )
+
+
+def _is_at(directory: int, path: str) -> bool:
+    """Is a path still that of an open directory?"""
+    try:
+        return os.path.samestat(os.fstat(directory), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _missing(path: str) -> list[str]:
+    """The directories of a path that do not exist, outermost first."""
+    missing: list[str] = []
+    while path and not os.path.isdir(path):
+        missing.insert(0, path)
+        path = os.path.dirname(path)
+    return missing
+
+
+def _unlink(directory: int, name: str) -> bool:
+    """Delete a file, and say whether it is gone."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _prepare(directory: int, name: str, data: bytes, boot: Boot | None) -> _File:
+    """Write a file that has no name yet, so that a full disk shows before anything is done."""
+    try:
+        return _File(name, data, boot, make_unnamed(directory, data, boot), False)
+    except OSError as exc:
+        if exc.errno not in _NO_UNNAMED_FILES:
+            raise
+    return _File(name, data, boot, -1, False)
+
+
+def _prepare_cursor(directory: int, name: str, data: bytes) -> _File:
+    try:
+        return _File(
+            name, data, None, os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory), True
+        )
+    except FileNotFoundError:
+        return _prepare(directory, name, data, None)
+
+
+def _publish(directory: int, file: _File) -> None:
+    """Give a file its name, which must be free: from now on it is there, whole."""
+    if file.fd >= 0:
+        try:
+            os.link(f"/proc/self/fd/{file.fd}", file.name, dst_dir_fd=directory, follow_symlinks=True)
+        except FileNotFoundError:
+            if not os.fstat(directory).st_nlink:
+                raise  # the directory was deleted; otherwise there is no /proc
+        else:
+            return
+    _unlink(directory, SPARE)
+    fd = os.open(SPARE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE, dir_fd=directory)
+    try:
+        fill(fd, file.data, file.boot)
+        os.link(SPARE, file.name, src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        os.close(fd)
+        _unlink(directory, SPARE)
+
+
+def _is_published(directory: int, file: _File) -> bool:
+    """Has this very file got its name? Another's of that name must not be taken for it."""
+    if file.exists:
+        return False
+    if file.fd >= 0:
+        return os.fstat(file.fd).st_nlink > 0
+    try:
+        fd = os.open(file.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+    except OSError:
+        return False
+    try:
+        return os.read(fd, len(file.data) + 1) == file.data
+    finally:
+        os.close(fd)
+
+
+def _overwrite(fd: int, data: bytes) -> None:
+    """Replace a short text in place.
+
+    Renaming a new file over the old one would be whole at any moment, but makes ext4 flush data to the disk at once; of
+    a cursor, a wrong text costs nothing but the order.
+    """
+    os.pwrite(fd, data, 0)
+    if os.fstat(fd).st_size > len(data):
+        os.ftruncate(fd, len(data))

@@ -1,0 +1,326 @@
+"""The index beside a directory of leases: what makes every operation cost the same, however many leases there are.
+
+It lies in ``<dataDir>/.cnisdk/<network>/``, where the reference never looks: names of networks begin with a letter or a
+digit. It is only ever a hint; deleting it costs one scan.
+
+``owners/<3 hex digits>``
+    The addresses of the owners of one hash: lines of ``<address> <container id> <interface>``.
+``used/<family>-<level>-<node>``
+    Nodes of the :mod:`.bitmap` of held addresses.
+``stamp``
+    Which state of the directory the index describes.
+
+How the index notices foreign changes. After each change of ours the directory's modification time is set one nanosecond
+*before* the one the kernel gave it, and noted in the stamp. The clock has passed that moment, so any later change, even
+within the same tick, gives the directory another time. Where the time cannot be set, the rule of git's index holds: a
+stamp is not trusted when the directory's time is not older than the stamp's own.
+
+How it survives a kill. The directory changes first, so from then on the stamp does not fit; the index follows; the
+stamp is last. Killed anywhere between, the next one scans. So edits of the index need not be atomic.
+"""
+
+from __future__ import annotations
+
+import os
+from binascii import crc32
+from collections.abc import Iterable, Iterator
+
+from ..spec.addresses import IPAddress
+from .bitmap import NODE_BYTES, Bitmap, MemoryBitmap
+from .records import LAST_RESERVED, Boot, parse_name, read_record
+from .store import Changes, Conflict, Lease, Owner, View, in_order
+
+DIRECTORY = ".cnisdk"
+_STAMP = "stamp"
+_OWNERS = "owners"
+_USED = "used"
+_FORMAT = "cnisdk-index-1"
+_BUCKETS = 1024
+_STAMP_SIZE = 256
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def read_cursor(directory: int, index: int) -> IPAddress | None:
+    """Read where a range set goes on; None when there is no such file, or nothing sensible in it."""
+    try:
+        fd = os.open(f"{LAST_RESERVED}{index}", os.O_RDONLY | _FLAGS, dir_fd=directory)
+    except OSError:
+        return None
+    try:
+        return parse_name(os.read(fd, 64).decode("ascii", "replace"))
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+class _FileBitmap(Bitmap):
+    """Nodes in files; what was read once is not read again."""
+
+    def __init__(self, directory: int, version: int) -> None:
+        self._directory = directory
+        self._version = version
+        self._cache: dict[str, bytearray] = {}
+
+    def _name(self, level: int, node: int) -> str:
+        return f"{_USED}/{self._version}-{level}-{node:x}"
+
+    def load(self, level: int, node: int) -> bytearray:
+        """The bits of a node."""
+        name = self._name(level, node)
+        data = self._cache.get(name)
+        if data is None:
+            data = self._cache[name] = bytearray(_read(self._directory, name, NODE_BYTES))
+        return data
+
+    def store(self, level: int, node: int, offset: int, value: int) -> None:
+        """Write one byte of a node."""
+        name = self._name(level, node)
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=self._directory)
+        try:
+            os.pwrite(fd, bytes((value,)), offset)
+        finally:
+            os.close(fd)
+        data = self._cache.setdefault(name, bytearray())
+        data.extend(bytes(max(0, offset + 1 - len(data))))
+        data[offset] = value
+
+
+def _read(directory: int, name: str, size: int = -1) -> bytes:
+    """The content of a file; nothing when there is none."""
+    try:
+        fd = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=directory)
+    except FileNotFoundError:
+        return b""
+    try:
+        return os.read(fd, size if size >= 0 else os.fstat(fd).st_size)
+    finally:
+        os.close(fd)
+
+
+def _bucket(owner: Owner) -> str:
+    return f"{_OWNERS}/{crc32(owner.container_id.encode() + b' ' + owner.ifname.encode()) % _BUCKETS:03x}"
+
+
+def _line(lease: Lease) -> bytes:
+    return f"{lease.address} {lease.owner.container_id} {lease.owner.ifname}\n".encode()
+
+
+class Index(View):
+    """The index of one network.
+
+    Args:
+        directory: A descriptor of the directory with the leases, whose lock the caller holds.
+        path: Where the index lies.
+        boot: The current boot.
+    """
+
+    def __init__(self, directory: int, path: str, boot: Boot) -> None:
+        self.directory = directory
+        self._boot = boot
+        self._path = path
+        self._home = -1
+        self._used: dict[int, _FileBitmap] = {}
+
+    def close(self) -> None:
+        """Forget the index."""
+        if self._home >= 0:
+            os.close(self._home)
+            self._home = -1
+
+    # --- trust --------------------------------------------------------------------------------------------------------
+
+    def is_current(self) -> bool:
+        """Does the index exist, and describe the directory as it is?"""
+        try:
+            self._home = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+            fd = os.open(_STAMP, os.O_RDONLY | _FLAGS, dir_fd=self._home)
+        except OSError:
+            return False
+        try:
+            written = os.fstat(fd).st_mtime_ns
+            noted = os.read(fd, _STAMP_SIZE).rstrip()
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        now = os.fstat(self.directory)
+        return noted == self._stamp(now).rstrip() and now.st_mtime_ns < written and bool(self._boot.boot_id)
+
+    def _stamp(self, state: os.stat_result) -> bytes:
+        text = (
+            f"{_FORMAT} boot={self._boot.boot_id} device={state.st_dev} inode={state.st_ino} "
+            f"mtime={state.st_mtime_ns} ctime={state.st_ctime_ns}\n"
+        )
+        return text.encode().ljust(_STAMP_SIZE)
+
+    def trust(self) -> None:
+        """Note that the index describes the directory as it is now.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        state = os.fstat(self.directory)
+        try:
+            os.utime(self.directory, ns=(state.st_atime_ns, state.st_mtime_ns - 1))
+            state = os.fstat(self.directory)
+        except OSError:
+            pass  # not ours: is_current() will want the stamp to be younger
+        fd = os.open(_STAMP, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=self._home)
+        try:
+            os.pwrite(fd, self._stamp(state), 0)
+        finally:
+            os.close(fd)
+
+    def distrust(self) -> None:
+        """Have the next one scan."""
+        try:
+            os.unlink(_STAMP, dir_fd=self._home)
+        except OSError:
+            pass
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def _bitmap(self, version: int) -> _FileBitmap:
+        bitmap = self._used.get(version)
+        if bitmap is None:
+            bitmap = self._used[version] = _FileBitmap(self._home, version)
+        return bitmap
+
+    def find_addresses(self, owner: Owner) -> tuple[IPAddress, ...]:
+        """See :class:`View`. Each is verified by its lease.
+
+        Raises:
+            Conflict: The index is wrong.
+        """
+        found = []
+        for line in _lines_of(_read(self._home, _bucket(owner)), owner):
+            address = parse_name(line.partition(b" ")[0].decode("ascii", "replace"))
+            if address is None:
+                continue
+            if self.find_owner(address) != owner:
+                self.distrust()
+                raise Conflict(f"{address} is no longer held by {owner}")
+            found.append(address)
+        return in_order(set(found))
+
+    def find_owner(self, address: IPAddress) -> Owner | None:
+        """See :class:`View`. Asks the lease, not the index."""
+        record = read_record(self.directory, str(address))
+        return None if record is None else record.owner
+
+    def find_free(self, first: IPAddress, last: IPAddress) -> IPAddress | None:
+        """See :class:`View`. Whether it is, shows when the lease is made."""
+        number = self._bitmap(first.version).find_unused(int(first), int(last))
+        return None if number is None else type(first)(number)
+
+    def find_cursor(self, index: int) -> IPAddress | None:
+        """See :class:`View`."""
+        return read_cursor(self.directory, index)
+
+    def leases(self) -> Iterator[Lease]:
+        """See :class:`View`. From the index alone: committing a release verifies what it releases."""
+        for name in os.listdir(f"{self._path}/{_OWNERS}"):
+            for line in _read(self._home, f"{_OWNERS}/{name}").splitlines():
+                address, _, rest = line.decode(errors="surrogateescape").partition(" ")
+                container_id, _, ifname = rest.partition(" ")
+                parsed = parse_name(address)
+                if parsed is not None:
+                    yield Lease(parsed, Owner(container_id, ifname))
+
+    # --- writing: only after the directory has changed, or without a stamp -------------------------------------------
+
+    def apply(self, changes: Changes) -> None:
+        """Follow what has been done in the directory.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        for lease in changes.release:
+            self._bitmap(lease.address.version).discard(int(lease.address))
+            self._forget(lease)
+        for lease in changes.reserve:
+            self._bitmap(lease.address.version).add(int(lease.address))
+            fd = os.open(
+                _bucket(lease.owner),
+                os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS,
+                0o600,
+                dir_fd=self._home,
+            )
+            try:
+                _write(fd, _line(lease))
+            finally:
+                os.close(fd)
+
+    def _forget(self, lease: Lease) -> None:
+        if not lease.owner.container_id:
+            return
+        try:
+            fd = os.open(_bucket(lease.owner), os.O_RDWR | _FLAGS, dir_fd=self._home)
+        except FileNotFoundError:
+            return
+        try:
+            lines = os.read(fd, os.fstat(fd).st_size).splitlines(keepends=True)
+            gone = _line(lease)
+            rest = b"".join(line for line in lines if line != gone)
+            os.lseek(fd, 0, os.SEEK_SET)
+            _write(fd, rest)
+            os.ftruncate(fd, len(rest))
+        finally:
+            os.close(fd)
+
+    def rebuild(self, leases: Iterable[Lease], used: dict[int, MemoryBitmap]) -> None:
+        """Make the index anew.
+
+        Args:
+            leases: Everything there is.
+            used: The held addresses of each family.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        self._make_directories()
+        self.distrust()
+        self._used.clear()
+        buckets: dict[str, list[bytes]] = {}
+        for lease in leases:
+            if lease.owner.container_id:
+                buckets.setdefault(_bucket(lease.owner), []).append(_line(lease))
+        files: dict[str, bytes] = {name: b"".join(lines) for name, lines in buckets.items()}
+        for version, bitmap in used.items():
+            for (level, node), data in bitmap.nodes.items():
+                files[f"{_USED}/{version}-{level}-{node:x}"] = bytes(data).rstrip(b"\0")
+        for folder in (_OWNERS, _USED):
+            for name in os.listdir(f"{self._path}/{folder}"):
+                if f"{folder}/{name}" not in files:
+                    os.unlink(f"{folder}/{name}", dir_fd=self._home)
+        for name, text in files.items():
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=self._home)
+            try:
+                _write(fd, text)
+                os.ftruncate(fd, len(text))
+            finally:
+                os.close(fd)
+        self.trust()
+
+    def _make_directories(self) -> None:
+        self.close()
+        for path in (os.path.dirname(self._path), self._path, f"{self._path}/{_OWNERS}", f"{self._path}/{_USED}"):
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                pass
+        self._home = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+
+
+def _lines_of(bucket: bytes, owner: Owner) -> list[bytes]:
+    """The lines of one owner. Most lines are of others: not each is taken apart."""
+    end = f" {owner.container_id} {owner.ifname}\n".encode()
+    if end not in bucket:
+        return []
+    return [line for line in bucket.splitlines(keepends=True) if line.endswith(end)]
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

@@ -1,0 +1,185 @@
+"""Lease files: what one says, whether it is whole, and which boot it is from.
+
+The format is the reference's, byte for byte: the file is named after the address and holds ``<container id>``, CR, LF,
+``<interface>``. The boot a lease of ours is from stands in an extended attribute: it belongs to this very file, so a
+lease another program wrote under the same name has none.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from typing import NamedTuple
+
+from ..spec.addresses import IPAddress, parse_address
+from ..spec.names import Attachment
+from .store import NOBODY, Owner
+
+LAST_RESERVED = "last_reserved_ip."
+BOOT_ATTRIBUTE = "user.cnisdk.boot"
+MODE = 0o600
+_SIZE_MAX = 64 * 1024
+_NAME = re.compile(rb"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+_IFNAME = re.compile(rb"[^\s/:\x00-\x1f\x7f]{1,15}")
+
+
+class Boot(NamedTuple):
+    """A boot of a machine.
+
+    Attributes:
+        boot_id: The kernel's random id of the boot; empty when it cannot be read.
+        machine_id: The machine's own, so that a directory shared by machines does not make each other's leases look
+            old; may be empty.
+    """
+
+    boot_id: str
+    machine_id: str
+
+    @property
+    def mark(self) -> bytes:
+        """What leases of this boot carry. Fits, with its name, into an inode of ext4, so it costs no block."""
+        return f"{self.boot_id.replace('-', '')}.{self.machine_id[:12]}".encode() if self.boot_id else b""
+
+    def is_later_than(self, mark: bytes) -> bool:
+        """Is a mark certainly of an earlier boot of this machine?"""
+        boot_id, dot, machine_id = mark.partition(b".")
+        ours = self.mark.partition(b".")
+        return bool(dot and ours[1]) and machine_id == ours[2] and boot_id != ours[0] and len(boot_id) == len(ours[0])
+
+
+def current_boot(proc: str = "/proc", etc: str = "/etc") -> Boot:
+    """The boot of this machine; with empty parts where they cannot be read."""
+    return Boot(
+        _read_line(f"{proc}/sys/kernel/random/boot_id"),
+        _read_line(f"{etc}/machine-id"),
+    )
+
+
+def _read_line(path: str) -> str:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, 128).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+
+
+class Record(NamedTuple):
+    """One lease file.
+
+    Attributes:
+        owner: Whom it names; :data:`NOBODY` when it names none.
+        torn: Nothing was written, or only NUL bytes: its writer was killed, or the power went. Whoever writes leases
+            holds the directory's lock, so to one who has the lock such a file is dead: nobody ever got the address.
+        boot: The mark of the boot it was made in; empty when it is not known.
+    """
+
+    owner: Owner
+    torn: bool
+    boot: bytes
+
+
+def parse_name(name: str) -> IPAddress | None:
+    """The address a file of this name stands for; None when it is no lease: only the canonical text counts."""
+    if not name or name[0] not in "0123456789abcdef:":
+        return None
+    try:
+        address = parse_address(name)
+    except ValueError:
+        return None
+    return address if str(address) == name else None
+
+
+def content(owner: Owner) -> bytes:
+    """What the file of a lease holds."""
+    return f"{owner.container_id}\r\n{owner.ifname}".encode() if owner.ifname else owner.container_id.encode()
+
+
+def is_proper(owner: Owner) -> bool:
+    """Can the owner be written into a lease, and be found there?"""
+    container_id, ifname = owner.container_id.encode(), owner.ifname.encode()
+    return bool(_NAME.fullmatch(container_id)) and (not ifname or bool(_IFNAME.fullmatch(ifname)))
+
+
+def parse_owner(data: bytes) -> Owner:
+    """Whom the content of a lease names. As the reference, white space around it does not count."""
+    container_id, _, ifname = data.strip().partition(b"\r\n")
+    if _NAME.fullmatch(container_id) is None or (ifname and _IFNAME.fullmatch(ifname) is None):
+        return NOBODY
+    return Owner(container_id.decode(), ifname.decode(errors="surrogateescape"))
+
+
+def read_record(directory: int, name: str, *, with_boot: bool = False) -> Record | None:
+    """Read a lease; None when there is no file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket: not a lease of anybody
+            return Record(NOBODY, False, b"")
+        raise
+    try:
+        try:
+            data = os.read(fd, _SIZE_MAX)
+        except IsADirectoryError:
+            return Record(NOBODY, False, b"")
+        if not data.strip(b"\0"):
+            return Record(NOBODY, stat.S_ISREG(os.fstat(fd).st_mode), b"")
+        return Record(parse_owner(data), False, read_boot(fd) if with_boot else b"")
+    finally:
+        os.close(fd)
+
+
+def read_boot(fd: int) -> bytes:
+    """The mark of the boot a file was made in; empty when it has none."""
+    try:
+        return os.getxattr(fd, BOOT_ATTRIBUTE)
+    except OSError:
+        return b""
+
+
+def make_unnamed(directory: int, data: bytes, boot: Boot | None) -> int:
+    """Make a file that has its content but no name yet: killed now, nothing of it is left.
+
+    Raises:
+        OSError: It cannot be written. ``EOPNOTSUPP`` or ``EISDIR``: the file system or the kernel has no such files.
+    """
+    fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, MODE, dir_fd=directory)
+    try:
+        fill(fd, data, boot)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def fill(fd: int, data: bytes, boot: Boot | None) -> None:
+    """Write a new file's content and mark.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if os.write(fd, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if boot is not None and boot.mark:
+        try:
+            os.setxattr(fd, BOOT_ATTRIBUTE, boot.mark)
+        except OSError:
+            # No such attributes here (tmpfs before 6.6, NFS before 4.2), or no room: a lease of an unknown boot.
+            pass
+
+
+def owner_of(attachment: Attachment) -> Owner:
+    """The owner an attachment is on its network."""
+    return Owner(attachment.container_id, attachment.ifname)

@@ -1,0 +1,297 @@
+"""host-local: addresses from ranges of this host, remembered in files (IPAM plugin).
+
+Configuration, result and files are those of the reference plugin of this name; both may work in one directory. Beyond
+it: all six verbs do something, leases cannot leak or tear, every operation costs the same at any number of leases, and
+leases of earlier boots are taken back. The differences are listed in docs/differences.md.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from attrs import frozen
+
+from cnisdk import (
+    DNS,
+    AddRequest,
+    CheckRequest,
+    DelRequest,
+    GCRequest,
+    InvalidConfigError,
+    InvalidEnvironmentError,
+    IOFailureError,
+    IPAMConf,
+    NetConf,
+    Plugin,
+    PluginMain,
+    Result,
+    Route,
+    StatusRequest,
+    UnknownContainerError,
+)
+from cnisdk.ipam import FileStore, Lease, Owner, RangeSet, RoundRobin
+from cnisdk.ipam.allocator import release, release_exactly, retain
+from cnisdk.ipam.ranges import make_range_set, parse_range
+from cnisdk.ipam.store import DEFAULT_TIMEOUT, in_order
+from cnisdk.spec.addresses import IPAddress, parse_address, parse_interface
+from cnisdk.spec.codec import structure
+from cnisdk.spec.config import IPRange
+from cnisdk.spec.versions import V0_3_0, SpecVersion
+
+
+@frozen(kw_only=True)
+class RangeConf(IPRange):
+    """A range, as IPRange, and what of it is not to be handed out.
+
+    Attributes:
+        exclude: Each an address, ``first-last``, or a network.
+    """
+
+    exclude: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class HostLocalIPAM(IPAMConf):
+    """The object ``ipam``.
+
+    Attributes:
+        ranges: Each set gives an attachment one address, of any of its ranges.
+        subnet: With the three below and ``exclude``: a range set of one range, before ``ranges``.
+        range_start: See ``subnet``.
+        range_end: See ``subnet``.
+        gateway: See ``subnet``.
+        exclude: See ``subnet``.
+        routes: Handed on in the result.
+        resolv_conf: A file in the format of ``resolv.conf(5)``, which becomes the result's ``dns``.
+        data_dir: Where the directories of networks are; empty means ``/var/lib/cni/networks``.
+        on_duplicate: What an ADD of an attachment that has addresses gets: ``"error"``, or ``"return"`` for those.
+        reclaim_earlier_boots: Take back leases made in earlier boots.
+        lock_timeout: How long to wait for others, in seconds.
+    """
+
+    ranges: tuple[tuple[RangeConf, ...], ...] = ()
+    subnet: str = ""
+    range_start: str = ""
+    range_end: str = ""
+    gateway: str = ""
+    exclude: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
+    resolv_conf: str = ""
+    data_dir: str = ""
+    on_duplicate: str = "error"
+    reclaim_earlier_boots: bool = True
+    lock_timeout: float = DEFAULT_TIMEOUT
+
+
+@frozen(kw_only=True)
+class HostLocalConf(NetConf):
+    """The network configuration."""
+
+    ipam: HostLocalIPAM = HostLocalIPAM()
+
+
+@frozen(kw_only=True)
+class _CNIArgs:
+    """``args.cni`` (conventions, "args in network config")."""
+
+    ips: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class _Args:
+    cni: _CNIArgs = _CNIArgs()
+
+
+class HostLocal(Plugin[HostLocalConf]):
+    """Allocate addresses from ranges of this host."""
+
+    def add(self, request: AddRequest[HostLocalConf]) -> Result:
+        conf = request.conf.ipam
+        store = open_store(request.conf)
+        allocator = open_allocator(request.conf, store)
+        dns = read_resolv_conf(conf.resolv_conf) if conf.resolv_conf else DNS()
+        owner = Owner(request.container_id, request.ifname)
+        kept = set(allocator.find(owner)) if conf.on_duplicate == "return" else set()
+        ips = allocator.allocate(owner, requested_addresses(request))
+        new = [Lease(ip.address.ip, owner) for ip in ips if ip.address.ip not in kept]
+        request.undo(release_exactly, store, new, timeout=conf.lock_timeout)
+        return Result(ips=ips, routes=conf.routes, dns=dns)
+
+    def delete(self, request: DelRequest[HostLocalConf]) -> None:
+        # Neither ranges nor anything else of the configuration is needed: leases name their owner.
+        owner = Owner(request.container_id, request.ifname)
+        release(open_store(request.conf), owner, timeout=request.conf.ipam.lock_timeout)
+
+    def check(self, request: CheckRequest[HostLocalConf]) -> None:
+        owner = Owner(request.container_id, request.ifname)
+        range_sets = read_range_sets(request.conf)
+        allocator = open_allocator(request.conf, open_store(request.conf))
+        held = set(allocator.find(owner))
+        if not held:
+            raise UnknownContainerError(
+                f"host-local: Failed to find address added by container {owner.container_id}",
+                details=f"network {request.network} has no lease of interface {owner.ifname}",
+            )
+        result = request.prev_result
+        if result is None:
+            return  # before 0.4.0 there was none, and a main plugin may have none to hand on
+        expected = {ip.address.ip for ip in result.ips if any(ip.address.ip in each for each in range_sets)}
+        lost = expected - held
+        if lost:
+            raise UnknownContainerError(
+                f"host-local: {show(lost)} is no longer leased to container {owner.container_id}",
+                details=f"network {request.network}, interface {owner.ifname}, holds {show(held)}",
+            )
+        surplus = {address for address in held - expected if any(address in each for each in range_sets)}
+        if surplus:
+            raise UnknownContainerError(
+                f"host-local: {show(surplus)} is leased to container {owner.container_id}, but not in its prevResult",
+                details=f"network {request.network}, interface {owner.ifname}, has {show(expected)}",
+            )
+
+    def gc(self, request: GCRequest[HostLocalConf]) -> None:
+        valid = frozenset(Owner(each.container_id, each.ifname) for each in request.valid_attachments)
+        retain(open_store(request.conf), valid, timeout=request.conf.ipam.lock_timeout)
+
+    def status(self, request: StatusRequest[HostLocalConf]) -> None:
+        store = open_store(request.conf)
+        allocator = open_allocator(request.conf, store)
+        store.check_usable()
+        allocator.check_capacity()
+
+
+def open_store(conf: HostLocalConf) -> FileStore:
+    """The leases of the network."""
+    return FileStore(conf.ipam.data_dir, conf.name, reclaim_earlier_boots=conf.ipam.reclaim_earlier_boots)
+
+
+def open_allocator(conf: HostLocalConf, store: FileStore) -> RoundRobin:
+    """What hands out the addresses of the network.
+
+    Raises:
+        InvalidConfigError: (7) The configuration does not say, or contradicts itself.
+    """
+    policy = conf.ipam.on_duplicate
+    if policy == "return":
+        return RoundRobin(store, read_range_sets(conf), on_duplicate="return", timeout=conf.ipam.lock_timeout)
+    if policy not in ("", "error"):
+        raise InvalidConfigError(
+            f'invalid onDuplicate "{policy}"', details='$.ipam.onDuplicate: expected "error" or "return"'
+        )
+    return RoundRobin(store, read_range_sets(conf), timeout=conf.ipam.lock_timeout)
+
+
+def read_range_sets(conf: HostLocalConf) -> tuple[RangeSet, ...]:
+    """The range sets of the network, in the reference's order: of the runtime, of the flat keys, of ``ranges``.
+
+    Raises:
+        InvalidConfigError: (7) There are none, or they are not what they should be.
+    """
+    ipam = conf.ipam
+    if not ipam.type and ipam == HostLocalIPAM():
+        raise InvalidConfigError("IPAM config missing 'ipam' key", details="$.ipam is missing or empty")
+    given: list[tuple[Sequence[IPRange], str]] = [
+        (ranges, f"$.runtimeConfig.ipRanges[{index}]") for index, ranges in enumerate(conf.runtime_config.ip_ranges)
+    ]
+    if ipam.subnet:
+        flat = RangeConf(
+            subnet=ipam.subnet,
+            range_start=ipam.range_start,
+            range_end=ipam.range_end,
+            gateway=ipam.gateway,
+            exclude=ipam.exclude,
+        )
+        given.append(((flat,), "$.ipam"))
+    given += ((ranges, f"$.ipam.ranges[{index}]") for index, ranges in enumerate(ipam.ranges))
+    range_sets = tuple(_range_set(ranges, index, path) for index, (ranges, path) in enumerate(given))
+    if conf.cni_version and SpecVersion.parse(conf.cni_version) < V0_3_0:
+        families = [range_set.version for range_set in range_sets]
+        if len(set(families)) < len(families):
+            raise InvalidConfigError(
+                f"CNI version {conf.cni_version} does not support more than 1 address per family",
+                details="$.cniVersion: more range sets of a family need 0.3.0 or later",
+            )
+    return range_sets
+
+
+def _range_set(ranges: Sequence[IPRange], index: int, path: str) -> RangeSet:
+    parsed = []
+    for number, each in enumerate(ranges):
+        place = path if path == "$.ipam" else f"{path}[{number}]"
+        # A runtime's ranges are of the general type, which keeps "exclude" unread.
+        exclude = each.exclude if isinstance(each, RangeConf) else _exclusions(each, place)
+        try:
+            one = parse_range(each.subnet, each.range_start, each.range_end, each.gateway, exclude, path=place)
+        except InvalidConfigError as exc:
+            raise InvalidConfigError(f"invalid range set {index}: {exc.msg}", details=exc.details) from exc
+        parsed.append(one)
+    return make_range_set(parsed, index, path)
+
+
+def _exclusions(conf: IPRange, path: str) -> tuple[str, ...]:
+    return structure(conf.extra.get("exclude") or (), tuple[str, ...], path=f"{path}.exclude")
+
+
+def requested_addresses(request: AddRequest[HostLocalConf]) -> tuple[IPAddress, ...]:
+    """The addresses asked for by ``CNI_ARGS``, by ``args.cni.ips`` and by the capability ``ips``, in this order.
+
+    Raises:
+        InvalidConfigError: (7) One is no address.
+        InvalidEnvironmentError: (4) The one in ``CNI_ARGS`` is none.
+    """
+    requested = []
+    wanted = request.args.get("IP")
+    if wanted:
+        try:
+            requested.append(_address(wanted))
+        except ValueError as exc:
+            raise InvalidEnvironmentError(
+                f"invalid IP address in CNI_ARGS: IP={wanted}", details="expected one address, such as IP=10.1.2.3"
+            ) from exc
+    conventional = structure(request.conf.args, _Args, path="$.args").cni.ips
+    for texts, path in ((conventional, "$.args.cni.ips"), (request.conf.runtime_config.ips, "$.runtimeConfig.ips")):
+        for index, text in enumerate(texts):
+            try:
+                requested.append(_address(text))
+            except ValueError as exc:
+                raise InvalidConfigError(
+                    f"invalid IP address: {text}", details=f"{path}[{index}]: expected an address, such as 10.1.2.3"
+                ) from exc
+    return tuple(requested)
+
+
+def _address(text: str) -> IPAddress:
+    """An address, whose prefix length, if any, is that of its range anyway."""
+    return parse_interface(text).ip if "/" in text else parse_address(text)
+
+
+def read_resolv_conf(path: str) -> DNS:
+    """Read a file in the format of ``resolv.conf(5)``; the lines of ``search`` add up, as in the reference.
+
+    Raises:
+        IOFailureError: (5) It cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file]
+    except (OSError, ValueError) as exc:
+        raise IOFailureError(f"cannot read resolvConf {path}: {exc}", details="$.ipam.resolvConf") from exc
+    values: dict[str, list[str]] = {"nameserver": [], "domain": [], "search": [], "options": []}
+    for fields in lines:
+        if len(fields) > 1 and fields[0] in values:
+            values[fields[0]] += fields[1:2] if fields[0] in ("nameserver", "domain") else fields[1:]
+    return DNS(
+        nameservers=tuple(values["nameserver"]),
+        domain=values["domain"][-1] if values["domain"] else "",
+        search=tuple(values["search"]),
+        options=tuple(values["options"]),
+    )
+
+
+def show(addresses: Iterable[IPAddress]) -> str:
+    """Addresses in a sentence."""
+    return ", ".join(map(str, in_order(addresses))) or "none"
+
+
+main = PluginMain(HostLocal)
+
+if __name__ == "__main__":
+    main()
