@@ -1,0 +1,265 @@
+"""A network: the configuration of its plugins, and what each is sent (spec §1; §3, "Deriving request configuration").
+
+Nothing here reads a file. Configuration stays the document it is: a plugin alone knows its keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..errors import CNIError, IncompatibleVersionError, InvalidConfigError
+from ..spec.codec import dumps_compact, find_key, loads, show_path
+from ..spec.names import check_network_name, check_plugin_type, shorten
+from ..spec.versions import ALL, SpecVersion
+
+_NONE = object()
+
+
+class NetworkPlugin(NamedTuple):
+    """One plugin of a network.
+
+    Attributes:
+        type: Its type.
+        document: Its configuration, as written.
+        capabilities: The capability arguments it declares to understand.
+    """
+
+    type: str
+    document: Mapping[str, Any]
+    capabilities: frozenset[str]
+
+    def __str__(self) -> str:
+        name = self.document.get("name")
+        # As the reference names it in errors, which people search for.
+        return f'plugin type="{self.type}"' + (f' name="{name}"' if name else "")
+
+
+class Network(NamedTuple):
+    """A network as it lies in a file, with the version it is used with.
+
+    Attributes:
+        name: Its name.
+        version: The version all its plugins are called with, see :func:`select_version`.
+        plugins: Its plugins, in the order of ADD.
+        source: The configuration as one list, for the cache.
+        path: The file; empty if it does not come from one.
+        disable_check: CHECK does nothing.
+        disable_gc: GC does nothing.
+        load_only_inlined_plugins: There is no folder with further plugins.
+    """
+
+    name: str
+    version: SpecVersion
+    plugins: tuple[NetworkPlugin, ...]
+    source: bytes
+    path: str = ""
+    disable_check: bool = False
+    disable_gc: bool = False
+    load_only_inlined_plugins: bool = False
+
+    @classmethod
+    def parse(cls, data: bytes, *, path: str = "", single: bool | None = None) -> Network:
+        """Read a network from the text of a ``.conflist`` file, or of the configuration of a single plugin.
+
+        Args:
+            data: The text.
+            path: Where it comes from, for messages.
+            single: Whether a document that has both ``type`` and ``plugins`` is a single plugin's, and one that has
+                neither is taken for a broken one. None means that it is a list.
+
+        Raises:
+            DecodingError: (6) Not JSON.
+            InvalidConfigError: (7) Not a network; the message has file and JSON path.
+            IncompatibleVersionError: (1) A version that does not exist.
+        """
+        document = loads(data, _what(path))
+        if not isinstance(document, dict):
+            raise _wrong(path, (), document, "an object")
+        if "plugins" not in document or single:
+            if "type" in document:
+                return _from_single(document, path)
+            if single and "plugins" not in document:
+                raise _wrong(path, ("type",), _NONE, "the type of a plugin, or a list in $.plugins")
+        return _from_list(document, data, path)
+
+    def with_plugins(self, further: Sequence[NetworkPlugin]) -> Network:
+        """The network with further plugins at its end, those of its folder (spec 1.1.0, ``loadOnlyInlinedPlugins``)."""
+        if not further:
+            return self
+        together = self.plugins + tuple(further)
+        # The cached configuration must be complete by itself: when it is needed, the folder may be gone.
+        document = loads(self.source)
+        document["plugins"] = [plugin.document for plugin in together]
+        document["loadOnlyInlinedPlugins"] = True
+        return self._replace(plugins=together, source=dumps_compact(document))
+
+    def request(
+        self,
+        plugin: NetworkPlugin,
+        *,
+        capability_args: Mapping[str, object] | None = None,
+        prev_result: Mapping[str, Any] | None = None,
+        valid: Iterable[tuple[str, str]] | None = None,
+    ) -> bytes:
+        """The configuration a plugin is sent, as the reference writes it: compact, sorted.
+
+        Args:
+            plugin: One of this network's plugins.
+            capability_args: Those of them that it declares go into ``runtimeConfig``.
+            prev_result: A result in the network's version.
+            valid: Container ids and interface names of the attachments to keep, for GC; None means that GC is not told.
+        """
+        document = dict(plugin.document)
+        # "This key is not to be set in the request" (capabilities); an administrator has no result to give.
+        for key in ("capabilities", "prevResult"):
+            document.pop(key, None)
+        document["name"] = self.name
+        document["cniVersion"] = str(self.version)
+        understood = {
+            key: value
+            for key, value in (capability_args or {}).items()
+            if key in plugin.capabilities and value is not None
+        }
+        if understood:
+            document["runtimeConfig"] = understood
+        if prev_result is not None:
+            document["prevResult"] = prev_result
+        if valid is not None:
+            listed = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in sorted(set(valid))]
+            # The specification had the second name at first, libcni never: plugins may look for either.
+            document["cni.dev/valid-attachments"] = document["cni.dev/attachments"] = listed
+        return dumps_compact(document, sort_keys=True)
+
+
+def parse_plugin(document: object, path: str = "", place: tuple[str | int, ...] = ()) -> NetworkPlugin:
+    """Read the configuration of one plugin.
+
+    Args:
+        document: The parsed JSON.
+        path: The file, for messages.
+        place: Where in the file it stands, for messages.
+
+    Raises:
+        InvalidConfigError: (7) It names no plugin, or its ``capabilities`` are not an object of booleans.
+    """
+    if not isinstance(document, dict):
+        raise _wrong(path, place, document, "the configuration of a plugin, an object")
+    kind = find_key(document, "type")
+    if not isinstance(kind, str):
+        raise _wrong(path, (*place, "type"), _NONE if kind is None else kind, "the type of a plugin, a string")
+    check_plugin_type(kind, _at(path, (*place, "type")))
+    capabilities = find_key(document, "capabilities")
+    if capabilities is None:
+        capabilities = {}
+    if not isinstance(capabilities, dict):
+        raise _wrong(path, (*place, "capabilities"), capabilities, "an object")
+    for key, value in capabilities.items():
+        if type(value) is not bool:
+            raise _wrong(path, (*place, "capabilities", key), value, "true or false")
+    return NetworkPlugin(kind, document, frozenset(key for key, value in capabilities.items() if value))
+
+
+def select_version(written: str, offered: Sequence[str]) -> SpecVersion:
+    """Choose the version to use a network with (spec 1.1.0, ``cniVersions``): the newest one offered that exists.
+
+    Args:
+        written: ``cniVersion``; empty means 0.1.0.
+        offered: ``cniVersions``.
+
+    Raises:
+        DecodingError: (6) One of them is not a version.
+        IncompatibleVersionError: (1) None of them exists.
+    """
+    candidates = [SpecVersion.parse(text) for text in (*offered, written) if text or not offered]
+    known = [version for version in candidates if version in ALL]
+    if not known:
+        raise IncompatibleVersionError(
+            f"no version of the specification that is known: {', '.join(map(str, candidates))}",
+            details=f"known are {', '.join(map(str, ALL))}",
+        )
+    return max(known)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _from_single(document: dict[str, Any], path: str) -> Network:
+    """Make a list of a single plugin's configuration, as the reference does, with what belongs to the list moved up."""
+    parse_plugin(document, path)
+    outer: dict[str, Any] = {
+        key: document[key] for key in ("cniVersions", "disableCheck", "disableGC") if key in document
+    }
+    outer["name"] = _name(document, path)
+    outer["cniVersion"] = find_key(document, "cniVersion") or ""
+    outer["plugins"] = [document]
+    return _from_list(outer, dumps_compact(outer, sort_keys=True), path, ("plugins", 0))
+
+
+def _from_list(
+    document: dict[str, Any], source: bytes, path: str, single_at: tuple[str | int, ...] | None = None
+) -> Network:
+    plugins = document.get("plugins", [])
+    if not isinstance(plugins, list):
+        raise _wrong(path, ("plugins",), plugins, "an array")
+    written = document.get("cniVersion", "")
+    if not isinstance(written, str):
+        raise _wrong(path, ("cniVersion",), written, "a version, a string")
+    offered = document.get("cniVersions", [])
+    if not isinstance(offered, list):
+        raise _wrong(path, ("cniVersions",), offered, "an array of versions")
+    for index, text in enumerate(offered):
+        if not isinstance(text, str) or not text:
+            raise _wrong(path, ("cniVersions", index), text, "a version, a string")
+    try:
+        version = select_version(written, offered)
+    except CNIError as exc:
+        place = show_path(("cniVersions",) if offered else ("cniVersion",))
+        raise type(exc)(f"invalid {_what(path)}: {place}: {exc.msg}", details=exc.details) from exc
+    return Network(
+        name=_name(document, path),
+        version=version,
+        plugins=tuple(
+            parse_plugin(plugin, path, () if single_at else ("plugins", index)) for index, plugin in enumerate(plugins)
+        ),
+        source=source,
+        path=path,
+        disable_check=_flag(document, "disableCheck", path),
+        disable_gc=_flag(document, "disableGC", path),
+        load_only_inlined_plugins=_flag(document, "loadOnlyInlinedPlugins", path),
+    )
+
+
+def _name(document: dict[str, Any], path: str) -> str:
+    name = document.get("name")
+    if not isinstance(name, str):
+        raise _wrong(path, ("name",), _NONE if name is None else name, "the network's name, a string")
+    return check_network_name(name, _at(path, ("name",)))
+
+
+def _flag(document: Mapping[str, Any], key: str, path: str) -> bool:
+    """A boolean; the reference takes it as a string too, since spec 0.4.0 had it so."""
+    value = document.get(key, False)
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise _wrong(path, (key,), value, "true or false")
+    return value
+
+
+def _what(path: str) -> str:
+    return f"network configuration {path}" if path else "network configuration"
+
+
+def _at(path: str, place: tuple[str | int, ...]) -> str:
+    return f"{path}: {show_path(place)}" if path else show_path(place)
+
+
+def _wrong(path: str, place: tuple[str | int, ...], value: object, expected: str) -> InvalidConfigError:
+    if value is _NONE:
+        given = "is missing"
+    elif isinstance(value, dict | list):
+        given = "is an object" if isinstance(value, dict) else "is an array"
+    else:
+        given = f"is {dumps_compact(value).decode() if value is None or isinstance(value, bool) else shorten(value)}"
+    return InvalidConfigError(f"invalid {_what(path)}: {show_path(place)} {given}, expected {expected}")

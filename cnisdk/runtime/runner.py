@@ -1,0 +1,483 @@
+"""Run a network's plugins: ADD, CHECK, DEL, GC and STATUS (spec §3, "Execution of Network Configurations")."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from ..errors import (
+    CNIError,
+    IncompatibleVersionError,
+    InvalidEnvironmentError,
+    InvalidNetNSError,
+    error_for_code,
+)
+from ..invoke.call import run
+from ..invoke.find import find_plugin
+from ..invoke.process import pass_on
+from ..invoke.version import PluginVersions, plugin_versions
+from ..spec.codec import loads, unstructure
+from ..spec.convert import AnyResult, convert_result, structure_result, upgrade
+from ..spec.names import Attachment, check_container_id, check_ifname, check_network_name, shorten
+from ..spec.result import Result
+from ..spec.versions import PREV_RESULT_SINCE, SINCE, Verb, allows
+from .cache import DEFAULT_CACHE_DIR, Cache, CachedAttachment
+from .network import Network, NetworkPlugin
+
+DEFAULT_TIMEOUT = 120.0
+"""Seconds one call of a plugin may take: as long as kubelet waits for a pod's sandbox."""
+
+CNIArgs = Mapping[str, str] | Iterable[tuple[str, str]]
+"""Keys and values of ``CNI_ARGS``."""
+
+# How the reference names the verbs in its errors.
+_DOING = {Verb.ADD: "add", Verb.DEL: "delete", Verb.CHECK: "check", Verb.GC: "gc", Verb.STATUS: "status"}
+
+
+class GCReport(NamedTuple):
+    """What a GC did.
+
+    Attributes:
+        deleted: Cached attachments that were not valid any more, and got their DEL.
+        asked: Types of the plugins whose GC ran.
+        notes: Why something was not done: GC is never silently nothing.
+    """
+
+    deleted: tuple[Attachment, ...] = ()
+    asked: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Runtime:
+    """Runs networks.
+
+    It keeps no state but the cache, and locks nothing: a caller must not run two operations on one container at the
+    same time, nor GC beside ADD (spec §3).
+
+    Args:
+        path: Directories with plugins, in order: ``CNI_PATH``.
+        cache_dir: Where attachments are remembered; shared with libcni.
+        timeout: Seconds one call of a plugin may take; None means for ever.
+        rollback: Whether an ADD that fails is followed by the DEL of what ran. With False, as in libcni, the caller
+            must do that.
+        environ: The environment of plugins, but for the variables of CNI; None means that of this process.
+        on_stderr: Called with each piece of a plugin's stderr as it comes; by default it goes to this process's own.
+        on_warning: Called with what went wrong but is no reason to fail.
+    """
+
+    def __init__(
+        self,
+        path: Sequence[str],
+        *,
+        cache_dir: str = DEFAULT_CACHE_DIR,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        rollback: bool = True,
+        environ: Mapping[str, str] | None = None,
+        on_stderr: Callable[[bytes], object] = pass_on,
+        on_warning: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        self.path = tuple(path)
+        self.cache = Cache(cache_dir)
+        self.timeout = timeout
+        self.rollback = rollback
+        self._environ = environ
+        self._on_stderr = on_stderr
+        self._on_warning = on_warning
+
+    # --- ADD ----------------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        network: Network,
+        *,
+        container_id: str,
+        netns: str,
+        ifname: str = "eth0",
+        cni_args: CNIArgs = (),
+        capability_args: Mapping[str, object] | None = None,
+    ) -> Result:
+        """Attach a container to a network.
+
+        If a plugin fails, or the call is interrupted, the plugins that ran get a DEL, in reverse (see ``rollback``),
+        unless the attachment was there before: then it is not this call's to remove.
+
+        Args:
+            network: The network.
+            container_id: The container's id.
+            netns: Path of its network namespace, handed on verbatim.
+            ifname: The interface to make in it.
+            cni_args: Arguments for the plugins.
+            capability_args: Capability arguments; each plugin gets those it declares.
+
+        Returns:
+            The result in the shape of 1.1.0, whatever the network's version is.
+
+        Raises:
+            CNIError: What a plugin reported, with its code and ``plugin type="…" failed (add)`` before the text.
+            InvalidConfigError: (7) A plugin, or the network's name, is not valid or not there: nothing was run.
+            InvalidEnvironmentError: (4) Another argument is not valid: nothing was run.
+            IOFailureError: (5) The attachment cannot be remembered.
+        """
+        return upgrade(
+            self.add_in_version(
+                network,
+                container_id=container_id,
+                netns=netns,
+                ifname=ifname,
+                cni_args=cni_args,
+                capability_args=capability_args,
+            )
+        )
+
+    def add_in_version(
+        self,
+        network: Network,
+        *,
+        container_id: str,
+        netns: str,
+        ifname: str = "eth0",
+        cni_args: CNIArgs = (),
+        capability_args: Mapping[str, object] | None = None,
+    ) -> AnyResult:
+        """As :meth:`add`, but return the result in the network's version."""
+        attachment = Attachment(network.name, container_id, ifname)
+        if not netns:
+            raise InvalidNetNSError("the path of the container's network namespace is empty")
+        args = _check_args(cni_args)
+        entry = CachedAttachment(attachment, netns, network.source, args, dict(capability_args or {}))
+        present = self.cache.exists(attachment)
+        self.cache.prepare(attachment)
+        paths = [self._find(plugin, Verb.ADD) for plugin in network.plugins]
+        environ = self._variables(attachment, netns, args)
+        started: list[NetworkPlugin] = []
+        result: Mapping[str, Any] | None = None
+        try:
+            for plugin, path in zip(network.plugins, paths, strict=True):
+                started.append(plugin)
+                request = network.request(plugin, capability_args=capability_args, prev_result=result)
+                printed = self._run(Verb.ADD, plugin, path, environ, request)
+                result = self._understand(network, plugin, printed)
+            typed = structure_result(result, str(network.version), what=f'result of network "{network.name}"')
+            self.cache.store(entry._replace(result=result))
+        except BaseException as exc:
+            if self.rollback and started and not present:
+                problems = self._delete_all(network, started, environ, capability_args, result)
+                if isinstance(exc, CNIError):
+                    _tell_also(exc, problems)
+            raise
+        return typed
+
+    def _understand(self, network: Network, plugin: NetworkPlugin, printed: bytes) -> Mapping[str, Any]:
+        """Check a result; hand it on as it is if it has the network's version, converted otherwise."""
+        try:
+            document = cast("dict[str, Any]", loads(printed, "result"))
+            typed = structure_result(document, str(network.version))
+        except CNIError as exc:
+            raise _wrap(plugin, Verb.ADD, exc) from exc
+        if typed.cni_version == str(network.version):
+            return {**document, "cniVersion": typed.cni_version}
+        # The next plugin could not read it: it expects the version of its own configuration.
+        try:
+            conversion = convert_result(typed, network.version)
+        except CNIError as exc:
+            raise _wrap(plugin, Verb.ADD, exc) from exc
+        for lost in conversion.lost:
+            self._on_warning(
+                f"{plugin}: the result has version {typed.cni_version}, and {network.version} has no place for {lost}"
+            )
+        return cast("Mapping[str, Any]", unstructure(conversion.result))
+
+    # --- CHECK --------------------------------------------------------------------------------------------------------
+
+    def check(
+        self,
+        network: Network,
+        *,
+        container_id: str,
+        netns: str,
+        ifname: str = "eth0",
+        cni_args: CNIArgs | None = None,
+        capability_args: Mapping[str, object] | None = None,
+    ) -> None:
+        """Check that an attachment is as ADD left it.
+
+        Args:
+            network: The network. If it sets ``disableCheck``, nothing is checked.
+            container_id: As for :meth:`add`.
+            netns: As for :meth:`add`.
+            ifname: As for :meth:`add`.
+            cni_args: None means those of the ADD.
+            capability_args: None means those of the ADD.
+
+        Raises:
+            IncompatibleVersionError: (1) The network's version, before 0.4.0, does not know CHECK.
+            CNIError: What the first plugin that finds something reported, or why the cached result cannot be used.
+        """
+        attachment = Attachment(network.name, container_id, ifname)
+        self.cache.path(attachment)
+        if not allows(network.version, Verb.CHECK):
+            raise IncompatibleVersionError(
+                f'configuration version "{network.version}" does not support the CHECK command',
+                details=f"CHECK needs {SINCE[Verb.CHECK]} or newer",
+            )
+        if network.disable_check:
+            return
+        if not netns:
+            raise InvalidNetNSError("the path of the container's network namespace is empty")
+        entry = self.cache.find(attachment)
+        result = None if entry is None else self._cached_result(network, entry)
+        if capability_args is None and entry is not None:
+            capability_args = entry.capability_args
+        environ = self._variables(attachment, netns, _args_or_cached(cni_args, entry))
+        for plugin in network.plugins:
+            request = network.request(plugin, capability_args=capability_args, prev_result=result)
+            self._run(Verb.CHECK, plugin, self._find(plugin, Verb.CHECK), environ, request)
+
+    # --- DEL ----------------------------------------------------------------------------------------------------------
+
+    def delete(
+        self,
+        network: Network,
+        *,
+        container_id: str,
+        netns: str = "",
+        ifname: str = "eth0",
+        cni_args: CNIArgs | None = None,
+        capability_args: Mapping[str, object] | None = None,
+    ) -> None:
+        """Detach a container from a network. What is not there is no error, nor is a torn cache.
+
+        All plugins are run, also after one failed; the attachment is forgotten if none did.
+
+        Args:
+            network: The network.
+            container_id: As for :meth:`add`.
+            netns: Path of the network namespace; empty if it is gone.
+            ifname: As for :meth:`add`.
+            cni_args: None means those of the ADD.
+            capability_args: None means those of the ADD.
+
+        Raises:
+            CNIError: What the first plugin that failed reported; further ones are in the details.
+        """
+        attachment = Attachment(network.name, container_id, ifname)
+        self.cache.path(attachment)
+        entry: CachedAttachment | None = None
+        result: Mapping[str, Any] | None = None
+        try:
+            entry = self.cache.find(attachment)
+            if entry is not None and network.version >= PREV_RESULT_SINCE[Verb.DEL]:
+                result = self._cached_result(network, entry)
+        except CNIError as exc:
+            self._on_warning(f"DEL without the result of ADD: {exc}")
+        if capability_args is None and entry is not None:
+            capability_args = entry.capability_args
+        environ = self._variables(attachment, netns, _args_or_cached(cni_args, entry))
+        problems = self._delete_all(network, network.plugins, environ, capability_args, result)
+        if problems:
+            first, *others = problems
+            _tell_also(first, others)
+            raise first
+        try:
+            self.cache.delete(attachment)
+        except CNIError as exc:
+            self._on_warning(str(exc))
+
+    def _delete_all(
+        self,
+        network: Network,
+        plugins: Sequence[NetworkPlugin],
+        environ: Mapping[str, str],
+        capability_args: Mapping[str, object] | None,
+        result: Mapping[str, Any] | None,
+    ) -> list[CNIError]:
+        """Run DEL on plugins in reverse; return what went wrong."""
+        problems = []
+        if network.version < PREV_RESULT_SINCE[Verb.DEL]:
+            result = None
+        for plugin in reversed(plugins):
+            try:
+                request = network.request(plugin, capability_args=capability_args, prev_result=result)
+                self._run(Verb.DEL, plugin, self._find(plugin, Verb.DEL), environ, request)
+            except CNIError as exc:
+                problems.append(exc)
+        return problems
+
+    # --- GC and STATUS ------------------------------------------------------------------------------------------------
+
+    def gc(self, network: Network, valid: Iterable[tuple[str, str]] | None = None) -> GCReport:
+        """Remove what is left of attachments that are not valid any more.
+
+        Cached attachments that are not listed get their DEL; then each plugin's GC runs, if the network's version knows
+        it. All of that is done, also after something failed.
+
+        Args:
+            network: The network. If it sets ``disableGC``, nothing is done.
+            valid: Container id and interface name of each attachment to keep. None means that none is, and that plugins
+                are not given a list (as libcni does without arguments).
+
+        Raises:
+            CNIError: The first thing that went wrong; further ones are in the details.
+        """
+        check_network_name(network.name)
+        if network.disable_gc:
+            return GCReport(notes=(f'network "{network.name}" sets disableGC: nothing was done',))
+        keep = None if valid is None else {(check_container_id(each), check_ifname(name)) for each, name in valid}
+        entries, unreadable = self.cache.entries(network.name)
+        notes = [str(each) for each in unreadable]
+        problems: list[CNIError] = []
+        deleted: list[Attachment] = []
+        for entry in entries:
+            _, container_id, ifname = entry.attachment
+            if keep is not None and (container_id, ifname) in keep:
+                continue
+            try:
+                self.delete(network, container_id=container_id, netns=entry.netns, ifname=ifname)
+                deleted.append(entry.attachment)
+            except CNIError as exc:
+                text = f"failed to delete stale attachment {container_id} {ifname}: {exc.msg}"
+                problems.append(error_for_code(exc.code, text, exc.details))
+        self.cache.sweep()
+        asked: list[str] = []
+        if allows(network.version, Verb.GC):
+            environ = self._variables(None, "", ())
+            for plugin in network.plugins:
+                try:
+                    request = network.request(plugin, valid=keep)
+                    self._run(Verb.GC, plugin, self._find(plugin, Verb.GC), environ, request)
+                    asked.append(plugin.type)
+                except CNIError as exc:
+                    problems.append(exc)
+        else:
+            notes.append(
+                f'network "{network.name}" has version {network.version}, which does not know GC: '
+                f"no plugin was asked to look for leftovers"
+            )
+        if problems:
+            first, *others = problems
+            _tell_also(first, others)
+            raise first
+        return GCReport(tuple(deleted), tuple(asked), tuple(notes))
+
+    def status(self, network: Network) -> tuple[str, ...]:
+        """Ask whether the network can take containers.
+
+        Returns:
+            Types of the plugins that were asked: none if the network's version, before 1.1.0, does not know STATUS.
+
+        Raises:
+            CNIError: What the first plugin that is not ready reported: code 50 (not available) or 51 (limited).
+        """
+        check_network_name(network.name)
+        if not allows(network.version, Verb.STATUS):
+            return ()
+        environ = self._variables(None, "", ())
+        for plugin in network.plugins:
+            self._run(Verb.STATUS, plugin, self._find(plugin, Verb.STATUS), environ, network.request(plugin))
+        return tuple(plugin.type for plugin in network.plugins)
+
+    # --- VERSION ------------------------------------------------------------------------------------------------------
+
+    def versions(self, type: str) -> PluginVersions:
+        """Ask a plugin which versions it supports.
+
+        Raises:
+            CNIError: It is not there, or does not answer.
+        """
+        environ = os.environ if self._environ is None else self._environ
+        path = find_plugin(type, self.path)
+        return plugin_versions(path, environ=environ, timeout=self.timeout, on_stderr=self._on_stderr)
+
+    def validate(self, network: Network) -> frozenset[str]:
+        """Make sure that every plugin is there and supports the network's version.
+
+        Returns:
+            The capability arguments that some plugin declares.
+
+        Raises:
+            CNIError: The first thing that is wrong; further ones are in the details.
+        """
+        problems: list[CNIError] = []
+        for kind in dict.fromkeys(plugin.type for plugin in network.plugins):
+            try:
+                if str(network.version) not in self.versions(kind).supported:
+                    problems.append(
+                        IncompatibleVersionError(f'plugin {kind} does not support config version "{network.version}"')
+                    )
+            except CNIError as exc:
+                problems.append(exc)
+        if problems:
+            first, *others = problems
+            _tell_also(first, others)
+            raise first
+        return frozenset().union(*(plugin.capabilities for plugin in network.plugins))
+
+    # --- shared -------------------------------------------------------------------------------------------------------
+
+    def _variables(self, attachment: Attachment | None, netns: str, args: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """The environment of plugins, without ``CNI_COMMAND``."""
+        return {
+            **(os.environ if self._environ is None else self._environ),
+            "CNI_CONTAINERID": attachment.container_id if attachment else "",
+            "CNI_NETNS": netns,
+            "CNI_IFNAME": attachment.ifname if attachment else "",
+            "CNI_ARGS": ";".join(f"{key}={value}" for key, value in args),
+            "CNI_PATH": os.pathsep.join(self.path),
+        }
+
+    def _find(self, plugin: NetworkPlugin, verb: Verb) -> str:
+        try:
+            return find_plugin(plugin.type, self.path)
+        except CNIError as exc:
+            raise _wrap(plugin, verb, exc) from exc
+
+    def _run(self, verb: Verb, plugin: NetworkPlugin, path: str, environ: Mapping[str, str], request: bytes) -> bytes:
+        try:
+            return run(
+                path,
+                environ={**environ, "CNI_COMMAND": str(verb)},
+                stdin=request,
+                timeout=self.timeout,
+                on_stderr=self._on_stderr,
+            )
+        except CNIError as exc:
+            raise _wrap(plugin, verb, exc) from exc
+
+    def _cached_result(self, network: Network, entry: CachedAttachment) -> Mapping[str, Any] | None:
+        """The result of the ADD, in the network's version."""
+        if entry.result is None:
+            return None
+        typed = structure_result(entry.result, str(network.version), what="cached result")
+        if typed.cni_version == str(network.version):
+            return {**entry.result, "cniVersion": typed.cni_version}
+        return cast("Mapping[str, Any]", unstructure(convert_result(typed, network.version).result))
+
+
+def _wrap(plugin: NetworkPlugin, verb: Verb, exc: CNIError) -> CNIError:
+    """Say whose error it is, as the reference does."""
+    return error_for_code(exc.code, f"{plugin} failed ({_DOING[verb]}): {exc.msg}", exc.details)
+
+
+def _tell_also(error: CNIError, others: Sequence[CNIError]) -> None:
+    """Put further errors into the details of the one that is raised."""
+    texts = [f"{other} (code {other.code})" for other in others]
+    if texts:
+        error.details = "; ".join(filter(None, (error.details, f"also: {', and '.join(texts)}")))
+
+
+def _check_args(args: CNIArgs) -> tuple[tuple[str, str], ...]:
+    """Refuse what would come apart in ``KEY=VALUE;KEY=VALUE``, which has no escapes."""
+    pairs = tuple(args.items()) if isinstance(args, Mapping) else tuple(args)
+    for key, value in pairs:
+        if not key or any(mark in key or mark in value for mark in ";="):
+            raise InvalidEnvironmentError(
+                f"CNI_ARGS cannot carry {shorten(key)} = {shorten(value)}", details="neither part may contain ; or ="
+            )
+    return pairs
+
+
+def _args_or_cached(args: CNIArgs | None, entry: CachedAttachment | None) -> tuple[tuple[str, str], ...]:
+    if args is not None:
+        return _check_args(args)
+    return () if entry is None else entry.cni_args
