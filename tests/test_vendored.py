@@ -86,4 +86,4 @@ def test_lazy_names_resolve(vendored: Path) -> None:
 
 
 def test_a_plugin_answers(vendored: Path) -> None:
-    assert json.loads(run(vendored, PLUGIN)) == {"cniVersion": "1.0.0"}
+    assert json.loads(run(vendored, PLUGIN)) == {"cniVersion": "1.0.0", "dns": {}}

@@ -1,9 +1,8 @@
-"""A sandboxed host in which the installed commands are found, and a shell in it."""
+"""A shell on a host of its own, on which the installed commands are found."""
 
 import os
-import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,19 +20,12 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def host() -> Iterator[Sandbox]:
-    with Sandbox() as host:
-        yield host
-
-
-@pytest.fixture
 def shell(host: Sandbox, environment: dict[str, str], tmp_path: Path) -> Callable[[str], str]:
     """Run a script in the sandbox, in a directory of its own, and return what it printed."""
 
     def run(script: str) -> str:
-        prefix = f"cd {shlex.quote(str(tmp_path))}\n"
-        done = host.run(["sh", "-euc", prefix + script], env=environment, check=False)
+        done = host.run(["sh", "-euc", script], env=environment, cwd=tmp_path, check=False)
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-        return str(done.stdout)
+        return done.stdout
 
     return run
