@@ -1,0 +1,267 @@
+"""The command ``cnitool``: attach network namespaces to networks, as a container runtime does.
+
+It takes the place of the tool of that name written in Go: the same commands, variables, container ids, cache and output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from ..errors import CNIError, InvalidEnvironmentError
+from ..invoke.find import split_path
+from ..runtime.cache import DEFAULT_CACHE_DIR
+from ..runtime.load import DEFAULT_CONF_DIR, NetworkNotFoundError, load_network
+from ..runtime.network import Network
+from ..runtime.runner import DEFAULT_TIMEOUT, Runtime
+from ..spec.codec import loads
+from ..spec.config import parse_args
+from ..spec.convert import print_result
+from ..spec.names import Attachment, shorten
+
+_VERBS = ("add", "check", "del", "gc", "status")
+
+_DESCRIPTION = """\
+Attach network namespaces to networks of the Container Network Interface (CNI), as a container runtime does.
+
+  add     attach NETNS to NETWORK; print the result as JSON
+  check   check that the attachment is as `add` left it
+  del     detach it again; what is gone already is no error
+  gc      detach everything that was attached to NETWORK, but for what --valid names,
+          and have its plugins clear away what nothing owns any more
+  status  ask whether NETWORK can take containers
+"""
+
+_EPILOG = """\
+environment (the options come first):
+  CNI_PATH     directories with plugins, separated by colons
+  NETCONFPATH  directory with network configuration; /etc/cni/net.d if unset
+  CNI_ARGS     arguments for the plugins, KEY=VALUE;KEY=VALUE
+  CAP_ARGS     capability arguments, a JSON object such as
+               {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+  CNI_IFNAME   name of the interface in the namespace; eth0 if unset
+
+The container's id is made from the path of NETNS, so `check` and `del` need the same path as `add`. An `add` that
+fails takes back what it did, unless NETNS was attached to NETWORK before. `check` and `del` use the arguments of the
+`add` where none are given. The exit status is 0, or 1 with a message on standard error.
+
+example:
+  ip netns add testing
+  CNI_PATH=/opt/cni/bin cnitool add mynet /var/run/netns/testing
+  CNI_PATH=/opt/cni/bin cnitool del mynet /var/run/netns/testing
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Exit with 1 as the Go tool does, not with argparse's 2."""
+        self.print_usage(sys.stderr)
+        self.exit(1, f"cnitool: {message}\n")
+
+
+def container_id(netns: str) -> str:
+    """The container id of a namespace, from its path as it is written: links are not followed."""
+    import hashlib
+
+    path = os.path.abspath(netns)
+    return f"cnitool-{hashlib.sha512(os.fsencode(path)).hexdigest()[:20]}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; None means those of this process.
+
+    Returns:
+        The exit status.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return 0
+    args = parser.parse_intermixed_args(arguments)
+    try:
+        with _signals_raise():
+            _run(parser, args)
+    except CNIError as exc:
+        print(f"cnitool: {exc} (code {exc.code})", file=sys.stderr)
+        return 1
+    except _Stopped as exc:
+        return 128 + exc.signum
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="cnitool",
+        usage="cnitool [OPTIONS] {add,check,del,gc,status} NETWORK [NETNS]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("verb", choices=_VERBS, metavar="COMMAND", help="one of the commands above")
+    parser.add_argument("network", metavar="NETWORK", help="name of the network")
+    parser.add_argument(
+        "netns", metavar="NETNS", nargs="?", default="", help="path of the namespace; gc and status need none"
+    )
+    parser.add_argument("-i", "--ifname", metavar="NAME", help="name of the interface in the namespace (CNI_IFNAME)")
+    parser.add_argument("--cni-path", metavar="DIR:DIR", help="directories with plugins (CNI_PATH)")
+    parser.add_argument("--conf-dir", metavar="DIR", help="directory with network configuration (NETCONFPATH)")
+    parser.add_argument("--cni-args", metavar="KEY=VALUE;…", help="arguments for the plugins (CNI_ARGS)")
+    parser.add_argument("--cap-args", metavar="JSON", help="capability arguments (CAP_ARGS)")
+    parser.add_argument("--container-id", metavar="ID", help="use this id instead of the one made from NETNS")
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", default=DEFAULT_CACHE_DIR, help="where attachments are remembered (%(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=DEFAULT_TIMEOUT,
+        help="how long one call of a plugin may take; 0 means for ever (%(default)g)",
+    )
+    parser.add_argument("--no-rollback", action="store_true", help="leave what a failed add did, to look at it")
+    parser.add_argument(
+        "--valid",
+        metavar="ID/IFNAME",
+        action="append",
+        type=_attachment,
+        help="gc: keep this attachment; may be given several times",
+    )
+    return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < 1e9:
+        raise ValueError
+    return seconds
+
+
+def _attachment(text: str) -> tuple[str, str]:
+    container, _, ifname = text.partition("/")
+    if not container or not ifname:
+        raise argparse.ArgumentTypeError(f"expected ID/IFNAME, not {text!r}")
+    return container, ifname
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if not args.netns and args.verb in ("add", "check", "del"):
+        parser.error(f"{args.verb} needs NETNS, the path of a network namespace")
+    if args.valid and args.verb != "gc":
+        parser.error("--valid is for gc")
+    runtime = Runtime(
+        split_path(_choose(args.cni_path, "CNI_PATH")),
+        cache_dir=args.cache_dir,
+        timeout=args.timeout or None,
+        rollback=not args.no_rollback,
+        on_warning=_warn,
+    )
+    ifname = _choose(args.ifname, "CNI_IFNAME", "eth0")
+    netns = os.path.abspath(args.netns) if args.netns else ""
+    container = args.container_id or (container_id(netns) if netns else "")
+    network = _load(runtime, args, container, ifname)
+    if args.verb == "status":
+        if not runtime.status(network):
+            _warn(
+                f'network "{network.name}" has version {network.version}, which does not know STATUS: nobody was asked'
+            )
+    elif args.verb == "gc":
+        for note in runtime.gc(network, args.valid).notes:
+            _warn(note)
+    else:
+        where = {"container_id": container, "netns": netns, "ifname": ifname}
+        cni_args, capability_args = _arguments(args)
+        if args.verb == "add":
+            result = runtime.add_in_version(network, **where, cni_args=cni_args or (), capability_args=capability_args)
+            _print(print_result(result))
+        elif args.verb == "check":
+            runtime.check(network, **where, cni_args=cni_args, capability_args=capability_args)
+        else:
+            runtime.delete(network, **where, cni_args=cni_args, capability_args=capability_args)
+
+
+def _load(runtime: Runtime, args: argparse.Namespace, container: str, ifname: str) -> Network:
+    directory = _choose(args.conf_dir, "NETCONFPATH", DEFAULT_CONF_DIR)
+    try:
+        return load_network(directory, args.network, on_problem=lambda problem: _warn(str(problem)))
+    except NetworkNotFoundError as exc:
+        # An attachment must not outlive its configuration for ever.
+        entry = None
+        if args.verb == "del":
+            try:
+                entry = runtime.cache.find(Attachment(args.network, container, ifname))
+            except CNIError:
+                pass
+        if entry is None or not entry.config:
+            raise
+        _warn(f"{exc.msg}; using the configuration of the add")
+        return Network.parse(entry.config, path=f"in {runtime.cache.path(entry.attachment)}")
+
+
+def _choose(option: str | None, variable: str, default: str = "") -> str:
+    return option if option is not None else os.environ.get(variable) or default
+
+
+def _arguments(args: argparse.Namespace) -> tuple[Mapping[str, str] | None, Mapping[str, Any] | None]:
+    """``CNI_ARGS`` and capability arguments; None for those that are not given."""
+    cni_args = _choose(args.cni_args, "CNI_ARGS")
+    cap_args = _choose(args.cap_args, "CAP_ARGS")
+    parsed = loads(cap_args.encode(errors="surrogateescape"), "CAP_ARGS") if cap_args.strip() else None
+    if parsed is not None and not isinstance(parsed, dict):
+        raise InvalidEnvironmentError(
+            f"CAP_ARGS is {shorten(parsed)}, expected a JSON object", details='such as {"ips": ["10.1.2.3/24"]}'
+        )
+    return parse_args(cni_args) if cni_args else None, parsed
+
+
+def _print(data: bytes) -> None:
+    """Print as the Go tool does, without a newline at the end; but spare a person's prompt."""
+    if sys.stdout.isatty():
+        data += b"\n"
+    sys.stdout.buffer.write(data)
+    sys.stdout.flush()
+
+
+def _warn(text: str) -> None:
+    print(f"cnitool: warning: {text}", file=sys.stderr)
+
+
+class _Stopped(BaseException):
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """The first signal that asks to stop does so in order: the plugin is stopped, and a started add taken back."""
+    received = False
+
+    def handle(signum: int, _: object) -> None:
+        nonlocal received
+        if not received:  # what is taken back must not be left half-way
+            received = True
+            raise _Stopped(signum)
+
+    before = {}
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
+            before[each] = signal.signal(each, handle)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
