@@ -18,5 +18,7 @@ def host() -> Iterator[Sandbox]:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(str(unavailable))
-    with sandbox:
+    try:
         yield sandbox
+    finally:
+        sandbox.close()
