@@ -1,6 +1,6 @@
 """The command ``cnitool``: attach network namespaces to networks, as a container runtime does.
 
-It takes the place of the tool of that name written in Go: the same commands, variables, container ids, cache and output.
+It takes the place of the tool of that name written in Go: same commands, variables, container ids, cache and output.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-i", "--ifname", metavar="NAME", help="name of the interface in the namespace (CNI_IFNAME)")
     parser.add_argument("--cni-path", metavar="DIR:DIR", help="directories with plugins (CNI_PATH)")
     parser.add_argument("--conf-dir", metavar="DIR", help="directory with network configuration (NETCONFPATH)")
-    parser.add_argument("--cni-args", metavar="KEY=VALUE;…", help="arguments for the plugins (CNI_ARGS)")
+    parser.add_argument("--cni-args", metavar="K=V;K=V", help="arguments for the plugins (CNI_ARGS)")
     parser.add_argument("--cap-args", metavar="JSON", help="capability arguments (CAP_ARGS)")
     parser.add_argument("--container-id", metavar="ID", help="use this id instead of the one made from NETNS")
     parser.add_argument(
