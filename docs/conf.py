@@ -11,6 +11,8 @@ version = release = distribution_version("cnisdk")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
+# A docstring's `.run` may mean the function of its own package: several packages have one.
+suppress_warnings = ["ref.python"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
