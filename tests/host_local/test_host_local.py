@@ -1,0 +1,443 @@
+"""What host-local does beyond the reference, and where the reference is wrong."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnisdk.ipam import FileStore, Owner, RoundRobin
+from cnisdk.ipam.ranges import make_range_set, parse_range
+from cnisdk.ipam.records import Boot, current_boot
+from cnisdk.plugin.main import respond
+from cnisdk_plugins.host_local import HostLocal
+
+from .conftest import Network, environment, ours
+
+V4, V6 = "10.9.0.0/24", "fd00:9::/64"
+
+
+def refused(answer: Any, code: int, *parts: str) -> None:
+    """Check an error: its code, and what its message and details name."""
+    assert answer.status == 1
+    assert answer.document["code"] == code, answer.document
+    text = answer.document["msg"] + " " + answer.document.get("details", "")
+    for part in parts:
+        assert part in text
+
+
+def attachments(*pairs: tuple[str, str]) -> dict[str, Any]:
+    return {"cni.dev/valid-attachments": [{"containerID": cid, "ifname": ifname} for cid, ifname in pairs]}
+
+
+# --- ADD --------------------------------------------------------------------------------------------------------------
+
+
+def test_dual_stack_by_hand(tmp_path: Path) -> None:
+    """The reference's README, through the real entry point."""
+    conf = {
+        "cniVersion": "0.3.1",
+        "name": "examplenet",
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": "203.0.113.0/24"}], [{"subnet": "2001:db8:1::/64"}]],
+            "dataDir": str(tmp_path / "cni-example"),
+        },
+    }
+    env = {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": "example",
+        "CNI_NETNS": "/dev/null",
+        "CNI_IFNAME": "dummy0",
+        "CNI_PATH": ".",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "cnisdk_plugins.host_local"],
+        input=json.dumps(conf).encode(),
+        env=env,
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == {
+        "cniVersion": "0.3.1",
+        "ips": [
+            {"version": "4", "address": "203.0.113.2/24", "gateway": "203.0.113.1"},
+            {"version": "6", "address": "2001:db8:1::2/64", "gateway": "2001:db8:1::1"},
+        ],
+        "dns": {},
+    }
+    assert done.stderr == b""
+    lease = tmp_path / "cni-example" / "examplenet" / "203.0.113.2"
+    assert lease.read_bytes() == b"example\r\ndummy0"
+    assert lease.stat().st_mode & 0o777 == 0o600
+
+
+def test_result_in_the_newest_version(network: Network) -> None:
+    answer = ours("ADD", network.conf(V4, version="1.1.0", routes=[{"dst": "0.0.0.0/0", "mtu": 1400, "table": 100}]))
+    assert answer.document == {
+        "cniVersion": "1.1.0",
+        "ips": [{"address": "10.9.0.2/24", "gateway": "10.9.0.1"}],
+        "routes": [{"dst": "0.0.0.0/0", "mtu": 1400, "table": 100}],
+    }
+
+
+def test_requested_addresses_from_all_three_places(network: Network) -> None:
+    conf = network.conf(V4, V6, "10.10.0.0/24")
+    conf["args"] = {"cni": {"ips": ["fd00:9::55"]}}
+    conf["runtimeConfig"] = {"ips": ["10.10.0.66/24"]}
+    answer = ours("ADD", conf, CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAME=web;IP=10.9.0.44")
+    assert answer.ips == ["10.9.0.44", "fd00:9::55", "10.10.0.66"]
+    assert (network.path / "last_reserved_ip.1").read_bytes() == b"fd00:9::55"
+
+
+def test_requested_address_that_is_taken(network: Network) -> None:
+    conf = {**network.conf(V4, V6), "runtimeConfig": {"ips": ["fd00:9::2"]}}
+    assert ours("ADD", conf).ips == ["10.9.0.2", "fd00:9::2"]
+    refused(ours("ADD", conf, "two"), 11, "fd00:9::2", "container one", "eth0")
+    assert sorted(network.leases()) == ["10.9.0.2", "fd00:9::2"]
+
+
+@pytest.mark.parametrize("ips", [["10.8.0.1"], ["10.9.0.5", "10.9.0.6"]], ids=["outside", "two of a set"])
+def test_requested_addresses_that_cannot_all_be_had(network: Network, ips: list[str]) -> None:
+    refused(ours("ADD", {**network.conf(V4), "runtimeConfig": {"ips": ips}}), 7, "all requested IPs", ips[-1])
+    assert network.leases() == {}
+
+
+def test_requested_nonsense_in_cni_args(network: Network) -> None:
+    refused(ours("ADD", network.conf(V4), CNI_ARGS="IP=10.9.0"), 4, "CNI_ARGS", "10.9.0")
+
+
+def test_no_gateway_of_any_range_is_handed_out(network: Network) -> None:
+    """The reference skips only the gateway of the very range."""
+    conf = network.conf(
+        [
+            {"subnet": "10.9.0.0/28", "rangeStart": "10.9.0.1", "rangeEnd": "10.9.0.3", "gateway": "10.9.0.4"},
+            {"subnet": "10.9.0.0/28", "rangeStart": "10.9.0.4", "rangeEnd": "10.9.0.6", "gateway": "10.9.0.9"},
+        ],
+        [{"subnet": "10.9.0.0/28", "rangeStart": "10.9.0.8", "rangeEnd": "10.9.0.12", "gateway": "10.9.0.2"}],
+    )
+    got = [ours("ADD", conf, f"c{number}").ips for number in range(4)]
+    assert got == [
+        ["10.9.0.1", "10.9.0.8"],
+        ["10.9.0.3", "10.9.0.10"],
+        ["10.9.0.5", "10.9.0.11"],
+        ["10.9.0.6", "10.9.0.12"],
+    ]
+    refused(ours("ADD", {**conf, "runtimeConfig": {"ips": ["10.9.0.4"]}}, "c9"), 7, "10.9.0.4", "gateway")
+
+
+def test_exhausted(network: Network) -> None:
+    conf = network.conf(V6, "10.9.0.0/30")
+    assert ours("ADD", conf).status == 0
+    before = network.everything()
+    refused(ours("ADD", conf, "two"), 11, "no IP addresses available", "10.9.0.1-10.9.0.2", "$.ipam.ranges[1]")
+    assert network.everything() == before
+
+
+def test_a_second_add_is_refused_and_frees_nothing(network: Network) -> None:
+    """In the reference, a second ADD that fails late releases the addresses of the first."""
+    assert ours("ADD", network.conf(V4, V6)).status == 0
+    before = network.everything()
+    requested = {**network.conf("10.8.0.0/24", V4, V6), "runtimeConfig": {"ips": ["10.8.0.9"]}}
+    refused(ours("ADD", requested), 4, "duplicate allocation is not allowed", "CNI_CONTAINERID", "eth0")
+    assert network.everything() == before
+    # Another requested address does not get it a second one either.
+    refused(ours("ADD", {**network.conf(V4), "runtimeConfig": {"ips": ["10.9.0.9"]}}), 4, "10.9.0.2")
+
+
+def test_another_interface_of_the_container_is_another_attachment(network: Network) -> None:
+    assert ours("ADD", network.conf(V4)).ips == ["10.9.0.2"]
+    assert ours("ADD", network.conf(V4), ifname="eth1").ips == ["10.9.0.3"]
+    assert ours("DEL", network.conf(V4)).status == 0
+    assert list(network.leases()) == ["10.9.0.3"]
+
+
+def test_on_duplicate_return(network: Network) -> None:
+    conf = network.conf(V4, V6, onDuplicate="return")
+    first = ours("ADD", conf)
+    before = network.everything()
+    assert ours("ADD", conf) == first
+    assert ours("ADD", {**conf, "runtimeConfig": {"ips": first.ips}}) == first
+    assert network.everything() == before
+    refused(ours("ADD", {**conf, "runtimeConfig": {"ips": ["10.9.0.9"]}}), 4, "10.9.0.2", "10.9.0.9")
+    # A killed ADD may have left one of two: the other is added.
+    (network.path / "fd00:9::2").unlink()
+    assert ours("ADD", conf).ips == ["10.9.0.2", "fd00:9::3"]
+
+
+def test_on_duplicate_nonsense(network: Network) -> None:
+    refused(ours("ADD", network.conf(V4, onDuplicate="ignore")), 7, "$.ipam.onDuplicate", "ignore")
+
+
+@pytest.mark.parametrize("place", ["ranges", "flat", "runtime"])
+def test_exclude(network: Network, place: str) -> None:
+    one = {"subnet": "10.9.0.0/28", "exclude": ["10.9.0.2-10.9.0.4", "10.9.0.8/29", "10.9.0.6"]}
+    conf = network.conf([one]) if place == "ranges" else network.conf()
+    if place == "flat":
+        conf["ipam"].update(one)
+    elif place == "runtime":
+        conf["runtimeConfig"] = {"ipRanges": [[one]]}
+    assert [ours("ADD", conf, f"c{number}").ips for number in range(2)] == [["10.9.0.5"], ["10.9.0.7"]]
+    refused(ours("ADD", conf, "c2"), 11, "all 2 are held")
+    refused(ours("ADD", {**conf, "args": {"cni": {"ips": ["10.9.0.3"]}}}, "c2"), 7, "10.9.0.3", "excluded")
+
+
+@pytest.mark.parametrize("text", ["10.9.1.0", "10.9.0.9-10.9.0.8", "fd00::1", "x", "10.9.0.1-", "10.9.0.0/99", ""])
+def test_bad_exclude(network: Network, text: str) -> None:
+    conf = network.conf([{"subnet": V4, "exclude": ["10.9.0.4", text]}])
+    refused(ours("ADD", conf), 7, "$.ipam.ranges[0][0].exclude[1]", text)
+
+
+@pytest.mark.parametrize(
+    ("ipam", "path"),
+    [
+        ({"ranges": 5}, "$.ipam.ranges"),
+        ({"ranges": [{"subnet": V4}]}, "$.ipam.ranges[0]"),
+        ({"ranges": [[V4]]}, "$.ipam.ranges[0][0]"),
+        ({"ranges": [[{"subnet": 5}]]}, "$.ipam.ranges[0][0].subnet"),
+        ({"subnet": V4, "routes": [{}]}, "$.ipam.routes[0].dst"),
+        ({"subnet": V4, "routes": [{"dst": "10.0.0.0/8", "mtu": "1"}]}, "$.ipam.routes[0].mtu"),
+        ({"subnet": V4, "dataDir": 1}, "$.ipam.dataDir"),
+        ({"subnet": V4, "dataDir": "/tmp/\0x"}, "$.ipam.dataDir"),
+        ({"subnet": V4, "resolvConf": {}}, "$.ipam.resolvConf"),
+        ({"subnet": V4, "reclaimEarlierBoots": "no"}, "$.ipam.reclaimEarlierBoots"),
+        ({"subnet": "10.9.0.1/24"}, "$.ipam.subnet"),
+        ({"ranges": [[{"subnet": V6}], [{"subnet": V4, "rangeEnd": "10.0.0.1"}]]}, "$.ipam.ranges[1][0].rangeEnd"),
+    ],
+)
+def test_bad_values_are_named_by_their_path(network: Network, ipam: dict[str, Any], path: str) -> None:
+    conf = network.conf()
+    del conf["ipam"]["ranges"]
+    conf["ipam"].update(ipam)
+    refused(ours("ADD", conf), 7, path)
+    assert not network.path.exists()
+
+
+def test_no_ipam(network: Network) -> None:
+    refused(ours("ADD", {"cniVersion": "1.0.0", "name": "net"}), 7, "IPAM config missing 'ipam' key", "$.ipam")
+
+
+def test_resolv_conf(network: Network, tmp_path: Path) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text(
+        "# by hand\nnameserver 192.0.2.53\nnameserver 2001:db8::53 # second\n; old\ndomain first.example\n"
+        "domain second.example\nsearch a.example b.example\nsearch c.example\noptions ndots:2 rotate\nsortlist x\n"
+    )
+    assert ours("ADD", network.conf(V4, resolvConf=str(file))).document["dns"] == {
+        "nameservers": ["192.0.2.53", "2001:db8::53"],
+        "domain": "second.example",
+        "search": ["a.example", "b.example", "c.example"],
+        "options": ["ndots:2", "rotate"],
+    }
+
+
+def test_missing_resolv_conf_leases_nothing(network: Network) -> None:
+    refused(ours("ADD", network.conf(V4, resolvConf="/nonexistent/resolv.conf")), 5, "/nonexistent/resolv.conf")
+    assert not network.path.exists()
+
+
+def test_relative_data_dir(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the reference: relative to the working directory."""
+    monkeypatch.chdir(tmp_path)
+    assert ours("ADD", network.conf(V4, dataDir="some/where")).status == 0
+    assert (tmp_path / "some/where/net/10.9.0.2").exists()
+
+
+def test_data_dir_that_is_a_file(network: Network, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    conf = network.conf(V4, dataDir=str(tmp_path / "file"), version="1.1.0")
+    refused(ours("ADD", conf), 5, str(tmp_path / "file"), "ENOTDIR")
+    refused(ours("STATUS", conf), 50, str(tmp_path / "file"), "ENOTDIR")
+
+
+def test_network_name_too_long_for_a_directory(network: Network) -> None:
+    refused(ours("ADD", {**network.conf(V4), "name": "n" * 300}), 5, "ENAMETOOLONG")
+
+
+def test_a_lock_that_is_held(network: Network) -> None:
+    conf = network.conf(V4, lockTimeout=0.05)
+    assert ours("ADD", conf).status == 0
+    before = network.everything()
+    with open(network.path / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for verb in ("ADD", "DEL"):
+            refused(ours(verb, conf, "two"), 11, f"{network.path}/lock", f"process {os.getpid()}")
+    assert network.everything() == before
+    assert ours("ADD", conf, "two").status == 0
+
+
+# --- DEL --------------------------------------------------------------------------------------------------------------
+
+
+def test_del_of_nothing_makes_nothing(network: Network) -> None:
+    assert ours("DEL", network.conf(V4)).status == 0
+    assert not network.data_dir.exists()
+
+
+@pytest.mark.parametrize(
+    "ipam",
+    [
+        {},
+        {"ranges": []},
+        {"ranges": [[{"subnet": "10.9.0.1/24"}]]},
+        {"ranges": [[{"subnet": 7}]]},
+        {"ranges": "all"},
+        {"subnet": "usePodCidr"},
+        {"routes": [{"dst": "nowhere"}]},
+        {"resolvConf": "/nonexistent"},
+        {"onDuplicate": "what"},
+        {"lockTimeout": "long"},
+    ],
+)
+def test_del_with_a_configuration_that_became_invalid(network: Network, ipam: dict[str, Any]) -> None:
+    assert ours("ADD", network.conf(V4, V6)).status == 0
+    conf = network.conf()
+    conf["ipam"] = {"type": "host-local", "dataDir": str(network.data_dir), **ipam}
+    assert ours("DEL", conf).status == 0
+    assert network.leases() == {}
+
+
+def test_del_twice_and_with_bad_arguments(network: Network) -> None:
+    assert ours("ADD", network.conf(V4, V6)).status == 0
+    for _ in range(2):
+        assert ours("DEL", network.conf(V4, V6), CNI_ARGS="broken", CNI_NETNS="").status == 0
+        assert network.leases() == {}
+
+
+# --- CHECK ------------------------------------------------------------------------------------------------------------
+
+
+def test_check(network: Network) -> None:
+    conf = network.conf(V4, V6)
+    result = ours("ADD", conf).document
+    assert ours("CHECK", {**conf, "prevResult": result}).status == 0
+    assert ours("CHECK", conf).status == 0
+    refused(ours("CHECK", {**conf, "prevResult": result}, "two"), 3, "two", "eth0")
+    refused(ours("CHECK", {**conf, "prevResult": result}, ifname="eth1"), 3, "eth1")
+    # Addresses that are none of ours (a main plugin's own) are none of our business.
+    more = {**result, "ips": [*result["ips"], {"address": "192.0.2.1/24"}]}
+    assert ours("CHECK", {**conf, "prevResult": more}).status == 0
+
+
+def test_check_finds_a_lost_and_a_surplus_address(network: Network) -> None:
+    """The reference is content with any one lease."""
+    conf = network.conf(V4, V6)
+    result = ours("ADD", conf).document
+    (network.path / "10.9.0.77").write_bytes(b"one\r\neth0")
+    refused(ours("CHECK", {**conf, "prevResult": result}), 3, "10.9.0.77")
+    (network.path / "10.9.0.77").unlink()
+    (network.path / "fd00:9::2").unlink()
+    refused(ours("CHECK", {**conf, "prevResult": result}), 3, "fd00:9::2")
+    assert sorted(network.leases()) == ["10.9.0.2"]
+
+
+# --- GC and STATUS ----------------------------------------------------------------------------------------------------
+
+
+def test_gc_by_owner(network: Network) -> None:
+    conf = network.conf(V4, V6, version="1.1.0")
+    for number in range(4):
+        assert ours("ADD", conf, f"c{number}").status == 0
+    assert ours("ADD", conf, "c0", "eth1").status == 0
+    (network.path / "10.9.0.100").write_bytes(b"c1")  # old records: of a container that lives, and of one that does not
+    (network.path / "10.9.0.101").write_bytes(b"gone")
+    (network.path / "10.9.0.102").write_bytes(b"reserved for the printer\n")
+    answer = ours("GC", {**conf, **attachments(("c0", "eth0"), ("c1", "eth0"), ("c9", "eth0"))}, "")
+    assert answer.status == 0
+    assert sorted(network.leases()) == [
+        "10.9.0.100",
+        "10.9.0.102",
+        "10.9.0.2",
+        "10.9.0.3",
+        "fd00:9::2",
+        "fd00:9::3",
+    ]
+
+
+def test_gc_with_a_configuration_that_became_invalid_for_add(network: Network) -> None:
+    conf = network.conf(V4, version="1.1.0")
+    assert ours("ADD", conf).status == 0
+    assert ours("GC", {**network.conf("10.9.0.1/24", version="1.1.0"), **attachments()}).status == 0
+    assert network.leases() == {}
+
+
+def test_gc_without_a_list_drops_nothing(network: Network) -> None:
+    conf = network.conf(V4, version="1.1.0")
+    assert ours("ADD", conf).status == 0
+    refused(ours("GC", conf), 7, "cni.dev/valid-attachments")
+    assert list(network.leases()) == ["10.9.0.2"]
+
+
+def test_status(network: Network) -> None:
+    conf = network.conf("10.9.0.0/30", V6, version="1.1.0")
+    assert ours("STATUS", conf).status == 0
+    assert not network.data_dir.exists()  # asking makes nothing
+    assert ours("ADD", conf).status == 0
+    refused(ours("STATUS", conf), 50, "no IP addresses available", "10.9.0.1-10.9.0.2")
+    assert ours("DEL", conf).status == 0
+    assert ours("STATUS", conf).status == 0
+
+
+def test_status_of_a_broken_configuration(network: Network) -> None:
+    refused(ours("STATUS", network.conf("10.9.0.1/24", version="1.1.0")), 7, "$.ipam.ranges[0][0].subnet")
+
+
+# --- leases nobody needs ----------------------------------------------------------------------------------------------
+
+
+def test_empty_and_torn_leases_are_reclaimed(network: Network) -> None:
+    conf = network.conf("10.9.0.0/29", version="1.1.0")
+    assert ours("ADD", conf).status == 0
+    for name, content in (("10.9.0.3", b""), ("10.9.0.4", b"\0\0\0"), ("10.9.0.5", b"???"), ("10.9.0.6", b"me")):
+        (network.path / name).write_bytes(content)
+    assert ours("STATUS", conf).status == 0
+    assert (network.path / "10.9.0.3").exists()  # a question changes nothing
+    assert [ours("ADD", conf, f"c{number}").ips for number in range(2)] == [["10.9.0.3"], ["10.9.0.4"]]
+    refused(ours("ADD", conf, "c2"), 11)
+
+
+def leases_of_another_boot(network: Network, boot: Boot) -> None:
+    store = FileStore(str(network.data_dir), network.name, boot=boot)
+    RoundRobin(store, [make_range_set([parse_range(V4)], 0, "")]).allocate(Owner("old", "eth0"))
+
+
+def test_reclaiming_earlier_boots_can_be_switched_off(network: Network) -> None:
+    this = current_boot()
+    leases_of_another_boot(network, Boot("11111111-2222-3333-4444-555555555555", this.machine_id))
+    (network.path / "10.9.0.3").write_bytes(b"unknown\r\neth0")  # the reference's, of whichever boot
+    conf = network.conf(V4)
+    refused(ours("CHECK", conf, "old"), 3, "old")
+    assert ours("ADD", network.conf(V4, reclaimEarlierBoots=False), "kept").ips == ["10.9.0.4"]
+    assert sorted(network.leases()) == ["10.9.0.2", "10.9.0.3", "10.9.0.4"]
+
+
+def test_leases_of_earlier_boots_are_reclaimed_by_the_first_change(network: Network) -> None:
+    this = current_boot()
+    leases_of_another_boot(network, Boot("11111111-2222-3333-4444-555555555555", this.machine_id))
+    (network.path / "10.9.0.3").write_bytes(b"unknown\r\neth0")
+    assert ours("DEL", network.conf(V4), "somebody").status == 0
+    assert network.leases() == {"10.9.0.3": b"unknown\r\neth0"}
+
+
+def test_leases_of_another_machine_are_left_alone(network: Network) -> None:
+    leases_of_another_boot(network, Boot("11111111-2222-3333-4444-555555555555", "0123456789abcdef"))
+    assert ours("ADD", network.conf(V4)).ips == ["10.9.0.3"]
+
+
+def test_undo_releases_only_what_this_add_leased(network: Network) -> None:
+    conf = network.conf(V4, V6, onDuplicate="return")
+    stdin = json.dumps(conf).encode()
+    respond(HostLocal, environment("ADD", "one", "eth0", {}), stdin).undo.unwind()
+    assert network.leases() == {}
+    assert ours("ADD", conf).status == 0
+    respond(HostLocal, environment("ADD", "one", "eth0", {}), stdin).undo.unwind()
+    assert len(network.leases()) == 2
+
+
+def test_version(network: Network) -> None:
+    assert ours("VERSION", b"{}").document["supportedVersions"][-1] == "1.1.0"
