@@ -35,7 +35,7 @@ def check(status: int, what: str) -> None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, options: str = "") -> None:
-    """Make the system call mount(2), or raise OSError."""
+    """Mount something, or raise OSError."""
     check(
         libc.mount(
             os.fsencode(source), os.fsencode(target), kind.encode() if kind else None, flags, options.encode() or None

@@ -1,0 +1,387 @@
+"""Links (network interfaces): snapshots of them, and what can be done to any kind of link."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from ..errors import IOFailureError
+from . import codecs, rtnetlink
+from .netns import NetNS
+from .rtnetlink import KernelError, Request
+
+if TYPE_CHECKING:
+    from ..spec.result import Interface
+
+# linux/if.h, linux/if_link.h, linux/rtnetlink.h
+_IFF_UP = 0x1
+_IFF_PROMISC = 0x100
+_OPERSTATE_UP = 6
+_RTEXT_FILTER_SKIP_STATS = 0x8
+
+L = TypeVar("L", bound="Link")
+
+
+class LinkNotFoundError(IOFailureError):
+    """Code 5: there is no such link."""
+
+
+class Link(NamedTuple):
+    """What the kernel told about a link. Methods act on the link; the snapshot stays as it was.
+
+    Attributes:
+        index: Its number in its namespace.
+        name: Its name.
+        kind: ``veth``, ``bridge``, …; empty for physical links and ``lo``.
+        mac: Hardware address, lower case with colons; empty when it has none.
+        mtu: MTU in bytes.
+        up: Administratively up.
+        running: Its operational state (RFC 2863) is up: it has carrier too.
+        promisc: Set promiscuous by an administrator; packet sockets do not show.
+        master: Index of the bridge it is a port of; 0 for none.
+        peer_index: Index of the other end of a veth, in the peer's namespace; 0 for none.
+        alias: Its alias, which carries the owner.
+        hairpin: The bridge sends frames back out of this port; None when it is no bridge port.
+        isolated: The bridge keeps this port from other isolated ones; None when it is no bridge port.
+        vlan_filtering: The bridge filters VLANs; None when it is no bridge.
+        netns: Where it is; None means the namespace of the thread that asked. Not closed by the link.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    name: str
+    kind: str = ""
+    mac: str = ""
+    mtu: int = 0
+    up: bool = False
+    running: bool = False
+    promisc: bool = False
+    master: int = 0
+    peer_index: int = 0
+    alias: str = ""
+    hairpin: bool | None = None
+    isolated: bool | None = None
+    vlan_filtering: bool | None = None
+    netns: NetNS | None = None
+
+    @property
+    def interface(self) -> Interface:
+        """The link as it is described in a result."""
+        from ..spec.result import Interface
+
+        return Interface(
+            name=self.name, mac=self.mac, mtu=self.mtu, sandbox=self.netns.path if self.netns is not None else ""
+        )
+
+    def refresh(self: L) -> L:
+        """Ask the kernel again, by index.
+
+        Raises:
+            LinkNotFoundError: (5) It is gone.
+        """
+        with rtnetlink.connect(self.netns) as sock:
+            return type(self)(*_get(sock, get_request(index=self.index, what=f"link {self.name}"), self.netns))
+
+    def set_up(self) -> None:
+        """Set it administratively up.
+
+        Raises:
+            KernelError: (5) The kernel refused.
+        """
+        self._change(up_request(self.index, self.name))
+
+    def set_down(self) -> None:
+        """Set it administratively down.
+
+        Raises:
+            KernelError: (5) The kernel refused.
+        """
+        self._change(set_request(f"cannot set link {self.name} down", index=self.index, flags=0, change=_IFF_UP))
+
+    def set_promisc(self, on: bool) -> None:
+        """Make it receive all frames, or only those for it.
+
+        Raises:
+            KernelError: (5) The kernel refused.
+        """
+        self._change(promisc_request(self.index, self.name, on))
+
+    def set_alias(self, alias: str) -> None:
+        """Give it an alias of at most 255 bytes.
+
+        Raises:
+            KernelError: (5) The kernel refused.
+        """
+        self._change(set_request(f"cannot set the alias of link {self.name}", index=self.index, alias=alias))
+
+    def join(self, bridge: str | Link, *, hairpin: bool | None = None, isolated: bool | None = None) -> None:
+        """Make it a port of a bridge in the same namespace.
+
+        Args:
+            bridge: The bridge, or its name.
+            hairpin: Whether the bridge may send frames back out of this port; None leaves it (off for a new port).
+            isolated: Whether this port may only talk to ports that are not isolated; None leaves it (no for a new one).
+
+        Raises:
+            LinkNotFoundError: (5) There is no such bridge.
+            KernelError: (5) The kernel refused.
+        """
+        with rtnetlink.connect(self.netns) as sock:
+            if isinstance(bridge, str):
+                bridge = _get(sock, get_request(name=bridge, what=f"bridge {bridge}"), self.netns)
+            what = f"cannot make link {self.name} a port of {bridge.name}"
+            sock.send(
+                [
+                    set_request(what, index=self.index, master=bridge.index),
+                    *port_requests(self.index, self.name, hairpin=hairpin, isolated=isolated),
+                ]
+            )
+
+    def delete(self) -> bool:
+        """Delete it, by index; a veth's other end goes with it. Absence is fine.
+
+        Returns:
+            Whether it was there.
+
+        Raises:
+            KernelError: (5) The kernel refused.
+        """
+        with rtnetlink.connect(self.netns) as sock:
+            return delete_all(sock, [self]) > 0
+
+    def wait_running(self, timeout: float = 5.0) -> None:
+        """Wait until its operational state is up, which follows carrier soon: the kernel tells, nothing is polled.
+
+        Args:
+            timeout: Seconds.
+
+        Raises:
+            IOFailureError: (5) It is not up after that time, or is gone.
+        """
+        deadline = time.monotonic() + timeout
+        with rtnetlink.connect(self.netns, rtnetlink.GROUP_LINK) as sock:
+            while True:
+                # Subscribed first, looked at second: no change can slip between.
+                now = _get(sock, get_request(index=self.index, what=f"link {self.name}"), self.netns)
+                if now.running:
+                    return
+                try:
+                    for kind, data in sock.listen(deadline):
+                        if kind == rtnetlink.NEWLINK and parse(data, self.netns).index == self.index:
+                            break
+                except TimeoutError:
+                    raise IOFailureError(
+                        f"link {self.name} is not operational after {timeout:g} s",
+                        details="it is up but has no carrier" if now.up else "it is down",
+                    ) from None
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+
+    def _change(self, request: Request) -> None:
+        with rtnetlink.connect(self.netns) as sock:
+            sock.send([request])
+
+
+def find(name: str, netns: NetNS | None = None) -> Link | None:
+    """Look a link up by name.
+
+    Args:
+        name: Its name.
+        netns: Where; None means the calling thread's namespace.
+
+    Returns:
+        The link, or None when there is none of that name.
+
+    Raises:
+        KernelError: (5) The kernel refused to tell.
+    """
+    try:
+        return get(name, netns)
+    except LinkNotFoundError:
+        return None
+
+
+def get(name: str, netns: NetNS | None = None) -> Link:
+    """Look a link up by name.
+
+    Raises:
+        LinkNotFoundError: (5) There is none.
+        KernelError: (5) The kernel refused to tell.
+    """
+    with rtnetlink.connect(netns) as sock:
+        return _get(sock, get_request(name=name, what=f"link {name}"), netns)
+
+
+def get_by_index(index: int, netns: NetNS | None = None) -> Link:
+    """Look a link up by its index.
+
+    Raises:
+        LinkNotFoundError: (5) There is none.
+        KernelError: (5) The kernel refused to tell.
+    """
+    with rtnetlink.connect(netns) as sock:
+        return _get(sock, get_request(index=index, what=f"link with index {index}"), netns)
+
+
+def list_all(netns: NetNS | None = None) -> list[Link]:
+    """List the links of a namespace.
+
+    Raises:
+        KernelError: (5) The kernel refused to tell.
+    """
+    with rtnetlink.connect(netns) as sock:
+        return [parse(data, netns) for data in sock.dump(get_request(what="cannot list links"))]
+
+
+def list_by_alias_prefix(*prefixes: str, netns: NetNS | None = None) -> list[Link]:
+    """List the links whose alias begins with one of the prefixes: those an owner left."""
+    return [link for link in list_all(netns) if link.alias.startswith(prefixes)]
+
+
+# -- requests and answers, for modules that send several at once -------------------------------------------------------
+
+
+def get_request(*, what: str, name: str = "", index: int = 0) -> Request:
+    """Ask for one link, or, with neither name nor index, for all (to :meth:`~.rtnetlink.Socket.dump`)."""
+    message = codecs.load().link()
+    message["index"] = index
+    message["attrs"] = [["IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS]]
+    if name:
+        message["attrs"].append(["IFLA_IFNAME", name])
+    return Request(rtnetlink.GETLINK, message, what, flags=0)
+
+
+def set_request(
+    what: str,
+    *,
+    index: int = 0,
+    name: str = "",
+    flags: int = 0,
+    change: int = 0,
+    alias: str | None = None,
+    master: int | None = None,
+    mac: str | None = None,
+    mtu: int | None = None,
+) -> Request:
+    """Change a link, named by index or name. None leaves a property; `change` masks the `flags` (IFF_*) to change."""
+    message = codecs.load().link()
+    message.update(index=index, flags=flags, change=change)
+    wanted = (
+        ("IFLA_IFNAME", name or None),
+        ("IFLA_IFALIAS", alias),
+        ("IFLA_MASTER", master),
+        ("IFLA_ADDRESS", mac),
+        ("IFLA_MTU", mtu),
+    )
+    message["attrs"] = [[attribute, value] for attribute, value in wanted if value is not None]
+    return Request(rtnetlink.SETLINK, message, what)
+
+
+def up_request(index: int, name: str) -> Request:
+    """Set a link up."""
+    return set_request(f"cannot set link {name} up", index=index, flags=_IFF_UP, change=_IFF_UP)
+
+
+def promisc_request(index: int, name: str, on: bool) -> Request:
+    """Set or clear a link's IFF_PROMISC."""
+    return set_request(
+        f"cannot {'set' if on else 'clear'} promiscuous mode of link {name}",
+        index=index,
+        flags=_IFF_PROMISC if on else 0,
+        change=_IFF_PROMISC,
+    )
+
+
+def port_requests(
+    index: int = 0, name: str = "", *, hairpin: bool | None = None, isolated: bool | None = None
+) -> list[Request]:
+    """Change the flags of a bridge port, named by index or else by name. One request a flag, none for None.
+
+    They are requests of their own so that the error says which flag an old kernel lacks (isolated: Linux 4.18).
+    """
+    requests = []
+    for attribute, value, title in (
+        ("IFLA_BRPORT_MODE", hairpin, "hairpin mode"),
+        ("IFLA_BRPORT_ISOLATED", isolated, "port isolation"),
+    ):
+        if value is None:
+            continue
+        message = codecs.load().link()
+        message["index"] = index
+        data = {"attrs": [[attribute, int(value)]]}
+        info = {"attrs": [["IFLA_INFO_SLAVE_KIND", "bridge"], ["IFLA_INFO_SLAVE_DATA", data]]}
+        message["attrs"] = [] if index else [["IFLA_IFNAME", name]]
+        message["attrs"].append(["IFLA_LINKINFO", info])
+        requests.append(Request(rtnetlink.NEWLINK, message, f"cannot set {title} of bridge port {name}"))
+    return requests
+
+
+def delete_all(sock: rtnetlink.Socket, links: Sequence[Link]) -> int:
+    """Delete links, by index; those that are gone are fine.
+
+    Returns:
+        How many were there.
+
+    Raises:
+        KernelError: (5) The kernel refused one; the others were deleted.
+    """
+    requests = []
+    for link in links:
+        message = codecs.load().link()
+        message["index"] = link.index
+        requests.append(Request(rtnetlink.DELLINK, message, f"cannot delete link {link.name}"))
+    deleted = 0
+    refused: KernelError | None = None
+    for answer in sock.exchange(requests):
+        if answer is None:
+            deleted += 1
+        elif isinstance(answer, KernelError) and answer.errno != errno.ENODEV:
+            refused = refused or answer
+    if refused is not None:
+        raise refused
+    return deleted
+
+
+def parse(data: bytes, netns: NetNS | None = None) -> Link:
+    """Read a link message, with its header."""
+    message = rtnetlink.decode(codecs.load().link, data)
+    # Attributes are decoded when they are looked at: only those used here are.
+    attributes = {attribute[0]: attribute for attribute in message["attrs"]}
+
+    def value(name: str, default: Any) -> Any:
+        return attributes[name][1] if name in attributes else default
+
+    info = value("IFLA_LINKINFO", None)
+    port = info.get_attr("IFLA_INFO_SLAVE_DATA") if info and info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge" else None
+    own = info.get_attr("IFLA_INFO_DATA") if info and info.get_attr("IFLA_INFO_KIND") == "bridge" else None
+    filtering = own.get_attr("IFLA_BR_VLAN_FILTERING") if own else None
+    return Link(
+        index=message["index"],
+        name=value("IFLA_IFNAME", ""),
+        kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
+        mac=value("IFLA_ADDRESS", ""),
+        mtu=value("IFLA_MTU", 0),
+        up=bool(message["flags"] & _IFF_UP),
+        running=value("IFLA_OPERSTATE", 0) == _OPERSTATE_UP,
+        promisc=bool(message["flags"] & _IFF_PROMISC),
+        master=value("IFLA_MASTER", 0),
+        peer_index=value("IFLA_LINK", 0),
+        alias=value("IFLA_IFALIAS", ""),
+        hairpin=bool(port.get_attr("IFLA_BRPORT_MODE")) if port else None,
+        isolated=bool(port.get_attr("IFLA_BRPORT_ISOLATED")) if port else None,
+        vlan_filtering=bool(filtering) if own else None,
+        netns=netns,
+    )
+
+
+def _get(sock: rtnetlink.Socket, request: Request, netns: NetNS | None) -> Link:
+    (answer,) = sock.exchange([request])
+    if isinstance(answer, KernelError):
+        where = f" in network namespace {netns.path}" if netns is not None else ""
+        if answer.errno == errno.ENODEV:
+            raise LinkNotFoundError(f"{request.what} does not exist{where}") from answer
+        raise KernelError(f"cannot look up {request.what}{where}", answer.errno, reason=answer.reason) from answer
+    assert answer is not None
+    return parse(answer, netns)

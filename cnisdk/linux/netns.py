@@ -1,0 +1,229 @@
+"""Network namespaces, opened by path. Nothing here creates one, or a file.
+
+``setns(2)`` moves a thread, and an exception between entering and leaving would strand the caller's. So work inside a
+namespace runs in a thread made for it, which is thrown away afterwards (:meth:`NetNS.call`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import ParamSpec, TypeVar, cast
+
+from ..errors import InvalidNetNSError, IOFailureError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+# ioctl_nsfs(2), Linux 4.11: tells the kind of a namespace, and fails with ENOTTY for any other file.
+_NS_GET_NSTYPE = 0xB703
+
+
+class NetNSNotFoundError(InvalidNetNSError):
+    """Code 8: there is nothing at the path. DEL treats it as done."""
+
+
+class NetNS:
+    """An open network namespace; it stays alive, and its path is not needed again, until it is closed.
+
+    Equal to every other handle of the same namespace.
+
+    Attributes:
+        path: The path it was opened by, verbatim.
+    """
+
+    __slots__ = ("_fd", "_identity", "path")
+
+    def __init__(self, path: str, fd: int) -> None:
+        status = os.fstat(fd)
+        self.path = path
+        self._fd = fd
+        self._identity = (status.st_dev, status.st_ino)
+
+    @property
+    def fd(self) -> int:
+        """The file descriptor, as IFLA_NET_NS_FD wants it.
+
+        Raises:
+            ValueError: It was closed.
+        """
+        if self._fd < 0:
+            raise ValueError(f"network namespace {self.path} was closed")
+        return self._fd
+
+    @property
+    def inode(self) -> int:
+        """The inode number ``lsns`` and ``readlink /proc/self/ns/net`` show."""
+        return self._identity[1]
+
+    def __eq__(self, other: object) -> bool:
+        return self._identity == other._identity if isinstance(other, NetNS) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __repr__(self) -> str:
+        return f"<NetNS {self.path} net:[{self.inode}]{' closed' if self._fd < 0 else ''}>"
+
+    def __enter__(self) -> NetNS:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the namespace. Closing twice is fine."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function in a new thread inside the namespace; return its value, or raise its exception.
+
+        Sockets it opens stay in this namespace and may be used by any thread; files below ``/proc/sys/net`` and
+        ``/proc/thread-self/net`` are this namespace's when opened in there.
+
+        When a signal handler raises meanwhile, that exception waits until the function has ended.
+
+        Raises:
+            IOFailureError: (5) The kernel does not let this process enter.
+        """
+        fd = self.fd
+        returned: list[T] = []
+        raised: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                _setns(fd, self.path)
+                returned.append(function(*args, **kwargs))
+            except BaseException as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=work, name=f"netns {self.path}", daemon=True)
+        interruption: BaseException | None = None
+        thread.start()
+        while thread.is_alive():
+            try:
+                thread.join()
+            except BaseException as error:
+                interruption = error
+        if interruption is not None:
+            raise interruption
+        if raised:
+            try:
+                raise raised[0]
+            finally:
+                raised.clear()  # no cycle of frame, exception and traceback
+        return returned[0]
+
+
+def open(path: str) -> NetNS:
+    """Open the network namespace at a path such as ``/run/netns/blue`` or ``/proc/4711/ns/net``.
+
+    Raises:
+        NetNSNotFoundError: (8) Nothing is there.
+        InvalidNetNSError: (8) It is empty, or something else than a network namespace.
+        IOFailureError: (5) It may not be opened.
+    """
+    if not path:
+        raise InvalidNetNSError("the path of the network namespace is empty")
+    try:
+        # Looking at it first: to open a device or a named pipe can have effects, or block.
+        look = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NetNSNotFoundError(f"network namespace {path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise _cannot_open(path, error) from error
+    try:
+        kind = os.fstat(look).st_mode & 0o170000
+        if kind != 0o100000:
+            raise InvalidNetNSError(f"{path} is not a network namespace", details=f"it is {_KINDS.get(kind, 'a file')}")
+        fd = os.open(f"/proc/self/fd/{look}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _cannot_open(path, error) from error
+    finally:
+        os.close(look)
+    try:
+        _check_is_netns(path, fd)
+        return NetNS(path, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def find(path: str) -> NetNS | None:
+    """Open the network namespace at a path, or return None where there is none: what DEL needs.
+
+    None for an empty path, for one where nothing is, and for one where something else is: an unmounted
+    ``/run/netns/blue`` leaves an empty file behind.
+
+    Raises:
+        IOFailureError: (5) It may not be opened.
+    """
+    try:
+        return open(path)
+    except InvalidNetNSError:
+        return None
+
+
+def current() -> NetNS:
+    """Open the network namespace the calling thread is in."""
+    return open("/proc/thread-self/ns/net")
+
+
+_KINDS = {
+    0o010000: "a named pipe",
+    0o020000: "a device",
+    0o040000: "a directory",
+    0o060000: "a device",
+    0o140000: "a socket",
+}
+
+
+def _cannot_open(path: str, error: Exception) -> InvalidNetNSError | IOFailureError:
+    number = getattr(error, "errno", None)
+    if number in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):
+        return IOFailureError(f"cannot open network namespace {path}: {error}")
+    return InvalidNetNSError(f"{path} is not a network namespace", details=str(error))
+
+
+def _check_is_netns(path: str, fd: int) -> None:
+    import fcntl
+
+    try:
+        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError as error:
+        raise InvalidNetNSError(f"{path} is not a network namespace", details="it is an ordinary file") from error
+    if kind != _CLONE_NEWNET:
+        raise InvalidNetNSError(f"{path} is not a network namespace", details="it is a namespace of another kind")
+
+
+def _setns(fd: int, path: str) -> None:
+    try:
+        _load_setns()(fd, _CLONE_NEWNET)
+    except OSError as error:
+        raise IOFailureError(
+            f"cannot enter network namespace {path}: {errno.errorcode.get(error.errno or 0)}: {error.strerror}",
+            details="it takes CAP_SYS_ADMIN in this user namespace and in the one that owns the network namespace",
+        ) from error
+
+
+def _load_setns() -> Callable[[int, int], None]:
+    if hasattr(os, "setns"):  # Python 3.12
+        return cast("Callable[[int, int], None]", os.setns)
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def setns(fd: int, kind: int) -> None:
+        if libc.setns(fd, kind) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    return setns

@@ -1,0 +1,299 @@
+"""A small synchronous netlink socket (``rtnetlink(7)``): several requests in one send, every answer read.
+
+Not thread-safe; make one for each piece of work. A socket belongs for good to the namespace of the thread that opened
+it, so :func:`connect` opens it in the right one and the caller's thread goes on where it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import IOFailureError
+from . import codecs
+from .codecs import Message
+from .netns import NetNS
+
+if TYPE_CHECKING:
+    import socket
+
+# linux/netlink.h
+F_REQUEST = 0x1
+F_ACK = 0x4
+F_DUMP_INTR = 0x10
+F_CAPPED = 0x100
+F_ACK_TLVS = 0x200
+F_EXCL = 0x200
+F_CREATE = 0x400
+F_APPEND = 0x800
+F_DUMP = 0x300
+_NLMSG_ERROR = 2
+_NLMSG_DONE = 3
+_NETLINK_ROUTE = 0
+_SOL_NETLINK = 270
+_NETLINK_CAP_ACK = 10
+_NETLINK_EXT_ACK = 11
+_NETLINK_GET_STRICT_CHK = 12
+_NLMSGERR_ATTR_MSG = 1
+
+# linux/rtnetlink.h
+NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
+NEWADDR, DELADDR, GETADDR = 20, 21, 22
+NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
+GROUP_LINK = 0x1
+GROUP_IPV6_IFADDR = 0x100
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+
+# A dump the kernel calls interrupted saw the table change meanwhile and may lack entries or hold them twice.
+_DUMP_ATTEMPTS = 20
+
+
+class KernelError(IOFailureError):
+    """Code 5: the kernel refused a request.
+
+    Attributes:
+        errno: Why, as in :mod:`errno`.
+        position: Which request of a batch it was, from 0.
+        reason: The kernel's own words (its extended acknowledgement); often empty.
+    """
+
+    def __init__(self, what: str, number: int, *, position: int = 0, reason: str = "") -> None:
+        super().__init__(f"{what}: {errno.errorcode.get(number, number)}: {os.strerror(number)}", details=reason)
+        self.errno = number
+        self.position = position
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore, (self.msg, self.errno, self.position, self.reason)
+
+
+def _restore(msg: str, number: int, position: int, reason: str) -> KernelError:
+    error = KernelError("", number, position=position, reason=reason)
+    error.msg = msg
+    error.args = (msg,)
+    return error
+
+
+class Request(NamedTuple):
+    """One netlink request.
+
+    Attributes:
+        kind: Message type, such as :data:`NEWLINK`.
+        message: The message, from :mod:`.codecs`, without its header.
+        what: What is being done, for the error: ``cannot set link eth0 up``.
+        flags: Beyond F_REQUEST; F_ACK is for requests that answer with nothing else.
+    """
+
+    kind: int
+    message: Message
+    what: str
+    flags: int = F_ACK
+
+
+class Socket:
+    """A netlink socket of the ``NETLINK_ROUTE`` family in the calling thread's namespace.
+
+    Args:
+        groups: Multicast groups to hear, for :meth:`listen`.
+    """
+
+    def __init__(self, groups: int = 0, *, family: int = _NETLINK_ROUTE) -> None:
+        import socket
+
+        self._sequence = 0
+        self._socket: socket.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
+        try:
+            self._socket.bind((0, groups))
+            # Since Linux 4.12, 4.3 and 4.20: nothing depends on them but the words of errors and the size of dumps.
+            for option in (_NETLINK_EXT_ACK, _NETLINK_CAP_ACK, _NETLINK_GET_STRICT_CHK):
+                try:
+                    self._socket.setsockopt(_SOL_NETLINK, option, 1)
+                except OSError:
+                    pass
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Socket:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def exchange(self, requests: Sequence[Request]) -> list[bytes | KernelError | None]:
+        """Send all requests at once and collect what became of each, in order.
+
+        The kernel carries them out one after the other, and goes on after one it refuses.
+
+        Returns:
+            For each request the message it was answered with, None for a plain acknowledgement, or the error.
+        """
+        if not requests:
+            return []
+        first = self._sequence + 1
+        self._sequence += len(requests)
+        self._socket.send(
+            b"".join(_encode(request, number) for number, request in enumerate(requests, start=first)),
+        )
+        answers: dict[int, bytes | KernelError | None] = {}
+        while len(answers) < len(requests):
+            for kind, _, sequence, body in self._receive():
+                position = sequence - first
+                if not 0 <= position < len(requests):
+                    continue  # an answer to something an interrupted call sent
+                if kind == _NLMSG_ERROR:
+                    answers.setdefault(position, _read_error(body, requests[position], position))
+                else:
+                    # Requests that answer with a message carry no F_ACK, so this is all there is.
+                    answers[position] = body
+        return [answers[position] for position in range(len(requests))]
+
+    def send(self, requests: Sequence[Request]) -> list[bytes | None]:
+        """Like :meth:`exchange`, raising the first error.
+
+        Raises:
+            KernelError: (5) The kernel refused a request; the following ones were carried out all the same.
+        """
+        answers: list[bytes | None] = []
+        for answer in self.exchange(requests):
+            if isinstance(answer, KernelError):
+                raise answer
+            answers.append(answer)
+        return answers
+
+    def dump(self, request: Request) -> list[bytes]:
+        """Ask for a whole table, again when it changed meanwhile.
+
+        Returns:
+            The messages, each with its header.
+
+        Raises:
+            KernelError: (5) The kernel refused, or the table never held still (EINTR).
+        """
+        for _ in range(_DUMP_ATTEMPTS):
+            messages, interrupted = self._dump_once(request)
+            if not interrupted:
+                return messages
+        raise KernelError(request.what, errno.EINTR, reason=f"the table changed during each of {_DUMP_ATTEMPTS} dumps")
+
+    def listen(self, deadline: float) -> Iterator[tuple[int, bytes]]:
+        """Yield the notifications of the groups joined, as pairs of message type and message, until a deadline.
+
+        Args:
+            deadline: On the clock of :func:`time.monotonic`, in seconds.
+
+        Raises:
+            TimeoutError: The deadline is over.
+            OSError: (ENOBUFS) Notifications were lost: look at the state itself.
+        """
+        import time
+
+        try:
+            while True:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                self._socket.settimeout(left)
+                for kind, _, _, body in self._receive():
+                    yield kind, body
+        finally:
+            self._socket.settimeout(None)
+
+    def _dump_once(self, request: Request) -> tuple[list[bytes], bool]:
+        self._sequence += 1
+        self._socket.send(_encode(request._replace(flags=F_DUMP), self._sequence))
+        messages: list[bytes] = []
+        interrupted = False
+        while True:
+            for kind, flags, sequence, body in self._receive():
+                if sequence != self._sequence:
+                    continue
+                interrupted = interrupted or bool(flags & F_DUMP_INTR)
+                if kind == _NLMSG_ERROR:
+                    error = _read_error(body, request, 0)
+                    if error is not None:
+                        raise error
+                elif kind == _NLMSG_DONE:
+                    (status,) = struct.unpack_from("=i", body, _HEADER.size) if len(body) > _HEADER.size else (0,)
+                    if status < 0:
+                        raise KernelError(request.what, -status)
+                    return messages, interrupted
+                else:
+                    messages.append(body)
+
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Read one datagram: (type, flags, sequence number, message with header) of each message in it."""
+        import socket
+
+        # The kernel never sends more than 32 KiB in one datagram, unless a single message is larger than that.
+        data = self._socket.recv(65536, socket.MSG_TRUNC)
+        if len(data) > 65536:
+            raise IOFailureError("a netlink message is larger than 64 KiB")
+        offset = 0
+        while offset + _HEADER.size <= len(data):
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            if length < _HEADER.size:
+                break
+            yield kind, flags, sequence, data[offset : offset + length]
+            offset += (length + 3) & ~3
+
+
+def connect(netns: NetNS | None = None, groups: int = 0) -> Socket:
+    """Open a socket in a namespace; None means the calling thread's own.
+
+    Raises:
+        IOFailureError: (5) The kernel does not let this process enter the namespace.
+    """
+    return Socket(groups) if netns is None else netns.call(Socket, groups)
+
+
+def _encode(request: Request, sequence: int) -> bytes:
+    message = request.message
+    message["header"] = {
+        "type": request.kind,
+        "flags": F_REQUEST | request.flags,
+        "sequence_number": sequence,
+        "pid": 0,
+    }
+    message.reset()
+    message.encode()
+    return bytes(message.data)
+
+
+def _read_error(body: bytes, request: Request, position: int) -> KernelError | None:
+    """Read an acknowledgement (struct nlmsgerr): None for success."""
+    (status,) = struct.unpack_from("=i", body, _HEADER.size)
+    if status == 0:
+        return None
+    flags = _HEADER.unpack_from(body)[2]
+    offset = _HEADER.size + 4
+    (echoed,) = struct.unpack_from("=I", body, offset)
+    offset += _HEADER.size if flags & F_CAPPED else (echoed + 3) & ~3
+    reason = ""
+    while flags & F_ACK_TLVS and offset + _ATTRIBUTE.size <= len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, offset)
+        if length < _ATTRIBUTE.size:
+            break
+        if kind & 0x3FFF == _NLMSGERR_ATTR_MSG:
+            reason = body[offset + _ATTRIBUTE.size : offset + length].rstrip(b"\0").decode(errors="replace")
+        offset += (length + 3) & ~3
+    return KernelError(request.what, -status, position=position, reason=reason)
+
+
+def decode(codec: codecs.MessageClass, data: bytes) -> Message:
+    """Decode a message with its header."""
+    message = codec(data)
+    message.decode()
+    return message
