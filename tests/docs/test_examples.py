@@ -9,8 +9,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
+from cnisdk.spec.codec import key_of
 from cnisdk.testing import Sandbox, SandboxUnavailable
 
 Shell = Callable[[str], str]
@@ -105,3 +107,44 @@ def test_every_option_is_documented(command: str, environment: dict[str, str]) -
     helped = subprocess.run(command.split(), env=environment, capture_output=True, text=True, check=True).stdout
     for option in sorted(set(re.findall(r"(?<![\w-])--[a-z-]+", helped)) - {"--help"}):
         assert f"`{option}" in section or f", `{option}" in section, f"{option} is not in docs/reference/cli.md"
+
+
+def keys_of(cls: type) -> set[str]:
+    """The JSON keys a configuration class reads beyond those of its base."""
+    inherited = {field.name for base in cls.__bases__ if attrs.has(base) for field in attrs.fields(base)}
+    own = {field for field in attrs.fields(cls) if field.name not in inherited}
+    return {key_of(field) for field in own}
+
+
+def tabled(page: str, heading: str) -> set[str]:
+    """The keys in the first column of the first table below a heading."""
+    text = (ROOT / "docs" / "reference" / page).read_text()
+    rows = text[text.index(heading) :].partition("\n\n| ")[2].partition("\n\n")[0]
+    return {key for row in rows.splitlines() for key in re.findall(r"`(\w+)`", row.lstrip("| ").partition(" | ")[0])}
+
+
+def test_every_key_of_host_local_is_documented() -> None:
+    from cnisdk_plugins.host_local import HostLocalIPAM, RangeConf
+
+    assert keys_of(HostLocalIPAM) == tabled("host-local.md", "## Configuration")
+    assert keys_of(RangeConf) | {"subnet", "rangeStart", "rangeEnd", "gateway"} == tabled("host-local.md", "\nA range:")
+
+
+def test_every_key_of_bridge_is_documented() -> None:
+    from cnisdk_plugins.bridge import BridgeConf
+
+    assert keys_of(BridgeConf) | {"ipam", "dns"} == tabled("bridge.md", "## Configuration")
+
+
+def test_every_module_is_in_the_reference() -> None:
+    pages = "\n".join(page.read_text() for page in ROOT.glob("docs/reference/api/*.md"))
+    programs = {"cli"}
+    missing = [
+        name
+        for name in modules()
+        if not any(part.startswith("_") for part in name.split("."))
+        and not (ROOT / name.replace(".", "/")).is_dir()
+        and name.split(".")[1] not in programs
+        and f".. automodule:: {name}\n" not in pages
+    ]
+    assert missing == []
