@@ -171,9 +171,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     network = _load(runtime, args, container, ifname)
     if args.verb == "status":
         if not runtime.status(network):
-            _warn(
-                f'network "{network.name}" has version {network.version}, which does not know STATUS: nobody was asked'
-            )
+            _warn(f'network "{network.name}" has version {network.version}, without STATUS: no plugin was asked')
     elif args.verb == "gc":
         for note in runtime.gc(network, args.valid).notes:
             _warn(note)

@@ -45,10 +45,8 @@ class CachedAttachment(NamedTuple):
     result: Mapping[str, Any] | None = None
 
 
-class ForeignEntryError(CNIError):
+class ForeignEntryError(IOFailureError):
     """Code 5: the file of this attachment's name belongs to another attachment."""
-
-    default_code = 5
 
 
 class Cache:

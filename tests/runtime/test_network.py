@@ -144,7 +144,7 @@ def test_the_newest_version_that_exists_is_chosen(version: str | None, versions:
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def request(plugin: dict[str, object], **arguments: Any) -> Any:
+def request(plugin: dict[str, Any], **arguments: Any) -> Any:
     network = parse(plugins(plugins=[plugin]))
     return json.loads(network.request(network.plugins[0], **arguments))
 
@@ -171,7 +171,7 @@ def test_unknown_keys_arrive_exactly() -> None:
 
 
 def test_only_declared_and_supplied_capabilities_arrive() -> None:
-    plugin = {"type": "a", "capabilities": {"ips": True, "mac": False, "dns": True, "bandwidth": True}}
+    plugin: dict[str, Any] = {"type": "a", "capabilities": {"ips": True, "mac": False, "dns": True, "bandwidth": True}}
     given = {"ips": ["10.0.0.1/8"], "mac": "02:00:00:00:00:01", "other": 1, "bandwidth": None}
     made = request(plugin, capability_args=given)
     assert made["runtimeConfig"] == {"ips": ["10.0.0.1/8"]}
@@ -180,14 +180,14 @@ def test_only_declared_and_supplied_capabilities_arrive() -> None:
 
 def test_runtime_config_in_the_file() -> None:
     """As with the reference: it stays unless there are capability arguments, which replace it whole."""
-    plugin = {"type": "a", "capabilities": {"ips": True}, "runtimeConfig": {"mac": "x"}}
+    plugin: dict[str, Any] = {"type": "a", "capabilities": {"ips": True}, "runtimeConfig": {"mac": "x"}}
     assert request(plugin)["runtimeConfig"] == {"mac": "x"}
     assert request(plugin, capability_args={"mac": "y"})["runtimeConfig"] == {"mac": "x"}
     assert request(plugin, capability_args={"ips": []})["runtimeConfig"] == {"ips": []}
 
 
 def test_prev_result_comes_from_the_runtime_alone() -> None:
-    plugin = {"type": "a", "prevResult": {"ips": []}}
+    plugin: dict[str, Any] = {"type": "a", "prevResult": {"ips": []}}
     assert "prevResult" not in request(plugin)
     assert request(plugin, prev_result={"cniVersion": "1.0.0"})["prevResult"] == {"cniVersion": "1.0.0"}
 
