@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -238,6 +239,13 @@ def list_all(netns: NetNS | None = None) -> list[Link]:
 def list_by_alias_prefix(*prefixes: str, netns: NetNS | None = None) -> list[Link]:
     """List the links whose alias begins with one of the prefixes: those an owner left."""
     return [link for link in list_all(netns) if link.alias.startswith(prefixes)]
+
+
+def random_mac() -> str:
+    """A hardware address of this host's own making: unicast, locally administered (IEEE 802)."""
+    octets = bytearray(os.urandom(6))
+    octets[0] = octets[0] & 0xFE | 0x02
+    return octets.hex(":")
 
 
 # -- requests and answers, for modules that send several at once -------------------------------------------------------

@@ -1,0 +1,189 @@
+"""IP addresses of links."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Collection
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import NamedTuple
+
+from ..errors import IOFailureError
+from ..spec.addresses import IPInterface
+from . import codecs, rtnetlink
+from .link import Link
+from .rtnetlink import Request, Socket
+
+# linux/if_addr.h
+_F_NODAD = 0x02
+_F_DADFAILED = 0x08
+_F_TENTATIVE = 0x40
+
+SCOPE_UNIVERSE = 0
+SCOPE_LINK = 253
+
+_AF_INET, _AF_INET6 = 2, 10
+_FAMILIES = {4: _AF_INET, 6: _AF_INET6}
+
+
+class LinkAddress(NamedTuple):
+    """An address as the kernel has it.
+
+    Attributes:
+        interface: The address with its prefix length.
+        index: Index of its link.
+        scope: 0 universe (global), 253 link, 254 host.
+        tentative: IPv6 duplicate address detection is going on: it cannot be used yet.
+        duplicate: Another host has it: it will not be used.
+    """
+
+    interface: IPInterface
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    scope: int = SCOPE_UNIVERSE
+    tentative: bool = False
+    duplicate: bool = False
+
+
+def list_on(link: Link) -> list[LinkAddress]:
+    """List the addresses of a link, in the kernel's order.
+
+    Raises:
+        KernelError: (5) The kernel refused to tell.
+    """
+    with rtnetlink.connect(link.netns) as sock:
+        return dump(sock, link.index)
+
+
+def add(link: Link, *addresses: IPInterface, nodad: bool = True) -> None:
+    """Give a link addresses.
+
+    Args:
+        link: The link.
+        *addresses: With prefix length.
+        nodad: Use IPv6 addresses at once, without asking whether another host has them.
+
+    Raises:
+        KernelError: (5) The kernel refused one: EEXIST when the link has it.
+    """
+    with rtnetlink.connect(link.netns) as sock:
+        sock.send([add_request(link.index, link.name, address, nodad=nodad) for address in addresses])
+
+
+def delete(link: Link, *addresses: IPInterface) -> None:
+    """Take addresses from a link; those it does not have are fine.
+
+    Raises:
+        KernelError: (5) The kernel refused one.
+    """
+    with rtnetlink.connect(link.netns) as sock:
+        answers = sock.exchange([delete_request(link.index, link.name, address) for address in addresses])
+    for answer in answers:
+        if isinstance(answer, rtnetlink.KernelError) and answer.errno != errno.EADDRNOTAVAIL:
+            raise answer
+
+
+# -- requests and answers, for modules that send several at once -------------------------------------------------------
+
+
+def add_request(index: int, name: str, address: IPInterface, *, nodad: bool = True) -> Request:
+    """Give a link an address."""
+    message = _message(index, address)
+    if address.version == 6:
+        if nodad:
+            message["flags"] = _F_NODAD
+    elif address.network.prefixlen < 31:
+        # The kernel derives none by itself; the reference and ifconfig set it, `ip address add` does not.
+        message["attrs"].append(["IFA_BROADCAST", str(address.network.broadcast_address)])
+    what = f"cannot add address {address} to link {name}"
+    return Request(rtnetlink.NEWADDR, message, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL)
+
+
+def delete_request(index: int, name: str, address: IPInterface) -> Request:
+    """Take an address from a link."""
+    return Request(rtnetlink.DELADDR, _message(index, address), f"cannot delete address {address} of link {name}")
+
+
+def dump(sock: Socket, index: int) -> list[LinkAddress]:
+    """List the addresses of a link."""
+    message = codecs.load().address()
+    message["index"] = index
+    answers = sock.dump(Request(rtnetlink.GETADDR, message, "cannot list addresses"))
+    # Kernels before 4.20 ignore the index and tell of every link.
+    return [each for each in map(parse, answers) if each is not None and each.index == index]
+
+
+def parse(data: bytes) -> LinkAddress | None:
+    """Read an address message, with its header; None for families other than IP."""
+    message = rtnetlink.decode(codecs.load().address, data)
+    attributes = {attribute[0]: attribute for attribute in message["attrs"]}
+    # For IPv4, IFA_ADDRESS is the peer's on point-to-point links, and IFA_LOCAL is always ours; IPv6 has it the other
+    # way around only where a peer is set.
+    text = attributes.get("IFA_LOCAL") or attributes.get("IFA_ADDRESS")
+    if text is None or message["family"] not in (_AF_INET, _AF_INET6):
+        return None
+    flags = attributes["IFA_FLAGS"][1] if "IFA_FLAGS" in attributes else message["flags"]
+    kind = IPv4Interface if message["family"] == _AF_INET else IPv6Interface
+    return LinkAddress(
+        interface=kind(f"{text[1]}/{message['prefixlen']}"),
+        index=message["index"],
+        scope=message["scope"],
+        tentative=bool(flags & _F_TENTATIVE),
+        duplicate=bool(flags & _F_DADFAILED),
+    )
+
+
+def wait_for_dad(sock: Socket, link: Link, addresses: Collection[IPInterface], timeout: float) -> None:
+    """Wait until duplicate address detection is through with addresses; the kernel tells, nothing is polled.
+
+    Args:
+        sock: A socket that hears :data:`~.rtnetlink.GROUP_IPV6_IFADDR` since before the addresses were added.
+        link: Their link, up.
+        addresses: What to wait for; IPv4 ones need no wait.
+        timeout: Seconds.
+
+    Raises:
+        IOFailureError: (5) Another host has one, it vanished, or it is not usable after that time.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        there = {each.interface: each for each in dump(sock, link.index)}
+        waiting = []
+        for address in addresses:
+            state = there.get(address)
+            if state is None:
+                raise IOFailureError(f"address {address} vanished from link {link.name}")
+            if state.duplicate:
+                raise IOFailureError(
+                    f"address {address} of link {link.name} is in use by another host",
+                    details="IPv6 duplicate address detection failed",
+                )
+            if state.tentative:
+                waiting.append(address)
+        if not waiting:
+            return
+        try:
+            for kind, data in sock.listen(deadline):
+                if kind in (rtnetlink.NEWADDR, rtnetlink.DELADDR):
+                    changed = parse(data)
+                    if changed is not None and changed.index == link.index:
+                        break
+        except TimeoutError:
+            raise IOFailureError(
+                f"address {waiting[0]} of link {link.name} is still tentative after {timeout:g} s",
+                details="IPv6 duplicate address detection needs a link that is up at both ends",
+            ) from None
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+
+
+def _message(index: int, address: IPInterface) -> codecs.Message:
+    message = codecs.load().address()
+    message.update(
+        family=_FAMILIES[address.version],
+        prefixlen=address.network.prefixlen,
+        index=index,
+        scope=SCOPE_LINK if address.version == 6 and address.ip.is_link_local else SCOPE_UNIVERSE,
+    )
+    message["attrs"] = [["IFA_LOCAL", str(address.ip)], ["IFA_ADDRESS", str(address.ip)]]
+    return message

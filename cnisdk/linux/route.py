@@ -1,0 +1,172 @@
+"""Routes."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from typing import NamedTuple
+
+from ..spec.addresses import IPAddress, IPNetwork
+from . import codecs, rtnetlink
+from .address import SCOPE_LINK, SCOPE_UNIVERSE
+from .netns import NetNS
+from .rtnetlink import Request, Socket
+
+# linux/rtnetlink.h
+TABLE_MAIN = 254
+TABLE_LOCAL = 255
+_TABLE_COMPAT = 252  # for numbers that do not fit the header's byte
+_PROTO_BOOT = 3
+_TYPE_UNICAST = 1
+_F_CLONED = 0x200  # a cached exception, not an entry of the table
+
+_AF_INET, _AF_INET6 = 2, 10
+_FAMILIES = {4: _AF_INET, 6: _AF_INET6}
+
+
+class KernelRoute(NamedTuple):
+    """A route as the kernel has it; one with several next hops is one of these for each.
+
+    Attributes:
+        dst: Destination.
+        gw: Next hop; None when the destination is on the link.
+        link_index: Index of the link packets leave by; 0 for none.
+        table: Number of its table, 254 for main.
+        priority: Metric; lower is preferred.
+        scope: 0 universe, 253 link, 254 host; IPv6 has no scopes and tells 0.
+        mtu: Path MTU in bytes, 0 when unset.
+        advmss: Advertised maximal segment size in bytes, 0 when unset.
+        unicast: It leads somewhere: not local, broadcast, unreachable, ….
+    """
+
+    dst: IPNetwork
+    gw: IPAddress | None = None
+    link_index: int = 0
+    table: int = TABLE_MAIN
+    priority: int = 0
+    scope: int = SCOPE_UNIVERSE
+    mtu: int = 0
+    advmss: int = 0
+    unicast: bool = True
+
+
+def list_all(netns: NetNS | None = None) -> list[KernelRoute]:
+    """List the routes of a namespace in all tables, without those to its own addresses (table ``local``).
+
+    Args:
+        netns: None means the calling thread's namespace.
+
+    Raises:
+        KernelError: (5) The kernel refused to tell.
+    """
+    with rtnetlink.connect(netns) as sock:
+        return dump(sock)
+
+
+# -- requests and answers, for modules that send several at once -------------------------------------------------------
+
+
+def add_request(
+    index: int,
+    name: str,
+    *,
+    dst: IPNetwork,
+    gw: IPAddress | None = None,
+    table: int | None = None,
+    priority: int = 0,
+    scope: int | None = None,
+    mtu: int = 0,
+    advmss: int = 0,
+) -> Request:
+    """Add a route behind those there are to the same destination, as ``ip route append``: several next hops coexist.
+
+    Args:
+        index: Index of the link.
+        name: Its name, for the error.
+        dst: Destination.
+        gw: Next hop; None when the destination is on the link.
+        table: Number of the table; None means main.
+        priority: Metric; 0 leaves the kernel's (0 for IPv4, 1024 for IPv6).
+        scope: As in ``rtnetlink(7)``; None means universe with a gateway, and link without.
+        mtu: Path MTU in bytes; 0 leaves it to the link.
+        advmss: Maximal segment size to advertise, in bytes; 0 leaves it to the link.
+    """
+    table = TABLE_MAIN if table is None else table
+    if scope is None:
+        scope = SCOPE_LINK if gw is None and dst.version == 4 else SCOPE_UNIVERSE
+    message = codecs.load().route()
+    message.update(
+        family=_FAMILIES[dst.version],
+        dst_len=dst.prefixlen,
+        table=table if table <= 255 else _TABLE_COMPAT,
+        proto=_PROTO_BOOT,
+        scope=scope,
+        type=_TYPE_UNICAST,
+        flags=0,
+    )
+    attributes: list[list[object]] = [["RTA_TABLE", table], ["RTA_OIF", index]]
+    if dst.prefixlen:
+        attributes.append(["RTA_DST", str(dst.network_address)])
+    if gw is not None:
+        # IPv4 through an IPv6 next hop (RFC 5549) goes by another attribute, of a family and an address.
+        if gw.version == dst.version:
+            attributes.append(["RTA_GATEWAY", str(gw)])
+        else:
+            attributes.append(["RTA_VIA", {"family": _FAMILIES[gw.version], "addr": str(gw)}])
+    if priority:
+        attributes.append(["RTA_PRIORITY", priority])
+    metrics = [[key, value] for key, value in (("RTAX_MTU", mtu), ("RTAX_ADVMSS", advmss)) if value]
+    if metrics:
+        attributes.append(["RTA_METRICS", {"attrs": metrics}])
+    message["attrs"] = attributes
+    what = f"cannot add route {describe(dst, gw)} to link {name}"
+    return Request(rtnetlink.NEWROUTE, message, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_APPEND)
+
+
+def dump(sock: Socket) -> list[KernelRoute]:
+    """List the routes of the socket's namespace in all tables but ``local``."""
+    message = codecs.load().route()
+    message.update(family=0, scope=0, type=0, proto=0, flags=0)
+    routes = []
+    for data in sock.dump(Request(rtnetlink.GETROUTE, message, "cannot list routes")):
+        routes += parse(data)
+    return [route for route in routes if route.table != TABLE_LOCAL]
+
+
+def parse(data: bytes) -> list[KernelRoute]:
+    """Read a route message, with its header; none for families other than IP and for cached entries."""
+    message = rtnetlink.decode(codecs.load().route, data)
+    family = message["family"]
+    if family not in (_AF_INET, _AF_INET6) or message["flags"] & _F_CLONED:
+        return []
+    values = {attribute[0]: attribute for attribute in message["attrs"]}
+    metrics = values["RTA_METRICS"][1] if "RTA_METRICS" in values else None
+    everywhere = "0.0.0.0" if family == _AF_INET else "::"
+    common = KernelRoute(
+        dst=ip_network(f"{values['RTA_DST'][1] if 'RTA_DST' in values else everywhere}/{message['dst_len']}"),
+        table=values["RTA_TABLE"][1] if "RTA_TABLE" in values else message["table"],
+        priority=values["RTA_PRIORITY"][1] if "RTA_PRIORITY" in values else 0,
+        scope=message["scope"],
+        mtu=(metrics.get_attr("RTAX_MTU") or 0) if metrics is not None else 0,
+        advmss=(metrics.get_attr("RTAX_ADVMSS") or 0) if metrics is not None else 0,
+        unicast=message["type"] == _TYPE_UNICAST,
+    )
+    hops = values["RTA_MULTIPATH"][1] if "RTA_MULTIPATH" in values else None
+    if not hops:
+        link_index = values["RTA_OIF"][1] if "RTA_OIF" in values else 0
+        return [common._replace(gw=_next_hop(values), link_index=link_index)]
+    return [
+        common._replace(gw=_next_hop({each[0]: each for each in hop["attrs"]}), link_index=hop["oif"]) for hop in hops
+    ]
+
+
+def describe(dst: IPNetwork, gw: IPAddress | None) -> str:
+    """``0.0.0.0/0 via 10.1.2.1``."""
+    return f"{dst} via {gw}" if gw is not None else str(dst)
+
+
+def _next_hop(attributes: dict[str, codecs.Message]) -> IPAddress | None:
+    if "RTA_GATEWAY" in attributes:
+        return ip_address(attributes["RTA_GATEWAY"][1])
+    if "RTA_VIA" in attributes:
+        return ip_address(attributes["RTA_VIA"][1]["addr"])
+    return None

@@ -1,0 +1,280 @@
+"""Veth pairs: one end in the container, the other on the host.
+
+Each is born in its final place, with its final name, MAC and MTU, by one message; the host end's alias, which names the
+owner, follows in the same send, so that no kill comes between. The host end's name is derived from the attachment: DEL
+finds it with nothing but the attachment in its hands.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Collection
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import InvalidEnvironmentError, IOFailureError
+from ..spec.names import Attachment, network_tag_prefixes, short_hash
+from . import bridge, codecs, link, rtnetlink
+from .bridge import Port
+from .link import Link
+from .netns import NetNS
+from .rtnetlink import KernelError, Request
+
+if TYPE_CHECKING:
+    from ..spec.result import Result
+
+# Names are eight hexadecimal digits of a hash. Among 10,000 attachments of a host two share one with a probability of
+# 1 %, so a name taken by another owner has three alternatives.
+_NAMES = 4
+
+
+class HostEnd(Link):
+    """The end on the host."""
+
+    __slots__ = ()
+
+
+class ContainerEnd(Link):
+    """The end in the container, down until it is configured."""
+
+    __slots__ = ()
+
+    def configure(self, result: Result, *, enabledad: bool = False, timeout: float = 5.0) -> None:
+        """Give it the result's addresses, set it up, and add the result's routes.
+
+        See :func:`cnisdk.linux.layer3.configure`.
+        """
+        from . import layer3
+
+        layer3.configure(self, result, enabledad=enabledad, timeout=timeout)
+
+
+class VethPair(NamedTuple):
+    """Both ends of a veth."""
+
+    host: HostEnd
+    container: ContainerEnd
+
+    def delete(self) -> None:
+        """Delete both ends; absence is fine.
+
+        Raises:
+            KernelError: (5) The kernel refused.
+        """
+        self.host.delete()
+
+
+def host_names(owner: Attachment) -> tuple[str, ...]:
+    """The names the host end of an attachment may have, in the order they are tried."""
+    return tuple(f"veth{short_hash(*owner, str(number), digits=8)}" for number in range(_NAMES))
+
+
+def create(
+    netns: NetNS,
+    ifname: str,
+    *,
+    owner: Attachment,
+    mtu: int | None = None,
+    mac: str | None = None,
+    port: Port | None = None,
+) -> VethPair:
+    """Make a veth pair between the calling thread's namespace and a container's.
+
+    The host end is up when this returns, ignores router advertisements (verified), and carries the owner's tag as its
+    alias. Nothing is left when it fails.
+
+    Args:
+        netns: The container's namespace.
+        ifname: Name of the end in there.
+        owner: The attachment it is for.
+        mtu: MTU of both ends in bytes; None or 0 leaves it to the kernel.
+        mac: Hardware address of the container's end; None or empty makes one up.
+        port: Plug the host end into this bridge before it is up.
+
+    Raises:
+        InvalidEnvironmentError: (4) The container has an interface of that name.
+        IOFailureError: (5) The kernel refused.
+    """
+    # Addresses are given even where nobody asked for one: that marks them as set, and udev's
+    # MACAddressPolicy=persistent leaves them alone. It also saves asking which ones the kernel chose.
+    mac = mac.lower() if mac else link.random_mac()
+    with rtnetlink.connect() as sock:
+        host = _create(sock, netns, ifname, owner=owner, mtu=mtu or None, mac=mac, port=port)
+        pair = VethPair(
+            HostEnd(*host._replace(up=True)),
+            ContainerEnd(
+                index=host.peer_index,
+                name=ifname,
+                kind="veth",
+                mac=mac,
+                mtu=host.mtu,
+                peer_index=host.index,
+                netns=netns,
+            ),
+        )
+        try:
+            bridge.refuse_advertisements(host.name)
+            if port is not None and port.vlans is not None:
+                bridge.set_vlans(host, port.vlans)
+            sock.send([link.up_request(host.index, host.name)])
+        except BaseException:
+            link.delete_all(sock, [host])
+            raise
+    return pair
+
+
+def find_host_end(owner: Attachment) -> HostEnd | None:
+    """Look up the host end of an attachment's veth in the calling thread's namespace; None when there is none.
+
+    Raises:
+        KernelError: (5) The kernel refused to tell.
+    """
+    with rtnetlink.connect() as sock:
+        ends = _host_ends(sock, owner)
+    return HostEnd(*ends[0]) if ends else None
+
+
+def delete(owner: Attachment, *, netns: NetNS | None = None) -> bool:
+    """Delete the veth of an attachment. Absence is fine, and so is a namespace that is gone.
+
+    Args:
+        owner: The attachment.
+        netns: Its namespace, where there is one: if the host has no end of ours, a veth of the attachment's name in
+            there is deleted, such as the reference plugin makes, under a random name on the host.
+
+    Returns:
+        Whether there was something to delete.
+
+    Raises:
+        KernelError: (5) The kernel refused.
+    """
+    with rtnetlink.connect() as sock:
+        deleted = link.delete_all(sock, _host_ends(sock, owner))
+    if not deleted and netns is not None:
+        there = link.find(owner.ifname, netns)
+        if there is not None and there.kind == "veth":
+            return there.delete()
+    return deleted > 0
+
+
+def delete_stale(network: str, valid: Collection[Attachment]) -> list[Link]:
+    """Delete the veths of a network's attachments that are not among the valid ones: what GC asks for.
+
+    Only links whose alias names the network are touched.
+
+    Returns:
+        The host ends deleted.
+
+    Raises:
+        KernelError: (5) The kernel refused one; the others were deleted.
+    """
+    keep = {attachment.tag for attachment in valid}
+    stale = [
+        each
+        for each in link.list_by_alias_prefix(*network_tag_prefixes(network))
+        if each.kind == "veth" and each.alias not in keep
+    ]
+    with rtnetlink.connect() as sock:
+        link.delete_all(sock, stale)
+    return stale
+
+
+def _create(
+    sock: rtnetlink.Socket,
+    netns: NetNS,
+    ifname: str,
+    *,
+    owner: Attachment,
+    mtu: int | None,
+    mac: str,
+    port: Port | None,
+) -> Link:
+    """Make the pair under the first name that is free."""
+    for name in host_names(owner):
+        # Looked at first, because the kernel goes on after a request it refuses: with the name taken, the second
+        # request would change the alias of another owner's link.
+        (taken,) = sock.exchange([link.get_request(name=name, what=f"link {name}")])
+        if not isinstance(taken, KernelError):
+            continue
+        created, *changed, found = sock.exchange(
+            [
+                _create_request(netns, ifname, name, mtu=mtu, mac=mac, port=port),
+                link.set_request(f"cannot set the alias of link {name}", name=name, alias=owner.tag),
+                *_port_requests(name, port),
+                link.get_request(name=name, what=f"link {name}"),
+            ]
+        )
+        if isinstance(created, KernelError):
+            if created.errno == errno.EEXIST and not isinstance(found, KernelError):
+                continue  # somebody took the name this moment
+            raise _explain(created, netns, ifname)
+        if isinstance(found, KernelError):
+            raise found
+        assert found is not None
+        host = link.parse(found)
+        for answer in changed:
+            if isinstance(answer, KernelError):
+                link.delete_all(sock, [host])
+                raise answer
+        return host
+    # Our own four names, all taken: by earlier attachments that were never deleted, or by others.
+    raise IOFailureError(
+        f"no free name for the host end of {owner}",
+        details=f"links {', '.join(host_names(owner))} exist; DEL of this attachment removes those it owns",
+    )
+
+
+def _create_request(netns: NetNS, ifname: str, name: str, *, mtu: int | None, mac: str, port: Port | None) -> Request:
+    message = codecs.load().link()
+    peer: list[list[object]] = [["IFLA_IFNAME", ifname], ["IFLA_ADDRESS", mac], ["IFLA_NET_NS_FD", netns.fd]]
+    own: list[list[object]] = [["IFLA_IFNAME", name], ["IFLA_ADDRESS", link.random_mac()]]
+    if mtu:
+        peer.append(["IFLA_MTU", mtu])
+        own.append(["IFLA_MTU", mtu])
+    if port is not None:
+        own.append(["IFLA_MASTER", port.bridge.index])
+    data = {"attrs": [["VETH_INFO_PEER", {"index": 0, "attrs": peer}]]}
+    own.append(["IFLA_LINKINFO", {"attrs": [["IFLA_INFO_KIND", "veth"], ["IFLA_INFO_DATA", data]]}])
+    message["attrs"] = own
+    what = f"cannot create veth {ifname} in {netns.path} with its host end {name}"
+    return Request(rtnetlink.NEWLINK, message, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL)
+
+
+def _port_requests(name: str, port: Port | None) -> list[Request]:
+    if port is None:
+        return []
+    # A new port has neither flag: only those to be set are sent, which old kernels need not know.
+    return link.port_requests(name=name, hairpin=port.hairpin or None, isolated=port.isolated or None)
+
+
+def _explain(error: KernelError, netns: NetNS, ifname: str) -> Exception:
+    if error.errno == errno.EEXIST:
+        explained: Exception = InvalidEnvironmentError(
+            f"CNI_IFNAME {ifname} already exists in {netns.path}",
+            details="delete that interface, or the attachment it belongs to, or choose another name",
+        )
+    elif error.errno == errno.EOPNOTSUPP:
+        explained = IOFailureError(error.msg, details="the kernel lacks veth (CONFIG_VETH)")
+    elif error.errno == errno.EPERM:
+        explained = IOFailureError(error.msg, details="it takes CAP_NET_ADMIN in both namespaces")
+    else:
+        return error
+    explained.__cause__ = error
+    return explained
+
+
+def _host_ends(sock: rtnetlink.Socket, owner: Attachment) -> list[Link]:
+    """The links with a name derived from the attachment that are its own.
+
+    One without alias counts: nobody else makes veths of that name but by a coincidence of 32 bits.
+    """
+    answers = sock.exchange([link.get_request(name=name, what=f"link {name}") for name in host_names(owner)])
+    ends = []
+    for answer in answers:
+        if isinstance(answer, KernelError):
+            if answer.errno != errno.ENODEV:
+                raise answer
+        elif answer is not None:
+            found = link.parse(answer)
+            if found.kind == "veth" and found.alias in (owner.tag, ""):
+                ends.append(found)
+    return ends
