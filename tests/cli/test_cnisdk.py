@@ -1,0 +1,87 @@
+"""The command cnisdk: subcommands are found by name, and loaded only when asked for."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cnisdk.cli import cnisdk
+from cnisdk.errors import TryAgainLaterError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_help_lists_what_is_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cnisdk.COMMANDS, "absent", ("no_such_module", "is not there"))
+    assert cnisdk.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "install  " in out
+    assert "absent" not in out
+
+
+def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cnisdk.main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "usage: cnisdk COMMAND" in err
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cnisdk.main(["frobnicate"])
+    assert caught.value.code == 2
+    assert "unknown command 'frobnicate', expected one of: " in capsys.readouterr().err
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    def register(subparsers: Any) -> None:
+        parser = subparsers.add_parser("fake")
+        parser.add_argument("--number", type=int, default=0)
+
+    monkeypatch.setitem(cnisdk.COMMANDS, "fake", ("install", "for a test"))
+    monkeypatch.setattr(cnisdk, "import_module", lambda *_: SimpleNamespace(register=register, run=run))
+
+
+def test_a_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(monkeypatch, lambda args: args.number)
+    assert cnisdk.main(["fake", "--number", "7"]) == 7
+
+
+def test_errors_are_printed_with_their_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: object) -> int:
+        raise TryAgainLaterError("full", details="10.0.0.0/30")
+
+    fake(monkeypatch, run)
+    assert cnisdk.main(["fake"]) == 1
+    assert capsys.readouterr() == ("", "cnisdk fake: full; 10.0.0.0/30 (code 11)\n")
+
+
+def test_only_the_command_asked_for_is_imported() -> None:
+    code = (
+        "import sys; from cnisdk.cli import cnisdk; cnisdk.main(['--help']);"
+        "sys.exit(any(f'cnisdk.cli.{m}' in sys.modules for m, _ in cnisdk.COMMANDS.values()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_leaves_early() -> None:
+    code = (
+        "import sys, types; from cnisdk.cli import cnisdk\n"
+        "def register(sub): sub.add_parser('fake')\n"
+        "def run(args):\n"
+        "    for _ in range(100000): print('x' * 100)\n"
+        "    return 0\n"
+        "cnisdk.COMMANDS['fake'] = ('install', '')\n"
+        "cnisdk.import_module = lambda *_: types.SimpleNamespace(register=register, run=run)\n"
+        "sys.exit(cnisdk.main(['fake']))"
+    )
+    argv = ["sh", "-c", '"$0" -c "$1" | head -n 1', sys.executable, code]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, check=False)
+    assert done.stdout == b"x" * 100 + b"\n"
+    assert done.stderr == b""

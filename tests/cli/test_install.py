@@ -1,0 +1,252 @@
+"""cnisdk install, in virtual environments with plugins of their own."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from cnisdk.cli import install
+from cnisdk.cli.install import Registered, find_registered, render
+from cnisdk.errors import InvalidConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PLUGIN = '''
+from cnisdk import NetConf, Plugin, PluginMain, Result
+
+
+class Noop(Plugin[NetConf]):
+    """noop: does nothing"""
+
+    def add(self, request):
+        return Result()
+
+    def delete(self, request):
+        pass
+
+
+class Box:
+    main = PluginMain(Noop)
+
+
+main = Box.main
+'''
+
+
+class Environment:
+    """A virtual environment that sees this checkout and has a distribution with plugins."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        venv.create(directory, with_pip=False, symlinks=True)
+        self.python = str(directory / "bin" / "python")
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        self.site = directory / "lib" / version / "site-packages"
+        paths = [ROOT, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+        (self.site / "checkout.pth").write_text("".join(f"{path}\n" for path in paths))
+        (self.site / "demo_plugins.py").write_text(PLUGIN)
+        self.register({"noop": "demo_plugins:main", "dotted": "demo_plugins:Box.main"})
+
+    def register(self, plugins: dict[str, str], distribution: str = "demo-plugins") -> None:
+        info = self.site / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        lines = "".join(f"{name} = {target}\n" for name, target in plugins.items())
+        (info / "entry_points.txt").write_text(f"[cnisdk.plugins]\n{lines}")
+
+    def install(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        # In a directory of its own, with hostile variables: neither may lead into the launcher.
+        return subprocess.run(
+            [self.python, "-m", "cnisdk.cli.cnisdk", "install", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.directory,
+        )
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return Environment(tmp_path_factory.mktemp("shared") / "venv")
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[[str], Environment]:
+    return lambda name: Environment(tmp_path / name)
+
+
+def run(launcher: Path, command: str | None, **more: str) -> "subprocess.CompletedProcess[str]":
+    environ = {"PATH": "/usr/bin:/bin", **({"CNI_COMMAND": command} if command else {}), **more}
+    return subprocess.run([launcher], env=environ, input="{}", capture_output=True, text=True, check=False)
+
+
+VERSIONS = '{"cniVersion":"1.1.0","supportedVersions":["0.1.0","0.2.0","0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]}\n'
+
+
+def test_every_registered_plugin_is_installed(shared: Environment, tmp_path: Path) -> None:
+    done = shared.install("--dest", str(tmp_path / "new" / "bin"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{tmp_path}/new/bin/dotted: installed\n{tmp_path}/new/bin/noop: installed\n"
+    for name in ("noop", "dotted"):
+        launcher = tmp_path / "new" / "bin" / name
+        assert launcher.stat().st_mode & 0o777 == 0o755
+        assert run(launcher, "VERSION").stdout == VERSIONS
+        about = run(launcher, None)
+        assert (about.returncode, about.stdout) == (0, "")
+        assert about.stderr.startswith("noop: does nothing\n")
+        failed = run(launcher, "ADD")
+        assert failed.returncode == 1
+        assert '"code": 4' in failed.stdout
+    assert sorted(os.listdir(tmp_path / "new" / "bin")) == ["dotted", "noop"]
+
+
+def test_only_those_named(shared: Environment, tmp_path: Path) -> None:
+    assert shared.install("--dest", str(tmp_path), "noop", "noop").returncode == 0
+    assert os.listdir(tmp_path) == ["noop"]
+
+
+def test_an_unknown_type(shared: Environment, tmp_path: Path) -> None:
+    done = shared.install("--dest", str(tmp_path / "bin"), "noop", "bride")
+    assert done.returncode == 1
+    assert done.stderr == "cnisdk install: no plugin is registered as 'bride'; known types: dotted, noop (code 7)\n"
+    assert not (tmp_path / "bin").exists()
+
+
+def test_list(shared: Environment) -> None:
+    done = shared.install("--list")
+    assert done.returncode == 0
+    assert done.stdout == (
+        "dotted  demo_plugins:Box.main  (demo-plugins 1.0)\nnoop    demo_plugins:main  (demo-plugins 1.0)\n"
+    )
+
+
+def test_dest_is_needed(shared: Environment) -> None:
+    done = shared.install("noop")
+    assert done.returncode == 2
+    assert "required: --dest" in done.stderr
+
+
+def test_check(shared: Environment, tmp_path: Path) -> None:
+    def check(*types: str) -> tuple[int, str]:
+        done = shared.install("--dest", str(tmp_path), "--check", *types)
+        return done.returncode, done.stdout.replace(f"{tmp_path}/", "")
+
+    assert check() == (1, "dotted: missing\nnoop: missing\n")
+    shared.install("--dest", str(tmp_path))
+    assert check() == (0, "dotted: up to date\nnoop: up to date\n")
+    first = (tmp_path / "noop").read_bytes()
+    (tmp_path / "noop").write_bytes(first + b"\n")
+    (tmp_path / "dotted").write_bytes(b"\x7fELF")
+    assert check() == (1, "dotted: is another program\nnoop: out of date\n")
+    assert check("noop") == (1, "noop: out of date\n")
+    done = shared.install("--dest", str(tmp_path))
+    assert done.stdout == f"{tmp_path}/dotted: installed in place of another program\n{tmp_path}/noop: updated\n"
+    assert (tmp_path / "noop").read_bytes() == first
+    (tmp_path / "noop").chmod(0o644)
+    (tmp_path / "gone").write_bytes(first)
+    assert check() == (
+        1,
+        "dotted: up to date\nnoop: is not executable\ngone: its plugin is not installed any more; remove the file\n",
+    )
+    shared.install("--dest", str(tmp_path))
+    assert check("noop") == (0, "noop: up to date\n")
+
+
+def test_a_file_that_is_being_run_is_replaced(shared: Environment, tmp_path: Path) -> None:
+    """Writing into it would fail with "text file busy"."""
+    running = tmp_path / "noop"
+    running.write_bytes(Path("/bin/sleep").read_bytes())
+    running.chmod(0o755)
+    with subprocess.Popen([running, "60"]) as process:
+        try:
+            assert shared.install("--dest", str(tmp_path), "noop").returncode == 0
+            assert process.poll() is None
+        finally:
+            process.kill()
+    assert run(running, "VERSION").stdout == VERSIONS
+    assert os.listdir(tmp_path) == ["noop"]
+
+
+def test_a_link_is_replaced_and_not_followed(shared: Environment, tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("x")
+    (tmp_path / "noop").symlink_to(target)
+    assert shared.install("--dest", str(tmp_path), "noop").returncode == 0
+    assert target.read_text() == "x"
+    assert not (tmp_path / "noop").is_symlink()
+
+
+def test_launchers_are_isolated(shared: Environment, tmp_path: Path) -> None:
+    """Neither PYTHONPATH nor the current directory lead a plugin that runs as root to another module."""
+    shared.install("--dest", str(tmp_path / "bin"), "noop")
+    (tmp_path / "demo_plugins.py").write_text("raise SystemExit('hijacked')\n")
+    done = subprocess.run(
+        [tmp_path / "bin" / "noop"],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nowhere", "CNI_COMMAND": "ADD"},
+        cwd=tmp_path,
+        input="{}",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "hijacked" not in done.stderr
+    assert '"code": 4' in done.stdout
+
+
+@pytest.mark.parametrize("name", ["with space and 'quotes' and $HOME", "long" + "/x" * 120])
+def test_paths_a_first_line_could_not_hold(make: Callable[[str], Environment], tmp_path: Path, name: str) -> None:
+    environment = make(name)
+    done = environment.install("--dest", str(tmp_path / "bin"), "noop")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"code": 4' in run(tmp_path / "bin" / "noop", "ADD").stdout
+
+
+def test_a_plugin_that_cannot_be_imported_does_not_stop_the_others(
+    make: Callable[[str], Environment], tmp_path: Path
+) -> None:
+    environment = make("venv")
+    environment.register({"broken": "no_such_module:main", "wrong": "demo_plugins:nothing"}, "broken-plugins")
+    done = environment.install("--dest", str(tmp_path / "bin"))
+    assert done.returncode == 1
+    assert 'plugin "broken" (no_such_module:main) does not run; ModuleNotFoundError' in done.stderr
+    assert 'plugin "wrong" (demo_plugins:nothing) does not run; netplugin failed: ' in done.stderr
+    assert sorted(os.listdir(tmp_path / "bin")) == ["dotted", "noop"]
+
+
+def test_a_type_registered_twice(make: Callable[[str], Environment], tmp_path: Path) -> None:
+    environment = make("venv")
+    environment.register({"noop": "other:main"}, "other-plugins")
+    done = environment.install("--dest", str(tmp_path / "bin"))
+    assert done.returncode == 1
+    assert 'plugin type "noop" is registered twice: by ' in done.stderr
+    assert "demo-plugins 1.0" in done.stderr
+    assert "other-plugins 1.0" in done.stderr
+
+
+def test_a_type_that_is_no_file_name() -> None:
+    with pytest.raises(InvalidConfigError, match="invalid plugin name"):
+        find_registered([EntryPoint("../bridge", "a:main", install.GROUP)])
+
+
+def test_the_same_plugin_seen_twice_is_one() -> None:
+    entry = EntryPoint("noop", "a", install.GROUP)
+    assert find_registered([entry, entry]) == {"noop": Registered("noop", "a", "main", "an unknown distribution")}
+
+
+def test_texts_from_metadata_stay_in_their_comment() -> None:
+    text = render(Registered("a", "m", "main", "evil\nrm -rf /\n"), "/usr/bin/python3", b"{}")
+    assert b"\nrm" not in text
+
+
+def test_no_plugin_at_all(make: Callable[[str], Environment], tmp_path: Path) -> None:
+    environment = make("venv")
+    environment.register({})
+    done = environment.install("--dest", str(tmp_path / "bin"))
+    assert done.returncode == 1
+    assert "no plugin is registered under cnisdk.plugins" in done.stderr
