@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         TryAgainLaterError as TryAgainLaterError,
         UnknownContainerError as UnknownContainerError,
         UnsupportedFieldError as UnsupportedFieldError,
+        run_all as run_all,
     )
     from .plugin.base import Plugin as Plugin
     from .plugin.main import PluginMain as PluginMain
@@ -45,7 +46,7 @@ __getattr__ = exports(
     {
         ".errors": "CNIError DecodingError IncompatibleVersionError InternalError InvalidConfigError "
         "InvalidEnvironmentError InvalidNetNSError IOFailureError LimitedConnectivityError PluginNotAvailableError "
-        "TryAgainLaterError UnknownContainerError UnsupportedFieldError",
+        "TryAgainLaterError UnknownContainerError UnsupportedFieldError run_all",
         ".plugin.base": "Plugin",
         ".plugin.main": "PluginMain",
         ".plugin.request": "AddRequest CheckRequest DelRequest GCRequest StatusRequest",

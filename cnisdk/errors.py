@@ -6,6 +6,7 @@ Callers match by class or by ``code``, never by text.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 
@@ -145,3 +146,23 @@ _BY_CODE: dict[int, type[CNIError]] = {
 def error_for_code(code: int, msg: str, details: str = "") -> CNIError:
     """Make the error another process reported, with the class of its code (:class:`CNIError` when it has none)."""
     return _BY_CODE.get(code, CNIError)(msg, details=details, code=code)
+
+
+def run_all(*steps: Callable[[], object]) -> None:
+    """Take things down: run every step, whatever happens to the others, then report.
+
+    Raises:
+        CNIError: The first that was raised, with the others in its details.
+    """
+    problems: list[CNIError] = []
+    for step in steps:
+        try:
+            step()
+        except CNIError as exc:
+            problems.append(exc)
+    if problems:
+        first, *others = problems
+        also = [f"also: {problem}" for problem in others]
+        raise type(first)(
+            first.msg, details="; ".join(filter(None, (first.details, *also))), code=first.code
+        ) from first

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from ..errors import IOFailureError
@@ -114,6 +117,41 @@ def ensure(name: str, *, mtu: int | None = None, vlan_filtering: bool = False, p
         return bridge._replace(
             up=True, promisc=promisc or bridge.promisc, vlan_filtering=vlan_filtering or bridge.vlan_filtering
         )
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep other processes from deleting an unused bridge, for the time between :func:`ensure` and its next port.
+
+    Any number of processes may be inside; :func:`delete_unused` waits for them.
+    """
+    with _locked(fcntl.LOCK_SH):
+        yield
+
+
+def delete_unused(name: str) -> None:
+    """Delete a bridge without ports: what an ADD does that made it and failed. Absence is fine, and so are ports.
+
+    Raises:
+        KernelError: (5) The kernel refused.
+    """
+    with _locked(fcntl.LOCK_EX):
+        found = link.find(name)
+        if found is None or found.kind != "bridge":
+            return
+        if all(each.master != found.index for each in link.list_all()):
+            found.delete()
+
+
+@contextmanager
+def _locked(kind: int) -> Iterator[None]:
+    # A namespace's file under /proc is the same inode to every process in it: a lock that leaves no file behind.
+    fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, kind)
+        yield
+    finally:
+        os.close(fd)
 
 
 def refuse_advertisements(name: str) -> None:

@@ -8,10 +8,11 @@ Two backends, in the layouts of the reference plugins, so that either side remov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
-from ..errors import CNIError, InvalidConfigError, IOFailureError, PluginNotAvailableError
+from ..errors import InvalidConfigError, IOFailureError, PluginNotAvailableError, run_all
 from ..spec.addresses import IPInterface
 from ..spec.names import Attachment, short_hash, shorten
 from . import iptables, nft, program
@@ -62,29 +63,18 @@ def delete(attachment: Attachment, addresses: Collection[IPInterface] = ()) -> N
     """Remove the rules of an attachment, whichever backend made them: the configuration may have changed since.
 
     Raises:
-        CNIError: The first error; the other backend has been tried nevertheless.
+        CNIError: One failed; the other has been tried nevertheless.
     """
-    _try_all([lambda each=each: each.delete(attachment, addresses) for each in _BACKENDS.values()])  # type: ignore[misc]
+    run_all(*(partial(each.delete, attachment, addresses) for each in _BACKENDS.values()))
 
 
 def gc(network: str, valid: Collection[Attachment]) -> None:
     """Remove the rules of attachments that are not valid, whichever backend made them.
 
     Raises:
-        CNIError: The first error; the other backend has been tried nevertheless.
+        CNIError: One failed; the other has been tried nevertheless.
     """
-    _try_all([lambda each=each: each.gc(network, valid) for each in _BACKENDS.values()])  # type: ignore[misc]
-
-
-def _try_all(steps: Iterable[Callable[[], None]]) -> None:
-    problems = []
-    for step in steps:
-        try:
-            step()
-        except CNIError as exc:
-            problems.append(exc)
-    if problems:
-        raise problems[0]
+    run_all(*(partial(each.gc, network, valid) for each in _BACKENDS.values()))
 
 
 def _by_family(addresses: Iterable[IPInterface]) -> dict[int, list[IPInterface]]:
