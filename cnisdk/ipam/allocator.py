@@ -108,7 +108,7 @@ class RoundRobin(Allocator):
         choice: dict[int, IPAddress] = {}
         left = list(requested)
         for index, pool in enumerate(self._pools):
-            address = next((each for each in left if each in pool.range_set), None)
+            address = next((each for each in left if pool.range_set.holds(each)), None)
             if address is None:
                 continue
             part = pool.range_set.find(address)
@@ -135,7 +135,7 @@ class RoundRobin(Allocator):
         """Find the address of one range set, and ask for it."""
         pool = self._pools[index]
         prefix = f"failed to allocate for range {index}: "
-        mine = next((address for address in held if address in pool.range_set), None)
+        mine = next((address for address in held if pool.range_set.holds(address)), None)
         if mine is not None:
             if self._on_duplicate == "error" or wanted not in (None, mine):
                 raise _duplicate(prefix, owner, mine, wanted, self._on_duplicate)

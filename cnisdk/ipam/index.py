@@ -22,7 +22,6 @@ stamp is last. Killed anywhere between, the next one scans. So edits of the inde
 from __future__ import annotations
 
 import os
-from binascii import crc32
 from collections.abc import Iterable, Iterator
 
 from ..spec.addresses import IPAddress
@@ -35,7 +34,7 @@ _STAMP = "stamp"
 _OWNERS = "owners"
 _USED = "used"
 _FORMAT = "cnisdk-index-1"
-_BUCKETS = 1024
+_BUCKETS = 1021  # a prime, since what is divided by it is text
 _STAMP_SIZE = 256
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -99,11 +98,12 @@ def _read(directory: int, name: str, size: int = -1) -> bytes:
 
 
 def _bucket(owner: Owner) -> str:
-    return f"{_OWNERS}/{crc32(owner.container_id.encode() + b' ' + owner.ifname.encode()) % _BUCKETS:03x}"
+    text = f"{owner.container_id} {owner.ifname}".encode(errors="surrogateescape")
+    return f"{_OWNERS}/{int.from_bytes(text, 'little') % _BUCKETS:03x}"
 
 
 def _line(lease: Lease) -> bytes:
-    return f"{lease.address} {lease.owner.container_id} {lease.owner.ifname}\n".encode()
+    return f"{lease.address} {lease.owner.container_id} {lease.owner.ifname}\n".encode(errors="surrogateescape")
 
 
 class Index(View):
@@ -139,18 +139,20 @@ class Index(View):
             return False
         try:
             written = os.fstat(fd).st_mtime_ns
-            noted = os.read(fd, _STAMP_SIZE).rstrip()
+            noted = os.read(fd, _STAMP_SIZE)
+            now = os.fstat(self.directory)
+            return noted == self._stamp(now) and now.st_mtime_ns < written and bool(self._boot.boot_id)
         except OSError:
             return False
         finally:
             os.close(fd)
-        now = os.fstat(self.directory)
-        return noted == self._stamp(now).rstrip() and now.st_mtime_ns < written and bool(self._boot.boot_id)
 
     def _stamp(self, state: os.stat_result) -> bytes:
+        # The times of the index's own directories: part of it may have been deleted.
+        owners, used = (os.stat(folder, dir_fd=self._home).st_mtime_ns for folder in (_OWNERS, _USED))
         text = (
             f"{_FORMAT} boot={self._boot.boot_id} device={state.st_dev} inode={state.st_ino} "
-            f"mtime={state.st_mtime_ns} ctime={state.st_ctime_ns}\n"
+            f"mtime={state.st_mtime_ns} ctime={state.st_ctime_ns} owners={owners} used={used}\n"
         )
         return text.encode().ljust(_STAMP_SIZE)
 
@@ -315,7 +317,7 @@ class Index(View):
 
 def _lines_of(bucket: bytes, owner: Owner) -> list[bytes]:
     """The lines of one owner. Most lines are of others: not each is taken apart."""
-    end = f" {owner.container_id} {owner.ifname}\n".encode()
+    end = f" {owner.container_id} {owner.ifname}\n".encode(errors="surrogateescape")
     if end not in bucket:
         return []
     return [line for line in bucket.splitlines(keepends=True) if line.endswith(end)]

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Network
 from itertools import pairwise
-
-from attrs import field, frozen
+from typing import NamedTuple
 
 from ..errors import CNIError, InvalidConfigError
 from ..spec.addresses import IPAddress, IPNetwork, parse_address, parse_interface
@@ -20,16 +19,14 @@ from ..spec.names import shorten
 _SPARE_BITS = 2
 
 
-@frozen
-class Span:
+class Span(NamedTuple):
     """The addresses from ``first`` to ``last``, both included, as integers."""
 
     first: int
     last: int
 
 
-@frozen(kw_only=True)
-class Range:
+class Range(NamedTuple):
     """Addresses of one subnet that may be handed out.
 
     Attributes:
@@ -51,7 +48,8 @@ class Range:
         """4 or 6."""
         return self.subnet.version
 
-    def __contains__(self, address: IPAddress) -> bool:
+    def holds(self, address: IPAddress) -> bool:
+        """Does the address lie between the ends?"""
         return address.version == self.version and int(self.first) <= int(address) <= int(self.last)
 
     def overlaps(self, other: Range) -> bool:
@@ -64,8 +62,7 @@ class Range:
         return f"{self.first}-{self.last}"
 
 
-@frozen
-class RangeSet:
+class RangeSet(NamedTuple):
     """Alternatives of one address family: an attachment gets one address of each set.
 
     Attributes:
@@ -74,7 +71,7 @@ class RangeSet:
     """
 
     ranges: tuple[Range, ...]
-    path: str = field(default="$.ipam.ranges", eq=False)
+    path: str = "$.ipam.ranges"
 
     @property
     def version(self) -> int:
@@ -83,9 +80,10 @@ class RangeSet:
 
     def find(self, address: IPAddress) -> Range | None:
         """The range the address lies in."""
-        return next((each for each in self.ranges if address in each), None)
+        return next((each for each in self.ranges if each.holds(address)), None)
 
-    def __contains__(self, address: IPAddress) -> bool:
+    def holds(self, address: IPAddress) -> bool:
+        """Does the address lie in one of the ranges?"""
         return self.find(address) is not None
 
     def overlaps(self, other: RangeSet) -> bool:
@@ -96,11 +94,10 @@ class RangeSet:
         return ",".join(map(str, self.ranges))
 
 
-@frozen
-class Pool:
+class Pool(NamedTuple):
     """What of a range set can really be handed out: its ranges without gateways and exclusions.
 
-    Args:
+    Attributes:
         range_set: The set.
         forbidden: Addresses of the set's family nobody gets, such as the gateways of every range of the network.
     """

@@ -6,6 +6,7 @@ leases of earlier boots are taken back. The differences are listed in docs/diffe
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from attrs import frozen
 
@@ -32,7 +33,7 @@ from cnisdk.ipam.allocator import release, release_exactly, retain
 from cnisdk.ipam.ranges import make_range_set, parse_range
 from cnisdk.ipam.store import DEFAULT_TIMEOUT, in_order
 from cnisdk.spec.addresses import IPAddress, parse_address, parse_interface
-from cnisdk.spec.codec import structure
+from cnisdk.spec.codec import find_key, structure
 from cnisdk.spec.config import IPRange
 from cnisdk.spec.versions import V0_3_0, SpecVersion
 
@@ -88,18 +89,6 @@ class HostLocalConf(NetConf):
     ipam: HostLocalIPAM = HostLocalIPAM()
 
 
-@frozen(kw_only=True)
-class _CNIArgs:
-    """``args.cni`` (conventions, "args in network config")."""
-
-    ips: tuple[str, ...] = ()
-
-
-@frozen(kw_only=True)
-class _Args:
-    cni: _CNIArgs = _CNIArgs()
-
-
 class HostLocal(Plugin[HostLocalConf]):
     """Allocate addresses from ranges of this host."""
 
@@ -133,14 +122,14 @@ class HostLocal(Plugin[HostLocalConf]):
         result = request.prev_result
         if result is None:
             return  # before 0.4.0 there was none, and a main plugin may have none to hand on
-        expected = {ip.address.ip for ip in result.ips if any(ip.address.ip in each for each in range_sets)}
+        expected = {ip.address.ip for ip in result.ips if any(each.holds(ip.address.ip) for each in range_sets)}
         lost = expected - held
         if lost:
             raise UnknownContainerError(
                 f"host-local: {show(lost)} is no longer leased to container {owner.container_id}",
                 details=f"network {request.network}, interface {owner.ifname}, holds {show(held)}",
             )
-        surplus = {address for address in held - expected if any(address in each for each in range_sets)}
+        surplus = {address for address in held - expected if any(each.holds(address) for each in range_sets)}
         if surplus:
             raise UnknownContainerError(
                 f"host-local: {show(surplus)} is leased to container {owner.container_id}, but not in its prevResult",
@@ -246,7 +235,8 @@ def requested_addresses(request: AddRequest[HostLocalConf]) -> tuple[IPAddress, 
             raise InvalidEnvironmentError(
                 f"invalid IP address in CNI_ARGS: IP={wanted}", details="expected one address, such as IP=10.1.2.3"
             ) from exc
-    conventional = structure(request.conf.args, _Args, path="$.args").cni.ips
+    arguments = structure(find_key(request.conf.args, "cni") or {}, dict[str, Any], path="$.args.cni")
+    conventional = structure(find_key(arguments, "ips") or (), tuple[str, ...], path="$.args.cni.ips")
     for texts, path in ((conventional, "$.args.cni.ips"), (request.conf.runtime_config.ips, "$.runtimeConfig.ips")):
         for index, text in enumerate(texts):
             try:
