@@ -114,14 +114,18 @@ class Walkthrough:
     def reach_each_other(self) -> None:
         """Every namespace pings every other one, and the gateway."""
         ping = shutil.which("ping")
+        addresses = {"the gateway": "192.168.100.1"} | {
+            name: f"192.168.100.{number}" for number, name in enumerate(NAMES, 2)
+        }
         for source in NAMES:
-            for target in (1, 2, 3, 4):
-                address = f"192.168.100.{target}"
+            for target, address in addresses.items():
+                if source == target:
+                    continue
                 if ping is not None:
                     self.run("ip", "netns", "exec", source, ping, "-c", "1", "-W", "2", address, quiet=True)
                 else:
                     self.host.call(_ping, f"/run/netns/{source}", address)
-                print(f"    ok: {source} reaches {address}")
+                print(f"    ok: {source} reaches {target}, {address}")
 
     def look_at_the_state(self) -> None:
         """Leases and cached results lie where the Go tools put them, byte for byte."""
