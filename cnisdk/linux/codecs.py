@@ -5,9 +5,9 @@ runs it first, like any import of a submodule. So the few modules wanted are imp
 stands in for ``pyroute2`` meanwhile: 10 ms.
 
 A program that uses pyroute2 itself must not notice. When it has imported it already, its modules are used. Otherwise
-everything that was loaded is taken out of ``sys.modules`` again, so that a later ``import pyroute2`` starts afresh; and
-another thread that imports it at this moment waits, because the stand-in is loaded by the import system itself, under
-its lock for the name.
+everything that was loaded is taken out of ``sys.modules`` again, so that a later ``import pyroute2`` starts afresh.
+Another thread that imports it at this moment waits, because the stand-in is loaded by the import system itself, under
+its lock for the name; and if it got hold of the stand-in, that hands it on to the real one.
 
 None of this is a documented interface of pyroute2: the version is bounded, and tests fail when a release breaks it.
 """
@@ -101,6 +101,13 @@ class _StandIn:
         return None
 
     def exec_module(self, module: ModuleType) -> NoReturn:
+        def __getattr__(name: str) -> object:
+            # `import pyroute2` in another thread waits for this one, but then goes on with what it saw first.
+            if sys.modules.get(module.__name__) is module:
+                raise AttributeError(name)
+            return getattr(__import__(module.__name__), name)
+
+        module.__getattr__ = __getattr__  # type: ignore[method-assign]
         try:
             codecs = _import_codecs()
         finally:

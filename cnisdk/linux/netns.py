@@ -6,9 +6,9 @@ namespace runs in a thread made for it, which is thrown away afterwards (:meth:`
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
-import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import ParamSpec, TypeVar, cast
@@ -97,6 +97,9 @@ class NetNS:
         fd = self.fd
         returned: list[T] = []
         raised: list[BaseException] = []
+        # Neither Thread.join() nor a lock will do: an exception from a signal handler can leave both in a state that
+        # looks as if the thread had ended. The end of a pipe is seen again by every read.
+        reading, writing = os.pipe()
 
         def work() -> None:
             try:
@@ -104,15 +107,25 @@ class NetNS:
                 returned.append(function(*args, **kwargs))
             except BaseException as error:
                 raised.append(error)
+            finally:
+                os.close(writing)
 
-        thread = threading.Thread(target=work, name=f"netns {self.path}", daemon=True)
         interruption: BaseException | None = None
-        thread.start()
-        while thread.is_alive():
+        try:
+            _thread.start_new_thread(work, ())
+        except RuntimeError as error:  # the process may have no more threads
+            os.close(reading)
+            os.close(writing)
+            raise IOFailureError(f"cannot enter network namespace {self.path}: {error}") from error
+        except BaseException as error:
+            interruption = error
+        ended = False
+        while not ended:
             try:
-                thread.join()
+                ended = os.read(reading, 1) == b""
             except BaseException as error:
                 interruption = error
+        os.close(reading)
         if interruption is not None:
             raise interruption
         if raised:

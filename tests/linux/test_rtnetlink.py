@@ -1,0 +1,107 @@
+"""The netlink socket: batches, errors with the kernel's words, dumps that are asked for again."""
+
+import errno
+import pickle
+import struct
+
+import pytest
+
+from cnisdk.linux import link, rtnetlink
+from cnisdk.linux.rtnetlink import KernelError, Socket
+from cnisdk.testing import Sandbox
+
+pytestmark = pytest.mark.kernel
+
+
+def test_a_batch_tells_each_fate_in_order(host: Sandbox) -> None:
+    host.run(["ip", "link", "add", "b0", "type", "bridge"])
+
+    def fate(answer: bytes | KernelError | None) -> object:
+        if isinstance(answer, KernelError):
+            return answer.errno, answer.reason
+        return link.parse(answer).alias if answer is not None else None
+
+    def batch() -> list[object]:
+        requests = [
+            link.get_request(name="nope", what="link nope"),
+            link.set_request("alias", name="b0", alias="hello"),
+            link.set_request("too long", name="b0", alias="x" * 256),
+            link.get_request(name="b0", what="link b0"),
+        ]
+        with Socket() as sock:
+            return [fate(answer) for answer in sock.exchange(requests)]
+
+    gone, done, refused, found = host.call(batch)
+    assert isinstance(gone, tuple)
+    assert gone[0] == errno.ENODEV
+    assert done is None
+    assert refused == (errno.ERANGE, "Attribute failed policy validation")
+    assert found == "hello"
+
+
+def test_errors_name_the_errno_and_survive_pickling() -> None:
+    error = KernelError("cannot set link eth0 up", errno.EPERM, position=3, reason="because")
+    assert str(error) == "cannot set link eth0 up: EPERM: Operation not permitted; because"
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is KernelError
+    assert (str(copy), copy.errno, copy.position, copy.code) == (str(error), errno.EPERM, 3, 5)
+
+
+class FakeSocket(Socket):
+    """A socket whose kernel is a list of datagrams."""
+
+    def __init__(self, *datagrams: bytes) -> None:
+        self._sequence = 0
+        self.waiting = list(datagrams)
+        self.sent: list[bytes] = []
+        self._socket = self  # type: ignore[assignment]
+
+    def send(self, data: bytes) -> int:  # type: ignore[override]
+        self.sent.append(data)
+        return len(data)
+
+    def recv(self, size: int, flags: int) -> bytes:
+        return self.waiting.pop(0)
+
+
+def message(kind: int, flags: int, sequence: int, body: bytes = b"") -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, flags, sequence, 0) + body
+
+
+DONE = struct.pack("=i", 0)
+ENTRY = struct.pack("=BxHiII", 0, 1, 1, 0, 0)
+
+
+def test_an_interrupted_dump_is_asked_for_again() -> None:
+    sock = FakeSocket(
+        message(16, 2 | rtnetlink.F_DUMP_INTR, 1, ENTRY) + message(3, 2, 1, DONE),
+        message(16, 2, 2, ENTRY) + message(16, 2, 2, ENTRY),
+        message(3, 2, 2, DONE),
+    )
+    assert len(sock.dump(link.get_request(what="cannot list links"))) == 2
+    assert len(sock.sent) == 2
+    assert [struct.unpack_from("=H", data, 6)[0] for data in sock.sent] == [0x301, 0x301]
+
+
+def test_a_dump_interrupted_only_at_its_end_counts() -> None:
+    sock = FakeSocket(message(16, 2, 1, ENTRY), message(3, 2 | rtnetlink.F_DUMP_INTR, 1, DONE), message(3, 2, 2, DONE))
+    assert sock.dump(link.get_request(what="cannot list links")) == []
+
+
+def test_a_dump_that_never_holds_still_is_an_error() -> None:
+    sock = FakeSocket(*(message(3, 2 | rtnetlink.F_DUMP_INTR, number, DONE) for number in range(1, 30)))
+    with pytest.raises(KernelError, match="cannot list links: EINTR"):
+        sock.dump(link.get_request(what="cannot list links"))
+
+
+def test_a_dump_that_is_refused_raises() -> None:
+    sock = FakeSocket(message(2, 0, 1, struct.pack("=i", -errno.EPERM) + message(18, 0x301, 1)))
+    with pytest.raises(KernelError, match="cannot list links: EPERM"):
+        sock.dump(link.get_request(what="cannot list links"))
+
+
+def test_answers_to_earlier_requests_are_passed_over() -> None:
+    acknowledgement = struct.pack("=i", 0) + message(19, 5, 1)
+    sock = FakeSocket(message(2, 0x100, 77, acknowledgement) + message(2, 0x100, 1, acknowledgement))
+    assert sock.exchange([link.up_request(1, "lo")]) == [None]
+    assert sock.exchange([]) == []
