@@ -414,7 +414,8 @@ def test_sigchld_ignored_by_the_host_program(script: Script) -> None:
 
 def test_no_import_of_subprocess() -> None:
     code = (
-        "import sys; from cnisdk.invoke import Delegate, run; import cnisdk.invoke.process as p;"
-        "p.execute(['/bin/true'], environ={}, stdin=b''); sys.exit('subprocess' in sys.modules)"
+        "import sys, attrs, cattrs; before = 'subprocess' in sys.modules\n"  # theirs do, on Python 3.10
+        "from cnisdk.invoke import Delegate, execute\n"
+        "execute(['/bin/true'], environ={}, stdin=b''); sys.exit('subprocess' in sys.modules and not before)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ class Tool:
     def __init__(self, host: Sandbox, conf: Path, *networks: dict[str, Any]) -> None:
         self.host = host
         self.env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "CNI_PATH": str(PLUGINS), "NETCONFPATH": str(conf)}
+        if "PYTHONPATH" in os.environ:
+            self.env["PYTHONPATH"] = os.environ["PYTHONPATH"]
         for network in networks:
             ending = "conflist" if "plugins" in network else "conf"
             (conf / f"{network['name']}.{ending}").write_text(json.dumps(network))
