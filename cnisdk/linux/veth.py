@@ -139,7 +139,8 @@ def delete(owner: Attachment, *, netns: NetNS | None = None) -> bool:
     Args:
         owner: The attachment.
         netns: Its namespace, where there is one: if the host has no end of ours, a veth of the attachment's name in
-            there is deleted, such as the reference plugin makes, under a random name on the host.
+            there is deleted, such as the reference plugin makes, under a random name on the host. One that another
+            attachment owns stays.
 
     Returns:
         Whether there was something to delete.
@@ -151,9 +152,19 @@ def delete(owner: Attachment, *, netns: NetNS | None = None) -> bool:
         deleted = link.delete_all(sock, _host_ends(sock, owner))
     if not deleted and netns is not None:
         there = link.find(owner.ifname, netns)
-        if there is not None and there.kind == "veth":
+        if there is not None and there.kind == "veth" and not _is_of_another(there, owner):
             return there.delete()
     return deleted > 0
+
+
+def _is_of_another(end: Link, owner: Attachment) -> bool:
+    """Does the host end of a container's end say that another attachment owns it?"""
+    with rtnetlink.connect() as sock:
+        (answer,) = sock.exchange([link.get_request(index=end.peer_index, what=f"the host end of {end.name}")])
+    if answer is None or isinstance(answer, KernelError):
+        return False
+    host = link.parse(answer)
+    return host.peer_index == end.index and host.alias.startswith("cni:") and host.alias != owner.tag
 
 
 def delete_stale(network: str, valid: Collection[Attachment]) -> list[Link]:

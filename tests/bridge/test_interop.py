@@ -1,0 +1,102 @@
+"""Our plugins and the reference's, mixed: in one data directory, on one bridge, added by one and deleted by the other."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import DUAL_STACK, Bench, config
+
+pytestmark = [pytest.mark.kernel, pytest.mark.interop]
+
+# Every version that the packaged reference plugins (1.1.1) and ours support.
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0")
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "default gateway": {"isDefaultGateway": True},
+    "dual stack": {"isGateway": True, "ipam": DUAL_STACK},
+    "layer 2": {"ipam": None},
+    "routes": {
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": "10.1.0.0/25", "gateway": "10.1.0.126"}]],
+            "routes": [{"dst": "10.2.0.0/16"}, {"dst": "10.3.0.0/16", "gw": "10.1.0.9"}],
+        }
+    },
+    "name resolution": {"dns": {"nameservers": ["10.9.9.9"], "domain": "example.org", "search": ["a", "b"]}},
+    "masquerade": {"isDefaultGateway": True, "ipMasq": True, "mtu": 1400},
+}
+
+
+def without_chance(value: Any) -> Any:
+    """The result without hardware addresses and the hash in names."""
+    if isinstance(value, dict):
+        return {key: without_chance(part) for key, part in value.items() if key != "mac"}
+    if isinstance(value, list):
+        return [without_chance(part) for part in value]
+    return re.sub(r"^veth[0-9a-f]{8}$", "veth", value) if isinstance(value, str) else value
+
+
+@pytest.fixture(params=["ours/ours", "ours/go", "go/ours", "go/go"])
+def mixed(request: pytest.FixtureRequest, bench: Bench, launchers: Path, go: Path) -> Bench:
+    """A bridge plugin over an IPAM plugin."""
+    where = {"ours": launchers, "go": go}
+    plugin, ipam = request.param.split("/")
+    return bench.using(where[plugin], where[ipam])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_results_are_equal(bench: Bench, go: Path, launchers: Path, version: str) -> None:
+    bench.host.add_netns("c1")
+    for name, keys in NETWORKS.items():
+        if name == "layer 2" and version < "0.3":
+            continue  # the reference cannot write a result without addresses there
+        conf = config(version, **keys)
+        results = []
+        for plugins, ipam in itertools.product((launchers, go), repeat=2):
+            mixed = bench.using(plugins, ipam)
+            results.append(without_chance(mixed.run("ADD", conf).result))
+            mixed.run("DEL", conf).must_succeed()
+            assert mixed.state()["leases"] == {}
+            # Both start at the same address again.
+            bench.host.run(["sh", "-c", "rm -rf /var/lib/cni/networks; ip link del br0"])
+        assert results[1:] == results[:-1], name
+
+
+@pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
+@pytest.mark.parametrize("network", [name for name in NETWORKS if name != "layer 2"])
+def test_added_by_one_and_deleted_by_the_other(
+    bench: Bench, go: Path, launchers: Path, network: str, version: str
+) -> None:
+    bench.host.add_netns("c1")
+    conf = config(version, **NETWORKS[network])
+    everyone = [bench.using(plugins, ipam) for plugins, ipam in itertools.product((launchers, go), repeat=2)]
+    for adding, deleting in itertools.product(everyone, repeat=2):
+        result = adding.run("ADD", conf).result
+        deleting.run("CHECK", conf | {"prevResult": result}).must_succeed()
+        deleting.run("DEL", conf | {"prevResult": result}).must_succeed()
+        assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
+
+
+def test_the_reference_added_and_the_namespace_is_gone(bench: Bench, go: Path) -> None:
+    """Ours releases the lease and the rules then; the reference would leave the rules for ever."""
+    bench.host.add_netns("c1")
+    conf = config(isGateway=True, ipMasq=True)
+    bench.using(go, go).run("ADD", conf).must_succeed()
+    bench.host.del_netns("c1")
+    bench.run("DEL", conf, CNI_NETNS="").must_succeed()
+    assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
+
+
+def test_neighbours_on_one_bridge_reach_each_other(mixed: Bench, bench: Bench, go: Path) -> None:
+    conf = config(isGateway=True)
+    for name in ("c1", "c2"):
+        bench.host.add_netns(name)
+    mixed.run("ADD", conf, "c1").must_succeed()
+    bench.using(go, go).run("ADD", conf, "c2").must_succeed()
+    bench.host.run(["ip", "netns", "exec", "c1", "ping", "-n", "-c", "1", "-W", "3", "10.1.0.3"])
+    bench.host.run(["ip", "netns", "exec", "c2", "ping", "-n", "-c", "1", "-W", "3", "10.1.0.2"])
