@@ -12,7 +12,7 @@ from ..errors import CNIError, InvalidConfigError, IOFailureError, PluginNotAvai
 from ..spec.addresses import IPAddress
 from ..spec.names import check_network_name
 from . import lockfile
-from .index import DIRECTORY, Index, read_cursor
+from .index import DIRECTORY, Index, IndexWrong, read_cursor
 from .memory import MemoryView
 from .records import (
     LAST_RESERVED,
@@ -119,6 +119,7 @@ class FileStore(Store):
         self.index_path = os.path.join(self.data_dir, DIRECTORY, network)
         self._reclaims = reclaim_earlier_boots
         self._notice = notice
+        self._index_is_wrong = False
         self._boot = boot if boot is not None else current_boot()
 
     # --- the Store interface ------------------------------------------------------------------------------------------
@@ -140,10 +141,14 @@ class FileStore(Store):
                 lock = self._lock(directory, deadline, write)
                 if not _is_at(directory, self.path):
                     raise Conflict(f"{self.path} was replaced")
-                view = index if index.is_current() else self._scan(directory, index, write=write)
+                current = not self._index_is_wrong and index.is_current()
+                view = index if current else self._scan(directory, index, write=write)
             except OSError as exc:
                 self._fail("read", exc)
             yield view
+        except IndexWrong:
+            self._index_is_wrong = True
+            raise
         finally:
             index.close()
             if lock is not None:
@@ -158,9 +163,9 @@ class FileStore(Store):
             raise Conflict(f"{self.path} did not exist")
         try:
             self._change(view.directory, changes)
-        except Conflict:
+        except Conflict as exc:
             if isinstance(view, Index):
-                view.distrust()
+                raise IndexWrong(str(exc)) from exc
             raise
         if isinstance(view, Index):
             try:
@@ -265,6 +270,9 @@ class FileStore(Store):
         except OSError:
             index.distrust()
             return table
+        if self._index_is_wrong:  # it may be so again
+            self._index_is_wrong = False
+            return table
         return index
 
     # --- changes ------------------------------------------------------------------------------------------------------
@@ -297,8 +305,10 @@ class FileStore(Store):
             for file in files:
                 if _is_published(directory, file):
                     _unlink(directory, file.name)
-            if isinstance(exc, FileExistsError | FileNotFoundError):
-                raise Conflict(f"{self.path} is not as it was: {exc.strerror}") from exc
+            # In a directory that was deleted, the kernel refuses with ENOENT or EPERM.
+            gone = isinstance(exc, OSError) and not os.fstat(directory).st_nlink
+            if gone or isinstance(exc, FileExistsError | FileNotFoundError):
+                raise Conflict(f"{self.path} is not as it was: {exc}") from exc
             if isinstance(exc, OSError):
                 self._fail("change", exc)
             raise

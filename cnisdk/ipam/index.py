@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+from ..errors import IOFailureError
 from ..spec.addresses import IPAddress
 from .bitmap import NODE_BYTES, Bitmap, MemoryBitmap
 from .records import LAST_RESERVED, Boot, parse_name, read_record
@@ -104,6 +106,10 @@ def _bucket(owner: Owner) -> str:
 
 def _line(lease: Lease) -> bytes:
     return f"{lease.address} {lease.owner.container_id} {lease.owner.ifname}\n".encode(errors="surrogateescape")
+
+
+class IndexWrong(Conflict):
+    """The index cannot be read, or says what is not so: the leases themselves must be looked at."""
 
 
 class Index(View):
@@ -193,27 +199,32 @@ class Index(View):
         """See :class:`View`. Each is verified by its lease.
 
         Raises:
-            Conflict: The index is wrong.
+            IndexWrong: One is not so.
         """
         found = []
-        for line in _lines_of(_read(self._home, _bucket(owner)), owner):
+        with self._reading():
+            bucket = _read(self._home, _bucket(owner))
+        for line in _lines_of(bucket, owner):
             address = parse_name(line.partition(b" ")[0].decode("ascii", "replace"))
             if address is None:
                 continue
             if self.find_owner(address) != owner:
-                self.distrust()
-                raise Conflict(f"{address} is no longer held by {owner}")
+                raise IndexWrong(f"{address} is not held by {owner}")
             found.append(address)
         return in_order(set(found))
 
     def find_owner(self, address: IPAddress) -> Owner | None:
         """See :class:`View`. Asks the lease, not the index."""
-        record = read_record(self.directory, str(address))
+        try:
+            record = read_record(self.directory, str(address))
+        except OSError as exc:
+            raise IOFailureError(f"cannot read the lease of {address}: {exc.strerror}") from exc
         return None if record is None else record.owner
 
     def find_free(self, first: IPAddress, last: IPAddress) -> IPAddress | None:
         """See :class:`View`. Whether it is, shows when the lease is made."""
-        number = self._bitmap(first.version).find_unused(int(first), int(last))
+        with self._reading():
+            number = self._bitmap(first.version).find_unused(int(first), int(last))
         return None if number is None else type(first)(number)
 
     def find_cursor(self, index: int) -> IPAddress | None:
@@ -222,13 +233,23 @@ class Index(View):
 
     def leases(self) -> Iterator[Lease]:
         """See :class:`View`. From the index alone: committing a release verifies what it releases."""
-        for name in os.listdir(f"{self._path}/{_OWNERS}"):
-            for line in _read(self._home, f"{_OWNERS}/{name}").splitlines():
+        with self._reading():
+            names = os.listdir(f"{self._path}/{_OWNERS}")
+            buckets = [_read(self._home, f"{_OWNERS}/{name}") for name in names]
+        for bucket in buckets:
+            for line in bucket.splitlines():
                 address, _, rest = line.decode(errors="surrogateescape").partition(" ")
                 container_id, _, ifname = rest.partition(" ")
                 parsed = parse_name(address)
                 if parsed is not None:
                     yield Lease(parsed, Owner(container_id, ifname))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise IndexWrong(f"cannot read the index {self._path}: {exc.strerror}") from exc
 
     # --- writing: only after the directory has changed, or without a stamp -------------------------------------------
 
