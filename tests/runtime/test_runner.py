@@ -107,6 +107,14 @@ def test_a_failed_add_leaves_nothing(bench: Bench) -> None:
     assert bench.cached == []
 
 
+def test_taking_back_before_0_4_0_sends_no_prev_result(bench: Bench) -> None:
+    bench.results("a", {"cniVersion": "0.3.1", "ips": [{"version": "4", "address": "192.0.2.2/24"}]})
+    bench.plugin("b", ADD=FULL)
+    with pytest.raises(TryAgainLaterError):
+        bench.runtime.add(bench.network({"type": "a"}, {"type": "b"}, version="0.3.1"), **WHERE)
+    assert ["prevResult" in call.config for call in bench.calls] == [False, True, False, False]
+
+
 def test_all_errors_of_a_failed_add_are_told(bench: Bench) -> None:
     bench.results("a", R100)
     (bench.directory / "a.DEL").write_text("""echo '{"code":5,"msg":"stuck"}'; exit 1""")
