@@ -21,8 +21,8 @@ def configure(end: Link, result: Result, *, enabledad: bool = False, timeout: fl
     """Give a link the addresses and routes of a result and set it up.
 
     Addresses come before it is up, so that going up announces them (gratuitous ARP, unsolicited neighbour
-    advertisement); routes after. A route without a next hop goes to the first gateway of its family, or else onto the
-    link. Several routes to one destination coexist.
+    advertisement); routes after. A route without a next hop goes to the first gateway of its family, and onto the link
+    where there is none or where its scope is link. Several routes to one destination coexist.
 
     Args:
         end: The link, in ``end.netns``.
@@ -168,7 +168,7 @@ def _route_requests(end: Link, routes: Iterable[Route], gateways: dict[int, IPAd
             end.index,
             end.name,
             dst=each.dst,
-            gw=each.gw or gateways.get(each.dst.version),
+            gw=_next_hop(each, gateways),
             table=each.table,
             priority=each.priority,
             scope=each.scope,
@@ -179,9 +179,17 @@ def _route_requests(end: Link, routes: Iterable[Route], gateways: dict[int, IPAd
     ]
 
 
+def _next_hop(wanted: Route, gateways: dict[int, IPAddress]) -> IPAddress | None:
+    """The route's own next hop, or else the gateway of its family, unless its scope says that it ends on the link."""
+    if wanted.gw is not None:
+        return wanted.gw
+    ends_here = wanted.scope is not None and wanted.scope >= address.SCOPE_LINK
+    return None if ends_here else gateways.get(wanted.dst.version)
+
+
 def _route_problem(wanted: Route, gateways: dict[int, IPAddress], candidates: list[route.KernelRoute]) -> str | None:
     """Tell what is wrong with a route; None when it is there."""
-    gw = wanted.gw or gateways.get(wanted.dst.version)
+    gw = _next_hop(wanted, gateways)
     what = f"route {route.describe(wanted.dst, gw)}"
     same = [each for each in candidates if each.dst == wanted.dst]
     if wanted.table is not None:

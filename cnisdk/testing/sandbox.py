@@ -114,9 +114,7 @@ class Sandbox:
     @property
     def pid(self) -> int:
         """The process that holds the namespaces, for ``/proc/<pid>/ns`` and ``nsenter``."""
-        if self._holder is None:
-            raise RuntimeError("the sandbox is not open")
-        return self._holder.pid
+        return self._check_open().pid
 
     # -- running things inside -----------------------------------------------------------------------------------------
 
@@ -156,6 +154,7 @@ class Sandbox:
 
         It is killed when the thread that started it ends.
         """
+        self._check_open()
         enter, directory = self._enter, os.fspath(options.pop("cwd", None) or os.getcwd())
         parent = os.getpid()
 
@@ -178,7 +177,7 @@ class Sandbox:
         Returns:
             What it returned, pickled and unpickled.
         """
-        self.pid  # noqa: B018 — raises when not open
+        self._check_open()
         reading, writing = os.pipe()
         parent, directory = os.getpid(), os.getcwd()
         with _forking():
@@ -221,6 +220,11 @@ class Sandbox:
         return json.loads(printed) if printed.strip() else None
 
     # -- inner ---------------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> subprocess.Popen[str]:
+        if self._holder is None:
+            raise RuntimeError("the sandbox is not open")
+        return self._holder
 
     def _enter(self, directory: str) -> None:
         """Move this process, which must have one thread only, into the host."""
