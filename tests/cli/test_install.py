@@ -3,10 +3,10 @@
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,7 @@ main = Box.main
 
 
 class Environment:
-    """A virtual environment that sees this checkout and has a distribution with plugins."""
+    """A virtual environment with this checkout and a distribution with plugins, and no other."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -48,8 +48,14 @@ class Environment:
         self.python = str(directory / "bin" / "python")
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         self.site = directory / "lib" / version / "site-packages"
-        paths = [ROOT, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-        (self.site / "checkout.pth").write_text("".join(f"{path}\n" for path in paths))
+        (self.site / "cnisdk").symlink_to(ROOT / "cnisdk")
+        # Not the whole directory they are in, which may have plugins registered.
+        for name in ("attr", "attrs", "cattrs", "typing_extensions", "exceptiongroup"):
+            spec = find_spec(name)
+            if spec is not None and spec.origin is not None:
+                origin = Path(spec.origin)
+                source = origin.parent if origin.name == "__init__.py" else origin
+                (self.site / source.name).symlink_to(source)
         (self.site / "demo_plugins.py").write_text(PLUGIN)
         self.register({"noop": "demo_plugins:main", "dotted": "demo_plugins:Box.main"})
 
@@ -61,7 +67,6 @@ class Environment:
         (info / "entry_points.txt").write_text(f"[cnisdk.plugins]\n{lines}")
 
     def install(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        # In a directory of its own, with hostile variables: neither may lead into the launcher.
         return subprocess.run(
             [self.python, "-m", "cnisdk.cli.cnisdk", "install", *arguments],
             capture_output=True,
