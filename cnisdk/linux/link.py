@@ -21,6 +21,15 @@ _IFF_UP = 0x1
 _IFF_PROMISC = 0x100
 _OPERSTATE_UP = 6
 _RTEXT_FILTER_SKIP_STATS = 0x8
+_FIXED = 16  # bytes of struct ifinfomsg
+_WANTED: rtnetlink.Wanted = {
+    **dict.fromkeys((1, 3, 4, 5, 10, 16, 20)),  # IFLA_ADDRESS, IFNAME, MTU, LINK, MASTER, OPERSTATE, IFALIAS
+    18: {  # IFLA_LINKINFO
+        **dict.fromkeys((1, 4)),  # IFLA_INFO_KIND, SLAVE_KIND
+        2: {7: None},  # IFLA_INFO_DATA: of a bridge, IFLA_BR_VLAN_FILTERING
+        5: {4: None, 33: None},  # IFLA_INFO_SLAVE_DATA: of its port, IFLA_BRPORT_MODE, ISOLATED
+    },
+}
 
 L = TypeVar("L", bound="Link")
 
@@ -354,7 +363,7 @@ def delete_all(sock: rtnetlink.Socket, links: Sequence[Link]) -> int:
 
 def parse(data: bytes, netns: NetNS | None = None) -> Link:
     """Read a link message, with its header."""
-    message = rtnetlink.decode(codecs.load().link, data)
+    message = rtnetlink.decode(codecs.load().link, data, fixed=_FIXED, wanted=_WANTED)
     # Attributes are decoded when they are looked at: only those used here are.
     attributes = {attribute[0]: attribute for attribute in message["attrs"]}
 

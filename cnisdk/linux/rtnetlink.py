@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,6 +49,7 @@ GROUP_IPV6_IFADDR = 0x100
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
+_ATTRIBUTE_TYPE = 0x3FFF  # without the flags for nested and network byte order
 
 # A dump the kernel calls interrupted saw the table change meanwhile and may lack entries or hold them twice.
 _DUMP_ATTEMPTS = 20
@@ -286,14 +287,47 @@ def _read_error(body: bytes, request: Request, position: int) -> KernelError | N
         length, kind = _ATTRIBUTE.unpack_from(body, offset)
         if length < _ATTRIBUTE.size:
             break
-        if kind & 0x3FFF == _NLMSGERR_ATTR_MSG:
+        if kind & _ATTRIBUTE_TYPE == _NLMSGERR_ATTR_MSG:
             reason = body[offset + _ATTRIBUTE.size : offset + length].rstrip(b"\0").decode(errors="replace")
         offset += (length + 3) & ~3
     return KernelError(request.what, -status, position=position, reason=reason)
 
 
-def decode(codec: codecs.MessageClass, data: bytes) -> Message:
-    """Decode a message with its header."""
+# Which attributes to keep, by number, and for nested ones which of theirs.
+Wanted = Mapping[int, "Wanted | None"]
+
+
+def decode(codec: codecs.MessageClass, data: bytes, *, fixed: int = 0, wanted: Wanted | None = None) -> Message:
+    """Decode a message with its header.
+
+    Args:
+        codec: Its class.
+        data: The message.
+        fixed: Bytes between header and attributes; needed with `wanted`.
+        wanted: The attributes to decode; None means all. The codecs make an object of each: a bridge has a hundred.
+    """
+    if wanted is not None:
+        start = _HEADER.size + fixed
+        data = data[:start] + _prune(memoryview(data)[start:], wanted)
+        data = struct.pack("=I", len(data)) + data[4:]
     message = codec(data)
     message.decode()
     return message
+
+
+def _prune(attributes: memoryview, wanted: Wanted) -> bytes:
+    """Leave out all attributes but those wanted."""
+    kept = []
+    offset = 0
+    while offset + _ATTRIBUTE.size <= len(attributes):
+        length, kind = _ATTRIBUTE.unpack_from(attributes, offset)
+        if length < _ATTRIBUTE.size:
+            break
+        number = kind & _ATTRIBUTE_TYPE
+        if number in wanted:
+            inner = wanted[number]
+            payload = attributes[offset + _ATTRIBUTE.size : offset + length]
+            body = bytes(payload) if inner is None else _prune(payload, inner)
+            kept.append(_ATTRIBUTE.pack(_ATTRIBUTE.size + len(body), kind) + body + b"\0" * (-len(body) % 4))
+        offset += (length + 3) & ~3
+    return b"".join(kept)

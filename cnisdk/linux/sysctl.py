@@ -7,6 +7,7 @@ namespace, call these through :meth:`cnisdk.linux.netns.NetNS.call`.
 from __future__ import annotations
 
 import errno
+import os
 
 from ..errors import IOFailureError
 
@@ -24,8 +25,12 @@ def find(key: str) -> str | None:
         SysctlError: (5) It cannot be read.
     """
     try:
-        with open(_ROOT + key, encoding="ascii", errors="replace") as file:
-            return file.read().strip()
+        # Not open(): its buffer and decoder take six times as long as the system calls.
+        fd = os.open(_ROOT + key, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, 4096).decode("ascii", "replace").strip()
+        finally:
+            os.close(fd)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -60,8 +65,11 @@ def ensure(key: str, value: str) -> bool:
     if before == value:
         return False
     try:
-        with open(_ROOT + key, "w", encoding="ascii") as file:
-            file.write(value)
+        fd = os.open(_ROOT + key, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode("ascii"))
+        finally:
+            os.close(fd)
     except OSError as error:
         raise SysctlError(
             f"cannot set sysctl {key} from {before} to {value}: {errno.errorcode.get(error.errno or 0)}",
