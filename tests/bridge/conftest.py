@@ -127,7 +127,7 @@ def go() -> Path:
     return GO
 
 
-def config(version: str = "1.0.0", **keys: Any) -> dict[str, Any]:
+def config(version: Any = "1.0.0", **keys: Any) -> dict[str, Any]:
     """A bridge network; ``ipam=None`` takes IPAM out."""
     document = {
         "cniVersion": version,

@@ -1,4 +1,4 @@
-"""Our plugins and the reference's, mixed: in one data directory, on one bridge, added by one and deleted by the other."""
+"""Our plugins and the reference's, mixed: in one data directory, on one bridge, added by one, deleted by the other."""
 
 from __future__ import annotations
 
@@ -24,12 +24,19 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "ipam": {
             "type": "host-local",
             "ranges": [[{"subnet": "10.1.0.0/25", "gateway": "10.1.0.126"}]],
-            "routes": [{"dst": "10.2.0.0/16"}, {"dst": "10.3.0.0/16", "gw": "10.1.0.9"}],
+            "routes": [{"dst": "10.3.0.0/16", "gw": "10.1.0.9"}],
         }
+    },
+    "route to the gateway": {
+        "ipam": {"type": "host-local", "subnet": "10.1.0.0/24", "routes": [{"dst": "10.2.0.0/16"}]}
     },
     "name resolution": {"dns": {"nameservers": ["10.9.9.9"], "domain": "example.org", "search": ["a", "b"]}},
     "masquerade": {"isDefaultGateway": True, "ipMasq": True, "mtu": 1400},
 }
+
+
+# Its CHECK runs IPAM's where there is none, and misses the next hop of a route that has none of its own.
+REFERENCE_CANNOT_CHECK = ("layer 2", "route to the gateway")
 
 
 def without_chance(value: Any) -> Any:
@@ -68,7 +75,7 @@ def test_results_are_equal(bench: Bench, go: Path, launchers: Path, version: str
 
 
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
-@pytest.mark.parametrize("network", [name for name in NETWORKS if name != "layer 2"])
+@pytest.mark.parametrize("network", [name for name in NETWORKS if name not in REFERENCE_CANNOT_CHECK])
 def test_added_by_one_and_deleted_by_the_other(
     bench: Bench, go: Path, launchers: Path, network: str, version: str
 ) -> None:
