@@ -45,6 +45,10 @@ VALID_ATTACHMENTS_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 """Where GC finds what to keep: the spec's key, and the one its first edition of 1.1.0 had."""
 
 
+IPAM_TIMEOUT = 100.0
+"""Seconds an IPAM plugin may take: less than the two minutes after which runtimes kill the plugin that waits for it."""
+
+
 @frozen(kw_only=True)
 class _ValidAttachment:
     container_id: str = json_field("containerID")
@@ -76,7 +80,7 @@ class IPAM:
             raise InvalidConfigError("the network configuration names no IPAM plugin", details="$.ipam.type is not set")
         from ..invoke import Delegate
 
-        return Delegate(self._type, self._environ, self._stdin)
+        return Delegate(self._type, self._environ, self._stdin, timeout=IPAM_TIMEOUT)
 
     def add(self) -> Result:
         """Lease addresses. They are released again if this request fails later.
