@@ -252,7 +252,7 @@ class FileStore(Store):
                 continue  # somebody deletes leases without the lock
             if record.torn:
                 why = "it is empty: its writer was killed before anybody got the address"
-            elif self._reclaims and self._boot.is_later_than(record.boot):
+            elif record.boot and self._boot.is_later_than(record.boot):
                 why = f"{record.owner} had it in an earlier boot of this machine"
             else:
                 leases.append(Lease(address, record.owner))
@@ -262,17 +262,18 @@ class FileStore(Store):
                 leases.append(Lease(address, NOBODY))
             elif write and self._notice is not None:
                 self._notice(f"reclaimed {self.path}/{name}: {why}")
-        table = _Scanned(leases, directory)
         if dead and not write:
-            return table  # the dead are gone for the next one that may write; until then, an index would be wrong
+            return _Scanned(
+                leases, directory
+            )  # the dead are gone for the next one that may write; until then, an index would be wrong
         try:
-            index.rebuild(leases, {version: table.used(version) for version in (4, 6)})
+            index.rebuild(leases)
         except OSError:
             index.distrust()
-            return table
+            return _Scanned(leases, directory)
         if self._index_is_wrong:  # it may be so again
             self._index_is_wrong = False
-            return table
+            return _Scanned(leases, directory)
         return index
 
     # --- changes ------------------------------------------------------------------------------------------------------

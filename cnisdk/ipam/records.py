@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from ..spec.addresses import IPAddress, parse_address
@@ -92,6 +93,8 @@ def parse_name(name: str) -> IPAddress | None:
     if not name or name[0] not in "0123456789abcdef:":
         return None
     try:
+        if ":" not in name:
+            return IPv4Address(name)  # which takes no text but the canonical one
         address = parse_address(name)
     except ValueError:
         return None

@@ -1,0 +1,291 @@
+"""The index is a hint: it may be missing, wrong, old, or of another boot, and nothing but time is lost."""
+
+import os
+import shutil
+import threading
+import time
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from cnisdk.errors import TryAgainLaterError
+from cnisdk.ipam import FileStore, Lease, Owner, RoundRobin
+from cnisdk.ipam.lockfile import find_holder
+from cnisdk.ipam.records import BOOT_ATTRIBUTE, Boot, current_boot, parse_name, parse_owner
+from cnisdk.testing.stores import everything, range_sets, reserve
+
+SETS = range_sets("10.0.0.0/24")
+A, B = Owner("a", "eth0"), Owner("b", "eth0")
+
+
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The directories that were scanned."""
+    scanned: list[str] = []
+    real = FileStore._scan
+
+    def scan(self: FileStore, *args: object, **kwargs: object) -> object:
+        scanned.append(self.path)
+        return real(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FileStore, "_scan", scan)
+    return scanned
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(str(tmp_path), "net")
+
+
+def add(store: FileStore, owner: Owner) -> str:
+    (ip,) = RoundRobin(store, SETS).allocate(owner)
+    return str(ip.address.ip)
+
+
+def test_our_own_changes_need_no_scan(store: FileStore, scans: list[str]) -> None:
+    add(store, A)
+    assert len(scans) == 1  # of the new, empty directory
+    for number in range(50):
+        add(FileStore(store.data_dir, "net"), Owner(f"c{number}", "eth0"))
+    for number in range(50):
+        RoundRobin(store, SETS).release(Owner(f"c{number}", "eth0"))
+    RoundRobin(store, SETS).retain([A])
+    assert RoundRobin(store, SETS).find(A) == (IPv4Address("10.0.0.2"),)
+    RoundRobin(store, SETS).check_capacity()
+    assert len(scans) == 1
+
+
+def test_a_foreign_change_is_noticed_however_soon(store: FileStore, scans: list[str]) -> None:
+    """Hundreds of times within a tick of the clock after our own change."""
+    for number in range(200):
+        mine = Owner(f"mine{number}", "eth0")
+        address = add(store, mine)
+        # As the reference does it: the lease of another in place of ours, under the same name.
+        path = Path(store.path, address)
+        path.unlink()
+        path.write_bytes(b"theirs\r\neth0")
+        assert RoundRobin(store, SETS).find(mine) == ()
+        assert RoundRobin(store, SETS).release(Owner("theirs", "eth0")) == (
+            Lease(IPv4Address(address), Owner("theirs", "eth0")),
+        )
+    assert len(scans) >= 200
+    assert everything(store) == {}
+
+
+def test_where_times_cannot_be_set_git_has_the_rule(
+    store: FileStore, scans: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    for number in range(100):
+        address = add(store, A)
+        path = Path(store.path, address)
+        path.unlink()
+        path.write_bytes(b"theirs\r\neth0")
+        assert RoundRobin(store, SETS).find(A) == (), number
+        RoundRobin(store, SETS).release(Owner("theirs", "eth0"))
+    # A stamp that is younger than the directory is trusted all the same.
+    add(store, A)
+    time.sleep(0.02)
+    Path(store.index_path).parent.joinpath("x").touch()
+    everything(store)
+    before = len(scans)
+    everything(store)
+    assert len(scans) <= before + 1
+
+
+@pytest.mark.parametrize("part", ["", "stamp", "owners", "used", "owners/*", "used/*"])
+def test_deleting_any_of_it_costs_one_scan(store: FileStore, scans: list[str], part: str) -> None:
+    first = add(store, A)
+    count = len(scans)
+    index = Path(store.index_path)
+    for path in index.glob(part) if part else [index.parent]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    assert add(store, B) == "10.0.0.3"
+    assert len(scans) == count + 1
+    assert RoundRobin(store, SETS).release(A) == (Lease(IPv4Address(first), A),)
+    assert everything(store) == {IPv4Address("10.0.0.3"): B}
+    assert len(scans) == count + 1
+
+
+def test_an_index_that_lies(store: FileStore) -> None:
+    """Somebody edits it in place: nothing is handed out twice, nothing of another is deleted."""
+    add(store, A)
+    add(store, B)
+    for path in Path(store.index_path, "used").iterdir():
+        path.write_bytes(b"")
+    for path in Path(store.index_path, "owners").iterdir():
+        path.write_bytes(path.read_bytes().replace(b" a ", b" x ").replace(b" b ", b" a "))
+    assert add(store, Owner("c", "eth0")) == "10.0.0.4"
+    RoundRobin(store, SETS).retain([A, B])
+    leases = {each.name: each.read_bytes() for each in Path(store.path).glob("10.*")}
+    assert leases == {"10.0.0.2": b"a\r\neth0", "10.0.0.3": b"b\r\neth0"}
+
+
+def test_an_index_that_cannot_be_written(store: FileStore, scans: list[str]) -> None:
+    """There is something else in its place: it goes without."""
+    Path(store.data_dir, ".cnisdk").write_text("in the way")
+    for number in range(5):
+        assert add(store, Owner(f"c{number}", "eth0")) == f"10.0.0.{number + 2}"
+    RoundRobin(store, SETS).release(Owner("c2", "eth0"))
+    assert len(everything(store)) == 4
+    assert len(scans) == 7
+
+
+def test_another_directory_of_the_same_name(store: FileStore, scans: list[str]) -> None:
+    add(store, A)
+    os.rename(store.path, store.path + "-old")
+    assert everything(store) == {}
+    assert add(store, B) == "10.0.0.2"
+    shutil.rmtree(store.path)
+    os.rename(store.path + "-old", store.path)
+    assert everything(store) == {IPv4Address("10.0.0.2"): A}
+
+
+def test_the_index_of_an_earlier_boot_is_not_trusted(tmp_path: Path, scans: list[str]) -> None:
+    earlier = Boot("1" * 32, "m" * 32)
+    add(FileStore(str(tmp_path), "net", boot=earlier), A)
+    now = FileStore(str(tmp_path), "net", boot=Boot("2" * 32, "m" * 32))
+    for _ in range(2):
+        assert everything(now) == {}
+    assert add(now, B) == "10.0.0.3"
+    assert everything(now) == {IPv4Address("10.0.0.3"): B}
+    assert len(scans) == 4  # the questions before the first change cannot reclaim, and so cannot trust
+
+
+def test_no_boot_id_no_marks_and_no_trust(tmp_path: Path, scans: list[str]) -> None:
+    store = FileStore(str(tmp_path), "net", boot=Boot("", ""))
+    add(store, A)
+    add(store, B)
+    assert len(scans) == 2
+    assert os.listxattr(f"{store.path}/10.0.0.2") == []
+
+
+def test_the_mark_of_the_boot_belongs_to_the_file(store: FileStore) -> None:
+    address = add(store, A)
+    mark = os.getxattr(f"{store.path}/{address}", BOOT_ATTRIBUTE)
+    assert mark == current_boot().mark
+    assert mark.partition(b".")[0].decode() == Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace(
+        "-", ""
+    )
+    # Whoever writes the lease anew, writes it without.
+    path = Path(store.path, address)
+    path.unlink()
+    path.write_bytes(b"a\r\neth0")
+    assert os.listxattr(path) == []
+
+
+@pytest.mark.parametrize(
+    ("mark", "earlier"),
+    [
+        (b"", False),
+        (b"1" * 32 + b".mmmmmmmmmmmm", True),
+        (b"2" * 32 + b".mmmmmmmmmmmm", False),
+        (b"1" * 32 + b".nnnnnnnnnnnn", False),
+        (b"1" * 32 + b".", False),
+        (b"1" * 7 + b".mmmmmmmmmmmm", False),
+        (b"nonsense", False),
+    ],
+)
+def test_which_marks_are_of_an_earlier_boot(mark: bytes, earlier: bool) -> None:
+    assert Boot("2" * 32, "m" * 32).is_later_than(mark) is earlier
+    assert Boot("", "m" * 32).is_later_than(mark) is False
+
+
+@pytest.mark.parametrize(
+    "name", ["lock", "last_reserved_ip.0", "10.0.0.02", "FD00::1", "fd00:0::1", ".hidden", "", "10.0.0.2~"]
+)
+def test_names_that_are_no_leases(name: str) -> None:
+    assert parse_name(name) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "owner"),
+    [
+        (b"a\r\neth0", A),
+        (b"  a\r\neth0\n", A),
+        (b"a", Owner("a")),
+        (b"a\neth0", Owner("")),
+        (b"a b", Owner("")),
+        (b"a\r\neth0\r\nmore", Owner("")),
+        (b"\xff\xfe", Owner("")),
+        ("a\r\nçé0".encode(), Owner("a", "çé0")),
+    ],
+)
+def test_what_leases_say(data: bytes, owner: Owner) -> None:
+    assert parse_owner(data) == owner
+
+
+def test_an_owner_that_cannot_be_written(store: FileStore) -> None:
+    for owner in (
+        Owner("a b", "eth0"),
+        Owner("", "eth0"),
+        Owner("../a", "eth0"),
+        Owner("a", "eth 0"),
+        Owner("a\n", ""),
+    ):
+        with pytest.raises(ValueError, match="cannot own a lease"):
+            reserve(store, Lease(IPv4Address("10.0.0.2"), owner))
+
+
+def test_things_that_are_no_leases_are_left_alone(store: FileStore) -> None:
+    add(store, A)
+    directory = Path(store.path)
+    (directory / "10.0.0.3").mkdir()
+    (directory / "10.0.0.4").symlink_to("/dev/zero")
+    os.mkfifo(directory / "10.0.0.5")
+    (directory / "README").write_text("hello")
+    assert add(store, B) == "10.0.0.6"
+    RoundRobin(store, SETS).retain([])
+    assert sorted(each.name for each in directory.iterdir()) == [
+        "10.0.0.3",
+        "10.0.0.4",
+        "10.0.0.5",
+        "README",
+        "last_reserved_ip.0",
+        "lock",
+    ]
+
+
+def test_waiting_for_the_lock(store: FileStore) -> None:
+    """Whoever waits gets it as soon as it is free; whoever gives up does not get in the way."""
+    add(store, A)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with FileStore(store.data_dir, "net").view(time.monotonic() + 5, write=True):
+            entered.set()
+            leave.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    entered.wait()
+    lock = os.stat(f"{store.path}/lock")
+    assert find_holder(lock.st_dev, lock.st_ino) == os.getpid()
+    with pytest.raises(TryAgainLaterError) as caught:
+        RoundRobin(store, SETS, timeout=0.05).allocate(B)
+    assert f"process {os.getpid()}" in caught.value.details
+    got: list[str] = []
+    waiting = threading.Thread(target=lambda: got.append(add(store, B)))
+    waiting.start()
+    leave.set()
+    holder.join()
+    waiting.join()
+    assert got == ["10.0.0.3"]
+    assert add(store, Owner("c", "eth0")) == "10.0.0.4"
+
+
+def test_a_lock_that_is_deleted_while_one_waits(store: FileStore) -> None:
+    add(store, A)
+    with FileStore(store.data_dir, "net").view(time.monotonic() + 5, write=True):
+        waiting = threading.Thread(target=lambda: add(store, B))
+        waiting.start()
+        os.unlink(f"{store.path}/lock")
+    waiting.join()
+    assert len(everything(store)) == 2
