@@ -1,0 +1,372 @@
+"""Whole plugin processes beside the reference's, in turns in one run: medians, 95th percentiles and ratios.
+
+Usage: python benchmarks/processes.py [--runs N] [--burst N] [--only WORD ...] [--json FILE] [--reference DIR]
+
+Everything happens on a throw-away host (cnisdk.testing.Sandbox). Each round runs every path once in every mode, so that
+a machine that is busy for a while is busy for all of them. The modes:
+
+  go         the reference plugins, which Debian packages as containernetworking-plugins
+  one-shot   launchers written by `cnisdk install`: one Python process a request
+  resident   shims written by `cnisdk install --thick`, in front of a running `cnisdk serve`
+  python     what Python itself costs: nothing done, and `import attrs, cattrs`
+
+Times are from before the process is started until it is reaped, in milliseconds. The kernel counts the size of the
+process that starts another as that one's too, so no peak is below this program's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cnisdk.testing import Sandbox
+
+PYTHON = os.path.abspath(sys.executable)
+PASS, ATTRS = "pass", "import attrs, cattrs"
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "IPv4": {"isGateway": True, "subnets": ["10.9.0.0/16"]},
+    "dual stack": {"isGateway": True, "subnets": ["10.9.0.0/16", "fd09::/64"]},
+    "ipMasq": {"isGateway": True, "ipMasq": True, "subnets": ["10.9.0.0/16"]},
+}
+
+# Path, mode and the mode or path it is compared with, and how many times that it may take (median).
+BUDGETS = [
+    ("VERSION", "resident", ("VERSION", "go"), 0.8),
+    ("host-local ADD", "resident", ("host-local ADD", "go"), 0.6),
+    ("bridge ADD, IPv4", "resident", ("bridge ADD, IPv4", "go"), 0.6),
+    ("burst, total", "resident", ("burst, total", "go"), 0.7),
+    ("VERSION", "one-shot", ("VERSION", "go"), 1.0),
+    ("VERSION, python -m", "one-shot", (PASS, "python"), 1.6),
+    ("host-local ADD", "one-shot", (ATTRS, "python"), 1.4),
+    ("bridge ADD, IPv4", "one-shot", (ATTRS, "python"), 2.0),
+]
+
+Key = tuple[str, str]
+
+
+class Cost(NamedTuple):
+    """What one process took: seconds, seconds of CPU with those it waited for, and its largest size in KiB."""
+
+    seconds: float
+    cpu: float
+    peak: int
+
+
+class Mode(NamedTuple):
+    name: str
+    directory: Path
+
+
+class Child:
+    """A process whose time, CPU time and memory are measured."""
+
+    def __init__(self, argv: list[str], environ: dict[str, str], stdin: bytes = b"") -> None:
+        self.argv, self.environ = argv, environ
+        self._input, self._output = os.memfd_create("stdin"), os.memfd_create("output")
+        os.write(self._input, stdin)
+        os.lseek(self._input, 0, os.SEEK_SET)
+        actions = [(os.POSIX_SPAWN_DUP2, self._input, 0)]
+        actions += [(os.POSIX_SPAWN_DUP2, self._output, number) for number in (1, 2)]
+        self._start = time.perf_counter()
+        self.pid = os.posix_spawn(argv[0], argv, environ, file_actions=actions)
+
+    def wait(self) -> Cost:
+        _, status, usage = os.wait4(self.pid, 0)
+        return self.ended(status, usage)
+
+    def ended(self, status: int, usage: Any) -> Cost:
+        seconds = time.perf_counter() - self._start
+        os.lseek(self._output, 0, os.SEEK_SET)
+        self.printed = printed = os.read(self._output, 1 << 16).decode(errors="replace")
+        os.close(self._input)
+        os.close(self._output)
+        verb = self.environ.get("CNI_COMMAND", "")
+        if status:
+            raise SystemExit(f"{verb} {' '.join(self.argv)} failed with wait status {status:#x}\n{printed}")
+        if "resident" in str(self.argv[0]) and "instead" in printed:
+            raise SystemExit(f"{verb} {self.argv[0]} did not reach the server\n{printed}")
+        return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+
+
+def run(argv: list[str], environ: dict[str, str], stdin: bytes = b"") -> Cost:
+    return Child(argv, environ, stdin).wait()
+
+
+def environment(mode: Mode, verb: str, number: int, netns: str) -> dict[str, str]:
+    return {
+        "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+        "CNI_COMMAND": verb,
+        "CNI_CONTAINERID": f"{number:064x}",
+        "CNI_NETNS": netns,
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": str(mode.directory),
+    }
+
+
+def configuration(mode: Mode, name: str, plugin: str = "bridge") -> dict[str, Any]:
+    """A network of the mode's own: its bridge, its subnets and its leases."""
+    chosen = dict(CONFIGURATIONS[name])
+    number = list(CONFIGURATIONS).index(name)
+    letter = mode.name[0] + str(number)
+    octet = 10 * (1 + number) + {"go": 1, "one-shot": 2, "resident": 3}[mode.name]
+    subnets = [text.replace("10.9.", f"10.{octet}.").replace("fd09:", f"fd{octet}:") for text in chosen.pop("subnets")]
+    ipam = {
+        "type": "host-local",
+        "dataDir": "/var/lib/cni/networks",
+        "ranges": [[{"subnet": subnet}] for subnet in subnets],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+    network = f"bench-{letter}-{plugin}"
+    return {"cniVersion": "1.0.0", "name": network, "type": plugin, "bridge": f"cb-{letter}", **chosen, "ipam": ipam}
+
+
+class Bench:
+    """All paths of all modes on the host this process is on."""
+
+    def __init__(self, modes: list[Mode], burst: int, only: list[str]) -> None:
+        self.modes, self.burst, self.only = modes, burst, only
+        self.costs: dict[Key, list[Cost]] = {}
+        self.namespaces: dict[str, list[str]] = {}
+        self.memory: dict[str, int] = {}
+
+    def wanted(self, path: str) -> bool:
+        return not self.only or any(word in path for word in self.only)
+
+    def note(self, path: str, mode: str, cost: Cost) -> None:
+        self.costs.setdefault((path, mode), []).append(cost)
+
+    def prepare(self) -> None:
+        os.environ["NETCONFPATH"] = "/run/net.d"
+        os.mkdir("/run/net.d")
+        for mode in self.modes:
+            names = [f"{mode.name}-{number}" for number in range(max(1, self.burst))]
+            for name in names:
+                subprocess.run(["ip", "netns", "add", name], check=True)
+            self.namespaces[mode.name] = [f"/run/netns/{name}" for name in names]
+            conf = configuration(mode, "IPv4")
+            conf["name"] = f"list-{mode.name}"
+            listed = {key: conf.pop(key) for key in ("cniVersion", "name")} | {"plugins": [conf]}
+            Path(f"/run/net.d/{mode.name}.conflist").write_text(json.dumps(listed))
+
+    def round(self) -> None:
+        for code in (PASS, ATTRS):
+            self.note(code, "python", run([PYTHON, "-I", "-c", code], {"PATH": "/usr/bin"}))
+        for path in (
+            "VERSION",
+            "VERSION, python -m",
+            "host-local",
+            *(f"bridge, {n}" for n in CONFIGURATIONS),
+            "cnitool",
+        ):
+            if not self.wanted(path):
+                continue
+            for mode in self.modes:
+                for what, cost in self._measure(path, mode):
+                    self.note(what, mode.name, cost)
+
+    def _measure(self, path: str, mode: Mode) -> Iterator[tuple[str, Cost]]:
+        netns = self.namespaces[mode.name][0]
+        kind, _, name = path.partition(", ")
+        if path == "VERSION":
+            asked = b'{"cniVersion":"1.0.0"}'
+            yield path, run([str(mode.directory / "bridge")], environment(mode, "VERSION", 1, "dummy"), asked)
+        elif path == "VERSION, python -m":
+            if mode.name == "one-shot":
+                argv = [PYTHON, "-I", "-m", "cnisdk_plugins.bridge"]
+                yield path, run(argv, environment(mode, "VERSION", 1, "dummy"))
+        elif kind == "cnitool":
+            for verb in ("add", "del"):
+                environ = {**environment(mode, "", 1, netns), "NETCONFPATH": "/run/net.d"}
+                argv = [PYTHON, "-I", "-m", "cnisdk.cli.cnitool", verb, f"list-{mode.name}", netns]
+                yield f"cnitool {verb}", run(argv, environ)
+        else:
+            conf = configuration(mode, name or "IPv4", kind)
+            stdin = json.dumps(conf).encode()
+            argv = [str(mode.directory / kind)]
+            for verb in ("ADD", "CHECK", "DEL") if kind == "bridge" else ("ADD", "DEL"):
+                child = Child(argv, environment(mode, verb, 1, netns), stdin)
+                yield f"{kind} {verb}{name and ', '}{name}", child.wait()
+                if verb == "ADD":
+                    stdin = json.dumps(conf | {"prevResult": json.loads(child.printed)}).encode()
+
+    def bursts(self) -> None:
+        for mode in self.modes:
+            stdin = json.dumps(configuration(mode, "IPv4")).encode()
+            argv = [str(mode.directory / "bridge")]
+            for verb in ("ADD", "DEL"):
+                before, start = server_cpu(), time.perf_counter()
+                children = {}
+                for number, netns in enumerate(self.namespaces[mode.name]):
+                    child = Child(argv, environment(mode, verb, number + 100, netns), stdin)
+                    children[child.pid] = child
+                each = []
+                while children:
+                    pid, status, usage = os.wait4(-1, 0)
+                    if pid in children:
+                        each.append(children.pop(pid).ended(status, usage))
+                total = time.perf_counter() - start
+                if verb == "ADD":
+                    cpu = sum(cost.cpu for cost in each) + server_cpu() - before
+                    self.note("burst, total", mode.name, Cost(total, cpu, max(cost.peak for cost in each)))
+                    for cost in each:
+                        self.note("burst, each", mode.name, cost)
+
+
+def server_cpu() -> float:
+    """Seconds of CPU the resident server and its workers have used; 0 without one."""
+    seconds = 0.0
+    for pid in server_processes():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        seconds += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
+SERVER: list[int] = []
+
+
+def server_processes() -> list[int]:
+    found = list(SERVER)
+    for pid in found:
+        try:
+            found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        except OSError:
+            continue
+    return found
+
+
+def server_memory() -> int:
+    """Proportional set size of the server and its idle workers, in KiB."""
+    total = 0
+    for pid in server_processes():
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1])
+    return total
+
+
+def work(modes: list[Mode], runs: int, burst: int, only: list[str]) -> tuple[dict[Key, list[Cost]], int]:
+    """Run it all; called on the throw-away host."""
+    bench = Bench(modes, burst, only)
+    bench.prepare()
+    memory = 0
+    server = start_server() if any(mode.name == "resident" for mode in modes) else None
+    try:
+        bench.round()  # compiles, makes bridges, fills caches
+        bench.costs.clear()
+        for number in range(runs):
+            bench.round()
+            if burst and bench.wanted("burst") and number % 5 == 0:
+                bench.bursts()
+        memory = server_memory()
+    finally:
+        if server is not None:
+            os.kill(server, signal.SIGTERM)
+            os.waitpid(server, 0)
+    return bench.costs, memory
+
+
+def start_server() -> int:
+    argv = [PYTHON, "-I", "-m", "cnisdk.cli.cnisdk", "serve"]
+    pid = os.posix_spawn(argv[0], argv, dict(os.environ))
+    SERVER.append(pid)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if subprocess.run([*argv, "--status"], capture_output=True, check=False).returncode == 0:
+            return pid
+        time.sleep(0.05)
+    raise SystemExit("the server does not come up")
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
+
+
+def report(costs: dict[Key, list[Cost]], memory: int) -> str:
+    medians = {key: statistics.median(cost.seconds for cost in each) * 1000 for key, each in costs.items()}
+    lines = [
+        "| path | mode | runs | median ms | p95 ms | CPU ms | peak MiB | × go |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for (path, mode), each in sorted(
+        costs.items(), key=lambda item: list(dict.fromkeys(k[0] for k in costs)).index(item[0][0])
+    ):
+        p95 = percentile([cost.seconds * 1000 for cost in each], 0.95)
+        cpu = statistics.median(cost.cpu for cost in each) * 1000
+        peak = max(cost.peak for cost in each) / 1024
+        go = medians.get((path, "go"))
+        ratio = f"{medians[path, mode] / go:.2f}" if go and mode != "go" else ""
+        median = medians[path, mode]
+        lines.append(f"| {path} | {mode} | {len(each)} | {median:.2f} | {p95:.2f} | {cpu:.2f} | {peak:.1f} | {ratio} |")
+    lines += ["", "| path | mode | against | budget | measured |", "|---|---|---|--:|--:|"]
+    for path, mode, against, budget in BUDGETS:
+        if (path, mode) in medians and against in medians:
+            measured = medians[path, mode] / medians[against]
+            name = "go" if against[1] == "go" else f"`python -I -c '{against[0]}'`"
+            lines.append(
+                f"| {path} | {mode} | {name} | {budget} | {measured:.2f}{' (over)' if measured > budget else ''} |"
+            )
+    if memory:
+        lines += ["", f"The server and its idle workers hold {memory / 1024:.1f} MiB (proportional set size)."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=40, help="rounds (default %(default)s)")
+    parser.add_argument("--burst", type=int, default=50, help="parallel ADDs, every fifth round; 0 means none")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="WORD", help="only paths with one of these in the name"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write every measurement there")
+    parser.add_argument("--reference", default=os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        modes = []
+        if os.path.exists(os.path.join(arguments.reference, "bridge")):
+            modes.append(Mode("go", Path(arguments.reference)))
+        install = [PYTHON, "-I", "-m", "cnisdk.cli.cnisdk", "install", "bridge", "host-local", "--dest"]
+        modes.append(Mode("one-shot", Path(directory, "one-shot")))
+        subprocess.run([*install, str(modes[-1].directory)], check=True, stdout=subprocess.DEVNULL)
+        if importlib.util.find_spec("cnisdk.cli.serve") is not None:
+            modes.append(Mode("resident", Path(directory, "resident")))
+            subprocess.run([*install, str(modes[-1].directory), "--thick"], check=True, stdout=subprocess.DEVNULL)
+        with Sandbox() as host:
+            costs, memory = host.call(work, modes, arguments.runs, arguments.burst, arguments.only)
+    print(f"{machine()}; load {os.getloadavg()[0]:.1f} at the end; {arguments.runs} rounds\n")
+    print(report(costs, memory))
+    if arguments.json:
+        flat = [{"path": key[0], "mode": key[1], **cost._asdict()} for key, each in costs.items() for cost in each]
+        Path(arguments.json).write_text(json.dumps(flat))
+
+
+def machine() -> str:
+    model = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    cc = "with a C compiler" if shutil.which("cc") else "without a C compiler"
+    return f"{os.cpu_count()} × {model}, Linux {platform.release()}, CPython {platform.python_version()}, {cc}"
+
+
+if __name__ == "__main__":
+    main()
