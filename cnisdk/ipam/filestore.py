@@ -120,37 +120,64 @@ class FileStore(Store):
         self._reclaims = reclaim_earlier_boots
         self._notice = notice
         self._index_is_wrong = False
-        self._boot = boot if boot is not None else current_boot()
+        self.boot = boot if boot is not None else current_boot()
 
     # --- the Store interface ------------------------------------------------------------------------------------------
 
     @contextmanager
     def view(self, deadline: float, *, write: bool) -> Iterator[View]:
         """See :class:`Store`."""
+        with self.locked(deadline, write=write) as directory:
+            if directory is None:
+                yield _Absent()
+                return
+            index = Index(directory, self.index_path, self.boot)
+            try:
+                try:
+                    current = not self._index_is_wrong and index.is_current()
+                    view = index if current else self._scan(directory, index, write=write)
+                except OSError as exc:
+                    self._fail("read", exc)
+                yield view
+            except IndexWrong:
+                self._index_is_wrong = True
+                raise
+            finally:
+                index.close()
+
+    @contextmanager
+    def locked(self, deadline: float, *, write: bool) -> Iterator[int | None]:
+        """Open the directory and hold its lock.
+
+        Args:
+            deadline: When to give up waiting, as ``time.monotonic()`` counts.
+            write: Whether anything will be changed. If not, and if there can be no lock, it goes without.
+
+        Yields:
+            A descriptor of the directory; None when it does not exist.
+
+        Raises:
+            TryAgainLaterError: (11) The deadline passed.
+            IOFailureError: (5) The directory cannot be opened.
+            Conflict: The directory was deleted or replaced meanwhile.
+        """
         try:
             directory = os.open(self.path, _OPEN_DIRECTORY)
         except FileNotFoundError:
-            yield _Absent()
+            yield None
             return
         except OSError as exc:
             self._fail("open", exc)
         lock: int | None = None
-        index = Index(directory, self.index_path, self._boot)
         try:
             try:
                 lock = self._lock(directory, deadline, write)
                 if not _is_at(directory, self.path):
                     raise Conflict(f"{self.path} was replaced")
-                current = not self._index_is_wrong and index.is_current()
-                view = index if current else self._scan(directory, index, write=write)
             except OSError as exc:
-                self._fail("read", exc)
-            yield view
-        except IndexWrong:
-            self._index_is_wrong = True
-            raise
+                self._fail("lock", exc)
+            yield directory
         finally:
-            index.close()
             if lock is not None:
                 os.close(lock)
             os.close(directory)
@@ -252,7 +279,7 @@ class FileStore(Store):
                 continue  # somebody deletes leases without the lock
             if record.torn:
                 why = "it is empty: its writer was killed before anybody got the address"
-            elif record.boot and self._boot.is_later_than(record.boot):
+            elif record.boot and self.boot.is_later_than(record.boot):
                 why = f"{record.owner} had it in an earlier boot of this machine"
             else:
                 leases.append(Lease(address, record.owner))
@@ -288,7 +315,7 @@ class FileStore(Store):
             for lease in changes.release:
                 self._verify(directory, lease)
             for lease in changes.reserve:
-                files.append(_prepare(directory, str(lease.address), content(lease.owner), self._boot))
+                files.append(_prepare(directory, str(lease.address), content(lease.owner), self.boot))
             for number, address in changes.cursors.items():
                 files.append(_prepare_cursor(directory, f"{LAST_RESERVED}{number}", str(address).encode()))
             for file in files:

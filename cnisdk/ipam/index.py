@@ -180,6 +180,23 @@ class Index(View):
         finally:
             os.close(fd)
 
+    def find_wrong(self, leases: Collection[Lease]) -> list[str]:
+        """Compare with what there is: what the index says that is not so, and what it does not know, in sentences."""
+        real = dict(leases)
+        listed = dict.fromkeys(self.leases())
+        wrong = [
+            f"{lease.address} is listed for {lease.owner}, "
+            + ("but has no lease" if lease.address not in real else f"but {real[lease.address]} holds it")
+            for lease in listed
+            if real.get(lease.address) != lease.owner
+        ]
+        for address, owner in real.items():
+            if owner.container_id and Lease(address, owner) not in listed:
+                wrong.append(f"{address} of {owner} is not listed")
+            if self.find_free(address, address) is not None:
+                wrong.append(f"{address} counts as free")
+        return wrong
+
     def distrust(self) -> None:
         """Have the next one scan."""
         try:

@@ -224,7 +224,7 @@ class Store(ABC):
                     self.commit(view, changes)
                 return result
 
-        return _insist(attempt, timeout)
+        return insist(attempt, timeout)
 
     def read(self, look: Callable[[View], T], *, timeout: float = DEFAULT_TIMEOUT) -> T:
         """Run a function on the store, without changing it. It may run several times.
@@ -238,10 +238,10 @@ class Store(ABC):
             with self.view(deadline, write=False) as view:
                 return look(view)
 
-        return _insist(attempt, timeout)
+        return insist(attempt, timeout)
 
 
-def _insist(attempt: Callable[[float], T], timeout: float) -> T:
+def insist(attempt: Callable[[float], T], timeout: float) -> T:
     """Try until there is no conflict, each time a little later, so that processes in conflict drift apart."""
     deadline = time.monotonic() + timeout
     pause = 0.0005
