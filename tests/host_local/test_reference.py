@@ -64,7 +64,7 @@ INVALID: dict[str, dict[str, Any]] = {
     "bad subnet": {"ipam": {"subnet": "bogus"}},
     "bad gateway": {"ipam": {"subnet": V4, "gateway": "bogus"}},
     "bad start": {"ipam": {"subnet": V4, "rangeStart": "10.9.0.256"}},
-    "requested elsewhere": {"ipam": {"subnet": V4}, "runtimeConfig": {"ips": ["10.8.0.1", "10.9.0.5", "10.9.0.6"]}},
+    "requested elsewhere": {"ipam": {"subnet": V4}, "runtimeConfig": {"ips": ["10.8.0.1", "10.9.0.5"]}},
     "requested gateway": {"ipam": {"subnet": V4}, "runtimeConfig": {"ips": ["10.9.0.1"]}},
     "requested nonsense": {"ipam": {"subnet": V4}, "runtimeConfig": {"ips": ["bogus"]}},
     "subnet is a number": {"ipam": {"subnet": 5}},
