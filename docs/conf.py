@@ -1,6 +1,7 @@
 """Sphinx configuration. Build with ``python3 -m nox -s docs``: a warning is an error."""
 
 from importlib.metadata import version as distribution_version
+from pathlib import Path
 
 from sphinx.ext.napoleon.docstring import GoogleDocstring
 
@@ -36,3 +37,38 @@ def _attribute_docstring(docstring: GoogleDocstring) -> list[str]:
 
 
 GoogleDocstring._parse_attribute_docstring = _attribute_docstring  # type: ignore[method-assign]
+
+
+# One page a package, made from what there is, so that no module is forgotten.
+_PACKAGES = {
+    "errors": "The table of codes: [Error codes](../errors.md).",
+    "spec": "Typed objects and versions of the specification. Pure: no I/O, any operating system.",
+    "plugin": "Write a plugin. The names most plugins need are also in `cnisdk` itself.",
+    "invoke": "Run another plugin.",
+    "ipam": "Allocate addresses.",
+    "linux": "Talk to the kernel. Linux only.",
+    "runtime": "Run networks, as a container runtime does.",
+    "testing": "Tools for tests. Needs Linux, and no root.",
+}
+
+
+def _write_api_pages() -> None:
+    docs = Path(__file__).resolve().parent
+    code = docs.parent / "cnisdk"
+    for package, introduction in _PACKAGES.items():
+        folder = code / package
+        files = sorted(folder.rglob("*.py")) if folder.is_dir() else [code / f"{package}.py"]
+        names = [file.relative_to(code).with_suffix("").parts for file in files]
+        lines = [f"# cnisdk.{package}", "", introduction, ""]
+        for name in names:
+            if any(part.startswith("_") for part in name):
+                continue
+            module = ".".join(("cnisdk", *name))
+            heading = [f"## {module}", ""] if len(name) > 1 else []
+            lines += [*heading, "```{eval-rst}", f".. automodule:: {module}", "```", ""]
+        page, text = docs / "reference" / "api" / f"{package}.md", "\n".join(lines)
+        if not page.exists() or page.read_text() != text:
+            page.write_text(text)
+
+
+_write_api_pages()

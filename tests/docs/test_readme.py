@@ -46,7 +46,8 @@ def test_the_example_is_short() -> None:
 def test_links_lead_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
-            if not target.startswith(("http:", "https:", "mailto:")):
+            made_by_the_build = "reference/api/" in target
+            if not made_by_the_build and not target.startswith(("http:", "https:", "mailto:")):
                 assert (page.parent / target).exists(), (
                     f"{page.relative_to(ROOT)} links to {target}, which is not there"
                 )
