@@ -173,7 +173,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         if not runtime.status(network):
             _warn(f'network "{network.name}" has version {network.version}, without STATUS: no plugin was asked')
     elif args.verb == "gc":
-        for note in runtime.gc(network, args.valid).notes:
+        for note in runtime.gc(network, args.valid or ()).notes:
             _warn(note)
     else:
         where = {"container_id": container, "netns": netns, "ifname": ifname}

@@ -306,7 +306,7 @@ class Runtime:
 
     # --- GC and STATUS ------------------------------------------------------------------------------------------------
 
-    def gc(self, network: Network, valid: Iterable[tuple[str, str]] | None = None) -> GCReport:
+    def gc(self, network: Network, valid: Iterable[tuple[str, str]] = ()) -> GCReport:
         """Remove what is left of attachments that are not valid any more.
 
         Cached attachments that are not listed get their DEL; then each plugin's GC runs, if the network's version knows
@@ -314,8 +314,8 @@ class Runtime:
 
         Args:
             network: The network. If it sets ``disableGC``, nothing is done.
-            valid: Container id and interface name of each attachment to keep. None means that none is, and that plugins
-                are not given a list (as libcni does without arguments).
+            valid: Container id and interface name of each attachment to keep; by default none. The plugins are always
+                given the list: without one, they cannot know what is stale.
 
         Raises:
             CNIError: The first thing that went wrong; further ones are in the details.
@@ -323,14 +323,14 @@ class Runtime:
         check_network_name(network.name)
         if network.disable_gc:
             return GCReport(notes=(f'network "{network.name}" sets disableGC: nothing was done',))
-        keep = None if valid is None else {(check_container_id(each), check_ifname(name)) for each, name in valid}
+        keep = {(check_container_id(each), check_ifname(name)) for each, name in valid}
         entries, unreadable = self.cache.entries(network.name)
         notes = [str(each) for each in unreadable]
         problems: list[CNIError] = []
         deleted: list[Attachment] = []
         for entry in entries:
             _, container_id, ifname = entry.attachment
-            if keep is not None and (container_id, ifname) in keep:
+            if (container_id, ifname) in keep:
                 continue
             try:
                 self.delete(network, container_id=container_id, netns=entry.netns, ifname=ifname)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -425,4 +428,24 @@ def test_many_at_once(bench: Bench) -> None:
         assert len({answer.result["ips"][0]["address"] for answer in answers}) == 16
         for answer in pool.map(lambda name: bench.run("DEL", conf, name), names):
             answer.must_succeed()
+    assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
+
+
+def test_gc_through_cnitool(bench: Bench, tmp_path: Path) -> None:
+    """``cnitool gc`` takes away all but what it is told to keep, in our plugins too."""
+    conf = config("1.1.0", name="net", isGateway=True, ipMasq=True)
+    (tmp_path / "net.conf").write_text(json.dumps(conf))
+    environ = {"PATH": os.environ["PATH"], "CNI_PATH": str(bench.ipam), "NETCONFPATH": str(tmp_path)}
+
+    def cnitool(*arguments: str) -> None:
+        bench.host.run([sys.executable, "-m", "cnisdk.cli.cnitool", *arguments], env=environ)
+
+    for name in ("c1", "c2"):
+        bench.host.add_netns(name)
+        cnitool("add", "net", f"/run/netns/{name}", "--container-id", name)
+    bench.run("ADD", conf, "c3", CNI_NETNS="/run/netns/c2", CNI_IFNAME="eth1").must_succeed()  # no runtime knows it
+    cnitool("status", "net")
+    cnitool("gc", "net", "--valid", "c1/eth0")
+    assert bench.state()["leases"] == {"net/10.1.0.2": b"c1\r\neth0"}
+    cnitool("gc", "net")
     assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
