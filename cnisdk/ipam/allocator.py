@@ -222,26 +222,15 @@ def release_exactly(store: Store, leases: Sequence[Lease], *, timeout: float = D
 
 
 def retain(store: Store, owners: Collection[Owner], *, timeout: float = DEFAULT_TIMEOUT) -> tuple[Lease, ...]:
-    """Take back what everybody else holds, without knowing any range.
-
-    An old record without interface stays while any interface of its container is valid. What names no owner at all is
-    nobody's attachment, and stays.
-    """
-    containers = {owner.container_id for owner in owners}
+    """Take back what everybody else holds, without knowing any range: see :meth:`View.find_stale`."""
 
     def change(transaction: Transaction) -> tuple[Lease, ...]:
-        stale = tuple(lease for lease in transaction.leases() if _is_stale(lease.owner, owners, containers))
+        stale = tuple(transaction.find_stale(owners))
         for lease in stale:
             transaction.release(lease)
         return stale
 
     return store.update(change, timeout=timeout)
-
-
-def _is_stale(owner: Owner, valid: Collection[Owner], containers: Collection[str]) -> bool:
-    if not owner.container_id:
-        return False
-    return owner not in valid if owner.ifname else owner.container_id not in containers
 
 
 def _find_free(view: View, pool: Pool, index: int) -> IPAddress | None:

@@ -41,17 +41,26 @@ class _Wait:
             self._done.set()
 
     def wait(self, timeout: float) -> bool:
-        """Return whether the lock was had in time. If not, the descriptor is no longer the caller's."""
+        """Return whether the lock was had in time. If not, or if this raises, the descriptor is taken care of."""
         threading.Thread(target=self._run, name="cni-flock", daemon=True).start()
         try:
             self._done.wait(timeout)
-        finally:
-            with self._guard:
-                self._abandoned = not self._done.is_set()
+        except BaseException:  # a signal
+            self._give_up(close=True)
+            raise
+        if self._give_up(close=False):
+            return False
         if self._failure is not None:
-            os.close(self._fd)
             raise self._failure
-        return not self._abandoned
+        return True
+
+    def _give_up(self, *, close: bool) -> bool:
+        """Leave the descriptor to the thread, if that is still waiting; otherwise close it here if nobody wants it."""
+        with self._guard:
+            self._abandoned = not self._done.is_set()
+            if not self._abandoned and (close or self._failure is not None):
+                os.close(self._fd)
+            return self._abandoned
 
 
 def acquire(directory: int, path: str, deadline: float, *, create: bool) -> int | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple, TypeVar
 
@@ -104,6 +104,18 @@ class View(ABC):
     def leases(self) -> Iterator[Lease]:
         """Everything, in any order."""
 
+    def find_stale(self, owners: Collection[Owner]) -> Iterator[Lease]:
+        """What everybody else holds.
+
+        An old record without interface counts as held by each interface of its container; what names no owner at all is
+        nobody's attachment, and never stale.
+        """
+        containers = {owner.container_id for owner in owners}
+        for lease in self.leases():
+            owner = lease.owner
+            if owner.container_id and owner not in owners and (owner.ifname or owner.container_id not in containers):
+                yield lease
+
 
 class Transaction(View):
     """A view that shows the changes asked for, and keeps them for the commit."""
@@ -150,6 +162,10 @@ class Transaction(View):
                 yield lease
         for address, owner in self._reserved.items():
             yield Lease(address, owner)
+
+    def find_stale(self, owners: Collection[Owner]) -> Iterator[Lease]:
+        """See :class:`View`. What this transaction asks for is not stale."""
+        return (lease for lease in self._view.find_stale(owners) if lease.address not in self._released)
 
     def reserve(self, address: IPAddress, owner: Owner) -> None:
         """Ask for an address that was found to be free."""

@@ -5,6 +5,7 @@ it: all six verbs do something, leases cannot leak or tear, every operation cost
 leases of earlier boots are taken back. The differences are listed in docs/differences.md.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -149,7 +150,12 @@ class HostLocal(Plugin[HostLocalConf]):
 
 def open_store(conf: HostLocalConf) -> FileStore:
     """The leases of the network."""
-    return FileStore(conf.ipam.data_dir, conf.name, reclaim_earlier_boots=conf.ipam.reclaim_earlier_boots)
+    return FileStore(
+        conf.ipam.data_dir,
+        conf.name,
+        reclaim_earlier_boots=conf.ipam.reclaim_earlier_boots,
+        notice=lambda text: sys.stderr.write(f"host-local: {text}\n"),
+    )
 
 
 def open_allocator(conf: HostLocalConf, store: FileStore) -> RoundRobin:
