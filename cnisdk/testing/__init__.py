@@ -1,10 +1,27 @@
-"""Tools for testing plugins: throw-away hosts that need no root."""
+"""Tools for testing plugins: throw-away hosts that need no root, with containers, captures, faults and stubs."""
 
 from typing import TYPE_CHECKING
 
 from .._lazy import exports
 
 if TYPE_CHECKING:
+    from .faults import Fault as Fault, fail as fail, kill as kill
+    from .hosts import Container as Container, Host as Host, Node as Node
+    from .packets import Capture as Capture, Frame as Frame
+    from .running import Answer as Answer, PluginUnderTest as PluginUnderTest
     from .sandbox import Sandbox as Sandbox, SandboxUnavailable as SandboxUnavailable
+    from .state import State as State, describe_difference as describe_difference
+    from .stub import StubPlugin as StubPlugin
 
-__getattr__ = exports(__name__, {".sandbox": "Sandbox SandboxUnavailable"})
+__getattr__ = exports(
+    __name__,
+    {
+        ".faults": "Fault fail kill",
+        ".hosts": "Container Host Node",
+        ".packets": "Capture Frame",
+        ".running": "Answer PluginUnderTest",
+        ".sandbox": "Sandbox SandboxUnavailable",
+        ".state": "State describe_difference",
+        ".stub": "StubPlugin",
+    },
+)

@@ -38,6 +38,9 @@ _PR_SET_PDEATHSIG = 1
 # What plugins, runtimes and their tools write to. /run also holds iptables' lock and the names of namespaces.
 _PRIVATE = ("/run", "/var/lib", "/etc/cni")
 
+# In the order they are entered.
+_KINDS = ("user", "mnt", "net")
+
 # Why an unprivileged user namespace may be refused, and what to do about it.
 _SWITCHES = {
     "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": ("1", "kernel.apparmor_restrict_unprivileged_userns=0"),
@@ -50,6 +53,14 @@ class SandboxUnavailable(RuntimeError):
     """This machine does not let this user make namespaces; the message says which setting forbids it."""
 
 
+class ProcessEndedError(RuntimeError):
+    """A process forked by :meth:`Sandbox.call` ended before it could answer; ``status`` is its wait status."""
+
+    def __init__(self, what: str, status: int) -> None:
+        super().__init__(f"{what} ended its process, wait status {status:#x}")
+        self.status = status
+
+
 class Sandbox:
     """A host of its own, with the files and programs of this machine but nothing of its network.
 
@@ -57,11 +68,15 @@ class Sandbox:
     Shared: all else, ``/tmp`` included. Everything vanishes when the sandbox is closed, or when the process that opened
     it ends in whatever way.
 
+    Args:
+        beside: An open sandbox whose user namespace the new host shares, so that links can lead from one to the other.
+
     Raises:
         SandboxUnavailable: On entering, when namespaces are forbidden.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, beside: Sandbox | None = None) -> None:
+        self._beside = beside
         self._holder: subprocess.Popen[str] | None = None
         self._namespaces: list[int] = []
 
@@ -69,14 +84,20 @@ class Sandbox:
 
     def __enter__(self) -> Self:
         visible = {os.getcwd(), sys.prefix, sys.base_prefix, tempfile.gettempdir(), *filter(os.path.isabs, sys.path)}
-        wanted = {"private": _PRIVATE, "keep": sorted(os.path.realpath(path) for path in visible)}
-        self._holder = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).with_name("_holder.py")), json.dumps(wanted)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd="/",
-        )
+        wanted = {
+            "private": _PRIVATE,
+            "keep": sorted(os.path.realpath(path) for path in visible),
+            "user": self._beside is None,
+        }
+        with _forking():
+            self._holder = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(__file__).with_name("_holder.py")), json.dumps(wanted)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd="/",
+                preexec_fn=None if self._beside is None else self._beside._enter_user_namespace,  # noqa: PLW1509
+            )
         try:
             assert self._holder.stdout is not None
             line = self._holder.stdout.readline()
@@ -85,7 +106,7 @@ class Sandbox:
                 raise SandboxUnavailable(f"cannot make a sandbox: {answer['error']}{_advice()}")
             # The user namespace first: the capabilities it brings are what the others ask for. It is left out where
             # the holder made none, since a process cannot enter the one it is in.
-            for kind in ("user", "mnt", "net"):
+            for kind in _KINDS:
                 fd = os.open(f"/proc/{self._holder.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
                 if os.path.samestat(os.fstat(fd), os.stat(f"/proc/self/ns/{kind}")):
                     os.close(fd)
@@ -191,7 +212,7 @@ class Sandbox:
         finally:
             _, status = os.waitpid(child, 0)
         if not answer:
-            raise RuntimeError(f"{function!r} ended its process, wait status {status:#x}")
+            raise ProcessEndedError(repr(function), status)
         returned, value = pickle.loads(answer)
         if returned:
             return value  # type: ignore[no-any-return]
@@ -226,13 +247,22 @@ class Sandbox:
             raise RuntimeError("the sandbox is not open")
         return self._holder
 
+    def _enter_user_namespace(self) -> None:
+        """Move this process, which must have one thread only, into the user namespace of the host, if it has one."""
+        if len(self._namespaces) == len(_KINDS):
+            self._setns(self._namespaces[0])
+
     def _enter(self, directory: str) -> None:
         """Move this process, which must have one thread only, into the host."""
         for fd in self._namespaces:
-            if _libc().setns(fd, 0) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), "setns")
+            self._setns(fd)
         os.chdir(directory)  # entering a mount namespace leaves a process in /
+
+    @staticmethod
+    def _setns(fd: int) -> None:
+        if _libc().setns(fd, 0) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), "setns")
 
     def _call_in_child(self, pipe: int, parent: int, directory: str, work: Callable[[], object]) -> NoReturn:
         status = 1

@@ -1,0 +1,84 @@
+"""Faults: let a plugin fail, or die, at its Nth step.
+
+A step is what a plugin does to the world: a request to the kernel, a file it opens, renames or removes, a program it
+starts.
+A plugin run in process is stopped by an audit hook (PEP 578) in the forked process it runs in; an executable by
+``strace``, at the Nth system call of those that change things.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ..linux import rtnetlink
+
+_STEPS = ("open", "os.", "shutil.", "socket.", "subprocess.", "fcntl.")
+_NO_STEPS = frozenset({"os.listdir", "os.scandir", "os.getxattr", "os.fwalk", "os.walk", "os.putenv"})
+
+# The system calls that change files, links or processes. Reading, and what an interpreter needs to start, is not among
+# them.
+_SYSTEM_CALLS = (
+    "sendto,sendmsg,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,unlink,unlinkat,flock,socket,"
+    "bind,ftruncate,setns,unshare"
+)
+
+
+class Fault(NamedTuple):
+    """What happens at which step.
+
+    Attributes:
+        step: 1 is the first.
+        error: An errno: the step fails with it. 0: the process is killed (SIGKILL) just before the step.
+    """
+
+    step: int
+    error: int = 0
+
+    def arm(self) -> None:
+        """Have it happen in this process, for good: an audit hook cannot be taken back. For forked processes."""
+        left = self.step
+
+        def count(what: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                if self.error:
+                    raise OSError(self.error, os.strerror(self.error), f"step {self.step}: {what}")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def hook(event: str, args: tuple[object, ...]) -> None:
+            if not event.startswith(_STEPS) or event in _NO_STEPS:
+                return
+            if event == "open" and str(args[0]).endswith((".py", ".pyc", ".so")):
+                return  # imports depend on what was imported before
+            count(event)
+
+        exchange = rtnetlink.Socket.exchange
+
+        def counted(sock: rtnetlink.Socket, requests: Sequence[rtnetlink.Request]) -> Any:
+            count("netlink request")  # sending is no audited event
+            return exchange(sock, requests)
+
+        rtnetlink.Socket.exchange = counted  # type: ignore[method-assign, assignment]
+        sys.addaudithook(hook)
+
+    def strace(self) -> list[str]:
+        """The words before an executable's path that make it happen there. Needs ``strace``."""
+        what = f"error={errno.errorcode[self.error]}" if self.error else "signal=SIGKILL"
+        inject = f"inject={_SYSTEM_CALLS}:{what}:when={self.step}"
+        return ["strace", "-f", "-qqq", "-o", "/dev/null", "-e", f"trace={_SYSTEM_CALLS}", "-e", inject]
+
+
+def fail(step: int, error: int = errno.EIO) -> Fault:
+    """The Nth step fails with this errno."""
+    return Fault(step, error)
+
+
+def kill(step: int) -> Fault:
+    """The plugin dies just before its Nth step, and can do nothing about it."""
+    return Fault(step)

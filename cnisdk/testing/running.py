@@ -1,0 +1,196 @@
+"""Run a plugin on a throw-away host: a class in this process's own code, or an executable."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import InternalError, error_for_code
+from ..plugin import Plugin, respond
+from ..plugin.main import refuse_own_netns
+from ..spec.codec import unstructure
+from ..spec.convert import parse_result, upgrade
+from ..spec.result import Result
+from .faults import Fault
+from .sandbox import ProcessEndedError
+from .stub import HOME
+
+if TYPE_CHECKING:
+    from .hosts import Container, Host
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Answer(NamedTuple):
+    """What a plugin answered.
+
+    Attributes:
+        status: The exit status; negative for the signal that ended it.
+        stdout: What it printed.
+        stderr: What it said to people.
+    """
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def document(self) -> Any:
+        """What it printed, parsed; None when it printed nothing.
+
+        Raises:
+            AssertionError: It is not one JSON document.
+        """
+        if not self.stdout.strip():
+            return None
+        try:
+            return json.loads(self.stdout)
+        except ValueError as exc:
+            raise AssertionError(f"not one JSON document: {self.stdout!r} ({exc})") from exc
+
+    def raise_for_error(self) -> None:
+        """Do nothing for a success.
+
+        Raises:
+            CNIError: The error it answered, as the class of its code.
+            InternalError: It failed without a proper one, or was killed.
+        """
+        if self.status == 0:
+            return
+        error = self.document if self.status > 0 else None
+        if not isinstance(error, dict) or not isinstance(error.get("code"), int):
+            how = f"exit status {self.status}" if self.status > 0 else signal.Signals(-self.status).name
+            raise InternalError(f"the plugin ended with {how}", details=f"{self.stdout}{self.stderr}".strip())
+        raise error_for_code(error["code"], str(error.get("msg", "")), str(error.get("details", "")))
+
+
+class PluginUnderTest:
+    """A plugin with its configuration, on a host.
+
+    The verbs raise :class:`~cnisdk.errors.CNIError` when the plugin answers an error. ADD's result is remembered for
+    the ``prevResult`` of later requests, as runtimes do.
+
+    Args:
+        host: Where it runs.
+        plugin: A :class:`~cnisdk.Plugin` class, which is run in a fork of this process, or the path of an executable.
+        conf: The network configuration; ``cniVersion``, ``name`` and ``type`` have defaults.
+        path: Directories with the executables it delegates to, beside the host's stubs.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        plugin: type[Plugin[Any]] | str | os.PathLike[str],
+        conf: Mapping[str, Any],
+        path: Iterable[str | os.PathLike[str]] = (),
+    ) -> None:
+        self.host = host
+        self.plugin = plugin
+        name = plugin.__name__.lower() if isinstance(plugin, type) else os.path.basename(plugin)
+        self.conf = {"cniVersion": "1.1.0", "name": "testnet", "type": name, **conf}
+        self.path = [str(HOME / "bin"), *(str(os.fspath(each)) for each in path)]
+        self.fault: Fault | None = None
+        self._results: dict[tuple[str, str], Any] = {}
+
+    # -- verbs ---------------------------------------------------------------------------------------------------------
+
+    def add(self, container: Container, ifname: str = "eth0", *, args: str = "", **keys: Any) -> Result:
+        """Attach a container.
+
+        Args:
+            container: What to attach.
+            ifname: The name of its new interface.
+            args: ``CNI_ARGS``.
+            **keys: Keys of the configuration, for this request only.
+        """
+        answer = self.run("ADD", container, ifname, args=args, **keys)
+        answer.raise_for_error()
+        self._results[container.id, ifname] = answer.document
+        return upgrade(parse_result(answer.stdout.encode(), self.conf["cniVersion"]))
+
+    def delete(self, container: Container, ifname: str = "eth0", *, args: str = "", **keys: Any) -> None:
+        """Detach a container."""
+        self.run("DEL", container, ifname, args=args, **self._with_result(container, ifname, keys)).raise_for_error()
+        self._results.pop((container.id, ifname), None)
+
+    def check(self, container: Container, ifname: str = "eth0", *, args: str = "", **keys: Any) -> None:
+        """Ask whether a container is attached as it should be."""
+        self.run("CHECK", container, ifname, args=args, **self._with_result(container, ifname, keys)).raise_for_error()
+
+    def gc(self, *keep: Container | tuple[str, str], **keys: Any) -> None:
+        """Tell which attachments are valid: containers (their ``eth0``), or pairs of container ID and interface."""
+        pairs = [each if isinstance(each, tuple) else (each.id, "eth0") for each in keep]
+        valid = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in pairs]
+        self.run("GC", **{"cni.dev/valid-attachments": valid, **keys}).raise_for_error()
+
+    def status(self, **keys: Any) -> None:
+        """Ask whether it is ready for ADD."""
+        self.run("STATUS", **keys).raise_for_error()
+
+    def versions(self) -> list[str]:
+        """The versions of the specification it supports."""
+        answer = self.run("VERSION")
+        answer.raise_for_error()
+        return [str(each) for each in answer.document["supportedVersions"]]
+
+    def _with_result(self, container: Container, ifname: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+        known = self._results.get((container.id, ifname))
+        return ({} if known is None else {"prevResult": known}) | dict(keys)
+
+    # -- any request ---------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        verb: str,
+        container: Container | None = None,
+        ifname: str = "eth0",
+        *,
+        args: str = "",
+        environ: Mapping[str, str] | None = None,
+        stdin: str | None = None,
+        **keys: Any,
+    ) -> Answer:
+        """Run one request, whatever comes of it.
+
+        Args:
+            verb: ``CNI_COMMAND``.
+            container: Whom it is about; None for verbs that are about none.
+            ifname: ``CNI_IFNAME``.
+            args: ``CNI_ARGS``.
+            environ: More variables, or other values for those the request would have.
+            stdin: What to send instead of the configuration.
+            **keys: Keys of the configuration, for this request only; None takes one out. A
+                :class:`~cnisdk.spec.Result` is written in the configuration's version.
+        """
+        variables = {"PATH": SYSTEM_PATH, "CNI_COMMAND": verb, "CNI_PATH": ":".join(self.path)}
+        if container is not None:
+            variables |= {"CNI_CONTAINERID": container.id, "CNI_NETNS": container.netns, "CNI_IFNAME": ifname}
+        if args:
+            variables["CNI_ARGS"] = args
+        variables |= environ or {}
+        conf = {key: value for key, value in {**self.conf, **keys}.items() if value is not None}
+        text = json.dumps(unstructure(conf)) if stdin is None else stdin
+        if isinstance(self.plugin, type):
+            return self._respond(self.plugin, variables, text.encode())
+        argv: Sequence[str] = [*(self.fault.strace() if self.fault else []), os.fspath(self.plugin)]
+        done: subprocess.CompletedProcess[str] = self.host.run(argv, env=variables, input=text, check=False)
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    def _respond(self, plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) -> Answer:
+        fault = self.fault
+
+        def work() -> tuple[bytes, int, str]:
+            if fault is not None:
+                fault.arm()
+            reply = respond(plugin, environ, stdin, guard=refuse_own_netns)
+            return reply.stdout, reply.status, reply.stderr
+
+        try:
+            stdout, status, stderr = self.host.call(work)
+        except ProcessEndedError as ended:
+            return Answer(-os.WTERMSIG(ended.status) if os.WIFSIGNALED(ended.status) else 70, "", "")
+        return Answer(status, stdout.decode(), stderr)

@@ -1,0 +1,185 @@
+"""A small plugin in plain shell for others to delegate to: it leases addresses, records its calls, fails on demand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from .sandbox import Sandbox
+
+HOME = Path("/run/cnisdk-testing")
+"""Where stubs live on their host; its ``bin`` belongs in ``CNI_PATH``."""
+
+# Leases are directories, which mkdir(1) makes or refuses in one step; the owner is written into it before the answer.
+_SCRIPT = r"""#!/bin/sh
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+cd '@HOME@' || exit 70
+config=$(cat)
+me="$CNI_CONTAINERID/$CNI_IFNAME"
+printf '%s\n' "$config" >"stdin.$CNI_COMMAND"
+printf '%s %s\n' "$CNI_COMMAND" "$me" >>calls
+if [ -f "$CNI_COMMAND.answer" ]; then
+    [ -f "$CNI_COMMAND.delay" ] && sleep "$(cat "$CNI_COMMAND.delay")"
+    cat "$CNI_COMMAND.stderr" >&2
+    cat "$CNI_COMMAND.answer"
+    exit "$(cat "$CNI_COMMAND.status")"
+fi
+version=$(printf '%s' "$config" | tr -d '\n' | sed -n 's/.*"cniVersion"[ ]*:[ ]*"\([0-9.]*\)".*/\1/p')
+fail() {
+    printf '{"cniVersion": "%s", "code": %s, "msg": "%s"}\n' "${version:-0.1.0}" "$1" "$2"
+    exit 1
+}
+owned() {
+    for each in leases/*; do
+        [ -f "$each/owner" ] && [ "$(cat "$each/owner")" = "$me" ] && echo "$each"
+    done
+}
+case $CNI_COMMAND in
+VERSION)
+    echo '{"cniVersion": "1.1.0", "supportedVersions": ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]}'
+    ;;
+ADD)
+    n=2
+    until mkdir "leases/@PREFIX@.$n" 2>/dev/null; do
+        n=$((n + 1))
+        [ $n -gt @LAST@ ] && fail 11 "no address is left"
+    done
+    echo "$me" >"leases/@PREFIX@.$n/owner"
+    address=@PREFIX@.$n/24 gateway=@PREFIX@.1
+    case $version in
+    '' | 0.1.* | 0.2.*) body="\"ip4\": {\"ip\": \"$address\", \"gateway\": \"$gateway\"}" ;;
+    0.*) body="\"ips\": [{\"version\": \"4\", \"address\": \"$address\", \"gateway\": \"$gateway\"}], \"dns\": {}" ;;
+    *) body="\"ips\": [{\"address\": \"$address\", \"gateway\": \"$gateway\"}]" ;;
+    esac
+    printf '{"cniVersion": "%s", %s}\n' "${version:-0.1.0}" "$body"
+    ;;
+DEL)
+    for each in $(owned); do rm -r "$each"; done
+    ;;
+CHECK)
+    [ -n "$(owned)" ] || fail 100 "no address is leased to $me"
+    ;;
+STATUS)
+    n=2
+    while [ -d "leases/@PREFIX@.$n" ]; do n=$((n + 1)); done
+    [ $n -gt @LAST@ ] && fail 50 "no address is left"
+    ;;
+GC)
+    valid=$(printf '%s' "$config" | tr -d '\n ' | grep -o '{"containerID":"[^"]*","ifname":"[^"]*"}' |
+        sed 's/{"containerID":"\([^"]*\)","ifname":"\([^"]*\)"}/\1\/\2/')
+    for each in leases/*; do
+        [ -f "$each/owner" ] && ! printf '%s\n' "$valid" | grep -qxF "$(cat "$each/owner")" && rm -r "$each"
+    done
+    ;;
+esac
+exit 0
+"""
+
+
+class Call(NamedTuple):
+    """One call of a stub."""
+
+    verb: str
+    container_id: str
+    ifname: str
+
+
+class StubPlugin:
+    """An IPAM plugin on a host, which answers every verb properly until it is told otherwise.
+
+    Args:
+        host: The host.
+        name: Its type, and the name of its executable in ``/run/cnisdk-testing/bin``.
+        prefix: The first three numbers of the addresses it leases, ``.2`` first.
+        size: How many addresses it has, at most 253.
+    """
+
+    def __init__(self, host: Sandbox, name: str = "stub-ipam", *, prefix: str = "10.9.0", size: int = 253) -> None:
+        self.host = host
+        self.name = name
+        self.directory = HOME / name
+        text = _SCRIPT.replace("@HOME@", str(self.directory))
+        text = text.replace("@PREFIX@", prefix).replace("@LAST@", str(size + 1))
+        host.call(_install, name, text)
+
+    @property
+    def conf(self) -> dict[str, str]:
+        """What a network configuration says under ``ipam``."""
+        return {"type": self.name}
+
+    @property
+    def calls(self) -> list[Call]:
+        """Every call so far, in order."""
+        lines = self.host.call(_read, self.directory / "calls").splitlines()
+        return [Call(verb, *owner.split("/", 1)) for verb, _, owner in (line.partition(" ") for line in lines)]
+
+    @property
+    def verbs(self) -> list[str]:
+        """The verbs of the calls so far, in order."""
+        return [call.verb for call in self.calls]
+
+    @property
+    def leases(self) -> dict[str, str]:
+        """Which address is leased to whom: ``{"10.9.0.2": "c1/eth0"}``."""
+        return self.host.call(_leases, self.directory)
+
+    def configuration(self, verb: str) -> Any:
+        """The configuration of the last call with this verb, parsed."""
+        return json.loads(self.host.call(_read, self.directory / f"stdin.{verb}"))
+
+    def answer(
+        self, verb: str, document: Mapping[str, Any] | str = "", *, status: int = 0, stderr: str = "", delay: float = 0
+    ) -> None:
+        """Give this answer to a verb from now on, whatever is asked.
+
+        Args:
+            verb: ``ADD`` and so on.
+            document: What to print: an object, or text as it is.
+            status: The exit status.
+            stderr: What to print there.
+            delay: Seconds to wait before.
+        """
+        text = document if isinstance(document, str) else json.dumps(document)
+        parts = {"answer": text, "status": str(status), "stderr": stderr, "delay": str(delay)}
+        self.host.call(_write, {str(self.directory / f"{verb}.{part}"): value for part, value in parts.items()})
+
+    def fail(self, verb: str, code: int = 11, msg: str = "the stub was told to fail") -> None:
+        """Fail a verb from now on, with a proper error object."""
+        self.answer(verb, {"cniVersion": "1.0.0", "code": code, "msg": msg}, status=1)
+
+    def recover(self, verb: str) -> None:
+        """Answer a verb properly again."""
+        self.host.call(_remove, self.directory / f"{verb}.answer")
+
+    def forget(self) -> None:
+        """Lose every lease, as after a crash of whatever keeps them."""
+        self.host.run(["sh", "-c", f"rm -rf {self.directory}/leases/*"])
+
+
+def _install(name: str, text: str) -> None:
+    (HOME / name / "leases").mkdir(parents=True, exist_ok=True)
+    (HOME / name / "calls").touch()
+    program = HOME / "bin" / name
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(text)
+    program.chmod(0o755)
+
+
+def _read(path: Path) -> str:
+    return path.read_text()
+
+
+def _write(texts: Mapping[str, str]) -> None:
+    for path, text in texts.items():
+        Path(path).write_text(text)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _leases(directory: Path) -> dict[str, str]:
+    return {path.parent.name: path.read_text().strip() for path in sorted(directory.glob("leases/*/owner"))}
