@@ -177,13 +177,10 @@ def _class_hook(cls: Any, converter: BaseConverter) -> Hook:
         found: dict[str, tuple[str, Any]] = {}
         extra: dict[str, Any] = {}
         for given, part in value.items():
-            key = given
-            if given not in by_key:
-                key = by_folded.get(given.lower(), "")
-                if not key or key in value:
-                    extra[given] = part
-                    continue
-            if part is not None:
+            key = given if given in by_key else by_folded.get(given.lower())
+            if key is None:
+                extra[given] = part
+            elif part is not None and (given == key or value.get(key) is None):
                 found[key] = (given, part)
         arguments: dict[str, Any] = {}
         for key, attribute in by_key.items():

@@ -62,9 +62,21 @@ def start(tmp_path: Path) -> Start:
         if shell:
             command = ["sh", "-c", f'exec "$0" "$@" {shell}', *command]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRON | environ)
+        return subprocess.Popen(
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=ENVIRON | environ,
+            preexec_fn=default_signals,  # noqa: PLW1509
+        )
 
     return start
+
+
+def default_signals() -> None:
+    """A shell's background jobs ignore SIGINT, and what is ignored is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until_ready(process: subprocess.Popen[bytes]) -> None:

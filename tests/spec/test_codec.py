@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from attrs import field, frozen
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from cnisdk import DecodingError, InvalidConfigError
 from cnisdk.spec import IPAddress, NetConf, NetConfList, dumps, dumps_compact, json_field, loads, structure, unstructure
@@ -68,8 +68,10 @@ def test_messages_do_not_show_what_objects_hold() -> None:
 
 def test_keys_match_in_any_case_and_exactly_first() -> None:
     assert structure({"ISGATEWAY": True, "cniversion": "1.0.0"}, Conf).is_gateway
-    both = structure({"MTU": 1, "mtu": 2}, Conf)
-    assert both.mtu == 2
+    both = structure({"mtu": 2, "MTU": 1}, Conf)
+    assert (both.mtu, both.extra) == (2, {})
+    assert structure({"MTU": 1, "mtu": None}, Conf).mtu == 1
+    assert structure({"MTU": None, "mtu": None}, Conf) == Conf()
     go = {"runtimeConfig": {"PortMappings": [{"HostPort": 80, "ContainerPort": 8080, "HostIP": ""}]}}
     ours = {"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 8080}]}}
     assert structure(go, Conf) == structure(ours, Conf)
@@ -163,6 +165,8 @@ json_values = st.recursive(
 )
 
 
+@example({"MTU": [], "mtu": None})
+@example({"MTU": None, "mtu": None})
 @given(st.dictionaries(st.sampled_from(["name", "mtu", "inner", "dns", "ipam", "MTU", "byName", "x"]), json_values))
 def test_any_document_is_structured_or_refused_with_its_path(document: dict[str, Any]) -> None:
     try:
