@@ -267,7 +267,7 @@ class FileStore(Store):
     def _scan(self, directory: int, index: Index, *, write: bool) -> Index | _Scanned:
         """Read all leases, reclaim the dead ones, and make the index anew."""
         leases: list[Lease] = []
-        dead = 0
+        dead, mark = 0, self.boot.mark
         for name in os.listdir(directory):
             address = parse_name(name)
             if address is None:
@@ -279,7 +279,7 @@ class FileStore(Store):
                 continue  # somebody deletes leases without the lock
             if record.torn:
                 why = "it is empty: its writer was killed before anybody got the address"
-            elif record.boot and self.boot.is_later_than(record.boot):
+            elif record.boot not in (b"", mark) and self.boot.is_later_than(record.boot):
                 why = f"{record.owner} had it in an earlier boot of this machine"
             else:
                 leases.append(Lease(address, record.owner))

@@ -94,7 +94,7 @@ def acquire(directory: int, path: str, deadline: float, *, create: bool) -> int 
                 os.close(fd)
                 raise
             inode = os.fstat(fd)
-            if not _Wait(fd).wait(max(0.0, deadline - time.monotonic())):
+            if not _Wait(fd).wait(min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)):
                 raise TryAgainLaterError(
                     f"the lock {path}/{NAME} was not free in time",
                     details=describe_holder(inode.st_dev, inode.st_ino) + "; try again",

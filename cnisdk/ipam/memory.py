@@ -92,7 +92,7 @@ class MemoryStore(Store):
     @contextmanager
     def view(self, deadline: float, *, write: bool) -> Iterator[View]:
         """See :class:`Store`."""
-        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        if not self._lock.acquire(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)):
             raise TryAgainLaterError("the address store in memory is busy", details="another thread holds its lock")
         try:
             yield self._table

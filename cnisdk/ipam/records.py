@@ -20,10 +20,10 @@ from .store import NOBODY, Owner
 LAST_RESERVED = "last_reserved_ip."
 BOOT_ATTRIBUTE = "user.cnisdk.boot"
 MODE = 0o600
-_SIZE_MAX = 64 * 1024
+_SIZE, _SIZE_MAX = 512, 64 * 1024
 
 # As spec/names.py has it, but of bytes, and without the price of compiling expressions on the way to a lease.
-_ALPHANUMERIC = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+_IN_NAMES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 _NOT_IN_IFNAMES = b"/:\x7f" + bytes(range(33))
 _IFNAME_MAX = 15
 
@@ -114,7 +114,7 @@ def is_proper(owner: Owner) -> bool:
 
 
 def _is_name(data: bytes) -> bool:
-    return data[:1].isalnum() and not data.translate(None, _ALPHANUMERIC + b"_.-")
+    return data[:1].isalnum() and not data.translate(None, _IN_NAMES)
 
 
 def _is_ifname(data: bytes) -> bool:
@@ -146,7 +146,9 @@ def read_record(directory: int, name: str, *, with_boot: bool = False) -> Record
         raise
     try:
         try:
-            data = os.read(fd, _SIZE_MAX)
+            data = os.read(fd, _SIZE)
+            if len(data) == _SIZE:
+                data += os.read(fd, _SIZE_MAX)
         except IsADirectoryError:
             return Record(NOBODY, False, b"")
         if not data.strip(b"\0"):

@@ -24,9 +24,11 @@ from cnisdk import (
     NetConf,
     Plugin,
     PluginMain,
+    PluginNotAvailableError,
     Result,
     Route,
     StatusRequest,
+    TryAgainLaterError,
     UnknownContainerError,
 )
 from cnisdk.ipam import FileStore, Lease, Owner, RangeSet, RoundRobin
@@ -39,7 +41,7 @@ from cnisdk.spec.config import IPRange
 from cnisdk.spec.versions import V0_3_0, SpecVersion
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)  # a repr would cost each launch half a millisecond
 class RangeConf(IPRange):
     """A range, as IPRange, and what of it is not to be handed out.
 
@@ -50,7 +52,7 @@ class RangeConf(IPRange):
     exclude: tuple[str, ...] = ()
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class HostLocalIPAM(IPAMConf):
     """The object ``ipam``.
 
@@ -83,7 +85,7 @@ class HostLocalIPAM(IPAMConf):
     lock_timeout: float = DEFAULT_TIMEOUT
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class HostLocalConf(NetConf):
     """The network configuration."""
 
@@ -145,7 +147,10 @@ class HostLocal(Plugin[HostLocalConf]):
         store = open_store(request.conf)
         allocator = open_allocator(request.conf, store)
         store.check_usable()
-        allocator.check_capacity()
+        try:
+            allocator.check_capacity()
+        except (TryAgainLaterError, IOFailureError) as exc:
+            raise PluginNotAvailableError(exc.msg, details=exc.details) from exc
 
 
 def open_store(conf: HostLocalConf) -> FileStore:

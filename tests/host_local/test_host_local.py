@@ -265,10 +265,16 @@ def test_a_lock_that_is_held(network: Network) -> None:
     before = network.everything()
     with open(network.path / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        refused(ours("STATUS", {**conf, "cniVersion": "1.1.0"}), 50, f"{network.path}/lock", f"process {os.getpid()}")
         for verb in ("ADD", "DEL"):
             refused(ours(verb, conf, "two"), 11, f"{network.path}/lock", f"process {os.getpid()}")
     assert network.everything() == before
     assert ours("ADD", conf, "two").status == 0
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, 1e300])
+def test_extreme_lock_timeouts(network: Network, seconds: float) -> None:
+    assert ours("ADD", network.conf(V4, lockTimeout=seconds)).status == 0
 
 
 # --- DEL --------------------------------------------------------------------------------------------------------------
@@ -390,14 +396,19 @@ def test_status_of_a_broken_configuration(network: Network) -> None:
 # --- leases nobody needs ----------------------------------------------------------------------------------------------
 
 
-def test_empty_and_torn_leases_are_reclaimed(network: Network) -> None:
+def test_empty_and_torn_leases_are_reclaimed(network: Network, capsys: pytest.CaptureFixture[str]) -> None:
     conf = network.conf("10.9.0.0/29", version="1.1.0")
     assert ours("ADD", conf).status == 0
     for name, content in (("10.9.0.3", b""), ("10.9.0.4", b"\0\0\0"), ("10.9.0.5", b"???"), ("10.9.0.6", b"me")):
         (network.path / name).write_bytes(content)
     assert ours("STATUS", conf).status == 0
     assert (network.path / "10.9.0.3").exists()  # a question changes nothing
+    assert capsys.readouterr().err == ""
     assert [ours("ADD", conf, f"c{number}").ips for number in range(2)] == [["10.9.0.3"], ["10.9.0.4"]]
+    assert [line.partition(": it is empty")[0] for line in sorted(capsys.readouterr().err.splitlines())] == [
+        f"host-local: reclaimed {network.path}/10.9.0.3",
+        f"host-local: reclaimed {network.path}/10.9.0.4",
+    ]
     refused(ours("ADD", conf, "c2"), 11)
 
 
