@@ -47,8 +47,15 @@ def load() -> Codecs:
     if _loaded is None:
         with _lock:
             if _loaded is None:
-                _loaded = _import_codecs() if "pyroute2" in sys.modules else _import_apart()
+                _loaded = _import_along() if "pyroute2" in sys.modules else _import_apart()
     return _loaded
+
+
+def _import_along() -> Codecs:
+    """Import the codecs below the real package."""
+    # Another thread may be in the middle of importing it: wait, or the two could deadlock over its modules.
+    __import__("pyroute2")
+    return _import_codecs()
 
 
 def _import_codecs() -> Codecs:
