@@ -1,9 +1,8 @@
 """cnisdk: write, run and test plugins of the Container Network Interface (CNI)."""
 
-from typing import TYPE_CHECKING
-
 from ._lazy import exports
 
+TYPE_CHECKING = False  # type checkers know better; importing typing's takes longer than VERSION
 if TYPE_CHECKING:
     from .errors import (
         CNIError as CNIError,

@@ -50,6 +50,9 @@ BUDGETS = {
     "spec.names": SLOW | {"cattrs", "json"},
     "spec.versions": SLOW | {"cattrs", "json"},
     "plugin": SLOW,
+    # VERSION is answered with what Python brings anyway.
+    "plugin.quick": SLOW | {"attr", "cattrs", "collections", "enum", "json", "re", "typing"},
+    "plugin.launch": SLOW | {"attr", "cattrs", "collections", "enum", "json", "re", "typing"},
     "ipam": SLOW,
     "invoke": SLOW,
     "linux": SLOW,
@@ -178,6 +181,50 @@ def test_import_budget(name: str) -> None:
         loaded -= third_party()
     over = sorted(forbidden & loaded)
     assert not over, f"import {module} loads {', '.join(over)}"
+
+
+def loaded_by_request(plugin: str, **environ: str) -> set[str]:
+    """Return the modules a plugin's process holds when it ends, having served a request without configuration."""
+    script = f"""
+import atexit, os, sys
+before = set(sys.modules)
+atexit.register(lambda: os.write(2, ("LOADED " + " ".join(set(sys.modules) - before)).encode()))
+from cnisdk.plugin.launch import launch
+launch({plugin!r}, "main")
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples")]), **environ}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, input="{}", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    return set(done.stderr.partition("LOADED ")[2].split())
+
+
+ATTACHMENT = {"CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/nowhere", "CNI_PATH": "/nowhere"}
+
+
+def test_host_local_never_loads_the_kernel_layer() -> None:
+    loaded = loaded_by_request("cnisdk_plugins.host_local", CNI_COMMAND="ADD", **ATTACHMENT)
+    assert "cnisdk.ipam.filestore" in loaded or "cnisdk_plugins.host_local" in loaded
+    assert not {name for name in loaded if name.startswith(("cnisdk.linux", "pyroute2"))}
+    assert not (SLOW | {"hashlib", "traceback"}) & (loaded - third_party())
+
+
+def test_an_error_loads_next_to_nothing() -> None:
+    loaded = loaded_by_request("cnisdk_plugins.bridge", CNI_COMMAND="ADD", **ATTACHMENT)
+    assert not {name for name in loaded if name.startswith("pyroute2")}
+    assert not ((SLOW - {"socket"}) | {"hashlib", "traceback"}) & (loaded - third_party())
+
+
+def test_version_needs_no_plugin() -> None:
+    """`python -m` of a reference plugin answers before it imports what the other verbs need."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples")]), "CNI_COMMAND": "VERSION"}
+    argv = [sys.executable, "-X", "importtime", "-m", "cnisdk_plugins.bridge"]
+    done = subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "cnisdk.plugin.quick" in loaded
+    assert not (SLOW | {"attr", "cattrs", "enum", "json", "re", "cnisdk.spec"}) & loaded
 
 
 def test_the_spec_imports_off_linux() -> None:

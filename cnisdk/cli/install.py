@@ -1,8 +1,6 @@
 """``cnisdk install``: write one executable launcher per registered plugin, as ``/opt/cni/bin`` expects.
 
-A launcher is a small shell script. It answers VERSION by itself, which is what runtimes ask most: Podman for every
-plugin of every network in every command. For everything else it becomes the interpreter of this installation, isolated
-(``-I``) from the environment and the directory it is run in, and imports the plugin; where that is was looked up here.
+What a launcher is, :mod:`..plugin.launch` says. What it needs to know is looked up here.
 """
 
 from __future__ import annotations
@@ -18,14 +16,13 @@ from ..errors import CNIError, InternalError, InvalidConfigError, IOFailureError
 from ..invoke.call import interpret
 from ..invoke.process import execute
 from ..invoke.version import parse_versions
-from ..spec.codec import dumps_compact
+from ..plugin import launch
+from ..plugin.launch import MARK, code_of, interpreter_of
+from ..spec.codec import dumps_compact, loads
 from ..spec.names import check_plugin_type
 
 GROUP = "cnisdk.plugins"
 """The entry point group in which distributions register plugins: ``type = "module:attribute"``."""
-
-MARK = "written by `cnisdk install`"
-"""What tells a launcher from another file."""
 
 # Importing a plugin for the first time may have to compile everything it needs.
 _TIMEOUT = 60.0
@@ -75,14 +72,47 @@ def find_registered(entries: Iterable[EntryPoint] | None = None) -> dict[str, Re
     return dict(sorted(found.items()))
 
 
-def code_of(plugin: Registered) -> str:
-    """The Python program that runs a plugin."""
-    first, _, rest = plugin.attribute.partition(".")
-    return f"from {plugin.module} import {first}\nraise SystemExit({first}{'.' + rest if rest else ''}())\n"
+def search_path(interpreter: str) -> tuple[str, ...] | None:
+    """Where a Python finds modules beyond the standard library, for launchers to tell it (see :mod:`..plugin.launch`).
+
+    Returns:
+        Directories; None if it must find out by itself each time, because its site customization does more than that.
+
+    Raises:
+        InternalError: (999) It does not run.
+    """
+    show = "import json, sys; print(json.dumps([sys.path, [repr(each) for each in sys.meta_path]]))"
+    answers = []
+    for switches in (["-I"], ["-I", "-S"]):
+        finished = execute(
+            [interpreter, *switches, "-c", show], environ=_environ(), stdin=b"", timeout=_TIMEOUT, on_stderr=ignore
+        )
+        if finished.returncode:
+            raise InternalError(f"{interpreter} does not run", details=finished.stderr.decode(errors="replace").strip())
+        answers.append(loads(finished.stdout, f"what {interpreter} prints"))
+    (full, finders), (bare, bare_finders) = answers
+    # A finder of distributions that are installed in place. That of setuptools only concerns distutils.
+    more = [each for each in finders if each not in bare_finders and "DistutilsMetaFinder" not in each]
+    if more or full[: len(bare)] != bare or not all(map(os.path.isabs, full)):
+        return None
+    return tuple(full[len(bare) :])
 
 
-def ask_versions(plugin: Registered, interpreter: str) -> bytes:
+def ignore(_: bytes) -> None:
+    """Drop what a program writes to stderr: it is kept with the rest of what became of it."""
+
+
+def _environ() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("CNI_")}
+
+
+def ask_versions(plugin: Registered, interpreter: str, paths: Sequence[str] | None = None) -> bytes:
     """Run a plugin's VERSION as its launcher would: this also proves that the launcher will work.
+
+    Args:
+        plugin: The plugin.
+        interpreter: Absolute path of the Python that has it installed.
+        paths: Where that finds modules, see :func:`search_path`.
 
     Returns:
         The answer, in one line.
@@ -90,10 +120,9 @@ def ask_versions(plugin: Registered, interpreter: str) -> bytes:
     Raises:
         InternalError: (999) It cannot be imported, or does not answer.
     """
-    argv = [interpreter, "-I", "-c", code_of(plugin)]
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("CNI_")}
+    argv = [*interpreter_of(interpreter, paths), "-c", code_of(plugin.module, plugin.attribute, paths)]
     finished = execute(
-        argv, environ={**environ, "CNI_COMMAND": "VERSION"}, stdin=b"", timeout=_TIMEOUT, on_stderr=lambda _: None
+        argv, environ={**_environ(), "CNI_COMMAND": "VERSION"}, stdin=b"", timeout=_TIMEOUT, on_stderr=ignore
     )
     path = f"{plugin.module}:{plugin.attribute}"
     try:
@@ -107,29 +136,18 @@ def ask_versions(plugin: Registered, interpreter: str) -> bytes:
     return dumps_compact({"cniVersion": answer.cni_version, "supportedVersions": answer.supported})
 
 
-def render(plugin: Registered, interpreter: str, versions: bytes) -> bytes:
+def render(plugin: Registered, interpreter: str, versions: bytes, paths: Sequence[str] | None = None) -> bytes:
     """The text of a plugin's launcher.
 
     Args:
         plugin: The plugin.
         interpreter: Absolute path of the Python that has it installed; of any length, with any characters.
         versions: Its answer to VERSION, in one line.
+        paths: Where that Python finds modules, see :func:`search_path`.
     """
     about = f"{plugin.type}: {plugin.module}:{plugin.attribute} of {plugin.distribution}"
-    text = f"""#!/bin/sh
-# CNI plugin, {MARK}: change nothing here, it will be overwritten.
-# {" ".join(about.split())}
-if [ "$CNI_COMMAND" = VERSION ]; then
-    printf '%s\\n' {_quote(versions.decode())}
-    exit
-fi
-exec {_quote(interpreter)} -I -c {_quote(code_of(plugin))} "$0" "$@"
-"""
-    return text.encode(errors="surrogateescape")
-
-
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "'\"'\"'") + "'"
+    code = code_of(plugin.module, plugin.attribute, paths)
+    return launch.render(about, interpreter_of(interpreter, paths), code, versions.decode())
 
 
 def this_interpreter() -> str:
@@ -240,10 +258,11 @@ def run(args: argparse.Namespace) -> int:
         except OSError as exc:
             raise IOFailureError(f"cannot make {destination}: {exc.strerror}") from exc
     interpreter = this_interpreter()
+    paths = search_path(interpreter)
     status = 0
     for plugin in plugins:
         try:
-            wanted = render(plugin, interpreter, ask_versions(plugin, interpreter))
+            wanted = render(plugin, interpreter, ask_versions(plugin, interpreter, paths), paths)
             if not (_check if args.check else _install)(os.path.join(destination, plugin.type), wanted):
                 status = 1
         except CNIError as exc:

@@ -1,9 +1,8 @@
 """Write a plugin (spec §2): requests, the class to subclass, and the program around it."""
 
-from typing import TYPE_CHECKING
-
 from .._lazy import exports
 
+TYPE_CHECKING = False  # type checkers know better; importing typing's takes longer than VERSION
 if TYPE_CHECKING:
     from .base import Plugin as Plugin
     from .main import PluginMain as PluginMain, Reply as Reply, respond as respond

@@ -12,10 +12,11 @@ from ..errors import InvalidEnvironmentError
 from .codec import json_field
 from .names import shorten
 from .result import DNS
+from .value import Value
 
 
-@frozen(kw_only=True)
-class IPRange:
+@frozen(kw_only=True, eq=False, repr=False)
+class IPRange(Value):
     """A range of addresses, as the capability ``ipRanges`` and host-local's ``ranges`` write it.
 
     The values stay text here: what they must be is the allocator's business, and so is the message when they are not.
@@ -28,8 +29,8 @@ class IPRange:
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True)
-class PortMapping:
+@frozen(kw_only=True, eq=False, repr=False)
+class PortMapping(Value):
     """One published port (capability ``portMappings``). An empty ``host_ip`` means every address of the host."""
 
     host_port: int = 0
@@ -39,8 +40,8 @@ class PortMapping:
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True)
-class Bandwidth:
+@frozen(kw_only=True, eq=False, repr=False)
+class Bandwidth(Value):
     """Traffic limits (capability ``bandwidth``): rates in bits per second, bursts in bits; 0 means none."""
 
     ingress_rate: int = 0
@@ -49,8 +50,8 @@ class Bandwidth:
     egress_burst: int = 0
 
 
-@frozen(kw_only=True)
-class RuntimeDNS:
+@frozen(kw_only=True, eq=False, repr=False)
+class RuntimeDNS(Value):
     """Name resolution of one container (capability ``dns``); its keys are not those of a result's ``dns``."""
 
     servers: tuple[str, ...] = ()
@@ -58,8 +59,8 @@ class RuntimeDNS:
     options: tuple[str, ...] = ()
 
 
-@frozen(kw_only=True)
-class RuntimeConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class RuntimeConfig(Value):
     """Capability arguments (``runtimeConfig``), by the names of the conventions. Those not known stay in ``extra``."""
 
     ips: tuple[str, ...] = ()
@@ -75,16 +76,16 @@ class RuntimeConfig:
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True)
-class IPAMConf:
+@frozen(kw_only=True, eq=False, repr=False)
+class IPAMConf(Value):
     """The ``ipam`` object of a plugin that delegates to an IPAM plugin. An empty ``type`` means there is none."""
 
     type: str = ""
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True)
-class NetConf:
+@frozen(kw_only=True, eq=False, repr=False)
+class NetConf(Value):
     """What a plugin reads from its standard input (spec §2 and §3, "Deriving request configuration").
 
     Attributes:
@@ -113,8 +114,8 @@ class NetConf:
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True)
-class NetConfList:
+@frozen(kw_only=True, eq=False, repr=False)
+class NetConfList(Value):
     """A network as it lies in a file (spec §1, "Configuration format").
 
     Attributes:

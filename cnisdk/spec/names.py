@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 from ..errors import InvalidConfigError, InvalidEnvironmentError
 
@@ -50,10 +51,20 @@ def network_tag_prefixes(network: str) -> tuple[str, str]:
 
 def short_hash(*parts: str, digits: int) -> str:
     """The first ``digits`` hexadecimal digits of the SHA-512 over the parts, joined by NUL (which no name contains)."""
-    # _sha2/_sha512 come with hashlib; imported here since most requests never hash anything.
-    import hashlib
+    digest: str = _load_sha512()("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
+    return digest[:digits]
 
-    return hashlib.sha512("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:digits]
+
+def _load_sha512() -> Callable[[bytes], Any]:
+    # hashlib loads OpenSSL: 4 ms. So this does as the standard library's own random does.
+    for module in ("_sha2", "_sha512"):
+        try:
+            return cast("Callable[[bytes], Any]", __import__(module).sha512)
+        except (ImportError, AttributeError):
+            continue
+    from hashlib import sha512
+
+    return sha512
 
 
 def check_container_id(container_id: str) -> str:

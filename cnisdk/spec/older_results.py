@@ -7,10 +7,11 @@ from attrs import field, frozen
 from .addresses import IPAddress, IPInterface
 from .codec import json_field
 from .result import DNS, IPConfig, Route
+from .value import Value
 
 
-@frozen(kw_only=True)
-class OlderInterface:
+@frozen(kw_only=True, eq=False, repr=False)
+class OlderInterface(Value):
     """A link, before 1.1.0 added ``mtu``, ``socketPath`` and ``pciID``."""
 
     name: str = json_field(always=True)
@@ -19,8 +20,8 @@ class OlderInterface:
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True)
-class Result100:
+@frozen(kw_only=True, eq=False, repr=False)
+class Result100(Value):
     """A result of 1.0.0."""
 
     cni_version: str = json_field(always=True, default="1.0.0")
@@ -31,8 +32,8 @@ class Result100:
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True)
-class VersionedIPConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class VersionedIPConfig(Value):
     """An address as 0.3.0 to 0.4.0 wrote it, with its family: ``"4"`` or ``"6"``."""
 
     version: str = json_field(always=True, default="")
@@ -42,8 +43,8 @@ class VersionedIPConfig:
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True)
-class Result040:
+@frozen(kw_only=True, eq=False, repr=False)
+class Result040(Value):
     """A result of 0.3.0, 0.3.1 or 0.4.0."""
 
     cni_version: str = json_field(always=True, default="0.4.0")
@@ -54,8 +55,8 @@ class Result040:
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True)
-class FamilyConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class FamilyConfig(Value):
     """The one address of a family, as 0.1.0 and 0.2.0 wrote it."""
 
     ip: IPInterface = json_field(always=True)
@@ -64,8 +65,8 @@ class FamilyConfig:
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True)
-class Result020:
+@frozen(kw_only=True, eq=False, repr=False)
+class Result020(Value):
     """A result of 0.1.0 or 0.2.0: at most one address of each family, no interfaces."""
 
     cni_version: str = json_field(always=True, default="0.2.0")

@@ -7,10 +7,11 @@ from attrs import evolve, field, frozen
 
 from .addresses import IPAddress, IPInterface, IPNetwork
 from .codec import json_field
+from .value import Value
 
 
-@frozen(kw_only=True)
-class DNS:
+@frozen(kw_only=True, eq=False, repr=False)
+class DNS(Value):
     """Name resolution (spec §5, ``dns``).
 
     Attributes:
@@ -33,8 +34,8 @@ class DNS:
 _NO_DNS = DNS()
 
 
-@frozen(kw_only=True)
-class Route:
+@frozen(kw_only=True, eq=False, repr=False)
+class Route(Value):
     """A route (spec §5, ``routes``).
 
     One type for all versions, as in the reference: the later keys survive in older results.
@@ -59,8 +60,8 @@ class Route:
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True)
-class Interface:
+@frozen(kw_only=True, eq=False, repr=False)
+class Interface(Value):
     """A link the plugin made or used (spec §5, ``interfaces``).
 
     Attributes:
@@ -81,8 +82,8 @@ class Interface:
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True)
-class IPConfig:
+@frozen(kw_only=True, eq=False, repr=False)
+class IPConfig(Value):
     """An address (spec §5, ``ips``).
 
     Attributes:
@@ -105,8 +106,8 @@ class HasInterface(Protocol):
         """The description."""
 
 
-@frozen(kw_only=True)
-class Result:
+@frozen(kw_only=True, eq=False, repr=False)
+class Result(Value):
     """What ADD returns (spec §5, "Add Success"), in the shape of 1.1.0."""
 
     cni_version: str = json_field(always=True, default="1.1.0")

@@ -5,6 +5,11 @@ container says whose it is: the veth by its name and alias, the rules by their c
 container's namespace nor a previous result, and GC asks the kernel what there is.
 """
 
+if __name__ == "__main__":  # VERSION needs nothing of what follows
+    from cnisdk.plugin.quick import answer_version
+
+    answer_version()
+
 import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given, strategies as st
 
 from cnisdk import DecodingError, IncompatibleVersionError
@@ -286,14 +287,24 @@ def test_text_and_type_agree(result: Result, version: SpecVersion) -> None:
     assert parse_result(print_result(converted)) == converted
 
 
+def by_family(result: Result) -> Result:
+    """Results of 0.2.0 hold one address of each family, in no order: IPv4 comes first when they are read."""
+    return evolve(
+        result,
+        ips=tuple(sorted(result.ips, key=lambda ip: ip.address.version)),
+        routes=tuple(sorted(result.routes, key=lambda route: route.dst.version)),
+    )
+
+
 @given(results, st.sampled_from(ALL), st.sampled_from(ALL))
 def test_nothing_is_lost_silently(result: Result, first: SpecVersion, second: SpecVersion) -> None:
     down = convert_result(result, first)
     if not down.lost:
-        assert upgrade(down.result) == result
+        assert by_family(upgrade(down.result)) == by_family(result)
     over = convert_result(down.result, second)
     if not over.lost and SHAPES[first] is not SHAPES[second]:
-        assert convert_result(over.result, first).result == down.result
+        back = convert_result(over.result, first).result
+        assert by_family(upgrade(back)) == by_family(upgrade(down.result))
 
 
 @given(results)
