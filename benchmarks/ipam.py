@@ -1,6 +1,6 @@
 """host-local beside the reference: ADD and DEL, as whole processes, at growing numbers of leases.
 
-Usage: python benchmarks/ipam.py [--runs N] [--leases N ...] [--directory DIR]
+Usage: python benchmarks/ipam.py [--runs N] [--leases N ...] [--subnet CIDR] [--directory DIR]
 
 Run it in an environment where cnisdk and cnisdk-plugins are installed, or from a checkout. The two plugins take turns,
 each in a directory of its own, so that they see the same machine. "resident" is our plugin called within one process,
@@ -31,8 +31,8 @@ IMPORTS = [sys.executable, "-I", "-c", "import attrs, cattrs"]
 CONTAINER = "0123456789abcdef" * 4
 
 
-def configuration(data_dir: Path) -> bytes:
-    ipam = {"type": "host-local", "dataDir": str(data_dir), "ranges": [[{"subnet": "10.0.0.0/8"}]]}
+def configuration(data_dir: Path, subnet: str) -> bytes:
+    ipam = {"type": "host-local", "dataDir": str(data_dir), "ranges": [[{"subnet": subnet}]]}
     return json.dumps({"cniVersion": "1.0.0", "name": "net", "type": "bench", "ipam": ipam}).encode()
 
 
@@ -86,6 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20, help="runs of each; the median is shown (default %(default)s)")
     parser.add_argument("--leases", type=int, nargs="+", default=[10, 1000, 2000, 10000, 60000])
+    parser.add_argument(
+        "--subnet",
+        default="10.0.0.0/8",
+        help="what to allocate from (default %(default)s); with 10.0.0.0/16 and 65532 leases, one address is left",
+    )
     parser.add_argument("--directory", help="where to put the directories (default: the system's temporary one)")
     arguments = parser.parse_args()
     names = ["ref ADD", "ref DEL", "ours ADD", "ours DEL", "resident ADD", "resident DEL", "imports"]
@@ -98,11 +103,13 @@ def main() -> None:
             fill(ours, leases)
             runs: list[Callable[[], None]] = []
             for verb in ("ADD", "DEL"):
-                runs.append(process([str(GO)], verb, configuration(go)) if GO.exists() else lambda: None)
+                runs.append(
+                    process([str(GO)], verb, configuration(go, arguments.subnet)) if GO.exists() else lambda: None
+                )
             for verb in ("ADD", "DEL"):
-                runs.append(process(OURS, verb, configuration(ours)))
+                runs.append(process(OURS, verb, configuration(ours, arguments.subnet)))
             for verb in ("ADD", "DEL"):
-                runs.append(resident(verb, configuration(ours)))
+                runs.append(resident(verb, configuration(ours, arguments.subnet)))
             runs.append(process(IMPORTS, "", b""))
             # The first to come finds no index and makes one, once in the life of a boot.
             scan = milliseconds(runs[4])

@@ -196,8 +196,9 @@ class FileStore(Store):
             raise
         if isinstance(view, Index):
             try:
+                since = os.fstat(view.directory).st_mtime_ns
                 view.apply(changes)
-                view.trust()
+                view.trust(since)
             except OSError:
                 view.distrust()  # no room, no permission: the leases are right, and the next one scans
 
@@ -268,6 +269,7 @@ class FileStore(Store):
         """Read all leases, reclaim the dead ones, and make the index anew."""
         leases: list[Lease] = []
         dead, mark = 0, self.boot.mark
+        since = os.fstat(directory).st_mtime_ns
         for name in os.listdir(directory):
             address = parse_name(name)
             if address is None:
@@ -293,8 +295,10 @@ class FileStore(Store):
             return _Scanned(
                 leases, directory
             )  # the dead are gone for the next one that may write; until then, an index would be wrong
+        if dead:
+            since = os.fstat(directory).st_mtime_ns
         try:
-            index.rebuild(leases)
+            index.rebuild(leases, since)
         except OSError:
             index.distrust()
             return _Scanned(leases, directory)

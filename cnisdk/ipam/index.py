@@ -164,13 +164,20 @@ class Index(View):
         )
         return text.encode().ljust(_STAMP_SIZE)
 
-    def trust(self) -> None:
+    def trust(self, since: int) -> None:
         """Note that the index describes the directory as it is now.
+
+        Args:
+            since: Its modification time when what went into the index was read or done. If it has changed, somebody
+                works on the directory without the lock, and the index is not to be trusted.
 
         Raises:
             OSError: It cannot be written.
         """
         state = os.fstat(self.directory)
+        if state.st_mtime_ns != since:
+            self.distrust()
+            return
         try:
             os.utime(self.directory, ns=(state.st_atime_ns, state.st_mtime_ns - 1))
             state = os.fstat(self.directory)
@@ -317,8 +324,12 @@ class Index(View):
         finally:
             os.close(fd)
 
-    def rebuild(self, leases: Collection[Lease]) -> None:
+    def rebuild(self, leases: Collection[Lease], since: int) -> None:
         """Make the index anew, of everything there is.
+
+        Args:
+            leases: Everything there is.
+            since: See :meth:`trust`.
 
         Raises:
             OSError: It cannot be written.
@@ -345,7 +356,7 @@ class Index(View):
                 _replace(fd, text)
             finally:
                 os.close(fd)
-        self.trust()
+        self.trust(since)
 
     def _make_directories(self) -> None:
         self.close()

@@ -18,6 +18,7 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -459,7 +460,10 @@ def _in_processes(jobs: Sequence[Callable[[], None]]) -> None:
 
 
 def _fork(job: Callable[[], None]) -> int:
-    child = os.fork()
+    with warnings.catch_warnings():
+        # Python warns of threads that may hold locks; the child touches nothing of the test runner's.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child:
         return child
     code = 1

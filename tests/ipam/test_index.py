@@ -11,12 +11,14 @@ import pytest
 
 from cnisdk.errors import TryAgainLaterError
 from cnisdk.ipam import FileStore, Lease, Owner, RoundRobin
+from cnisdk.ipam.index import Index
 from cnisdk.ipam.lockfile import find_holder
 from cnisdk.ipam.records import BOOT_ATTRIBUTE, Boot, current_boot, parse_name, parse_owner
 from cnisdk.testing.stores import everything, range_sets, reserve
 
 SETS = range_sets("10.0.0.0/24")
 A, B = Owner("a", "eth0"), Owner("b", "eth0")
+FREE = IPv4Address("10.0.0.3")
 
 
 @pytest.fixture
@@ -136,6 +138,28 @@ def test_an_index_that_cannot_be_written(store: FileStore, scans: list[str]) -> 
     RoundRobin(store, SETS).release(Owner("c2", "eth0"))
     assert len(everything(store)) == 4
     assert len(scans) == 7
+
+
+@pytest.mark.parametrize("when", ["_scan", "_change"])
+def test_a_change_without_the_lock(store: FileStore, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody deletes a lease by hand, while an operation of ours is under way."""
+    add(store, A)
+    add(store, B)
+    real = getattr(Index, "rebuild" if when == "_scan" else "apply")
+
+    def meanwhile(self: Index, *args: object) -> None:
+        Path(store.path, "10.0.0.3").unlink(missing_ok=True)
+        real(self, *args)
+
+    monkeypatch.setattr(Index, real.__name__, meanwhile)
+    if when == "_scan":
+        shutil.rmtree(store.index_path)
+        everything(store)
+    else:
+        add(store, Owner("c", "eth0"))
+    monkeypatch.undo()
+    assert IPv4Address("10.0.0.3") not in everything(FileStore(store.data_dir, "net"))
+    assert FileStore(store.data_dir, "net").read(lambda view: view.find_free(FREE, FREE)) == FREE
 
 
 def test_another_directory_of_the_same_name(store: FileStore, scans: list[str]) -> None:

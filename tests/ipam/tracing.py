@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import warnings
 from collections.abc import Callable
 
 _PTRACE_TRACEME, _PTRACE_SYSCALL, _PTRACE_SETOPTIONS = 0, 24, 0x4200
@@ -23,7 +24,10 @@ def run_until(work: Callable[[], object], stop: int) -> bool:
     Returns:
         Whether it was killed. False: it ended before.
     """
-    child = os.fork()
+    with warnings.catch_warnings():
+        # Python warns of threads that may hold locks; the child touches nothing of the test runner's.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if not child:
         code = 1
         try:
