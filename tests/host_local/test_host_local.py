@@ -452,3 +452,19 @@ def test_undo_releases_only_what_this_add_leased(network: Network) -> None:
 
 def test_version(network: Network) -> None:
     assert ours("VERSION", b"{}").document["supportedVersions"][-1] == "1.1.0"
+
+
+def test_the_kernel_modules_are_never_imported(network: Network) -> None:
+    """An IPAM plugin has nothing to do with links: importing what talks to the kernel would double its time."""
+    script = (
+        "import os, sys\n"
+        "from cnisdk.plugin.main import respond\n"
+        "from cnisdk_plugins.host_local import HostLocal\n"
+        "sys.stdout.write(respond(HostLocal, os.environ, sys.stdin.buffer.read()).stdout.decode())\n"
+        "print(*(name for name in sys.modules if name.startswith(('cnisdk.linux', 'pyroute2'))), file=sys.stderr)"
+    )
+    env = environment("ADD", "one", "eth0", {"PYTHONPATH": os.pathsep.join(sys.path)})
+    stdin = json.dumps(network.conf(V4)).encode()
+    done = subprocess.run([sys.executable, "-c", script], input=stdin, env=env, capture_output=True, check=True)
+    assert json.loads(done.stdout)["ips"]
+    assert done.stderr == b"\n"
