@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def code_of(module: str, attribute: str, paths: Sequence[str] | None) -> str:
             finds out by itself.
     """
     more = "" if paths is None else f"import sys\nsys.path += {list(paths)!r}\n"
-    return f"{more}from {__name__} import launch\nlaunch({module!r}, {attribute!r})\n"
+    return f"{more}from {__name__} import launch\n{_call(module, attribute)}"
 
 
 def interpreter_of(interpreter: str, paths: Sequence[str] | None) -> list[str]:
@@ -65,6 +66,75 @@ exec {" ".join(quote(each) for each in argv[:1])} {" ".join(argv[1:])} -c {quote
 def quote(text: str) -> str:
     """Quote a word for the shell."""
     return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+class Launcher(NamedTuple):
+    """What a launcher says.
+
+    Attributes:
+        argv: The interpreter and its switches, before ``-c``.
+        head: The program, up to the last line, which names the plugin.
+        module: The module that has it.
+        attribute: The callable in the module, possibly dotted.
+    """
+
+    argv: tuple[str, ...]
+    head: str
+    module: str
+    attribute: str
+
+    def same_installation(self, other: Launcher) -> bool:
+        """Would both start the same interpreter, which finds the same modules?"""
+        return (self.argv, self.head) == (other.argv, other.head)
+
+
+def read_launcher(content: bytes) -> Launcher | None:
+    """Read a launcher, whether as a file or at the end of a program that contains one.
+
+    Returns:
+        What it says, provided that it is to the byte what :func:`render` would have written; else None.
+    """
+    start = content.rfind(f"#!/bin/sh\n# CNI plugin, {MARK}:".encode())
+    if start < 0:
+        return None
+    content = content[start:]
+    try:
+        lines = content.decode(errors="surrogateescape").split("\n", 8)
+        about = lines[2].removeprefix("# ")
+        module, _, attribute = about.partition(": ")[2].partition(" of ")[0].partition(":")
+        versions = _unquote(lines[4].removeprefix("    printf '%s\\n' "))
+        command = "\n".join(lines[7:]).removeprefix("exec ").removesuffix(' "$0" "$@"\n')
+        switched, _, code = command.partition(" -c '")
+        interpreter, _, switches = switched.rpartition("' ")
+        argv = (_unquote(f"{interpreter}'"), *switches.split(" "))
+        code = _unquote(f"'{code}")
+    except IndexError:
+        return None
+    head = code.removesuffix(_call(module, attribute))
+    if head == code or render(about, argv, code, versions) != content:
+        return None
+    return Launcher(argv, head, module, attribute)
+
+
+def this_launcher() -> Launcher | None:
+    """What the launcher said that started this process; None if it was started in another way."""
+    try:
+        at = sys.orig_argv.index("-c")
+    except ValueError:
+        return None
+    head, call, arguments = sys.orig_argv[at + 1].rpartition("launch(")
+    if not sys.flags.isolated or not call or not head.endswith(f"from {__name__} import launch\n"):
+        return None
+    module, attribute = (each[1:-1] for each in arguments.removesuffix(")\n").split(", "))
+    return Launcher(tuple(sys.orig_argv[:at]), head, module, attribute)
+
+
+def _unquote(word: str) -> str:
+    return word[1:-1].replace("'\"'\"'", "'")
+
+
+def _call(module: str, attribute: str) -> str:
+    return f"launch({module!r}, {attribute!r})\n"
 
 
 def launch(module: str, attribute: str) -> NoReturn:

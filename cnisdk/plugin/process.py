@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from ..errors import IOFailureError
+from ..invoke import local
 from ..spec.versions import Verb
+from .launch import Launcher, this_launcher
 from .main import Reply, Terminated, print_error, refuse_own_netns, respond
 from .undo import UndoStack
 
 if TYPE_CHECKING:
+    from ..invoke.process import Finished
     from .main import PluginMain
 
 _CHUNK = 1 << 16
@@ -44,8 +48,28 @@ def serve(main: PluginMain) -> int:
     except Terminated as exc:
         return 128 + exc.signum
     stdout = _take_stdout()
+    run_delegates_here(signals)
     reply = respond(main.plugin, os.environ, stdin, guard=refuse_own_netns, interruptible=signals)
     return _deliver(reply, stdout, signals)
+
+
+def run_delegates_here(signals: Signals, launcher: Launcher | None = None) -> None:
+    """Have this process run those delegates itself that its own installation put there.
+
+    Args:
+        signals: Those of this process.
+        launcher: A launcher of this installation; None means the one that started this process, if one did.
+    """
+    ours = launcher or this_launcher()
+    if ours is None:
+        return
+
+    def run(path: str, environ: Mapping[str, str], stdin: bytes, timeout: float | None) -> Finished | None:
+        from .within import run_within
+
+        return run_within(ours, signals, path, environ, stdin, timeout)
+
+    local.runner = run
 
 
 class Signals:
@@ -53,11 +77,15 @@ class Signals:
 
     Outside, where what was done is taken back or the reply is made, a signal is remembered: taking back must not be cut
     short by it.
+
+    Attributes:
+        raised: The signal that was turned into an exception, if one was.
     """
 
     def __init__(self) -> None:
         self._armed = False
         self._received: int | None = None
+        self.raised: int | None = None
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(each, self._handle)
@@ -65,13 +93,20 @@ class Signals:
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if self._armed:
             self._armed = False
+            self.raised = signum
             raise Terminated(signum)
         self._received = signum
+
+    @property
+    def armed(self) -> bool:
+        """Would a signal raise :class:`Terminated` now?"""
+        return self._armed
 
     def __enter__(self) -> None:
         self._armed = True
         if self._received is not None:
             self._armed = False
+            self.raised = self._received
             raise Terminated(self._received)
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,157 @@
+"""Run a delegate of this installation in this process, as if it were one of its own (spec §4).
+
+A second interpreter costs more than everything else such a delegate does. It also outlives a plugin that is killed,
+and goes on leasing addresses nobody waits for.
+
+What the delegate may change of the process is put back: environment and working directory. Its errors, what it prints,
+the signals it is ended by and the time it may take have the consequences they have for a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+
+from ..errors import TryAgainLaterError
+from ..invoke.process import STDERR_TAIL, Finished, pass_on
+from .launch import Launcher, find_main, read_launcher
+from .main import PluginMain, Terminated, refuse_own_netns, respond
+from .process import Signals
+
+# No launcher is near this; a shim of the resident mode, which contains one, is not either.
+_LARGEST = 4 << 20
+
+
+def run_within(
+    ours: Launcher, signals: Signals, path: str, environ: Mapping[str, str], stdin: bytes, timeout: float | None
+) -> Finished | None:
+    """Run a plugin in this process, if it is one of this installation.
+
+    Args:
+        ours: A launcher of this installation.
+        signals: Those of this process.
+        path: The plugin's executable.
+        environ: All of its environment.
+        stdin: Its configuration.
+        timeout: Seconds it may take; None means for ever.
+
+    Returns:
+        What a process would have returned; None if it takes a process to run it.
+
+    Raises:
+        Terminated: A signal ended it; what it had done is taken back.
+        TryAgainLaterError: (11) It missed the deadline.
+    """
+    main = _find(ours, path)
+    if main is None or threading.current_thread() is not threading.main_thread():
+        return None
+    if timeout is not None and signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
+        return None  # somebody else's timer
+    armed = signals.armed
+    handler = _Handler(signals if armed else None)
+    with _environment(environ), _working_directory(), _alarm(timeout, handler.miss):
+        reply = respond(main.plugin, dict(environ), stdin, guard=refuse_own_netns, interruptible=handler)
+    reply.undo.commit()
+    stderr = reply.stderr.encode(errors="replace")
+    pass_on(stderr)
+    if armed:
+        if signals.raised is not None:
+            raise Terminated(signals.raised)
+        signals.__enter__()  # as they were before
+    if handler.missed:
+        raise TryAgainLaterError(f"{path} did not finish within {timeout:g} seconds and was stopped")
+    return Finished(reply.status, reply.stdout, stderr[-STDERR_TAIL:])
+
+
+def _find(ours: Launcher, path: str) -> PluginMain | None:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST)
+    except OSError:
+        return None
+    theirs = read_launcher(content)
+    if theirs is None or not ours.same_installation(theirs):
+        return None
+    try:
+        main = find_main(theirs.module, theirs.attribute)
+    except Exception:
+        return None  # whoever runs it will be told
+    return main if isinstance(main, PluginMain) else None
+
+
+class _Late(BaseException):
+    """The delegate missed its deadline."""
+
+
+class _Handler:
+    """Around the delegate's handler: inside, and only there, a signal or the deadline may end it."""
+
+    def __init__(self, signals: Signals | None) -> None:
+        self._signals = signals
+        self._running = False
+        self.missed = False
+
+    def miss(self, signum: int, frame: FrameType | None) -> None:
+        if self._running:
+            self._running = False
+            self.missed = True
+            raise _Late
+
+    def __enter__(self) -> None:
+        self._running = True
+        if self._signals is not None:
+            self._signals.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._signals is not None:
+            self._signals.__exit__()
+        self._running = False
+
+
+@contextmanager
+def _alarm(timeout: float | None, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if timeout is None:
+        yield
+        return
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+@contextmanager
+def _environment(environ: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    _change(environ)
+    try:
+        yield
+    finally:
+        _change(before)
+
+
+def _change(wanted: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    for name, value in wanted.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
+@contextmanager
+def _working_directory() -> Iterator[None]:
+    before = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        if not os.path.samestat(os.fstat(before), os.stat(".")):
+            os.fchdir(before)
+        os.close(before)
