@@ -21,12 +21,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
+from cnisdk.plugin.launch import code_of, interpreter_of  # noqa: E402 - the checkout comes first
 from cnisdk.plugin.main import respond  # noqa: E402 - the checkout comes first
 from cnisdk_plugins.host_local import HostLocal  # noqa: E402
 
 GO = Path(os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni")) / "host-local"
-LAUNCHER = "import sys; sys.path[:0] = sys.argv[1:]; from cnisdk_plugins.host_local import main; main()"
-OURS = [sys.executable, "-I", "-c", LAUNCHER, str(ROOT), str(ROOT / "examples")]
+# What a launcher of `cnisdk install` executes.
+PATHS = [str(ROOT), str(ROOT / "examples"), *(path for path in sys.path if path.endswith("-packages"))]
+OURS = [*interpreter_of(sys.executable, PATHS), "-c", code_of("cnisdk_plugins.host_local", "main", PATHS)]
 IMPORTS = [sys.executable, "-I", "-c", "import attrs, cattrs"]
 CONTAINER = "0123456789abcdef" * 4
 

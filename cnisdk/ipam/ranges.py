@@ -5,6 +5,7 @@ The rules and their order are those of the reference's host-local; so are the te
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Network
 from itertools import pairwise
@@ -148,11 +149,20 @@ class Pool(NamedTuple):
 
 def pools(range_sets: Sequence[RangeSet]) -> tuple[Pool, ...]:
     """One pool for each set, without the gateways of all of them: siblings of one subnet may each have their own."""
-    gateways = {4: set[int](), 6: set[int]()}
+    gateways: dict[int, list[int]] = {4: [], 6: []}
     for range_set in range_sets:
         for part in range_set.ranges:
-            gateways[part.gateway.version].add(int(part.gateway))
-    return tuple(Pool(range_set, frozenset(gateways[range_set.version])) for range_set in range_sets)
+            gateways[part.gateway.version].append(int(part.gateway))
+    for numbers in gateways.values():
+        numbers.sort()
+    made = []
+    for range_set in range_sets:
+        numbers = gateways[range_set.version]
+        inside: set[int] = set()
+        for part in range_set.ranges:  # by bisection: there may be thousands of sets
+            inside.update(numbers[bisect_left(numbers, int(part.first)) : bisect_right(numbers, int(part.last))])
+        made.append(Pool(range_set, frozenset(inside)))
+    return tuple(made)
 
 
 def _invalid(text: str, path: str, value: object, expected: str) -> InvalidConfigError:
