@@ -149,9 +149,8 @@ class NFTables:
     def comment(cls, attachment: Attachment) -> str:
         """What marks the rules of an attachment: the reference's text, cut where it cuts."""
         network, container_id, ifname = attachment
-        return f"{cls._key(attachment)}, net: {network}, if: {ifname}, id: {container_id}".replace('"', "")[
-            : nft.COMMENT_MAX
-        ]
+        text = f"{cls._key(attachment)}, net: {network}, if: {nft.plain(ifname)}, id: {container_id}"
+        return text[: nft.COMMENT_MAX]
 
     def _rules_of(self, attachment: Attachment) -> list[nft.Rule]:
         rules = nft.list_rules(self.FAMILY, self.TABLE, self.CHAIN)
@@ -255,7 +254,7 @@ class IPTables:
         The jump's is the reference's to the letter, which looks for it when it deletes; the others name the interface
         too.
         """
-        network, container_id, ifname = attachment
+        network, container_id, ifname = attachment._replace(ifname=nft.plain(attachment.ifname))
         room = _COMMENT_MAX - len(f'name: "{network}" id: "" if: "{ifname}"')
         owner = f'name: \\"{network}\\" id: \\"{container_id[: max(room, 0)]}\\"'
         return f'-m comment --comment "{owner}"', f'-m comment --comment "{owner} if: \\"{ifname}\\""'
@@ -277,7 +276,7 @@ class IPTables:
 
     @staticmethod
     def _is_named_for(attachment: Attachment, chain: str, rules: Sequence[iptables.NatRule]) -> bool:
-        mark = f' if: "{attachment.ifname}"'
+        mark = f' if: "{nft.plain(attachment.ifname)}"'
         return any(rule.chain == chain and rule.value("--comment").endswith(mark) for rule in rules)
 
     def _removal(

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ..errors import IOFailureError
+from ..spec.names import short_hash
 from . import program
 
 # linux/netfilter.h, linux/netfilter/nf_tables.h, linux/netlink.h
@@ -30,6 +31,17 @@ NAME_MAX = 255
 
 # The kernel has no nftables, or not for this family: then it has no such chain either.
 _NO_NFTABLES = frozenset({errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL})
+
+
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-@")
+
+
+def plain(ifname: str) -> str:
+    """An interface's name for use in a script: hashed if it has characters that could mean something there.
+
+    Names of networks and ids of containers have none; those of interfaces may have any that the kernel takes.
+    """
+    return ifname if _PLAIN.issuperset(ifname) else f"@{short_hash(ifname, digits=12)}"
 
 
 class Rule(NamedTuple):

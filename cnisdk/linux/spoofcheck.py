@@ -31,7 +31,7 @@ def add(attachment: Attachment, port: str, mac: str) -> None:
         PluginNotAvailableError: (50) ``nft`` is not installed.
     """
     chain, comment = _chain(attachment), _comment(attachment)
-    tag = attachment.tag[: nft.COMMENT_MAX]
+    tag = attachment._replace(ifname=nft.plain(attachment.ifname)).tag[: nft.COMMENT_MAX]
     nft.commit(
         [
             f"add table {_WHERE}",
@@ -95,7 +95,7 @@ def status() -> None:
 
 def _chain(attachment: Attachment) -> str:
     """The reference's name, with the container's id hashed where the name would be too long for nftables."""
-    _, container_id, ifname = attachment
+    container_id, ifname = attachment.container_id, nft.plain(attachment.ifname)
     name = f"cni-br-iface-{container_id}-{ifname}"
     if len(name) + len(_MAC_SUFFIX) > nft.NAME_MAX:
         name = f"cni-br-iface-{short_hash(container_id, digits=32)}-{ifname}"
@@ -104,7 +104,7 @@ def _chain(attachment: Attachment) -> str:
 
 def _comment(attachment: Attachment) -> str:
     """The reference's comment, hashed likewise."""
-    _, container_id, ifname = attachment
+    container_id, ifname = attachment.container_id, nft.plain(attachment.ifname)
     text = f"macspoofchk-{container_id}-{ifname}"
     if len(text) > nft.COMMENT_MAX - 1:
         text = f"macspoofchk-{short_hash(container_id, digits=32)}-{ifname}"

@@ -183,3 +183,20 @@ def test_spoof_rules_have_the_references_layout(host: Sandbox) -> None:
     assert (chains["PREROUTING"]["hook"], chains["PREROUTING"]["prio"]) == ("prerouting", -300)
     comments = {entry["rule"]["comment"] for entry in listing if "rule" in entry}
     assert comments == {"macspoofchk-c1-eth0", ONE.tag}
+
+
+HOSTILE = ('a"b', "a;b", "a{b}", "$(id)", "é", "a\\b")
+
+
+@pytest.mark.parametrize("ifname", HOSTILE)
+def test_interface_names_mean_nothing_in_a_script(host: Sandbox, backend: masquerade.Backend, ifname: str) -> None:
+    attachment = Attachment("net", "c1", ifname)
+    host.call(backend.add, attachment, ADDRESSES)
+    host.call(backend.check, attachment, ADDRESSES)
+    host.call(spoofcheck.add, attachment, "veth0", MAC)
+    host.call(spoofcheck.check, attachment, MAC)
+    host.call(masquerade.gc, "net", frozenset({attachment}))
+    host.call(backend.check, attachment, ADDRESSES)
+    host.call(masquerade.delete, attachment)
+    host.call(spoofcheck.delete, attachment)
+    assert mentions(host, "10.1.0.5") == mentions(host, "CNI-") == mentions(host, "cni-br-iface") == 0
