@@ -33,7 +33,7 @@ NAME_MAX = 255
 _NO_NFTABLES = frozenset({errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL})
 
 
-_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-@")
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
 def plain(ifname: str) -> str:
@@ -41,7 +41,7 @@ def plain(ifname: str) -> str:
 
     Names of networks and ids of containers have none; those of interfaces may have any that the kernel takes.
     """
-    return ifname if _PLAIN.issuperset(ifname) else f"@{short_hash(ifname, digits=12)}"
+    return ifname if _PLAIN.issuperset(ifname) else f"h-{short_hash(ifname, digits=12)}"
 
 
 class Rule(NamedTuple):
