@@ -48,6 +48,7 @@ def test_killed_by_strace(network: Network, tmp_path: Path, verb: str) -> None:
             if begun:
                 moments.append((match[1], calls[match[1]]))
     assert len(moments) > 20
+    survived = []
     for name, number in moments[::STEP]:
         prepare()
         inject = f"inject={name}:signal=KILL:when={number}"
@@ -58,10 +59,12 @@ def test_killed_by_strace(network: Network, tmp_path: Path, verb: str) -> None:
             capture_output=True,
             check=False,
         )
-        assert done.returncode != 0, (name, number)
+        if done.returncode == 0:  # memory is not asked for at the same moments every time
+            survived.append(name)
         assert ours("DEL", conf, "me").status == 0
         assert network.leases() == kept, (name, number)
         given = [ip for each in range(5) for ip in ours("ADD", conf, f"c{each}").ips]
         assert len({*given, *kept}) == 12
         assert ours("GC", conf).status == 0
         assert network.leases() == kept
+    assert set(survived) <= {"brk", "mmap", "munmap", "madvise", "mremap"}
