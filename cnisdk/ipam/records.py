@@ -14,7 +14,6 @@ from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from ..spec.addresses import IPAddress, parse_address
-from ..spec.names import Attachment
 from .store import NOBODY, Owner
 
 LAST_RESERVED = "last_reserved_ip."
@@ -195,8 +194,3 @@ def fill(fd: int, data: bytes, boot: Boot | None) -> None:
         except OSError:
             # No such attributes here (tmpfs before 6.6, NFS before 4.2), or no room: a lease of an unknown boot.
             pass
-
-
-def owner_of(attachment: Attachment) -> Owner:
-    """The owner an attachment is on its network."""
-    return Owner(attachment.container_id, attachment.ifname)
