@@ -15,8 +15,9 @@ from .find import find_plugin, split_path
 from .process import pass_on
 from .version import PluginVersions, parse_versions
 
-# The DEL after an ADD that was interrupted: whoever interrupts is in a hurry.
-_HURRY = 5.0
+# Seconds for the DEL after an ADD that was interrupted, and at most for that after one that failed.
+_HURRY = 1.0
+_UNDO_TIMEOUT = 20.0
 
 
 class Delegate:
@@ -63,7 +64,10 @@ class Delegate:
         return self._path
 
     def add(self) -> Result:
-        """Run its ADD. If that fails, or is interrupted, run its DEL, so that nothing of it is left.
+        """Run its ADD. If that fails, run its DEL, so that nothing of it is left.
+
+        If it is interrupted by an exception such as a signal handler's, it is stopped, and its DEL is the caller's to
+        run (see :meth:`delete_soon`).
 
         Returns:
             Its result in the shape of 1.1.0, whatever version it has.
@@ -77,12 +81,6 @@ class Delegate:
             return upgrade(parse_result(printed, self._cni_version(), what=f'result of plugin "{self.type}"'))
         except CNIError as exc:
             self._undo(path, exc)
-            raise
-        except BaseException:
-            try:
-                self._run(path, Verb.DEL, _HURRY if self._timeout is None else min(_HURRY, self._timeout))
-            except CNIError:
-                pass
             raise
 
     def check(self) -> None:
@@ -100,6 +98,14 @@ class Delegate:
             CNIError: The error it reported.
         """
         self._run(self.path, Verb.DEL)
+
+    def delete_soon(self) -> None:
+        """Run its DEL after an ADD that was interrupted: it gets a second.
+
+        Raises:
+            CNIError: The error it reported.
+        """
+        self._run(self.path, Verb.DEL, _HURRY if self._timeout is None else min(_HURRY, self._timeout))
 
     def gc(self) -> None:
         """Run its GC.
@@ -137,7 +143,7 @@ class Delegate:
     def _undo(self, path: str, failure: CNIError) -> None:
         """Run DEL after a failed ADD; what goes wrong then is told in the details of the ADD's error."""
         try:
-            self._run(path, Verb.DEL)
+            self._run(path, Verb.DEL, _UNDO_TIMEOUT if self._timeout is None else min(_UNDO_TIMEOUT, self._timeout))
         except CNIError as exc:
             also = f'DEL of plugin "{self.type}" after it failed too: {exc} (code {exc.code})'
             failure.details = "; ".join(filter(None, (failure.details, also)))

@@ -14,7 +14,7 @@ from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError
 from ..spec.codec import find_key, json_field, loads, show_path, structure, structure_leniently
 from ..spec.config import NetConf, parse_args
 from ..spec.convert import structure_result, upgrade
-from ..spec.names import Attachment, check_container_id, check_ifname, check_network_name
+from ..spec.names import Attachment, check_container_id, check_ifname, check_network_name, check_plugin_type
 from ..spec.versions import PREV_RESULT_SINCE, SpecVersion, Verb, negotiate
 from .undo import UndoStack
 
@@ -45,8 +45,11 @@ VALID_ATTACHMENTS_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 """Where GC finds what to keep: the spec's key, and the one its first edition of 1.1.0 had."""
 
 
-IPAM_TIMEOUT = 100.0
-"""Seconds an IPAM plugin may take: less than the two minutes after which runtimes kill the plugin that waits for it."""
+IPAM_TIMEOUT = 90.0
+"""Seconds an IPAM plugin may take.
+
+With the DEL of a failed ADD it is less than the two minutes after which runtimes kill the plugin that waits for it.
+"""
 
 
 @frozen(kw_only=True)
@@ -78,6 +81,7 @@ class IPAM:
         """
         if not self._type:
             raise InvalidConfigError("the network configuration names no IPAM plugin", details="$.ipam.type is not set")
+        check_plugin_type(self._type, "$.ipam.type")
         from ..invoke import Delegate
 
         return Delegate(self._type, self._environ, self._stdin, timeout=IPAM_TIMEOUT)
@@ -94,6 +98,11 @@ class IPAM:
             return delegate.add()
         except CNIError:
             forget()  # the delegate has been told to DEL already
+            raise
+        except BaseException:
+            # Whoever interrupts is in a hurry, and the delegate may be what hangs: it is told last.
+            forget()
+            self._undo.push_last(delegate.delete_soon)
             raise
 
     def check(self) -> None:
@@ -363,10 +372,13 @@ def _valid_attachments(document: Mapping[str, Any], network: str) -> frozenset[A
     An explicit ``null`` is how the reference's runtime library writes an empty list. No key at all says nothing about
     what is valid, and dropping everything on a guess would cut off running containers: it is an error.
     """
-    for key in VALID_ATTACHMENTS_KEYS:
-        if key in document:
+    folded = {key.lower(): key for key in document}
+    for name in VALID_ATTACHMENTS_KEYS:
+        key = name if name in document else folded.get(name)
+        if key is not None:
+            value = document[key]
             path = show_path((key,))
-            entries = structure(document[key] or [], tuple[_ValidAttachment, ...], path=path)
+            entries = structure([] if value is None else value, tuple[_ValidAttachment, ...], path=path)
             return frozenset(Attachment(network, entry.container_id, entry.ifname) for entry in entries)
     raise InvalidConfigError(
         f'GC needs $["{VALID_ATTACHMENTS_KEYS[0]}"]: without it, nothing is known to be stale',

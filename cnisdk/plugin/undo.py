@@ -31,6 +31,11 @@ class UndoStack:
         self._steps.append(step)
         return forget
 
+    def push_last(self, inverse: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Remember an inverse that is to run after all others."""
+        self.push(inverse, *args, **kwargs)
+        self._steps.insert(0, self._steps.pop())
+
     def commit(self) -> None:
         """Forget every inverse: the work stands."""
         self._steps.clear()

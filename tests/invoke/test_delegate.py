@@ -147,6 +147,8 @@ def test_an_interrupted_add_is_taken_back(script: Script, tmp_path: Path) -> Non
     recorder = Recorder(script, tmp_path, ADD="echo working >&2; sleep 60")
     with pytest.raises(Interrupt):
         Delegate("ipam", recorder.environ, CONFIG, on_stderr=interrupt).add()
+    assert recorder.calls == ["ADD"]  # the caller has more urgent things to take back, and then this:
+    Delegate("ipam", recorder.environ, CONFIG).delete_soon()
     assert recorder.calls == ["ADD", "DEL"]
 
 

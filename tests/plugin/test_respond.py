@@ -320,3 +320,16 @@ def test_any_input_gives_exactly_one_document_or_nothing(variables: dict[str, st
         assert reply.stdout == b"" or json.loads(reply.stdout)
     else:
         assert failure(reply)["code"] in (1, 4, 6, 7)
+
+
+@pytest.mark.parametrize("value", [{}, "", False, 0, "x", 7, [None], [[]]])
+def test_gc_with_a_malformed_list_removes_nothing(value: object, seen: list[Any]) -> None:
+    error = failure(respond(Recorder, environ("GC"), config("1.1.0", **{"cni.dev/valid-attachments": value})))
+    assert error["code"] == 7
+    assert 'cni.dev/valid-attachments"]' in error["msg"]
+    assert not seen
+
+
+def test_gc_matches_its_key_in_any_case(seen: list[Any]) -> None:
+    assert respond(Recorder, environ("GC"), config("1.1.0", **{"CNI.dev/Valid-Attachments": []})).status == 0
+    assert len(seen) == 1
