@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from types import FrameType
@@ -25,15 +25,19 @@ _CHUNK = 1 << 16
 _CLOSED = -1
 
 
-def serve(main: PluginMain) -> int:
+def serve(main: PluginMain, launcher: Launcher | None = None) -> int:
     """Answer the request this process was started with.
+
+    Args:
+        main: The program around the plugin.
+        launcher: A launcher of this installation; None means the one that started this process, if one did.
 
     Returns:
         The exit status.
     """
     command = os.environ.get("CNI_COMMAND", "")
     if not command:
-        sys.stderr.write(main.about)
+        _say(main.about)
         return 0
     signals = Signals()
     try:
@@ -48,7 +52,7 @@ def serve(main: PluginMain) -> int:
     except Terminated as exc:
         return 128 + exc.signum
     stdout = _take_stdout()
-    run_delegates_here(signals)
+    run_delegates_here(signals, launcher)
     reply = respond(main.plugin, os.environ, stdin, guard=refuse_own_netns, interruptible=signals)
     return _deliver(reply, stdout, signals)
 
@@ -126,27 +130,34 @@ def _take_stdout() -> int:
     Returns:
         A descriptor for the reply; one that cannot be written to when the runtime closed standard output.
     """
+    try:
+        stdout = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
+    except OSError:
+        stdout = _CLOSED
     for fd in (0, 2):
         try:
             os.fstat(fd)
         except OSError:  # closed by the runtime: a socket opened later must not take its number
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    try:
-        stdout = os.dup(1)
-    except OSError:
-        stdout = _CLOSED
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, fd)
+            if null != fd:
+                os.close(null)
     os.dup2(2, 1)
     return stdout
 
 
+def _say(text: str) -> None:
+    """Tell people something, if they listen: ``sys.stderr`` is None when the runtime closed it."""
+    try:
+        os.write(2, text.encode(errors="backslashreplace"))
+    except OSError:
+        pass
+
+
 def _deliver(reply: Reply, stdout: int, signals: Signals) -> int:
     """Write the reply. A result that cannot be delivered is taken back."""
-    try:
-        if reply.stderr:
-            sys.stderr.write(reply.stderr)
-            sys.stderr.flush()
-    except OSError:
-        pass  # nobody reads it
+    if reply.stderr:
+        _say(reply.stderr)
     try:
         # What failed has been taken back already: there is nothing more a signal could ask for.
         with signals if reply.status == 0 else nullcontext():
@@ -155,7 +166,7 @@ def _deliver(reply: Reply, stdout: int, signals: Signals) -> int:
                 rest = rest[os.write(stdout, rest) :]
     except (OSError, Terminated) as exc:
         for problem in (exc, *reply.undo.unwind()):
-            os.write(2, f"the reply could not be delivered, its work is taken back: {problem}\n".encode())
+            _say(f"the reply could not be delivered, its work is taken back: {problem}\n")
         return 1
     reply.undo.commit()
     return reply.status

@@ -172,3 +172,31 @@ def test_the_plugins_own_namespace_is_refused_before_any_work(start: Start) -> N
     process = start(CNI_NETNS="/proc/self/ns/net", CNI_NETNS_OVERRIDE="TRUE")
     stdout, stderr = process.communicate(CONFIG, timeout=30)
     assert "code" not in json.loads(stdout)
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "01", "02", "12", "012", ""])
+def test_any_of_the_standard_descriptors_may_be_closed(start: Start, closed: str, tmp_path: Path) -> None:
+    """What cannot be delivered is taken back; what can be is one document."""
+    done = tmp_path / "stderr"
+    shell = " ".join(f"{fd}{'<' if fd == '0' else '>'}&-" for fd in closed)
+    if "2" not in closed:
+        shell += f" 2>{done}"
+    process = start(shell=shell)
+    stdout, _ = process.communicate(CONFIG, timeout=30)
+    succeeded = closed in ("", "2")
+    assert process.returncode == (0 if succeeded else 1)
+    if "1" in closed:
+        assert stdout == b""
+    else:
+        assert json.loads(stdout).get("code") == (5 if "0" in closed else None)
+    if closed == "1":
+        assert b"UNDONE" in done.read_bytes()
+
+
+def test_notes_need_no_stderr(start: Start) -> None:
+    process = start(shell="2>&-", CNI_COMMAND="DEL")
+    stdout, _ = process.communicate(b'{"cniVersion": "1.1.0", "name": "net", "ipam": 5}', timeout=30)
+    assert (stdout, process.returncode) == (b"", 0)
+    process = start(shell="2>&-", CNI_COMMAND="")
+    assert process.communicate(b"", timeout=30)[0] == b""
+    assert process.returncode == 0
