@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import CNIError, DecodingError, InternalError, error_for_code
-from .process import Finished, execute, pass_on
+from .process import GRACE, Finished, execute, pass_on
 
 # How much of what a plugin printed goes into a message.
 _SHOWN = 1024
@@ -22,6 +22,7 @@ def run(
     environ: Mapping[str, str],
     stdin: bytes,
     timeout: float | None = None,
+    grace: float = GRACE,
     on_stderr: Callable[[bytes], object] = pass_on,
 ) -> bytes:
     """Run a plugin and return what it printed.
@@ -31,6 +32,7 @@ def run(
         environ: All of its environment, ``CNI_COMMAND`` included.
         stdin: Its network configuration.
         timeout: Seconds it may take; None means for ever. After that its process group is stopped.
+        grace: Seconds it then has to take back what it did.
         on_stderr: Called with each piece of its stderr as it comes; by default it goes to this process's own.
 
     Raises:
@@ -41,7 +43,7 @@ def run(
         InvalidEnvironmentError: (4) A value cannot be passed in an environment.
         TryAgainLaterError: (11) It did not finish in time.
     """
-    finished = execute([path], environ=environ, stdin=stdin, timeout=timeout, on_stderr=on_stderr)
+    finished = execute([path], environ=environ, stdin=stdin, timeout=timeout, grace=grace, on_stderr=on_stderr)
     return interpret(finished, path, environ.get("CNI_COMMAND", ""))
 
 

@@ -67,19 +67,21 @@ def execute(
     environ: Mapping[str, str],
     stdin: bytes,
     timeout: float | None = None,
+    grace: float = GRACE,
     on_stderr: Callable[[bytes], object] = pass_on,
 ) -> Finished:
     """Run a program to its end.
 
     It gets a process group of its own, default signal handling, and no file descriptor but 0, 1 and 2. If it misses the
-    deadline, or this call is left by an exception (such as a signal handler's), the whole group gets SIGTERM and, two
-    seconds later, SIGKILL. Processes that outlive the program and hold its pipes do not delay the return.
+    deadline, or this call is left by an exception (such as a signal handler's), the whole group gets SIGTERM and, after
+    the grace period, SIGKILL. Processes that outlive the program and hold its pipes do not delay the return.
 
     Args:
         argv: The absolute path of the program, and its arguments.
         environ: All of its environment.
         stdin: What it reads, of any size.
         timeout: Seconds it may take; None means for ever.
+        grace: Seconds from SIGTERM to SIGKILL: more than those of the programs it runs in turn.
         on_stderr: Called with each piece of its stderr as it comes.
 
     Raises:
@@ -89,7 +91,7 @@ def execute(
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     opened: list[int] = []
-    child = _Child()
+    child = _Child(grace)
     try:
         source = _above_stdio(_as_file(stdin), opened)
         out, child_out = (_above_stdio(fd, opened) for fd in os.pipe())
@@ -258,7 +260,8 @@ class _Tail:
 class _Child:
     """A child process, its group, and what comes from them."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
         self.pid: int | None = None
         self._pidfd: int | None = None
         self._returncode: int | None = None
@@ -371,7 +374,7 @@ class _Child:
             try:
                 self._signal(signal.SIGTERM)
                 # The process may be a shell that is gone at once, and the plugin its child, busy undoing what it did.
-                self.wait(time.monotonic() + GRACE, GRACE)
+                self.wait(time.monotonic() + self._grace, self._grace)
             finally:  # also when a second exception arrives
                 self._signal(signal.SIGKILL)
                 self._streams.clear()

@@ -28,6 +28,9 @@ from .network import Network, NetworkPlugin
 DEFAULT_TIMEOUT = 120.0
 """Seconds one call of a plugin may take: as long as kubelet waits for a pod's sandbox."""
 
+# Seconds for a plugin that is stopped: it stops its own delegate first, which has some too.
+_GRACE = 8.0
+
 CNIArgs = Mapping[str, str] | Iterable[tuple[str, str]]
 """Keys and values of ``CNI_ARGS``."""
 
@@ -439,6 +442,7 @@ class Runtime:
                 environ={**environ, "CNI_COMMAND": str(verb)},
                 stdin=request,
                 timeout=self.timeout,
+                grace=_GRACE,
                 on_stderr=self._on_stderr,
             )
         except CNIError as exc:

@@ -308,15 +308,12 @@ def test_the_child_of_a_shell_that_is_gone_has_time_to_undo(script: Script, tmp_
     assert undone.exists()
 
 
-def test_a_plugin_that_ignores_sigterm_is_killed(
-    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, "GRACE", 0.1)
+def test_a_plugin_that_ignores_sigterm_is_killed(script: Script, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     path = script(f"trap '' TERM; echo $$ > {pids}; while :; do sleep 1; done")
     began = time.monotonic()
     with pytest.raises(TryAgainLaterError):
-        run(path, environ=ENVIRON, stdin=b"", timeout=0.2)
+        run(path, environ=ENVIRON, stdin=b"", timeout=0.2, grace=0.1)
     assert time.monotonic() - began < 1.5
     assert gone(pids)
 
