@@ -160,6 +160,10 @@ def run_all(*steps: Callable[[], object]) -> None:
             step()
         except CNIError as exc:
             problems.append(exc)
+        except OSError as exc:
+            problems.append(IOFailureError(str(exc)))
+        except Exception as exc:
+            problems.append(InternalError(f"{type(exc).__name__}: {exc}"))
     if problems:
         first, *others = problems
         also = [f"also: {problem}" for problem in others]

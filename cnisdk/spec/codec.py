@@ -191,7 +191,10 @@ def _class_hook(cls: Any, converter: BaseConverter) -> Hook:
                 raise Mismatch(_MISSING, _describe(attribute.type), (key,))
         if keeps_extra and extra:
             arguments["extra"] = extra
-        return cls(**arguments)
+        try:
+            return cls(**arguments)
+        except (ValueError, TypeError) as exc:  # what the class itself checks
+            raise Mismatch(value, str(exc)) from exc
 
     return hook
 
@@ -391,6 +394,9 @@ def unstructure(value: object) -> Any:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
+_HALF_PAIR = "\\ud"
+
+
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
@@ -413,7 +419,12 @@ def loads(data: bytes, what: str = "network configuration") -> Any:
     except UnicodeDecodeError as exc:
         raise DecodingError(f"{what} is not UTF-8: byte {exc.start} is 0x{data[exc.start]:02x}") from exc
     try:
-        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        document = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        if _HALF_PAIR in text.lower():
+            json.dumps(document, ensure_ascii=False).encode()
+        return document
+    except UnicodeEncodeError as exc:
+        raise DecodingError(f"{what} is not JSON: it has half a surrogate pair, which stands for no character") from exc
     except json.JSONDecodeError as exc:
         if not text.strip():
             raise DecodingError(f"{what} is empty, expected a JSON document") from exc

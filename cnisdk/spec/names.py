@@ -15,7 +15,8 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 # The kernel's IFNAMSIZ is 16 with the NUL. The reference refuses '/', ':' and white space (dev_valid_name());
 # control characters and NUL cannot come through a shell or the environment unharmed either.
 _IFNAME_MAX = 15
-_IFNAME_BAD = re.compile(r"[/:\s\x00-\x1f\x7f]")
+# "%d" asks the kernel for a number of its own choice, so that the link would have another name than was asked for.
+_IFNAME_BAD = re.compile(r"[/:%\s\x00-\x1f\x7f\udc80-\udcff]")
 
 # An alias is at most IFALIASZ - 1 = 255 bytes.
 _TAG_MAX = 255
@@ -97,7 +98,7 @@ def check_ifname(ifname: str) -> str:
     elif ifname in (".", ".."):
         problem = "is . or .."
     elif _IFNAME_BAD.search(ifname):
-        problem = "contains / or : or whitespace or control characters"
+        problem = "contains / or : or % or whitespace or control characters, or is not UTF-8"
     if problem:
         raise InvalidEnvironmentError(f"invalid interface name in CNI_IFNAME: {shorten(ifname)} {problem}")
     return ifname

@@ -48,6 +48,9 @@ class Route(Value):
         priority: Metric, lower is preferred; 0 means unset.
         table: Routing table; None means main.
         scope: Scope, as in ``rtnetlink(7)``: 0 universe, 253 link, 254 host.
+
+    Raises:
+        ValueError: A number is not what the kernel could take.
     """
 
     dst: IPNetwork = json_field(always=True)
@@ -58,6 +61,14 @@ class Route(Value):
     table: int | None = None
     scope: int | None = None
     extra: Mapping[str, object] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        for name, limit in _ROUTE_LIMITS.items():
+            if not 0 <= (getattr(self, name) or 0) <= limit:
+                raise ValueError(f"{name} from 0 to {limit}, not {getattr(self, name)}")
+
+
+_ROUTE_LIMITS = {"mtu": 2**32 - 1, "advmss": 2**32 - 1, "priority": 2**32 - 1, "table": 2**32 - 1, "scope": 255}
 
 
 @frozen(kw_only=True, eq=False, repr=False)

@@ -123,6 +123,8 @@ def test_a_list_of_plugins() -> None:
         (b"\xff", "byte 0 is 0xff"),
         (b'{"a": NaN}', "NaN"),
         (b'{"a": 1e999}', "too large"),
+        (b'{"a": ["\\ud800"]}', "surrogate"),
+        (b'{"\\uDFFF": 1}', "surrogate"),
         (b"[" * 200_000, "nested too deeply"),
         (b"x" * 10_000_000, "line 1 column 1"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON"),
