@@ -6,6 +6,7 @@ It takes the place of the tool of that name written in Go: same commands, variab
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from ..errors import CNIError, InvalidEnvironmentError
+from ..errors import CNIError, InvalidEnvironmentError, IOFailureError
 from ..invoke.find import split_path
 from ..runtime.cache import DEFAULT_CACHE_DIR
 from ..runtime.load import DEFAULT_CONF_DIR, NetworkNotFoundError, load_network
@@ -140,9 +141,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
     if not 0 <= seconds < 1e9:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, not {text!r}")
     return seconds
 
 
@@ -166,7 +170,10 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         on_warning=_warn,
     )
     ifname = _choose(args.ifname, "CNI_IFNAME", "eth0")
-    netns = os.path.abspath(args.netns) if args.netns else ""
+    try:
+        netns = os.path.abspath(args.netns) if args.netns else ""
+    except FileNotFoundError as exc:
+        raise InvalidEnvironmentError(f"NETNS {args.netns} is relative to a directory that is gone") from exc
     container = args.container_id or (container_id(netns) if netns else "")
     network = _load(runtime, args, container, ifname)
     if args.verb == "status":
@@ -179,8 +186,16 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         where = {"container_id": container, "netns": netns, "ifname": ifname}
         cni_args, capability_args = _arguments(args)
         if args.verb == "add":
+            present = runtime.cache.exists(Attachment(network.name, container, ifname))
             result = runtime.add_in_version(network, **where, cni_args=cni_args or (), capability_args=capability_args)
-            _print(print_result(result))
+            try:
+                _print(print_result(result))
+            except OSError as exc:
+                if runtime.rollback and not present:
+                    runtime.delete(network, container_id=container, netns=netns, ifname=ifname)
+                raise IOFailureError(
+                    f"cannot print the result: {exc}", details="the attachment was taken back"
+                ) from exc
         elif args.verb == "check":
             runtime.check(network, **where, cni_args=cni_args, capability_args=capability_args)
         else:
@@ -223,10 +238,13 @@ def _arguments(args: argparse.Namespace) -> tuple[Mapping[str, str] | None, Mapp
 
 def _print(data: bytes) -> None:
     """Print as the Go tool does, without a newline at the end; but spare a person's prompt."""
+    if sys.stdout is None:  # it was closed when Python started
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     if sys.stdout.isatty():
         data += b"\n"
-    sys.stdout.buffer.write(data)
-    sys.stdout.flush()
+    # Not through sys.stdout, which would try again, and fail, when the process ends.
+    while data:
+        data = data[os.write(1, data) :]
 
 
 def _warn(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -123,33 +124,52 @@ def ensure(name: str, *, mtu: int | None = None, vlan_filtering: bool = False, p
 def kept() -> Iterator[None]:
     """Keep other processes from deleting an unused bridge, for the time between :func:`ensure` and its next port.
 
-    Any number of processes may be inside; :func:`delete_unused` waits for them.
+    Any number of processes may be inside; :func:`delete_unused` leaves the bridge alone then.
     """
-    with _locked(fcntl.LOCK_SH):
+    with _locked(fcntl.LOCK_SH, _PATIENCE):
         yield
 
 
 def delete_unused(name: str) -> None:
     """Delete a bridge without ports: what an ADD does that made it and failed. Absence is fine, and so are ports.
 
+    A bridge that another process may be about to use (see :func:`kept`) stays.
+
     Raises:
         KernelError: (5) The kernel refused.
     """
-    with _locked(fcntl.LOCK_EX):
-        found = link.find(name)
+    with _locked(fcntl.LOCK_EX, 0) as alone:
+        found = link.find(name) if alone else None
         if found is None or found.kind != "bridge":
             return
         if all(each.master != found.index for each in link.list_all()):
             found.delete()
 
 
+# Seconds. Deleting a bridge takes a few milliseconds.
+_PATIENCE = 0.1
+
+
 @contextmanager
-def _locked(kind: int) -> Iterator[None]:
-    # A namespace's file under /proc is the same inode to every process in it: a lock that leaves no file behind.
+def _locked(kind: int, patience: float) -> Iterator[bool]:
+    """Hold a lock that leaves no file behind: a namespace's file under /proc is one inode to all processes in it.
+
+    Every user may open that file, and hold the lock for ever. So nobody waits for it long, and who does not get it goes
+    on without: all that can happen then is that a bridge is left, or goes, that two ADDs fought over.
+    """
+    deadline = time.monotonic() + patience
     fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, kind)
-        yield
+        held = False
+        while not held:
+            try:
+                fcntl.flock(fd, kind | fcntl.LOCK_NB)
+                held = True
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(0.002)
+        yield held
     finally:
         os.close(fd)
 

@@ -142,9 +142,10 @@ def _prepare(ifname: str, *, ipv4: bool, ipv6: bool, enabledad: bool) -> None:
             _try(f"{conf6}/enhanced_dad", "1")
         _try(f"{conf6}/accept_dad", "1" if enabledad else "0")
         _try(f"{conf6}/ndisc_notify", "1")
-    if ipv4 or ipv6:
         # Addresses come from the configuration; a router advertisement, which any neighbour can send, adds others.
         sysctl.ensure_if_present(f"{conf6}/accept_ra", "0")
+    elif ipv4:
+        _try(f"{conf6}/accept_ra", "0")
 
 
 def _try(key: str, value: str) -> None:

@@ -191,5 +191,6 @@ def refuse_own_netns(request: Request[Any]) -> None:
     if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
         raise InvalidNetNSError(
             f"CNI_NETNS {request.netns} is the plugin's own network namespace",
-            details="plugin's netns and netns from CNI_NETNS should not be the same",
+            details="plugin's netns and netns from CNI_NETNS should not be the same; "
+            "a DEL with an empty CNI_NETNS releases what is outside the container",
         )

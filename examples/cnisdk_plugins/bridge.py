@@ -12,7 +12,7 @@ if __name__ == "__main__":  # VERSION needs nothing of what follows
 
 import re
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import nullcontext
 
 from attrs import evolve, frozen
 
@@ -23,7 +23,6 @@ from cnisdk import (
     DelRequest,
     GCRequest,
     Interface,
-    InternalError,
     InvalidConfigError,
     InvalidEnvironmentError,
     IOFailureError,
@@ -47,7 +46,8 @@ from cnisdk.spec.codec import find_key, structure
 from cnisdk.spec.names import check_ifname
 
 MAX_VLAN = 4094
-MAX_MTU = 65535
+MIN_MTU, MAX_MTU = 68, 65535  # of a veth, linux/if_ether.h
+MIN_MTU_IPV6 = 1280  # RFC 8200, section 5
 _MAC = re.compile(r"[0-9a-fA-F]{2}(?:[:-][0-9a-fA-F]{2}){5}")
 _DEFAULT = {4: parse_network("0.0.0.0/0"), 6: parse_network("::/0")}
 
@@ -153,8 +153,10 @@ class BridgeConf(NetConf):
             check_ifname(self.bridge)
         except InvalidEnvironmentError as exc:
             raise InvalidConfigError(f'$.bridge is "{self.bridge}", expected the name of a link') from exc
-        if not 0 <= self.mtu <= MAX_MTU:
-            raise InvalidConfigError(f"$.mtu is {self.mtu}, expected 0 to {MAX_MTU}")
+        if self.mtu and not MIN_MTU <= self.mtu <= MAX_MTU:
+            raise InvalidConfigError(
+                f"$.mtu is {self.mtu}, expected {MIN_MTU} to {MAX_MTU}, or 0 for the kernel's choice"
+            )
         self.vlans()
         if self.ipam.type and self.disable_container_interface:
             raise InvalidConfigError(
@@ -234,11 +236,10 @@ class Bridge(Plugin[BridgeConf]):
         addresses = [ip.address for ip in result.ips] if result is not None else []
 
         def delete_link() -> None:
-            with ExitStack() as stack:
-                netns = request.find_netns()
-                if netns is not None:
-                    stack.enter_context(netns)
-                veth.delete(owner, netns=netns)
+            # Ours carries its owner: only what the reference added has to be looked for in the container.
+            if not veth.delete(owner):
+                with request.find_netns() or nullcontext() as netns:
+                    veth.delete(owner, netns=netns)
 
         run_all(
             delete_link,
@@ -310,7 +311,7 @@ def requested_mac(request: AddRequest[BridgeConf]) -> str:
         mac, source = by_convention, "$.args.cni.mac"
     else:
         mac, source, error = request.args.get("MAC", ""), "MAC in CNI_ARGS", InvalidEnvironmentError
-    if mac and (_MAC.fullmatch(mac) is None or int(mac[:2], 16) & 1):
+    if mac and (_MAC.fullmatch(mac) is None or int(mac[:2], 16) & 1 or not mac.strip("0:-")):
         raise error(f'{source} is "{mac}", expected the hardware address of one host, such as "02:42:ac:11:00:02"')
     return mac.replace("-", ":").lower()
 
@@ -325,15 +326,24 @@ def with_gateways(conf: BridgeConf, leased: Result) -> Result:
     """What IPAM leased, with the gateways and default routes the configuration asks for.
 
     Raises:
-        InternalError: (999) IPAM leased nothing.
+        InvalidConfigError: (7) IPAM leased nothing, or what the MTU does not allow.
     """
     if not leased.ips:
-        raise InternalError(
-            f'IPAM plugin "{conf.ipam.type}" returned no address', details="IPAM plugin returned missing IP config"
+        raise InvalidConfigError(
+            f'IPAM plugin "{conf.ipam.type}" returned no address',
+            details="IPAM plugin returned missing IP config: give $.ipam some, or take it out for a layer 2 network",
         )
+    if conf.mtu and conf.mtu < MIN_MTU_IPV6 and any(ip.address.version == 6 for ip in leased.ips):
+        raise InvalidConfigError(f"$.mtu is {conf.mtu}, but IPv6 needs {MIN_MTU_IPV6} or more")
     ips = leased.ips
     if conf.serves_gateway:
-        ips = tuple(ip if ip.gateway else evolve(ip, gateway=ip.address.network.network_address + 1) for ip in ips)
+        # A network of one address has no other that could be the gateway.
+        ips = tuple(
+            ip
+            if ip.gateway or ip.address.network.num_addresses == 1
+            else evolve(ip, gateway=ip.address.network.network_address + 1)
+            for ip in ips
+        )
     routes = list(leased.routes)
     if conf.is_default_gateway:
         for ip in ips:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,58 @@ def test_deleting_what_was_never_added(bench: Bench) -> None:
     assert bench.state() == before
 
 
+def test_nobody_can_hold_up_an_add(bench: Bench) -> None:
+    """Any user may lock the file of the host's namespace: ADD neither waits for it nor fails."""
+    bench.host.add_netns("c1")
+    for mode in ("-x", "-s"):
+        holder = bench.host.popen(
+            ["flock", mode, "/proc/self/ns/net", "sh", "-c", "echo locked; cat"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        with holder:
+            assert holder.stdin is not None
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "locked\n"
+            bench.run("ADD", config()).must_succeed()
+            bench.run("DEL", config()).must_succeed()
+            bench.host.run(["ip", "link", "del", "br0"])
+            assert bench.run("ADD", config(ipam={"type": "absent"})).status == 1
+            bench.host.run(["ip", "link", "del", "br0"], check=False)
+            holder.stdin.close()
+
+
+def test_an_ipam_plugin_that_hangs(bench: Bench, tmp_path: Path) -> None:
+    """A runtime that gives up, and rolls nothing back, finds nothing left."""
+    ipam = tmp_path / "hangs"
+    ipam.write_text("#!/bin/sh\nexec sleep 1000\n")
+    ipam.chmod(0o755)
+    (tmp_path / "net.conf").write_text(json.dumps(config(ipam={"type": "hangs"})))
+    environ = {
+        "PATH": os.environ["PATH"],
+        "CNI_PATH": f"{bench.plugins}:{tmp_path}",
+        "NETCONFPATH": str(tmp_path),
+    }
+    netns = bench.host.add_netns("c1")
+    command = [sys.executable, "-m", "cnisdk.cli.cnitool", "add", "net", netns, "--timeout", "1", "--no-rollback"]
+    done = bench.host.run(command, env=environ, check=False)
+    assert (done.returncode, "did not finish within 1 seconds" in done.stderr) == (1, True), done.stderr
+    assert bench.state()["links"] == ["lo"]
+    assert [each["ifname"] for each in bench.host.ip("link", netns="c1")] == ["lo"]
+
+
+def test_a_result_that_cnitool_cannot_print(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "net.conf").write_text(json.dumps(config()))
+    environ = {"PATH": os.environ["PATH"], "CNI_PATH": str(bench.ipam), "NETCONFPATH": str(tmp_path)}
+    netns = bench.host.add_netns("c1")
+    for where in ("/dev/full", "&-"):
+        command = f"{sys.executable} -m cnisdk.cli.cnitool add net {netns} >{where}"
+        done = bench.host.run(["sh", "-c", command], env=environ, check=False)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+        assert "cannot print the result" in done.stderr
+        assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
+
+
 FAILURES: dict[str, tuple[dict[str, Any], dict[str, str], int, str]] = {
     "no such namespace": ({}, {"CNI_NETNS": "/run/netns/gone"}, 8, "/run/netns/gone"),
     "a plain file": ({}, {"CNI_NETNS": "/etc/hostname"}, 8, "not a network namespace"),
@@ -297,6 +350,17 @@ FAILURES: dict[str, tuple[dict[str, Any], dict[str, str], int, str]] = {
     "a malformed bridge name": ({"bridge": "a/b"}, {}, 7, "$.bridge"),
     "a bridge that is none": ({"bridge": "lo"}, {}, 5, "not a bridge"),
     "a negative MTU": ({"mtu": -1}, {}, 7, "$.mtu"),
+    "an MTU no veth has": ({"mtu": 60}, {}, 7, "$.mtu"),
+    "an MTU too small for IPv6": ({"mtu": 1000, "ipam": DUAL_STACK}, {}, 7, "$.mtu is 1000, but IPv6 needs 1280"),
+    "a route the kernel could not take": (
+        {"ipam": {"type": "host-local", "subnet": "10.1.0.0/24", "routes": [{"dst": "10.2.0.0/16", "mtu": -1}]}},
+        {},
+        7,
+        "$.ipam.routes[0]",
+    ),
+    "a pattern for a bridge": ({"bridge": "br%d"}, {}, 7, "$.bridge"),
+    "a pattern for an interface": ({}, {"CNI_IFNAME": "eth%d"}, 4, "CNI_IFNAME"),
+    "no hardware address": ({"runtimeConfig": {"mac": "00:00:00:00:00:00"}}, {}, 7, "$.runtimeConfig.mac"),
     "an impossible VLAN": ({"vlan": 4095}, {}, 7, "4095"),
     "an impossible trunk": ({"vlanTrunk": [{"minID": 5, "maxID": 4}]}, {}, 7, "minID is greater than maxID"),
     "half a trunk": ({"vlanTrunk": [{"minID": 5}]}, {}, 7, "maxID is missing"),

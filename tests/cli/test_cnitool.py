@@ -215,7 +215,7 @@ def test_no_rollback(tool: Tool) -> None:
         ({}, ["add"], "the following arguments are required: NETWORK"),
         ({}, ["destroy", "mynet", NETNS], "argument COMMAND: invalid choice: 'destroy'"),
         ({}, ["add", "mynet", NETNS, "more"], "unrecognized arguments: more"),
-        ({}, ["add", "mynet", NETNS, "--timeout", "-1"], "argument --timeout: invalid"),
+        ({}, ["add", "mynet", NETNS, "--timeout", "-1"], "argument --timeout: expected a number of seconds, not '-1'"),
         ({}, ["add", "mynet", NETNS, "--valid", "a/b"], "--valid is for gc"),
         ({}, ["gc", "mynet", "--valid", "a"], "argument --valid: expected ID/IFNAME"),
     ],
