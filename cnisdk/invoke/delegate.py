@@ -16,7 +16,7 @@ from .process import pass_on
 from .version import PluginVersions, parse_versions
 
 # Seconds for the DEL after an ADD that was interrupted, and at most for that after one that failed.
-_HURRY = 1.0
+_HURRY = 5.0
 _UNDO_TIMEOUT = 20.0
 
 
@@ -100,7 +100,7 @@ class Delegate:
         self._run(self.path, Verb.DEL)
 
     def delete_soon(self) -> None:
-        """Run its DEL after an ADD that was interrupted: it gets a second.
+        """Run its DEL after an ADD that was interrupted: it gets five seconds.
 
         Raises:
             CNIError: The error it reported.
