@@ -19,7 +19,8 @@ LAYERS = [
     {"spec"},
     {"invoke", "ipam", "linux"},
     {"plugin", "runtime"},
-    {"cli", "testing", "thick"},
+    {"testing", "thick"},
+    {"cli"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 

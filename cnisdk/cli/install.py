@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from ..plugin import launch
 from ..plugin.launch import MARK, code_of, interpreter_of
 from ..spec.codec import dumps_compact, loads
 from ..spec.names import check_plugin_type
+from ..thick.protocol import DIRECTORY
 
 GROUP = "cnisdk.plugins"
 """The entry point group in which distributions register plugins: ``type = "module:attribute"``."""
@@ -161,8 +162,8 @@ def this_interpreter() -> str:
     return os.path.abspath(sys.executable)
 
 
-def write_executable(path: str, content: bytes) -> None:
-    """Put an executable file into place, whole. The file it replaces may be running.
+def write_executable(path: str, content: bytes, mode: int = 0o755) -> None:
+    """Put an executable file, or one of another mode, into place, whole. The file it replaces may be running.
 
     Raises:
         IOFailureError: (5) It cannot be written.
@@ -170,12 +171,12 @@ def write_executable(path: str, content: bytes) -> None:
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}.{os.getpid()}.tmp")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o755)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:
             with open(fd, "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fchmod(fd, 0o755)
+                os.fchmod(fd, mode)
                 # An installation is to be there after a power cut, unlike the state of containers.
                 os.fsync(fd)
             os.rename(temporary, path)
@@ -194,7 +195,7 @@ def write_executable(path: str, content: bytes) -> None:
 def _read(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
-            return file.read(1 << 20)
+            return file.read(1 << 22)
     except FileNotFoundError:
         return None
     except OSError as exc:
@@ -202,8 +203,8 @@ def _read(path: str) -> bytes | None:
 
 
 def is_launcher(content: bytes) -> bool:
-    """Is this file one of ours?"""
-    return MARK.encode() in content[:512]
+    """Is this file one of ours: a launcher, or a shim, which contains one?"""
+    return MARK.encode() in (content if content.startswith(b"\x7fELF") else content[:512])
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -228,6 +229,20 @@ def register(subparsers: Any) -> None:
         "types", nargs="*", metavar="TYPE", help="plugin types to install; all that are registered if none"
     )
     parser.add_argument("--dest", metavar="DIR", help="where to, such as /opt/cni/bin; made if it does not exist")
+    parser.add_argument(
+        "--thick",
+        action="store_true",
+        help="write shims for the resident server (`cnisdk serve`); without it, they run the plugin as a launcher does",
+    )
+    parser.add_argument(
+        "--directory",
+        metavar="DIR",
+        default=DIRECTORY,
+        help="the server's directory, with --thick (default %(default)s)",
+    )
+    parser.add_argument(
+        "--units", metavar="DIR", help="write systemd units for the server there, such as /etc/systemd/system"
+    )
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
         "--check", action="store_true", help="write nothing; exit with 1 if a launcher is missing or out of date"
@@ -262,12 +277,17 @@ def run(args: argparse.Namespace) -> int:
     status = 0
     for plugin in plugins:
         try:
-            wanted = render(plugin, interpreter, ask_versions(plugin, interpreter, paths), paths)
+            versions = ask_versions(plugin, interpreter, paths)
+            wanted = File(render(plugin, interpreter, versions, paths))
+            if args.thick:
+                wanted = _shim(plugin, interpreter_of(interpreter, paths), wanted.content, versions, args.directory)
             if not (_check if args.check else _install)(os.path.join(destination, plugin.type), wanted):
                 status = 1
         except CNIError as exc:
             print(f"cnisdk install: {exc} (code {exc.code})", file=sys.stderr)
             status = 1
+    if args.units and not args.check:
+        _write_units(os.path.abspath(args.units), interpreter, args.directory)
     if args.check and not args.types and _report_orphans(destination, registered):
         status = 1
     return status
@@ -283,12 +303,57 @@ def _choose(registered: dict[str, Registered], types: Sequence[str]) -> list[Reg
     return [registered[name] for name in dict.fromkeys(types)] or list(registered.values())
 
 
-def _install(path: str, wanted: bytes) -> bool:
+class File(NamedTuple):
+    """A file to install.
+
+    Attributes:
+        content: What to write; empty if it is made when it is needed.
+        stamp: What a file contains that is up to date; None means that it must be the content, to the byte.
+        make: Makes the content.
+    """
+
+    content: bytes
+    stamp: bytes | None = None
+    make: Callable[[], bytes] | None = None
+
+    def is_in(self, present: bytes) -> bool:
+        """Is this what is there?"""
+        return present == self.content if self.stamp is None else self.stamp in present
+
+
+def _shim(plugin: Registered, argv: Sequence[str], launcher: bytes, versions: bytes, directory: str) -> File:
+    """The shim of a plugin, made when it is needed: compiling takes a while, and another compiler makes other bytes."""
+    from ..thick import shim
+
+    def make() -> bytes:
+        compiler = shim.find_compiler()
+        if compiler is None:
+            print("cnisdk install: no C compiler (cc): writing a shim in Python, which is slower", file=sys.stderr)
+            return shim.render_python_shim(argv, plugin.type, launcher, versions, directory)
+        return shim.compile_shim(compiler, plugin.type, launcher, versions, directory)
+
+    return File(b"", shim.stamp(launcher, directory), make)
+
+
+def _write_units(directory: str, interpreter: str, runtime: str) -> None:
+    from ..thick.units import render_units
+
+    for name, text in render_units(interpreter, runtime).items():
+        path = os.path.join(directory, name)
+        present = _read(path)
+        if present == text:
+            print(f"{path}: up to date")
+        else:
+            write_executable(path, text, mode=0o644)
+            print(f"{path}: {'installed' if present is None else 'updated'}")
+
+
+def _install(path: str, wanted: File) -> bool:
     present = _read(path)
-    if present == wanted and os.access(path, os.X_OK):
+    if present is not None and wanted.is_in(present) and os.access(path, os.X_OK):
         print(f"{path}: up to date")
         return True
-    write_executable(path, wanted)
+    write_executable(path, wanted.make() if wanted.make else wanted.content)
     if present is None:
         print(f"{path}: installed")
     elif is_launcher(present):
@@ -298,13 +363,13 @@ def _install(path: str, wanted: bytes) -> bool:
     return True
 
 
-def _check(path: str, wanted: bytes) -> bool:
+def _check(path: str, wanted: File) -> bool:
     present = _read(path)
     if present is None:
         print(f"{path}: missing")
     elif not is_launcher(present):
         print(f"{path}: is another program")
-    elif present != wanted:
+    elif not wanted.is_in(present):
         print(f"{path}: out of date")
     elif not os.access(path, os.X_OK):
         print(f"{path}: is not executable")

@@ -185,6 +185,15 @@ def find(path: str) -> NetNS | None:
         return None
 
 
+def enter(netns: NetNS) -> None:
+    """Move the calling thread into a namespace, for good: for processes made for one piece of work.
+
+    Raises:
+        IOFailureError: (5) The kernel does not let it enter.
+    """
+    _setns(netns.fd, netns.path)
+
+
 def current() -> NetNS:
     """Open the network namespace the calling thread is in."""
     return open("/proc/thread-self/ns/net")

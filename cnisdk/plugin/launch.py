@@ -97,7 +97,7 @@ def read_launcher(content: bytes) -> Launcher | None:
     start = content.rfind(f"#!/bin/sh\n# CNI plugin, {MARK}:".encode())
     if start < 0:
         return None
-    content = content[start:]
+    content = content[start:].partition(b"\0")[0]  # in a program, what follows a text
     try:
         lines = content.decode(errors="surrogateescape").split("\n", 8)
         about = lines[2].removeprefix("# ")

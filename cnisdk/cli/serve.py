@@ -1,0 +1,64 @@
+"""``cnisdk serve``: the resident server, in front of which ``cnisdk install --thick`` puts its shims."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from ..errors import InvalidConfigError
+from ..plugin.launch import find_main
+from ..plugin.main import PluginMain, respond
+from ..thick.protocol import DIRECTORY
+from .install import Registered, ask_versions, find_registered, render, search_path, this_interpreter
+
+
+def register(subparsers: Any) -> None:
+    """Add the parser of ``cnisdk serve``."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="run plugins in a resident process",
+        description="Keep the registered plugins loaded, and run each request that a shim of `cnisdk install --thick` "
+        "hands over in a process forked for it. Only the user who runs it, root, can use it. Without it, or when it "
+        "does not answer, the shims run the plugins by themselves. SIGTERM ends it when the requests that run are "
+        "done; a second server started meanwhile takes over.",
+    )
+    parser.add_argument("--directory", metavar="DIR", default=DIRECTORY, help="its directory (default %(default)s)")
+    parser.add_argument("--ready", metavar="N", type=int, default=4, help="workers that wait (default %(default)s)")
+    parser.add_argument("--limit", metavar="N", type=int, default=64, help="workers at a time (default %(default)s)")
+    parser.add_argument("--status", action="store_true", help="ask the running server how it is, and print it as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the arguments say."""
+    from ..thick import server
+
+    if args.status:
+        print(json.dumps(server.ask_status(args.directory), indent=4))
+        return 0
+    if args.ready < 1 or args.limit < 1:
+        raise InvalidConfigError("--ready and --limit must be 1 or more")
+    from ..thick.load import load
+
+    interpreter = this_interpreter()
+    paths = search_path(interpreter)
+    launchers = {
+        name: render(plugin, interpreter, _versions(plugin, interpreter, paths), paths)
+        for name, plugin in find_registered().items()
+    }
+    plugins = load(launchers)
+    print(f"cnisdk serve: {', '.join(plugins) or 'no plugin'}, in {args.directory}", file=sys.stderr)
+    # Requests print to descriptors of their own; nothing is read from here.
+    os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
+    server.Server(plugins, args.directory, ready=args.ready, limit=args.limit).run(server.inherited())
+    return 0
+
+
+def _versions(plugin: Registered, interpreter: str, paths: tuple[str, ...] | None) -> bytes:
+    """The plugin's answer to VERSION, without another interpreter where that can be."""
+    main = find_main(plugin.module, plugin.attribute)
+    if isinstance(main, PluginMain):
+        return respond(main.plugin, {"CNI_COMMAND": "VERSION"}, b"").stdout.strip()
+    return ask_versions(plugin, interpreter, paths)

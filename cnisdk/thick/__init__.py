@@ -1,0 +1,1 @@
+"""The resident mode: plugins without the start of an interpreter. Nothing else imports it."""

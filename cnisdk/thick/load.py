@@ -1,0 +1,67 @@
+"""Load plugins, and everything they would import on their first request, before the first worker is forked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from ..errors import CNIError, InternalError
+from ..plugin.launch import Launcher, find_main, read_launcher
+from ..plugin.main import PluginMain
+from ..spec.codec import structure
+from .shim import identify
+from .worker import Loaded
+
+# What handlers and the program around them import when they need it.
+_LATER = (
+    "atexit",
+    "ctypes",
+    "fcntl",
+    "socket",
+    "traceback",
+    "..invoke.delegate",
+    "..linux.netns",
+    "..linux.rtnetlink",
+    "..linux.veth",
+    "..plugin.process",
+    "..plugin.within",
+    "..spec.convert",
+)
+
+
+def load(launchers: Mapping[str, bytes]) -> dict[str, Loaded]:
+    """Import plugins.
+
+    Args:
+        launchers: The text of the launcher of each type; it says what to import, and identifies the installation.
+
+    Raises:
+        InternalError: (999) One cannot be imported.
+    """
+    loaded = {}
+    for type_, text in launchers.items():
+        launcher = read_launcher(text)
+        if launcher is None:
+            raise InternalError(f'the launcher of plugin "{type_}" cannot be read')
+        loaded[type_] = Loaded(identify(text), launcher, _import(type_, launcher))
+    for name in _LATER:
+        import_module(name, __package__)
+    with contextlib.suppress(ImportError):  # no pyroute2: no plugin here speaks to the kernel
+        from ..linux import codecs
+
+        codecs.load()
+    return loaded
+
+
+def _import(type_: str, launcher: Launcher) -> Callable[[], Any]:
+    try:
+        main = find_main(launcher.module, launcher.attribute)
+    except Exception as exc:
+        raise InternalError(f'plugin "{type_}" cannot be imported: {exc}') from exc
+    if isinstance(main, PluginMain):
+        # The converter makes its rules for a class when it first meets it.
+        with contextlib.suppress(CNIError):
+            structure({"name": "warm"}, main.plugin.conf_class())
+    return main

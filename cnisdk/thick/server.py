@@ -1,0 +1,281 @@
+"""The server: keeps workers ready, replaces those that took a request, and tells how it is.
+
+It never touches a request itself. Its workers hold a copy of all that plugins need; each serves one request and ends,
+so nothing a request leaves in memory reaches the next, and nothing grows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from ..errors import IOFailureError
+from . import protocol
+from .metrics import Metrics
+from .protocol import peer_uid
+from .worker import Loaded, work
+
+READY = 4
+"""Workers that wait for requests."""
+
+LIMIT = 64
+"""Workers at a time. More requests than that wait, and after a second run in processes of their own."""
+
+# A server that is told to end waits that long for the requests that run.
+GRACE = 150.0
+_BACKLOG = 128
+
+
+class Server:
+    """A resident server.
+
+    Args:
+        plugins: What to serve, by type.
+        directory: Where its sockets and its metrics are; made, for this user alone.
+        ready: Workers that wait for requests.
+        limit: Workers at a time.
+    """
+
+    def __init__(
+        self, plugins: Mapping[str, Loaded], directory: str, *, ready: int = READY, limit: int = LIMIT
+    ) -> None:
+        self._plugins = plugins
+        self._directory = directory
+        self._ready, self._limit = ready, max(limit, ready)
+        self._idle: set[int] = set()
+        self._busy: set[int] = set()
+        self._buffer = b""
+        self._stopping = False
+        self.metrics = Metrics(os.path.join(directory, os.path.basename(protocol.METRICS)))
+
+    def run(self, listener: socket.socket | None = None) -> None:
+        """Serve until SIGTERM or SIGINT, and then until the requests that run have ended.
+
+        Args:
+            listener: A listening socket handed over by a service manager; None makes one.
+
+        Raises:
+            IOFailureError: (5) The sockets cannot be made.
+        """
+        prepare_directory(self._directory)
+        own = listener is None
+        listener = listener or listen(self._path(protocol.SOCKET), socket.SOCK_SEQPACKET)
+        control = listen(self._path(protocol.CONTROL), socket.SOCK_STREAM)
+        identity = None if not own else os.stat(self._path(protocol.SOCKET)).st_ino
+        listener.setblocking(False)
+        stop, self._stop = os.pipe()
+        reading, self._report = os.pipe()
+        os.set_blocking(reading, False)
+        wake, waker = os.pipe()
+        os.set_blocking(waker, False)
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        gc.collect()
+        gc.freeze()  # a worker's collector must not copy all these pages
+        gc.set_threshold(100_000)
+        self._mine = (stop, self._stop, reading, wake, waker, control.fileno())
+        self._fill(listener, stop)
+        notify("READY=1")
+        deadline: float | None = None
+        poll = select.poll()
+        for fd in (reading, wake, control.fileno()):
+            poll.register(fd, select.POLLIN)
+        while True:
+            events = dict(poll.poll(1000))
+            if wake in events:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake, 4096)
+            self._hear(reading)
+            self._reap(reading)
+            if control.fileno() in events:
+                self._answer(control)
+            if self._stopping:
+                if deadline is None:
+                    notify("STOPPING=1")
+                    deadline = time.monotonic() + GRACE
+                    os.close(self._stop)
+                if (not self._idle and not self._busy) or time.monotonic() > deadline:
+                    break
+            else:
+                self._fill(listener, stop)
+            self.metrics.write(len(self._idle), len(self._busy))
+        self._hear(reading)
+        self.metrics.write(0, 0, now=True)
+        # Another server may have taken the place already: what is there now may not be ours.
+        path = self._path(protocol.SOCKET)
+        with contextlib.suppress(OSError):
+            if identity is not None and os.stat(path).st_ino == identity:
+                os.unlink(path)
+
+    def _path(self, default: str) -> str:
+        return os.path.join(self._directory, os.path.basename(default))
+
+    def _end(self, number: int, _: FrameType | None) -> None:
+        self._stopping = True
+
+    def _fill(self, listener: socket.socket, stop: int) -> None:
+        while len(self._idle) < self._ready and len(self._idle) + len(self._busy) < self._limit:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    signal.set_wakeup_fd(-1)
+                    for number in (signal.SIGTERM, signal.SIGINT):
+                        signal.signal(number, signal.SIG_IGN)  # those of the whole group are for the server
+                    for fd in self._mine:
+                        if fd != stop:
+                            os.close(fd)
+                    work(listener, self._plugins, stop, self._report)
+                finally:
+                    os._exit(1)
+            self._idle.add(pid)
+
+    def _hear(self, reading: int) -> None:
+        """Take what workers report."""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(reading, 1 << 16):
+                self._buffer += chunk
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            what, pid, *rest = line.decode("ascii").split()
+            if what == "busy":
+                self._idle.discard(int(pid))
+                self._busy.add(int(pid))
+            elif rest[2] == "declined":
+                self.metrics.declined += 1
+            else:
+                type_, verb, status, seconds = rest
+                self.metrics.count(type_, verb, int(status), float(seconds))
+
+    def _reap(self, reading: int) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._hear(reading)  # what it said before it ended
+            if os.WIFSIGNALED(status):
+                self.metrics.died += 1
+            self._idle.discard(pid)
+            self._busy.discard(pid)
+
+    def _answer(self, control: socket.socket) -> None:
+        """Tell somebody how the server is."""
+        try:
+            connection, _ = control.accept()
+        except OSError:
+            return
+        with connection:
+            connection.settimeout(1)
+            with contextlib.suppress(OSError):
+                if peer_uid(connection)[1] == os.geteuid():
+                    status = {
+                        "pid": os.getpid(),
+                        "stopping": self._stopping,
+                        "plugins": {name: plugin.id for name, plugin in sorted(self._plugins.items())},
+                        "idle": len(self._idle),
+                        "busy": len(self._busy),
+                        **self.metrics.summary(),
+                    }
+                    connection.sendall(json.dumps(status).encode())
+
+
+def prepare_directory(path: str) -> None:
+    """Make the directory of the sockets, for this user alone, or check that it is so.
+
+    Raises:
+        IOFailureError: (5) It is another user's, or others may enter it.
+    """
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        status = os.stat(path, follow_symlinks=False)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o170077 != 0o040000:
+            raise IOFailureError(
+                f"{path} is not a directory of this user alone", details="remove it, or chown it and chmod it to 0700"
+            )
+    except OSError as exc:
+        raise IOFailureError(f"cannot make {path}: {exc.strerror}") from exc
+
+
+def listen(path: str, kind: socket.SocketKind) -> socket.socket:
+    """Listen at a path, in place of whoever did: requests in between reach the one or the other.
+
+    Raises:
+        IOFailureError: (5) It cannot be made.
+    """
+    temporary = f"{path}.{os.getpid()}"
+    listener = socket.socket(socket.AF_UNIX, kind)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(temporary)
+        finally:
+            os.umask(mask)
+        listener.listen(_BACKLOG)
+        os.rename(temporary, path)
+    except OSError as exc:
+        listener.close()
+        raise IOFailureError(f"cannot listen at {path}: {exc.strerror}") from exc
+    return listener
+
+
+def inherited() -> socket.socket | None:
+    """The socket a service manager listens at for this server (``sd_listen_fds(3)``), or None.
+
+    Raises:
+        IOFailureError: (5) It is not a Unix socket that keeps messages apart.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+        return None
+    listener = socket.socket(fileno=3)
+    os.set_inheritable(3, False)
+    if listener.family != socket.AF_UNIX or listener.type != socket.SOCK_SEQPACKET:
+        raise IOFailureError("the socket the service manager hands over is not ListenSequentialPacket=")
+    return listener
+
+
+def notify(state: str) -> None:
+    """Tell the service manager (``sd_notify(3)``), if there is one."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+def ask_status(directory: str) -> dict[str, Any]:
+    """Ask a running server how it is.
+
+    Raises:
+        IOFailureError: (5) There is none, or it does not answer.
+    """
+    path = os.path.join(directory, os.path.basename(protocol.CONTROL))
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(5)
+            connection.connect(path)
+            data = b""
+            while chunk := connection.recv(1 << 16):
+                data += chunk
+        answer: dict[str, Any] = json.loads(data)
+    except (OSError, ValueError) as exc:
+        raise IOFailureError(f"no server answers at {path}: {exc}", details="start `cnisdk serve`") from exc
+    return answer

@@ -1,0 +1,225 @@
+"""Make the shims: programs that hand their request to the server, and run the launcher when there is none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from ..errors import IOFailureError
+from ..invoke.process import execute
+from . import protocol
+
+_TIMEOUT = 120.0
+_COMPILERS = ("cc", "gcc", "clang")
+_SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim.c")
+
+# Static where the machine has what it takes: no dynamic loader, half the start-up time, and it runs in any container.
+_FLAGS = (("-static",), ())
+
+
+def identify(launcher: bytes) -> str:
+    """What both sides compare: it changes with the launcher, which names the interpreter and the versions installed."""
+    from hashlib import sha256
+
+    return sha256(f"{protocol.GREETING}\0".encode() + launcher).hexdigest()[:32]
+
+
+def stamp(launcher: bytes, directory: str) -> bytes:
+    """What a shim contains that is up to date."""
+    from hashlib import sha256
+
+    return b"cnisdk-shim " + sha256(b"\0".join((_source(), launcher, os.fsencode(directory)))).hexdigest()[:32].encode()
+
+
+def find_compiler() -> str | None:
+    """The machine's C compiler: ``$CC``, or one by the usual names."""
+    from shutil import which
+
+    return next(filter(None, map(which, filter(None, (os.environ.get("CC"), *_COMPILERS)))), None)
+
+
+def compile_shim(compiler: str, type_: str, launcher: bytes, versions: bytes, directory: str) -> bytes:
+    """Compile the shim of one plugin.
+
+    Args:
+        compiler: Path of a C compiler.
+        type_: The plugin's type.
+        launcher: The text of its launcher.
+        versions: Its answer to VERSION, in one line.
+        directory: The server's.
+
+    Raises:
+        IOFailureError: (5) The compiler fails.
+    """
+    from tempfile import TemporaryDirectory
+
+    strings = {
+        "SHIM_TYPE": type_.encode(),
+        "SHIM_ID": identify(launcher).encode(),
+        "SHIM_SOCKET": os.fsencode(os.path.join(directory, os.path.basename(protocol.SOCKET))),
+        "SHIM_FALLBACKS": os.fsencode(os.path.join(directory, os.path.basename(protocol.FALLBACKS))),
+        "SHIM_VERSIONS": versions,
+        "SHIM_LAUNCHER": launcher,
+    }
+    header = "".join(f"#define {name} {_literal(value)}\n" for name, value in strings.items())
+    header += f"#define SHIM_PATIENCE {int(protocol.PATIENCE * 1000)}\n"
+    header += f"__attribute__((used)) static const char shim_stamp[] = {_literal(stamp(launcher, directory))};\n"
+    with TemporaryDirectory() as work:
+        path, output = os.path.join(work, "shim.h"), os.path.join(work, "shim")
+        with open(path, "w", encoding="ascii") as file:
+            file.write(header)
+        failure = ""
+        for flags in _FLAGS:
+            argv = [compiler, "-O2", "-Wall", "-s", *flags, f'-DSHIM_HEADER="{path}"', "-o", output, _SOURCE]
+            finished = execute(argv, environ=_environ(work), stdin=b"", timeout=_TIMEOUT, on_stderr=lambda _: None)
+            if finished.returncode == 0:
+                with open(output, "rb") as program:
+                    return program.read()
+            failure = finished.stderr.decode(errors="replace").strip()
+    raise IOFailureError(f"{compiler} cannot compile the shim", details=failure)
+
+
+def _environ(work: str) -> dict[str, str]:
+    return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C", "TMPDIR": work}
+
+
+def _source() -> bytes:
+    with open(_SOURCE, "rb") as file:
+        return file.read()
+
+
+def _literal(data: bytes) -> str:
+    """A C string. Each byte that is not plain is written in octal, in all three digits."""
+    plain = frozenset(b" !#$%&()*+,-./0123456789:;<=>@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_`abcdefghijklmnopqrstuvwxyz{|}~")
+    return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data) + '"'
+
+
+def render_python_shim(argv: Sequence[str], type_: str, launcher: bytes, versions: bytes, directory: str) -> bytes:
+    """A shim for machines without a compiler: the same in Python, which imports two modules.
+
+    Args:
+        argv: The interpreter, and switches, in front of ``-c``.
+        type_: The plugin's type.
+        launcher: The text of its launcher.
+        versions: Its answer to VERSION, in one line.
+        directory: The server's.
+    """
+    from ..plugin.launch import MARK, quote
+
+    program = _PYTHON.format(
+        type=type_,
+        id=identify(launcher),
+        socket=os.path.join(directory, os.path.basename(protocol.SOCKET)),
+        fallbacks=os.path.join(directory, os.path.basename(protocol.FALLBACKS)),
+        patience=protocol.PATIENCE,
+    )
+    text = f"""#!/bin/sh
+# CNI plugin, {MARK} --thick: change nothing here, it will be overwritten.
+# {stamp(launcher, directory).decode()}
+if [ "$CNI_COMMAND" = VERSION ]; then
+    printf '%s\\n' {quote(versions.decode())}
+    exit
+fi
+run=''
+if [ -n "$CNI_COMMAND" ]; then
+    run={quote(program)}
+fi
+launcher={quote(launcher.decode(errors="surrogateescape"))}
+[ -n "$run" ] || exec /bin/sh -c "$launcher" "$0" "$@"
+exec {quote(argv[0])} {" ".join(argv[1:])} -c "$run" "$0" "$launcher"
+"""
+    return text.encode(errors="surrogateescape")
+
+
+_PYTHON = '''\
+import os, socket, sys
+name, launcher = sys.argv[1:]
+handled, pending = [], []
+def instead(reason, why):
+    try:
+        fd = os.open({fallbacks!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        if os.fstat(fd).st_size < 1 << 20:
+            os.write(fd, f"{type} {{reason}}\\n".encode())
+        os.close(fd)
+    except OSError:
+        pass
+    os.write(2, f"cnisdk: running the plugin in a process of its own instead: {{why}}\\n".encode(errors="replace"))
+    for number in handled:
+        signal.signal(number, signal.SIG_DFL)
+    for number in pending:
+        signal.raise_signal(number)
+    os.execv("/bin/sh", ["sh", "-c", launcher, name])
+for fd in (0, 1, 2):
+    try:
+        os.fstat(fd)
+    except OSError:
+        os.execv("/bin/sh", ["sh", "-c", launcher, name])
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.settimeout({patience!r})
+try:
+    connection.connect({socket!r})
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    if int.from_bytes(peer[4:8], sys.byteorder) != os.geteuid():
+        instead("stranger", "the server is another user's")
+    text, files, _, _ = socket.recv_fds(connection, 256, 1)
+except TimeoutError:
+    instead("late", "the server does not answer in time")
+except OSError as error:
+    instead("absent", f"no server takes the request: {{error}}")
+if text != b"hello\\n" or not files:
+    instead("declined", "the server declines: " + text.decode(errors="replace").strip())
+worker = files[0]
+import signal
+started = False
+def handle(number, _):
+    if started:
+        signal.pidfd_send_signal(worker, number)
+    else:
+        pending.append(number)
+handled = [each for each in (1, 2, 15) if signal.getsignal(each) is not signal.SIG_IGN]
+for number in handled:
+    signal.signal(number, handle)
+try:
+    environment = os.memfd_create("cni-environment")
+    entries = [os.fsencode(name), *(key + b"=" + value for key, value in os.environb.items())]
+    with open(environment, "wb", closefd=False) as file:
+        file.write(b"".join(entry + b"\\0" for entry in entries))
+    mask = os.umask(0)
+    os.umask(mask)
+    files = [0, 1, 2, os.open(".", os.O_PATH), os.open("/proc/self/ns/net", os.O_RDONLY), environment]
+    socket.send_fds(connection, [f"cnisdk1 {type} {id} {{mask:o}}\\n".encode()], files)
+except OSError as error:
+    instead("lost", f"the worker ended before it took the request: {{error}}")
+try:
+    text = connection.recv(256)
+except TimeoutError:
+    import select
+    signal.pidfd_send_signal(worker, signal.SIGKILL)
+    select.select([worker], [], [])
+    try:
+        text = connection.recv(256)
+    except OSError:
+        text = b""
+except OSError:
+    text = b""
+if not text:
+    instead("lost", "the worker ended before it started, or did not start in time")
+if text != b"started\\n":
+    instead("declined", "the server declines: " + text.decode(errors="replace").strip())
+started = True
+for number in pending:
+    signal.pidfd_send_signal(worker, number)
+connection.settimeout(None)
+try:
+    status = int(connection.recv(64).split()[1])
+except (OSError, IndexError, ValueError):
+    os.write(2, b"cnisdk: the worker died while it ran the request; it is not run again\\n")
+    os.write(1, b"""{{
+    "cniVersion": "1.0.0",
+    "code": 999,
+    "msg": "the resident server's worker died while it ran this request",
+    "details": "it is not known how far it came: DEL takes back what it did"
+}}""")
+    status = 1
+os._exit(status)
+'''

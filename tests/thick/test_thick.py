@@ -1,0 +1,446 @@
+"""The resident mode: a plugin behind a shim does what it would in a process of its own, whatever the server does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cnisdk.cli.install import search_path
+from cnisdk.errors import IOFailureError
+from cnisdk.plugin.launch import code_of, interpreter_of, render
+from cnisdk.testing import Sandbox
+from cnisdk.thick import shim
+from cnisdk.thick.metrics import Metrics
+from cnisdk.thick.server import prepare_directory
+from cnisdk.thick.units import render_units
+
+ROOT = Path(__file__).resolve().parents[2]
+VERSIONS = '{"cniVersion":"1.1.0","supportedVersions":["1.0.0"]}'
+
+PLUGINS = """
+import os, select, signal, sys
+from cnisdk import InvalidConfigError, NetConf, Plugin, PluginMain, Result
+
+
+class Probe(Plugin[NetConf]):
+    '''Tells what it sees.'''
+
+    def add(self, request):
+        mode = request.args.get("MODE", "")
+        if mode == "state":
+            umask = os.umask(0)
+            os.umask(umask)
+            return Result(extra={
+                "environ": dict(os.environ), "cwd": os.getcwd(), "umask": umask, "argv": sys.argv,
+                "netns": os.readlink("/proc/self/ns/net"), "stdin": sys.stdin.read(), "uid": os.getuid(),
+                "fds": sorted(fd for fd in map(int, os.listdir("/proc/self/fd")) if fd < 3),
+                "mask": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
+                "pipe": int(signal.getsignal(signal.SIGPIPE)), "child": int(signal.getsignal(signal.SIGCHLD)),
+                "main": sys.modules["threading"].current_thread() is sys.modules["threading"].main_thread(),
+            })
+        if mode == "print":
+            print("to people")
+            os.write(1, b"raw\\n")
+            os.system("echo child")
+        if mode == "refuse":
+            raise InvalidConfigError("no", details="never")
+        if mode == "bug":
+            raise ZeroDivisionError
+        if mode == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if mode == "leak":
+            os.environ["LEAKED"] = "1"
+            sys.modules["leaked"] = sys
+            os.chdir("/")
+        if mode == "wait":
+            request.undo(os.write, 2, b"UNDONE\\n")
+            os.write(2, b"READY %d\\n" % os.getpid())
+            select.select([], [], [])
+        return Result(extra={"leaked": "LEAKED" in os.environ or "leaked" in sys.modules})
+
+    def delete(self, request):
+        with open(request.document["log"], "a") as file:
+            file.write(request.container_id + "\\n")
+
+
+main = PluginMain(Probe)
+
+
+def other():
+    print("another program", os.environ["CNI_COMMAND"])
+    raise SystemExit(7)
+"""
+
+SERVE = """
+import sys
+from pathlib import Path
+from cnisdk.thick.load import load
+from cnisdk.thick.server import Server
+Server(load({name: Path(sys.argv[1], name).read_bytes() for name in ("probe", "other")}), sys.argv[2], ready=2).run()
+"""
+
+
+class Installation:
+    """Launchers, shims in C and shims in Python, of two plugins."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.runtime = str(directory / "run")
+        (directory / "probing.py").write_text(PLUGINS)
+        found = search_path(sys.executable)
+        self.paths = [str(directory), str(ROOT), *(found or [path for path in sys.path if path])]
+        compiler = shim.find_compiler()
+        for kind in ("launchers", "c", "python"):
+            (directory / kind).mkdir()
+            for name, attribute in (("probe", "main"), ("other", "other")):
+                launcher = self.launcher(name, attribute)
+                text = launcher
+                if kind == "python":
+                    argv = interpreter_of(sys.executable, None)
+                    text = shim.render_python_shim(argv, name, launcher, VERSIONS.encode(), self.runtime)
+                elif kind == "c":
+                    if compiler is None:
+                        pytest.skip("no C compiler")
+                    text = shim.compile_shim(compiler, name, launcher, VERSIONS.encode(), self.runtime)
+                    assert shim.stamp(launcher, self.runtime) in text
+                (directory / kind / name).write_bytes(text)
+                (directory / kind / name).chmod(0o755)
+
+    def launcher(self, name: str, attribute: str, about: str = "a test") -> bytes:
+        code = code_of("probing", attribute, self.paths)
+        argv = interpreter_of(sys.executable, self.paths)
+        return render(f"{name}: probing:{attribute} of {about}", argv, code, VERSIONS)
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    return Installation(tmp_path_factory.mktemp("thick"))
+
+
+class Machine:
+    """A host, with a server or without."""
+
+    def __init__(self, host: Sandbox, installation: Installation) -> None:
+        self.host, self.installation = host, installation
+        self.servers: list[subprocess.Popen[str]] = []
+        self.log = installation.directory / "log"
+
+    @property
+    def socket(self) -> Path:
+        return Path(self.installation.runtime, "server.sock")
+
+    def serve(self) -> subprocess.Popen[str]:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(self.installation.directory)])}
+        before = self.socket.stat().st_ino if self.socket.exists() else 0
+        argv: list[str | Path] = [
+            sys.executable,
+            "-c",
+            SERVE,
+            self.installation.directory / "launchers",
+            self.installation.runtime,
+        ]
+        server = self.host.popen(argv, env=env)
+        self.servers.append(server)
+        deadline = time.monotonic() + 30
+        while not self.socket.exists() or self.socket.stat().st_ino == before:
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return server
+
+    def start(self, kind: str, verb: str, args: str = "", name: str = "probe", **more: str) -> subprocess.Popen[str]:
+        environ = {
+            "PATH": os.environ["PATH"],
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": "c1",
+            "CNI_NETNS": "/nowhere",
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": "/nowhere",
+            "CNI_ARGS": args,
+            "ODD": "a\udc80b",
+            **more,
+        }
+        process = self.host.popen(
+            [self.installation.directory / kind / name],
+            env=environ,
+            cwd=self.installation.directory,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # VERSION reads nothing
+            process.stdin.write(f'{{"cniVersion": "1.0.0", "name": "net", "type": "probe", "log": "{self.log}"}}')
+            process.stdin.close()
+        process.stdin = None
+        return process
+
+    def run(self, kind: str, verb: str, args: str = "", name: str = "probe", **more: str) -> tuple[int, str, str]:
+        process = self.start(kind, verb, args, name, **more)
+        stdout, stderr = process.communicate(timeout=30)
+        return process.returncode, stdout.replace(f"/{kind}/", "/DIR/"), stderr.replace(f"/{kind}/", "/DIR/")
+
+
+@pytest.fixture
+def machine(host: Sandbox, installation: Installation) -> Iterator[Machine]:
+    machine = Machine(host, installation)
+    yield machine
+    for server in machine.servers:
+        server.kill()
+        server.communicate()
+    for path in Path(installation.runtime).glob("*"):
+        path.unlink()
+
+
+KINDS = ["c", "python"]
+INSTEAD = "cnisdk: running the plugin in a process of its own instead: "
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nobody_can_tell(machine: Machine, kind: str) -> None:
+    machine.serve()
+    for verb, args in (
+        ("ADD", "MODE=print"),
+        ("ADD", "MODE=refuse"),
+        ("ADD", "MODE=bug"),
+        ("ADD", "malformed"),
+        ("ADD", "MODE=leak"),
+        ("DEL", ""),
+        ("NOPE", ""),
+        ("VERSION", ""),
+    ):
+        served, alone = machine.run(kind, verb, args), machine.run("launchers", verb, args)
+        assert served == alone, (verb, args, served, alone)
+    assert machine.run(kind, "ADD", name="other") == machine.run("launchers", "ADD", name="other")
+    assert machine.run(kind, "ADD")[1:] == (
+        '{\n    "cniVersion": "1.0.0",\n    "dns": {},\n    "leaked": false\n}',
+        "",
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_process_is_the_same(machine: Machine, kind: str) -> None:
+    machine.serve()
+    seen = []
+    for each in (kind, "launchers"):
+        status, stdout, stderr = machine.run(each, "ADD", "MODE=state")
+        assert (status, stderr) == (0, "")
+        state = json.loads(stdout)
+        state["environ"].pop("PWD", None)  # shells set it
+        state["environ"].pop("LC_CTYPE", None)  # and Python itself, where no locale is set
+        assert state["environ"]["ODD"] == "a\ufffdb"
+        seen.append(state)
+    for key in seen[1].keys() | seen[0].keys():
+        assert seen[0].get(key) == seen[1].get(key), key
+
+
+def test_the_callers_network_namespace(machine: Machine) -> None:
+    machine.serve()
+    machine.host.add_netns("blue")
+    seen = []
+    for kind in ("c", "launchers"):
+        argv: list[str | Path] = ["ip", "netns", "exec", "blue", machine.installation.directory / kind / "probe"]
+        environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_IFNAME": "e", "CNI_NETNS": "/x"}
+        done = machine.host.run(
+            argv,
+            env={**environ, "CNI_ARGS": "MODE=state", "PATH": os.environ["PATH"]},
+            input='{"cniVersion": "1.0.0", "name": "net"}',
+        )
+        seen.append(json.loads(done.stdout)["netns"])
+    # `ip netns exec` also makes a mount namespace, in which paths mean something else: the server leaves that alone.
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_server(machine: Machine, kind: str) -> None:
+    status, stdout, stderr = machine.run(kind, "ADD")
+    assert (status, json.loads(stdout)["leaked"]) == (0, False)
+    assert stderr.startswith(INSTEAD)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_that_hangs(machine: Machine, kind: str) -> None:
+    os.makedirs(machine.installation.runtime, mode=0o700, exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(machine.socket))
+        listener.listen()
+        start = time.monotonic()
+        status, _, stderr = machine.run(kind, "ADD")
+    assert status == 0
+    assert stderr == f"{INSTEAD}the server does not answer in time\n"
+    assert time.monotonic() - start < 10
+
+
+def test_a_server_of_another_version(machine: Machine) -> None:
+    machine.serve()
+    installation = machine.installation
+    compiler = shim.find_compiler()
+    assert compiler is not None
+    launcher = installation.launcher("probe", "main", "a newer test")
+    other = installation.directory / "c" / "newer"
+    other.write_bytes(shim.compile_shim(compiler, "probe", launcher, VERSIONS.encode(), installation.runtime))
+    other.chmod(0o755)
+    status, _, stderr = machine.run("c", "ADD", name="newer")
+    assert status == 0
+    assert stderr.startswith(f"{INSTEAD}the server declines: it is of another version")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_worker_that_dies_is_an_error(machine: Machine, kind: str) -> None:
+    machine.serve()
+    status, stdout, stderr = machine.run(kind, "ADD", "MODE=die")
+    assert status == 1
+    assert json.loads(stdout)["code"] == 999
+    assert "it is not run again" in stderr
+    assert machine.run(kind, "ADD")[::2] == (0, "")
+
+
+def wait_until_ready(process: subprocess.Popen[str]) -> int:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("READY"):
+            return int(line.split()[1])
+    raise AssertionError("the plugin ended early")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_signal_reaches_the_plugin(machine: Machine, kind: str) -> None:
+    machine.serve()
+    process = machine.start(kind, "ADD", "MODE=wait")
+    wait_until_ready(process)
+    process.terminate()
+    stdout, stderr = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert json.loads(stdout)["msg"] == "ended by signal 15"
+    assert stderr == "UNDONE\n"
+
+
+def test_a_killed_shim_takes_the_worker_with_it(machine: Machine) -> None:
+    machine.serve()
+    process = machine.start("c", "ADD", "MODE=wait")
+    fd = os.pidfd_open(wait_until_ready(process))
+    process.kill()
+    process.communicate()
+    poll = __import__("select").poll()
+    poll.register(fd, 1)
+    assert poll.poll(10_000)
+    os.close(fd)
+
+
+def status_of(machine: Machine) -> dict[str, int]:
+    argv = [sys.executable, "-m", "cnisdk.cli.cnisdk", "serve", "--status", "--directory", machine.installation.runtime]
+    done = machine.host.run(argv, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    answer: dict[str, int] = json.loads(done.stdout)
+    return answer
+
+
+def test_status_and_metrics(machine: Machine) -> None:
+    machine.run("c", "ADD")
+    machine.serve()
+    for args in ("", "", "MODE=refuse", "MODE=die"):
+        machine.run("c", "ADD", args)
+    status = status_of(machine)
+    assert {key: status[key] for key in ("requests", "errors", "fallbacks", "died", "busy")} == {
+        "requests": 3,
+        "errors": 1,
+        "fallbacks": 1,
+        "died": 1,
+        "busy": 0,
+    }
+    machine.servers[0].terminate()
+    machine.servers[0].communicate(timeout=10)
+    text = Path(machine.installation.runtime, "metrics.prom").read_text()
+    assert 'cnisdk_requests_total{plugin="probe",verb="ADD"} 3\n' in text
+    assert 'cnisdk_errors_total{plugin="probe",verb="ADD"} 1\n' in text
+    assert 'cnisdk_fallbacks_total{plugin="probe",reason="absent"} 1\n' in text
+    assert 'cnisdk_request_seconds_bucket{plugin="probe",verb="ADD",le="+Inf"} 3\n' in text
+    assert not machine.socket.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_servers_change_under_load(machine: Machine, number: signal.Signals) -> None:
+    """Every request is run once, by one server or the other or by the shim, and none fails."""
+    machine.log.write_text("")
+    server = machine.serve()
+    sent = []
+    running: list[subprocess.Popen[str]] = []
+    for count in range(60):
+        sent.append(f"c{count}")
+        running.append(machine.start("c", "DEL", CNI_CONTAINERID=sent[-1]))
+        if count in (20, 40):
+            if number == signal.SIGTERM:
+                machine.serve()
+                server.terminate()
+                server = machine.servers[-1]
+            else:
+                server.send_signal(number)
+                server = machine.serve()
+    for process in running:
+        stdout, stderr = process.communicate(timeout=30)
+        assert (process.returncode, stdout) == (0, ""), stderr
+    assert sorted(machine.log.read_text().split()) == sorted(sent)
+
+
+def test_a_server_waits_for_its_requests(machine: Machine) -> None:
+    server = machine.serve()
+    process = machine.start("c", "ADD", "MODE=wait")
+    wait_until_ready(process)
+    server.terminate()
+    assert machine.run("c", "ADD")[0] == 0
+    assert server.poll() is None
+    process.terminate()
+    assert json.loads(process.communicate(timeout=10)[0])["code"] == 11
+    assert server.wait(10) == 0
+
+
+def test_memory_stays(machine: Machine) -> None:
+    server = machine.serve()
+
+    def size() -> int:
+        for line in Path(f"/proc/{server.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Rss:"):
+                return int(line.split()[1])
+        raise AssertionError
+
+    for _ in range(20):
+        machine.run("c", "DEL")
+    before = size()
+    for _ in range(100):
+        assert machine.run("c", "DEL")[::2] == (0, "")
+    assert size() - before < 512  # KiB
+
+
+def test_the_directory_is_the_users_alone(tmp_path: Path) -> None:
+    prepare_directory(str(tmp_path / "new"))
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    prepare_directory(str(tmp_path / "new"))
+    (tmp_path / "open").mkdir(mode=0o755)
+    with pytest.raises(IOFailureError, match="not a directory of this user alone"):
+        prepare_directory(str(tmp_path / "open"))
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    with pytest.raises(IOFailureError):
+        prepare_directory(str(tmp_path / "link"))
+
+
+def test_fallbacks_are_taken_over_once(tmp_path: Path) -> None:
+    (tmp_path / "fallbacks").write_text("bridge absent\nbridge absent\nhost-local late\n%$ x\nhalf")
+    metrics = Metrics(str(tmp_path / "metrics.prom"))
+    assert metrics.summary()["fallbacks"] == 3
+    assert metrics.summary()["fallbacks"] == 3
+    assert os.listdir(tmp_path) == []
+
+
+def test_units() -> None:
+    units = render_units("/opt/a b/python", "/run/cnisdk")
+    assert b'ExecStart="/opt/a b/python" -I -m cnisdk.cli.cnisdk serve' in units["cnisdk.service"]
+    assert b"ListenSequentialPacket=/run/cnisdk/server.sock" in units["cnisdk.socket"]
