@@ -377,16 +377,9 @@ def _valid_attachments(document: Mapping[str, Any], network: str) -> frozenset[A
         key = name if name in document else folded.get(name)
         if key is not None:
             value = document[key]
-            entries = [] if value is None else value
-            try:
-                # A node may have tens of thousands: what is as expected is not taken through the converter one by one.
-                pairs = {(entry["containerID"], entry["ifname"]) for entry in entries}
-                if type(entries) is list and {str} >= {type(part) for pair in pairs for part in pair}:
-                    return frozenset(Attachment(network, *pair) for pair in pairs)
-            except (TypeError, KeyError):
-                pass
-            structured = structure(entries, tuple[_ValidAttachment, ...], path=show_path((key,)))
-            return frozenset(Attachment(network, entry.container_id, entry.ifname) for entry in structured)
+            path = show_path((key,))
+            entries = structure([] if value is None else value, tuple[_ValidAttachment, ...], path=path)
+            return frozenset(Attachment(network, entry.container_id, entry.ifname) for entry in entries)
     raise InvalidConfigError(
         f'GC needs $["{VALID_ATTACHMENTS_KEYS[0]}"]: without it, nothing is known to be stale',
         details="nothing was removed",
