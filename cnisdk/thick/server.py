@@ -15,12 +15,13 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
 from ..errors import IOFailureError
-from . import protocol
+from . import pages, protocol
 from .metrics import Metrics
 from .protocol import peer_uid
 from .worker import Loaded, work
@@ -34,6 +35,9 @@ LIMIT = 64
 # A server that is told to end waits that long for the requests that run.
 GRACE = 150.0
 _BACKLOG = 128
+
+# The first requests of each plugin and verb show which pages of memory such requests touch.
+_LESSONS = 4
 
 
 class Server:
@@ -56,6 +60,8 @@ class Server:
         self._busy: set[int] = set()
         self._buffer = b""
         self._stopping = False
+        self._populate = pages.Populate()
+        self._learned: Counter[tuple[str, str]] = Counter()
         self.metrics = Metrics(os.path.join(directory, os.path.basename(protocol.METRICS)))
 
     def run(self, listener: socket.socket | None = None) -> None:
@@ -127,6 +133,9 @@ class Server:
         self._stopping = True
 
     def _fill(self, listener: socket.socket, stop: int) -> None:
+        # A fork next to a request that runs slows it down: as long as there are others that wait, it can wait too.
+        if self._busy and len(self._idle) > self._ready // 2:
+            return
         while len(self._idle) < self._ready and len(self._idle) + len(self._busy) < self._limit:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -139,7 +148,7 @@ class Server:
                     for fd in self._mine:
                         if fd != stop:
                             os.close(fd)
-                    work(listener, self._plugins, stop, self._report)
+                    work(listener, self._plugins, stop, self._report, self._populate, self._learn)
                 finally:
                     os._exit(1)
             self._idle.add(pid)
@@ -155,11 +164,25 @@ class Server:
             if what == "busy":
                 self._idle.discard(int(pid))
                 self._busy.add(int(pid))
+            elif what == "pages":
+                self._take_pages(pid)
             elif rest[2] == "declined":
                 self.metrics.declined += 1
             else:
                 type_, verb, status, seconds = rest
                 self.metrics.count(type_, verb, int(status), float(seconds))
+                self._learned[type_, verb] += 1
+
+    def _learn(self, type_: str, verb: str) -> str | None:
+        """Where a worker is to write down the pages it touched; None when enough is known of such requests."""
+        return f"{self._path('pages')}.{os.getpid()}" if self._learned[type_, verb] < _LESSONS else None
+
+    def _take_pages(self, pid: str) -> None:
+        path = f"{self._path('pages')}.{pid}"
+        with contextlib.suppress(OSError, ValueError):
+            with open(path, "rb") as file:
+                self._populate.learn(pages.load(file.read()))
+            os.unlink(path)
 
     def _reap(self, reading: int) -> None:
         while True:

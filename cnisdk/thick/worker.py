@@ -17,6 +17,8 @@ from ..linux.netns import NetNS, enter
 from ..plugin import process
 from ..plugin.launch import Launcher
 from ..plugin.main import PluginMain
+from . import pages
+from .pages import Populate
 from .protocol import Handover, peer_uid, read_environment, receive
 
 # What a plugin sees of the machine depends on these; a worker can only change its network namespace.
@@ -40,7 +42,14 @@ class Loaded(NamedTuple):
     main: Callable[[], Any]
 
 
-def work(listener: socket.socket, plugins: Mapping[str, Loaded], stop: int, report: int) -> NoReturn:
+def work(
+    listener: socket.socket,
+    plugins: Mapping[str, Loaded],
+    stop: int,
+    report: int,
+    populate: Populate,
+    learn: Callable[[str, str], str | None],
+) -> NoReturn:
     """Serve one request, and end this process. To be called in a process forked for it.
 
     Args:
@@ -48,7 +57,10 @@ def work(listener: socket.socket, plugins: Mapping[str, Loaded], stop: int, repo
         plugins: By type.
         stop: A pipe whose other end closes when no further request is to be taken.
         report: A pipe to the server: a line when a request comes, and another when it is done.
+        populate: Fetches memory in advance.
+        learn: Given type and verb, the file to write down the pages a request touched; None when they are known.
     """
+    populate()
     connection = _accept(listener, stop)
     if connection is None:
         os._exit(0)
@@ -73,11 +85,26 @@ def work(listener: socket.socket, plugins: Mapping[str, Loaded], stop: int, repo
         seconds = time.monotonic() - start
         _tell(report, f"done {os.getpid()} {handover.type} {verb} {status} {seconds:.6f}")
         try:
+            for fd in (0, 1, 2):
+                os.close(fd)  # who reads to their end is not to wait until this process is gone
             fcntl.fcntl(connection, fcntl.F_SETFL, 0)  # no longer a reason to be killed
             connection.send(b"exit %d\n" % status)
         except OSError:
             pass
+        _write_down_pages(learn(handover.type, verb), report)
         os._exit(status)
+
+
+def _write_down_pages(path: str | None, report: int) -> None:
+    if path is None:
+        return
+    try:
+        data = pages.dump(pages.touched())
+        with open(path, "wb") as file:
+            file.write(data)
+        _tell(report, f"pages {os.getpid()}")
+    except (OSError, ValueError):
+        pass  # the next requests take longer, that is all
 
 
 def _tell(report: int, line: str) -> None:
