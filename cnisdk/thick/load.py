@@ -10,7 +10,11 @@ from typing import Any
 from ..errors import CNIError, InternalError
 from ..plugin.launch import Launcher, find_main, read_launcher
 from ..plugin.main import PluginMain
+from ..spec.addresses import parse_interface, parse_network
 from ..spec.codec import structure
+from ..spec.convert import convert_result, parse_result, print_result, upgrade
+from ..spec.result import DNS, Interface, IPConfig, Result, Route
+from ..spec.versions import ALL
 from .shim import identify
 from .worker import Loaded
 
@@ -48,11 +52,25 @@ def load(launchers: Mapping[str, bytes]) -> dict[str, Loaded]:
         loaded[type_] = Loaded(identify(text), launcher, _import(type_, launcher))
     for name in _LATER:
         import_module(name, __package__)
+    _rehearse()
     with contextlib.suppress(ImportError):  # no pyroute2: no plugin here speaks to the kernel
         from ..linux import codecs
 
         codecs.load()
     return loaded
+
+
+def _rehearse() -> None:
+    """Read and print a result of each version: the converter makes its rules for a class when it first meets it."""
+    address = parse_interface("192.0.2.1/24")
+    sample = Result(
+        interfaces=(Interface(name="eth0", sandbox="/"),),
+        ips=(IPConfig(address=address, gateway=address.ip, interface=0),),
+        routes=(Route(dst=parse_network("0.0.0.0/0"), gw=address.ip),),
+        dns=DNS(nameservers=("192.0.2.1",)),
+    )
+    for version in ALL:
+        upgrade(parse_result(print_result(convert_result(sample, version).result), str(version)))
 
 
 def _import(type_: str, launcher: Launcher) -> Callable[[], Any]:

@@ -36,6 +36,9 @@ LIMIT = 64
 GRACE = 150.0
 _BACKLOG = 128
 
+# Seconds without a request after which the pool is filled up.
+_QUIET = 0.05
+
 # The first requests of each plugin and verb show which pages of memory such requests touch.
 _LESSONS = 4
 
@@ -60,6 +63,7 @@ class Server:
         self._busy: set[int] = set()
         self._buffer = b""
         self._stopping = False
+        self._last = -_QUIET
         self._populate = pages.Populate()
         self._learned: Counter[tuple[str, str]] = Counter()
         self.metrics = Metrics(os.path.join(directory, os.path.basename(protocol.METRICS)))
@@ -100,7 +104,7 @@ class Server:
         for fd in (reading, wake, control.fileno()):
             poll.register(fd, select.POLLIN)
         while True:
-            events = dict(poll.poll(1000))
+            events = dict(poll.poll(1000 if len(self._idle) >= self._ready else _QUIET * 1000))
             if wake in events:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
@@ -133,8 +137,9 @@ class Server:
         self._stopping = True
 
     def _fill(self, listener: socket.socket, stop: int) -> None:
-        # A fork next to a request that runs slows it down: as long as there are others that wait, it can wait too.
-        if self._busy and len(self._idle) > self._ready // 2:
+        # To fork, and what a new worker does first, takes time from requests that run, and requests come in groups: as
+        # long as others wait, it can wait too.
+        if len(self._idle) > self._ready // 4 and (self._busy or time.monotonic() - self._last < _QUIET):
             return
         while len(self._idle) < self._ready and len(self._idle) + len(self._busy) < self._limit:
             sys.stdout.flush()
@@ -160,6 +165,7 @@ class Server:
                 self._buffer += chunk
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
+            self._last = time.monotonic()
             what, pid, *rest = line.decode("ascii").split()
             if what == "busy":
                 self._idle.discard(int(pid))

@@ -24,6 +24,9 @@ from .protocol import Handover, peer_uid, read_environment, receive
 # What a plugin sees of the machine depends on these; a worker can only change its network namespace.
 _SAME = ("mnt", "user", "pid", "uts", "ipc")
 
+# Requests come in groups. So many seconds without any means that there is time.
+_BUSY = 0.005
+
 # A shim that heard "hello" answers at once.
 _HESITATION = 5.0
 
@@ -60,8 +63,7 @@ def work(
         populate: Fetches memory in advance.
         learn: Given type and verb, the file to write down the pages a request touched; None when they are known.
     """
-    populate()
-    connection = _accept(listener, stop)
+    connection = _accept(listener, stop, populate)
     if connection is None:
         os._exit(0)
     _tell(report, f"busy {os.getpid()}")
@@ -114,13 +116,18 @@ def _tell(report: int, line: str) -> None:
         pass  # the server was killed; this request goes on
 
 
-def _accept(listener: socket.socket, stop: int) -> socket.socket | None:
+def _accept(listener: socket.socket, stop: int, populate: Populate) -> socket.socket | None:
     """Wait for a request; None when there shall be no more. Those that wait already are still taken."""
     poll = select.epoll()
     poll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)  # wakes one worker, not all
     poll.register(stop, select.EPOLLIN)
+    patience = _BUSY
     while True:
-        ready = dict(poll.poll())
+        ready = dict(poll.poll(patience))
+        if not ready:
+            populate()  # not while requests that run, in other workers, need the processor
+            patience = -1
+            continue
         try:
             connection, _ = listener.accept()
         except BlockingIOError:
