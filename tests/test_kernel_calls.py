@@ -1,0 +1,84 @@
+"""How often the kernel is asked, and how many processes are started, for one request: so that neither creeps up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from cnisdk.cli.install import Registered, ask_versions, render, search_path
+from cnisdk.testing import Sandbox
+
+# Netlink sends (each may hold several requests), programs executed, processes and threads started; the first two
+# programs are the launcher's shell and the interpreter. Threads are how a process works inside the container's
+# namespace. A second address family costs nothing more.
+BUDGETS = {"ADD": (10, 2, 0, 1), "CHECK": (6, 2, 0, 2), "DEL": (10, 2, 0, 0)}
+SUBNETS = {"IPv4": ["10.1.0.0/16"], "dual stack": ["10.1.0.0/16", "fd01::/64"]}
+
+
+def install(directory: Path) -> None:
+    paths = search_path(sys.executable)
+    if paths is None:
+        paths = tuple(path for path in sys.path if path)
+    for type_, module in (("bridge", "cnisdk_plugins.bridge"), ("host-local", "cnisdk_plugins.host_local")):
+        plugin = Registered(type_, module, "main", "a test")
+        text = render(plugin, sys.executable, ask_versions(plugin, sys.executable, paths), paths)
+        (directory / type_).write_bytes(text)
+        (directory / type_).chmod(0o755)
+
+
+def count(trace: str) -> tuple[int, int, int, int]:
+    """Netlink sends, programs, processes and threads."""
+    calls: Counter[str] = Counter()
+    for line in trace.splitlines():
+        match = re.match(r"\d+ +(\w+)\((.*)", line)
+        if match is None:
+            continue
+        name, rest = match[1], match[2]
+        if name in ("clone", "clone3"):
+            name = "thread" if "CLONE_THREAD" in rest else "process"
+        elif name in ("fork", "vfork"):
+            name = "process"
+        elif name == "execve" and "= -1" in rest:
+            continue
+        calls[name] += 1
+    return calls["sendto"] + calls["sendmsg"], calls["execve"], calls["process"], calls["thread"]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None and os.environ.get("CI") != "true", reason="no strace")
+@pytest.mark.parametrize("subnets", list(SUBNETS))
+def test_calls_of_a_request(host: Sandbox, tmp_path: Path, subnets: str) -> None:
+    install(tmp_path)
+    netns = host.add_netns("counted")
+    ipam = {"type": "host-local", "ranges": [[{"subnet": subnet}] for subnet in SUBNETS[subnets]]}
+    conf = {"cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "cni0", "isGateway": True, "ipam": ipam}
+    environ = {
+        "PATH": os.environ["PATH"],
+        "CNI_CONTAINERID": "c1",
+        "CNI_NETNS": netns,
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": str(tmp_path),
+    }
+    trace = tmp_path / "trace"
+    strace = ["strace", "-f", "-o", str(trace), "-e", "trace=sendto,sendmsg,execve,clone,clone3,fork,vfork"]
+
+    def run(verb: str, *argv: str) -> subprocess.CompletedProcess[str]:
+        return host.run([*argv, str(tmp_path / "bridge")], env=environ | {"CNI_COMMAND": verb}, input=json.dumps(conf))
+
+    # The first makes the bridge; the second is what every later one is like.
+    run("ADD")
+    run("DEL")
+    for verb in ("ADD", "CHECK", "DEL"):
+        done = run(verb, *strace)
+        if verb == "ADD":
+            conf["prevResult"] = json.loads(done.stdout)
+        counted = count(trace.read_text())
+        over = [(here, most) for here, most in zip(counted, BUDGETS[verb], strict=True) if here > most]
+        assert not over, f"{verb}: netlink sends, programs, processes, threads are {counted}, expected {BUDGETS[verb]}"
