@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -191,11 +191,18 @@ class Host(Sandbox, Node):
 
         return PluginUnderTest(self, plugin, conf or {}, path)
 
-    def stub(self, name: str = "stub-ipam", *, prefix: str = "10.9.0", size: int = 253) -> StubPlugin:
+    def stub(
+        self,
+        name: str = "stub-ipam",
+        *,
+        prefix: str = "10.9.0",
+        size: int = 253,
+        routes: Sequence[Mapping[str, str]] = (),
+    ) -> StubPlugin:
         """Install an IPAM plugin that leases addresses, records its calls and fails on demand."""
         from .stub import StubPlugin
 
-        return StubPlugin(self, name, prefix=prefix, size=size)
+        return StubPlugin(self, name, prefix=prefix, size=size, routes=routes)
 
     def state(self, *sysctls: str, rules: bool = True) -> State:
         """Everything plugins change on this host and in its containers.

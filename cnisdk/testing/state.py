@@ -242,7 +242,9 @@ def _nft(place: str) -> Iterator[NftState]:
     for line in _run(place, "nft", "-s", "list", "ruleset").splitlines():
         text = line.strip()
         if text.endswith("{"):
-            where.append(text.removesuffix(" {"))
+            text = text.removesuffix(" {")
+            yield NftState(place, " ".join(where), text)
+            where.append(text)
         elif text == "}":
             where.pop()
         elif text:

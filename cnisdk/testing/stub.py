@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ HOME = Path("/run/cnisdk-testing")
 """Where stubs live on their host; its ``bin`` belongs in ``CNI_PATH``."""
 
 # Leases are directories, which mkdir(1) makes or refuses in one step; the owner is written into it before the answer.
-_SCRIPT = r"""#!/bin/sh
+SCRIPT = r"""#!/bin/sh
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 cd '@HOME@' || exit 70
 config=$(cat)
@@ -48,11 +48,11 @@ ADD)
         [ $n -gt @LAST@ ] && fail 11 "no address is left"
     done
     echo "$me" >"leases/@PREFIX@.$n/owner"
-    address=@PREFIX@.$n/24 gateway=@PREFIX@.1
+    address=@PREFIX@.$n/24 gateway=@PREFIX@.1 routes='"routes": [@ROUTES@]'
+    case $version in 0.*) family='"version": "4", ' ;; *) family= ;; esac
     case $version in
-    '' | 0.1.* | 0.2.*) body="\"ip4\": {\"ip\": \"$address\", \"gateway\": \"$gateway\"}" ;;
-    0.*) body="\"ips\": [{\"version\": \"4\", \"address\": \"$address\", \"gateway\": \"$gateway\"}], \"dns\": {}" ;;
-    *) body="\"ips\": [{\"address\": \"$address\", \"gateway\": \"$gateway\"}]" ;;
+    '' | 0.1.* | 0.2.*) body="\"ip4\": {\"ip\": \"$address\", \"gateway\": \"$gateway\", $routes}" ;;
+    *) body="\"ips\": [{$family\"address\": \"$address\", \"gateway\": \"$gateway\"}], $routes" ;;
     esac
     printf '{"cniVersion": "%s", %s}\n' "${version:-0.1.0}" "$body"
     ;;
@@ -77,6 +77,7 @@ GC)
 esac
 exit 0
 """
+"""The program, with ``@HOME@``, ``@PREFIX@``, ``@LAST@`` and ``@ROUTES@`` to be filled in."""
 
 
 class Call(NamedTuple):
@@ -95,14 +96,24 @@ class StubPlugin:
         name: Its type, and the name of its executable in ``/run/cnisdk-testing/bin``.
         prefix: The first three numbers of the addresses it leases, ``.2`` first.
         size: How many addresses it has, at most 253.
+        routes: The routes it asks for, as results have them.
     """
 
-    def __init__(self, host: Sandbox, name: str = "stub-ipam", *, prefix: str = "10.9.0", size: int = 253) -> None:
+    def __init__(
+        self,
+        host: Sandbox,
+        name: str = "stub-ipam",
+        *,
+        prefix: str = "10.9.0",
+        size: int = 253,
+        routes: Sequence[Mapping[str, str]] = (),
+    ) -> None:
         self.host = host
         self.name = name
         self.directory = HOME / name
-        text = _SCRIPT.replace("@HOME@", str(self.directory))
+        text = SCRIPT.replace("@HOME@", str(self.directory))
         text = text.replace("@PREFIX@", prefix).replace("@LAST@", str(size + 1))
+        text = text.replace("@ROUTES@", ", ".join(json.dumps(dict(each)) for each in routes))
         host.call(_install, name, text)
 
     @property

@@ -1,0 +1,140 @@
+"""``cnisdk conform``: judge CNI plugins in any language by the specification, without root."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CNIError, InvalidConfigError
+
+if TYPE_CHECKING:
+    from ..testing.conformance.case import Case
+    from ..testing.conformance.report import Report
+    from ..testing.conformance.runner import Outcome
+    from ..testing.conformance.subject import Subject
+
+Advance = Callable[["Case | None"], None]
+
+
+def register(subparsers: Any) -> None:
+    """Add the parser."""
+    parser = subparsers.add_parser(
+        "conform",
+        help="test any plugin executable against the specification",
+        description="Judge plugins by a catalogue of cases, each keyed to a sentence of the CNI specification. "
+        "Each case runs on a throw-away host of its own; root is not needed, and the host's network is not touched.",
+        epilog="exit status: 0 no case at the --fail-on level or above failed; 1 one did; 2 wrong use; "
+        "3 the suite itself could not finish a case",
+        allow_abbrev=False,
+    )
+    parser.add_argument("plugin", nargs="*", metavar="PLUGIN", help="executable of a plugin")
+    parser.add_argument("--conf", metavar="FILE", help="its network configuration (JSON); well-known plugins have one")
+    parser.add_argument(
+        "--ipam", metavar="DIR", action="append", default=[], help="directory with plugins it delegates to (repeatable)"
+    )
+    parser.add_argument(
+        "--kind", choices=["interface", "chained", "ipam"], help="what it does; found out by asking when not given"
+    )
+    parser.add_argument("--ifname", default="", help="CNI_IFNAME of the requests (default: eth0)")
+    parser.add_argument("--setup", metavar="COMMANDS", help="shell commands that prepare each host")
+    parser.add_argument(
+        "--only", metavar="PATTERN", action="append", default=[], help="only cases of this name; * and ? (repeatable)"
+    )
+    parser.add_argument("--list", action="store_true", help="list the cases, and do nothing")
+    parser.add_argument("--fail-on", choices=["must", "should", "opinion"], default="must", help="default: must")
+    parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--junit", metavar="FILE", help="write JUnit XML")
+    parser.add_argument("--html", metavar="FILE", help="write a web page with the matrix")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Judge, report, and tell by the status how it went."""
+    from ..testing.conformance.case import Kind, Level
+    from ..testing.conformance.catalogue import select
+    from ..testing.conformance.runner import exit_status
+    from ..testing.conformance.subject import identify
+    from ..testing.sandbox import SandboxUnavailable
+
+    kind = Kind(args.kind) if args.kind else None
+    if args.list:
+        for case in select(kind, args.only):
+            kinds = "/".join(sorted(map(str, case.kinds)))
+            print(f"{case.id:46} {case.level!s:8} {kinds}\n    {case.section}: {case.says}")
+        return 0
+    if not args.plugin:
+        print("cnisdk conform: name the executable of a plugin, or ask for --list", file=sys.stderr)
+        return 2
+    if args.only and not select(None, args.only):
+        print(f"cnisdk conform: no case is named {', '.join(args.only)}; see --list", file=sys.stderr)
+        return 2
+    conf = _read_conf(args.conf) if args.conf else None
+    reports: list[Report] = []
+    try:
+        for path in args.plugin:
+            subject = identify(path, conf=conf, kind=kind, search=args.ipam, ifname=args.ifname, setup=args.setup)
+            reports.append(_judge(subject, select(subject.kind, args.only)))
+    except SandboxUnavailable as unavailable:
+        raise CNIError(str(unavailable), code=999) from unavailable
+    finally:
+        _write(args, reports)
+    level = {"must": Level.MUST, "should": Level.SHOULD, "opinion": Level.OPINION}[args.fail_on]
+    return max(exit_status(report.outcomes, level) for report in reports)
+
+
+def _judge(subject: Subject, cases: Sequence[Case]) -> Report:
+    from ..testing.conformance.report import Report, as_text
+    from ..testing.conformance.runner import judge
+
+    outcomes: list[Outcome] = []
+    with _progress(f"{subject.name} ({subject.kind})", cases) as advance:
+        for outcome in judge(subject, cases):
+            outcomes.append(outcome)
+            advance(outcome.case)
+    report = Report(subject, outcomes)
+    print(as_text(report), flush=True)
+    return report
+
+
+@contextmanager
+def _progress(title: str, cases: Sequence[Case]) -> Iterator[Advance]:
+    """A bar on a terminal, if the extra ``cli`` is installed; nothing otherwise."""
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        try:
+            from rich.console import Console
+            from rich.progress import Progress
+        except ImportError:
+            pass
+        else:
+            with Progress(console=Console(stderr=True), transient=True) as progress:
+                task = progress.add_task(title, total=len(cases))
+                yield lambda case: progress.update(task, advance=1, description=f"{title} {case.id if case else ''}")
+            return
+    yield lambda case: None
+
+
+def _read_conf(path: str) -> dict[str, Any]:
+    try:
+        document = json.loads(Path(path).read_text())
+    except OSError as exc:
+        raise InvalidConfigError(f"cannot read {path}: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise InvalidConfigError(f"{path} is not JSON: {exc}") from exc
+    if not isinstance(document, dict) or "plugins" in document:
+        raise InvalidConfigError(
+            f"{path} must hold the configuration of one plugin, an object", details="not of a list"
+        )
+    return document
+
+
+def _write(args: argparse.Namespace, reports: Sequence[Report]) -> None:
+    from ..testing.conformance.report import as_html, as_json, as_junit
+
+    for path, render in ((args.json, as_json), (args.junit, as_junit), (args.html, as_html)):
+        if path:
+            Path(path).write_text(render(reports), encoding="utf-8")

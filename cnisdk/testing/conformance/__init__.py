@@ -1,0 +1,23 @@
+"""A black-box suite for CNI plugins in any language: cases keyed to the specification, run in throw-away hosts."""
+
+from typing import TYPE_CHECKING
+
+from ..._lazy import exports
+
+if TYPE_CHECKING:
+    from .bench import Bench as Bench
+    from .case import Broken as Broken, Case as Case, Kind as Kind, Level as Level, NotApplicable as NotApplicable
+    from .catalogue import CASES as CASES, select as select
+    from .runner import Outcome as Outcome, Verdict as Verdict, judge as judge
+    from .subject import Subject as Subject
+
+__getattr__ = exports(
+    __name__,
+    {
+        ".bench": "Bench",
+        ".case": "Broken Case Kind Level NotApplicable",
+        ".catalogue": "CASES select",
+        ".runner": "Outcome Verdict judge",
+        ".subject": "Subject",
+    },
+)

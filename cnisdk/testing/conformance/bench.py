@@ -1,0 +1,422 @@
+"""A host with the plugin under judgement on it, and the words cases are written in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...spec.convert import parse_result, upgrade
+from ...spec.result import Result
+from ..hosts import Container, Host
+from ..running import SYSTEM_PATH
+from ..state import State
+from ..stub import HOME, StubPlugin
+from .case import Broken, Kind, NotApplicable
+from .subject import STUB, Subject
+
+_TIMEOUT = 30.0
+_SETTLING = 1.0
+TEMPORARY = "/run/cnisdk-testing/tmp"
+
+
+class Answer(NamedTuple):
+    """What the plugin did with one request.
+
+    Attributes:
+        verb: What was asked.
+        status: Exit status; negative for the signal that ended it.
+        stdout: What it printed.
+        stderr: What it said beside.
+        left: Processes it left behind.
+        timed_out: It was killed after half a minute.
+    """
+
+    verb: str
+    status: int
+    stdout: bytes
+    stderr: bytes
+    left: tuple[int, ...] = ()
+    timed_out: bool = False
+
+    def try_document(self) -> Any:
+        """What it printed, parsed; None when that is nothing, or not JSON."""
+        try:
+            return json.loads(self.stdout)
+        except ValueError:
+            return None
+
+    @property
+    def code(self) -> int | None:
+        """The code of the error object; None when there is none."""
+        document = self.try_document()
+        code = document.get("code") if isinstance(document, dict) else None
+        return code if type(code) is int else None
+
+    @property
+    def told(self) -> str:
+        """What the error says."""
+        document = self.try_document()
+        if not isinstance(document, dict):
+            return ""
+        return f"{document.get('msg', '')} {document.get('details', '')}".strip()
+
+    def show(self) -> str:
+        """Itself in a line."""
+        if self.timed_out:
+            return f"{self.verb} did not end within {_TIMEOUT:.0f} seconds"
+        how = f"exit status {self.status}" if self.status >= 0 else signal.Signals(-self.status).name
+        said = b" ".join(self.stdout.split()).decode(errors="replace")
+        return f"{self.verb}: {how}, stdout {_cut(said) or 'empty'}"
+
+    def must_succeed(self, why: str = "success") -> Answer:
+        """Raise :class:`Broken` unless it did."""
+        if self.status != 0:
+            stderr = _cut(b" ".join(self.stderr.split()).decode(errors="replace"), 200)
+            raise Broken(f"{self.verb}: {why}", self.show() + (f", stderr {stderr}" if stderr else ""))
+        return self
+
+    def must_fail(self, why: str = "an error") -> Answer:
+        """Raise :class:`Broken` unless it reported an error by its exit status."""
+        if self.status <= 0:
+            raise Broken(f"{self.verb}: {why}", self.show())
+        return self
+
+
+def _cut(text: str, limit: int = 300) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+class Bench:
+    """The host and the plugin of one case.
+
+    Attributes:
+        host: A fresh host.
+        subject: The plugin.
+        script: Shell commands that do what the case did so far.
+        results: The result of each attachment: what is sent as ``prevResult``.
+        containers: The containers by name.
+    """
+
+    def __init__(self, host: Host, subject: Subject) -> None:
+        self.host = host
+        self.subject = subject
+        self.script: list[str] = []
+        self.results: dict[tuple[str, str], Any] = {}
+        self.containers: dict[str, Container] = {}
+        self._numbers: dict[str, int] = {}
+
+    def prepare(self) -> None:
+        """Make the host ready."""
+        self.shell(f"mkdir -p {TEMPORARY}")
+        self.shell(self.subject.setup)
+        if self.subject.delegates:
+            self.stub  # noqa: B018 - installs it
+
+    @cached_property
+    def stub(self) -> StubPlugin:
+        """The IPAM plugin the configuration delegates to.
+
+        Raises:
+            NotApplicable: It delegates to none of ours.
+        """
+        if not self.subject.delegates:
+            raise NotApplicable("it leases no addresses from the suite's IPAM plugin")
+        return self.host.stub(STUB, routes=[{"dst": "10.99.0.0/16", "gw": "10.9.0.1"}])
+
+    def shell(self, command: str, netns: str = "") -> str:
+        """Run a shell command on the host, or in a container; it goes into the script."""
+        inside = ["ip", "netns", "exec", netns] if netns else []
+        self.script.append(shlex.join([*inside, "sh", "-c", command]) if netns else command)
+        return self.host.run([*inside, "sh", "-euc", command]).stdout
+
+    def container(self, name: str = "c1") -> Container:
+        """Make a container; for a chained plugin, one with an interface as the plugin before would have left it."""
+        self.script.append(f"ip netns add {name}")
+        container = self.containers[name] = self.host.container(name)
+        self._numbers.setdefault(name, len(self._numbers) + 1)
+        if self.subject.kind is Kind.CHAINED:
+            self.attach(container, self.subject.ifname)
+        return container
+
+    def attach(self, container: Container, ifname: str) -> None:
+        """Give a container an interface with an address, and remember the result that describes it."""
+        number = len(self.results) + self._numbers[container.id] + 1
+        host_end, address = f"h{number}{ifname}"[:15], f"10.24.0.{number + 1}"
+        mac = f"02:00:00:00:01:{number:02x}"
+        self.shell(
+            f"ip link add {host_end} type veth peer name {ifname} address {mac} netns {container.name} && "
+            f"ip link set {host_end} up && ip route add {address}/32 dev {host_end}"
+        )
+        first = not any(name == container.id for name, _ in self.results)
+        self.shell(
+            f"ip addr add {address}/24 dev {ifname} && ip link set {ifname} up"
+            + (" && ip route add 10.99.0.0/16 via 10.24.0.1" if first else ""),
+            container.name,
+        )
+        self.results[container.id, ifname] = {
+            "cniVersion": self.subject.version,
+            "interfaces": [{"name": host_end}, {"name": ifname, "mac": mac, "sandbox": container.netns}],
+            "ips": [{"address": f"{address}/24", "gateway": "10.24.0.1", "interface": 1}],
+            "routes": [{"dst": "10.99.0.0/16", "gw": "10.24.0.1"}] if first else [],
+            "dns": {"nameservers": ["10.24.0.1"]},
+        }
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def document(self, container: Container | None = None, ifname: str = "", **keys: Any) -> dict[str, Any]:
+        """The configuration of a request; None as a key's value takes it out."""
+        conf = self.subject.document(self._numbers.get(container.id, 1) if container else 1)
+        known = self.results.get((container.id, ifname or self.subject.ifname)) if container else None
+        if known is not None:
+            conf["prevResult"] = self.in_version(known, conf["cniVersion"])
+        return {key: value for key, value in {**conf, **keys}.items() if value is not None}
+
+    def in_version(self, result: Any, version: str) -> Any:
+        """A result in the words of a version: before 1.0.0, addresses tell their family."""
+        if version.startswith("1."):
+            return {**result, "cniVersion": version}
+        result = json.loads(json.dumps(result))
+        for each in result.get("ips", []):
+            each.setdefault("version", "6" if ":" in each["address"] else "4")
+        return {**result, "cniVersion": version}
+
+    def environ(self, verb: str, container: Container | str | None = None, ifname: str = "") -> dict[str, str]:
+        """The environment of a request; a container may be given by its name alone, when it is not there."""
+        environ = {
+            "PATH": SYSTEM_PATH,
+            "TMPDIR": TEMPORARY,
+            "CNI_COMMAND": verb,
+            "CNI_PATH": ":".join([str(HOME / "bin"), *self.subject.search]),
+        }
+        if container is not None:
+            name = container if isinstance(container, str) else container.id
+            environ["CNI_CONTAINERID"] = name
+            environ["CNI_NETNS"] = f"/run/netns/{name}" if isinstance(container, str) else container.netns
+            environ["CNI_IFNAME"] = ifname or self.subject.ifname
+        return environ
+
+    def request(
+        self,
+        verb: str,
+        container: Container | None = None,
+        ifname: str = "",
+        *,
+        environ: Mapping[str, str | None] | None = None,
+        stdin: bytes | None = None,
+        limits: Sequence[tuple[int, int]] = (),
+        **keys: Any,
+    ) -> Answer:
+        """Run one request to its end.
+
+        Args:
+            verb: ``CNI_COMMAND``.
+            container: Whom it is about.
+            ifname: ``CNI_IFNAME``; empty means the usual one.
+            environ: Other values for variables; None takes one out.
+            stdin: What to send instead of the configuration.
+            limits: Resource limits to run it under.
+            **keys: Keys of the configuration; None takes one out. After an ADD, ``prevResult`` is there by itself.
+        """
+        data = stdin if stdin is not None else json.dumps(self.document(container, ifname, **keys)).encode()
+        process = self.start(verb, container, ifname, environ=environ, data=data, limits=limits)
+        try:
+            stdout, stderr = process.communicate(data, timeout=_TIMEOUT)
+            timed_out = False
+        except subprocess.TimeoutExpired:
+            _kill_session(process.pid)
+            stdout, stderr = process.communicate()
+            timed_out = True
+        left = tuple(_session(process.pid))
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        answer = Answer(verb, process.returncode, stdout, stderr, left, timed_out)
+        if verb == "ADD" and answer.status == 0 and container is not None:
+            result = answer.try_document()
+            if isinstance(result, dict):
+                self.results[container.id, ifname or self.subject.ifname] = result
+        if verb == "DEL" and answer.status == 0 and container is not None and self.subject.kind is not Kind.CHAINED:
+            self.results.pop((container.id, ifname or self.subject.ifname), None)
+        return answer
+
+    def start(
+        self,
+        verb: str,
+        container: Container | None = None,
+        ifname: str = "",
+        *,
+        environ: Mapping[str, str | None] | None = None,
+        data: bytes = b"",
+        limits: Sequence[tuple[int, int]] = (),
+        **options: Any,
+    ) -> subprocess.Popen[Any]:
+        """Start one request, in a session of its own; the script gets its command line with ``data`` as stdin."""
+        wanted: dict[str, str | None] = {**self.environ(verb, container, ifname), **(environ or {})}
+        variables = {key: value for key, value in wanted.items() if value is not None}
+        words = [f"{key}={shlex.quote(value)}" for key, value in variables.items()]
+        shown = data.decode(errors="replace")
+        if len(shown) > 2000:
+            shown = f"…{len(data)} bytes…"
+        self.script.append(f"env -i {' '.join(words)} {shlex.quote(self.subject.path)} <<'END'\n{shown}\nEND")
+        argv: list[str] = [self.subject.path]
+        if limits:
+            argv = ["prlimit", *(f"--{_LIMITS[which]}={value}" for which, value in limits), *argv]
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return self.host.popen(argv, env=variables, text=False, start_new_session=True, **{**pipes, **options})
+
+    # -- whole verbs ---------------------------------------------------------------------------------------------------
+
+    def add(self, container: Container, ifname: str = "", **keys: Any) -> Result:
+        """Attach a container, which must work, and return the result in the current shape."""
+        answer = self.request("ADD", container, ifname, **keys).must_succeed()
+        version = str(keys.get("cniVersion", self.subject.version))
+        return self.parse(answer, version)
+
+    def parse(self, answer: Answer, version: str) -> Result:
+        """The result in the current shape."""
+        try:
+            return upgrade(parse_result(answer.stdout, version))
+        except Exception as exc:
+            raise Broken("a result as the specification describes it", f"{exc} in {answer.show()}") from exc
+
+    def delete(self, container: Container, ifname: str = "", **keys: Any) -> Answer:
+        """Detach a container, which must work."""
+        return self.request("DEL", container, ifname, **keys).must_succeed()
+
+    def check(self, container: Container, ifname: str = "", **keys: Any) -> Answer:
+        """CHECK an attachment."""
+        self.need("0.4.0")
+        return self.request("CHECK", container, ifname, **keys)
+
+    def need(self, version: str) -> None:
+        """Skip the case unless the plugin claims a version as new as this."""
+        if _number(self.subject.version) < _number(version):
+            raise NotApplicable(f"it claims no version from {version} on")
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """The state of the host and its containers."""
+        return self.host.state()
+
+    def footprint(self) -> frozenset[str]:
+        """What there is that somebody must have made, without what changes by itself, such as a bridge's MAC."""
+        state = self.state()
+        found = {f"link {each.place or 'host'}:{each.name}" for each in state.links}
+        found |= {
+            f"address {each.place or 'host'}:{each.link} {each.address}"
+            for each in state.addresses
+            if each.link != "lo" or each.address not in ("127.0.0.1/8", "::1/128")  # the kernel's own
+        }
+        found |= {f"route {each.place or 'host'}: {each.dst} {each.link}" for each in state.routes}
+        found |= {f"rule {each.place or 'host'}: {each.rule}" for each in state.rules}
+        # Tables stay empty behind those who looked for something in them.
+        found |= {f"nft {each.place or 'host'}: {each.chain}: {each.line}" for each in state.nft if each.chain}
+        found |= {f"lease {each.network}: {each.address} of {each.container_id}" for each in state.leases}
+        # A file counts when it tells of an attachment: caches and indexes for all of them are nobody's leak.
+        told = re.compile(rb"(?<![A-Za-z0-9])(%s)(?![A-Za-z0-9])" % b"|".join(map(str.encode, self.containers)))
+        for path, content in self.read_host_files().items() if self.containers else ():
+            if not path.startswith(TEMPORARY) and (told.search(path.encode()) or told.search(content)):
+                found.add(f"file {path}")
+        found |= {f"temporary file {name}" for name in self.host.call(os.listdir, TEMPORARY)}
+        if self.subject.delegates:
+            found |= {f"lease {address} of {owner}" for address, owner in self.stub.leases.items()}
+        return frozenset(found)
+
+    def warm(self) -> frozenset[str]:
+        """Attach and detach once, so that what is made once for all is there; return the footprint of that."""
+        container = self.container("warm")
+        self.add(container)
+        self.delete(container)
+        return self.footprint()
+
+    @contextmanager
+    def leaving_nothing(self, what: str, before: frozenset[str] | None = None) -> Iterator[None]:
+        """The block leaves nothing behind that was not there before it."""
+        known = self.footprint() if before is None else before
+        yield
+        # The kernel takes its time to remove what was in a namespace that is gone.
+        if not until(lambda: self.footprint() <= known, _SETTLING):
+            raise Broken(f"nothing left {what}", listed(self.footprint() - known))
+
+    @contextmanager
+    def changing_nothing(self, what: str) -> Iterator[None]:
+        """The block changes nothing at all."""
+        before = self.footprint()
+        yield
+        after = self.footprint()
+        if before != after:
+            changes = [f"- {item}" for item in before - after] + [f"+ {item}" for item in after - before]
+            raise Broken(f"nothing changed {what}", listed(changes))
+
+    def read_host_files(self) -> dict[str, bytes]:
+        """The content of every file below ``/run``, ``/var/lib`` and the temporary directory, stubs apart."""
+        return self.host.call(_read_files)
+
+
+_LIMITS = {resource.RLIMIT_NOFILE: "nofile", resource.RLIMIT_FSIZE: "fsize"}
+
+
+def listed(items: Any) -> str:
+    """Some of the items, for a message."""
+    ordered = sorted(items)
+    return "; ".join(ordered[:6]) + (f"; and {len(ordered) - 6} more" if len(ordered) > 6 else "")
+
+
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait for a condition."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def _session(leader: int) -> Iterator[int]:
+    """The living processes of a session."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == leader and fields[0] not in "ZX":
+                yield int(entry)
+
+
+def _kill_session(leader: int) -> None:
+    for pid in list(_session(leader)):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _read_files() -> dict[str, bytes]:
+    found = {}
+    for top in ("/run", "/var/lib", "/etc/cni"):
+        for directory, subdirectories, names in os.walk(top):
+            if directory == "/run":
+                subdirectories[:] = [name for name in subdirectories if name != "netns"]
+            if directory == str(HOME):
+                subdirectories[:] = ["tmp"]
+            for name in names:
+                path = Path(directory, name)
+                if path.is_file():
+                    found[str(path)] = path.read_bytes()
+    return found

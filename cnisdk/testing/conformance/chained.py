@@ -1,0 +1,88 @@
+"""Plugins that come after others in a list (spec §2 "ADD", §3): they get the result so far as prevResult."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .bench import Bench
+from .case import CHAINED, Broken, Chapter, Level
+
+chapter = Chapter()
+case = chapter.case
+
+MUST, SHOULD, OPINION = Level.MUST, Level.SHOULD, Level.OPINION
+
+_FOREIGN: dict[str, Any] = {
+    "interfaces": [{"name": "foreign0", "mac": "02:00:00:00:0f:01", "sandbox": "/run/netns/foreign"}],
+    "ips": [{"address": "192.0.2.7/24"}],
+    "routes": [{"dst": "198.51.100.0/24", "gw": "192.0.2.1"}],
+    "dns": {"nameservers": ["192.0.2.53"], "search": ["example.org"], "options": ["ndots:5"]},
+}
+
+
+@case(
+    MUST,
+    '§2 "ADD"',
+    "If the plugin was provided a prevResult as part of its input configuration, it MUST handle prevResult by either "
+    "passing it through, or modifying it appropriately.",
+    means="The runtime does not learn the container's addresses: no pod IP, no published ports.",
+    kinds=CHAINED,
+)
+def prev_result_is_passed_through(bench: Bench) -> None:
+    container = bench.container()
+    conf = bench.document(container)
+    before: dict[str, Any] = conf["prevResult"]
+    answer = bench.request("ADD", container).must_succeed()
+    after = answer.try_document()
+    if not isinstance(after, dict):
+        raise Broken("a result on stdout", answer.show())
+    for key in ("interfaces", "ips", "routes", "dns"):
+        if before.get(key) and not after.get(key):
+            raise Broken(f"{key} of prevResult in the result", answer.show())
+    told = [each.get("name") for each in after["interfaces"]]
+    for each in before["interfaces"]:
+        if each["name"] not in told:
+            raise Broken(f"the interface {each['name']} of prevResult in the result", answer.show())
+    addresses = [each.get("address") for each in after["ips"]]
+    for each in before["ips"]:
+        if each["address"] not in addresses:
+            raise Broken(f"the address {each['address']} of prevResult in the result", answer.show())
+
+
+@case(
+    MUST,
+    '§2 "ADD"',
+    "it MUST handle prevResult by either passing it through, or modifying it appropriately",
+    means="Routes or name servers of the plugins before get lost on the way to the runtime.",
+    kinds=CHAINED,
+)
+def every_part_of_prev_result_survives(bench: Bench) -> None:
+    container = bench.container()
+    known = bench.document(container)["prevResult"]
+    shift = len(known["interfaces"])
+    together = {
+        **known,
+        "interfaces": [*known["interfaces"], *_FOREIGN["interfaces"]],
+        "ips": [*known["ips"], *({**each, "interface": shift} for each in _FOREIGN["ips"])],
+        "routes": [*known.get("routes", []), *_FOREIGN["routes"]],
+        "dns": _FOREIGN["dns"],
+    }
+    together = bench.in_version(together, bench.subject.version)
+    answer = bench.request("ADD", container, prevResult=together).must_succeed()
+    after = answer.try_document() or {}
+    for key in ("routes", "dns"):
+        if after.get(key) != together[key]:
+            raise Broken(f"{key} {together[key]} of prevResult in the result", str(after.get(key)))
+
+
+@case(
+    OPINION,
+    '§2 "ADD"',
+    "A chained plugin cannot work without the result of the plugins before it; it should say so, with code 7.",
+    means="A list with the plugins in the wrong order seems to work.",
+    kinds=CHAINED,
+)
+def add_without_prev_result(bench: Bench) -> None:
+    answer = bench.request("ADD", bench.container(), prevResult=None).must_fail("an error without prevResult")
+    if answer.code is None:
+        raise Broken("an error object on stdout", answer.show())

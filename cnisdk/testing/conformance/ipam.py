@@ -1,0 +1,150 @@
+"""Plugins that lease addresses (spec §4, §5 "Delegated plugins (IPAM)")."""
+
+from __future__ import annotations
+
+from ...spec.addresses import IPInterface
+from .bench import Bench
+from .case import IPAM, Broken, Chapter, Level, NotApplicable
+
+chapter = Chapter()
+case = chapter.case
+
+MUST, SHOULD, OPINION = Level.MUST, Level.SHOULD, Level.OPINION
+
+_MANY = 70
+
+
+def _first(bench: Bench, name: str) -> IPInterface:
+    result = bench.add(bench.container(name))
+    if not result.ips:
+        raise Broken("at least one address", "none")
+    return result.ips[0].address
+
+
+def _keeps_account(bench: Bench) -> tuple[IPInterface, IPInterface]:
+    first, second = _first(bench, "c1"), _first(bench, "c2")
+    if first == second:
+        raise NotApplicable("it keeps no account of its addresses")
+    return first, second
+
+
+@case(
+    SHOULD,
+    '§2 "CHECK"',
+    "The plugin should return an error if other resources not tracked in the Result type [...] are missing: [...] IP "
+    "reservations",
+    means="Two containers get the same address, unnoticed.",
+    kinds=IPAM,
+)
+def check_notices_a_missing_lease(bench: Bench) -> None:
+    bench.need("0.4.0")
+    _keeps_account(bench)
+    container = bench.container("c3")
+    bench.add(container)
+    known = bench.results[container.id, bench.subject.ifname]
+    bench.check(container).must_succeed("success while the address is leased")
+    bench.delete(container)
+    bench.check(container, prevResult=known).must_fail("an error, since the address is not leased any more")
+
+
+@case(
+    SHOULD,
+    '§2 "CHECK"',
+    "The plugin must consult the prevResult to determine the expected interfaces and addresses.",
+    means="After state was lost and addresses were handed out anew, two containers share one, unnoticed.",
+    kinds=IPAM,
+)
+def check_compares_the_address(bench: Bench) -> None:
+    bench.need("0.4.0")
+    _, foreign = _keeps_account(bench)
+    container = bench.container("c3")
+    bench.add(container)
+    known = bench.results[container.id, bench.subject.ifname]
+    other = {**known, "ips": [{**known["ips"][0], "address": str(foreign)}]}
+    bench.check(container, prevResult=other).must_fail("an error, since the address in prevResult is another's")
+
+
+@case(
+    MUST,
+    '§2 "DEL"',
+    "Plugins MUST accept multiple DEL calls for the same (CNI_CONTAINERID, CNI_IFNAME) pair",
+    means="A DEL that comes late frees the address of another container, which is then given to a third.",
+    kinds=IPAM,
+)
+def a_second_del_frees_nothing_of_others(bench: Bench) -> None:
+    _keeps_account(bench)
+    first, last = bench.container("c3"), bench.container("c4")
+    bench.add(first)
+    known = bench.results[first.id, bench.subject.ifname]
+    bench.delete(first)
+    result = bench.add(last)
+    with bench.changing_nothing("by a second DEL"):
+        bench.request("DEL", first, prevResult=known).must_succeed()
+    bench.request("DEL", first, "other0", prevResult=known).must_succeed()
+    if bench.subject.version >= "0.4.0":
+        bench.check(last).must_succeed("success for another container after a second DEL")
+    fresh = bench.add(bench.container("c5"))
+    if fresh.ips[0].address == result.ips[0].address:
+        raise Broken("addresses of living containers kept", f"{fresh.ips[0].address} leased twice")
+
+
+def _exhaust(bench: Bench) -> int:
+    for number in range(_MANY):
+        answer = bench.request("ADD", bench.container(f"n{number}"))
+        if answer.status != 0:
+            if answer.code is None:
+                raise Broken("an error object when no address is left", answer.show())
+            return number
+        if number == 1:
+            first, second = (bench.results[f"n{each}", bench.subject.ifname] for each in (0, 1))
+            if first.get("ips") == second.get("ips"):
+                raise NotApplicable("it keeps no account of its addresses")
+    raise NotApplicable(f"it has more than {_MANY} addresses; configure a smaller pool")
+
+
+@case(
+    MUST,
+    '§2 "STATUS"',
+    "If the plugin knows that it is not able to service ADD requests, it must exit with a non-zero return code and "
+    "output an error on standard out.",
+    means="Pods are scheduled to a node on which none can start.",
+    kinds=IPAM,
+)
+def status_of_an_exhausted_pool(bench: Bench) -> None:
+    bench.need("1.1.0")
+    bench.request("STATUS").must_succeed("success while there are addresses")
+    taken = _exhaust(bench)
+    answer = bench.request("STATUS").must_fail(f"an error, since all {taken} addresses are taken and ADD fails")
+    if answer.code not in (50, 51):
+        raise Broken("code 50 or 51", answer.show())
+
+
+@case(
+    OPINION,
+    '§5 "Error"',
+    "11: Try again later. If the plugin detects some transient condition that should clear up, it can use this code.",
+    means="The runtime gives up, instead of waiting for an address to be freed.",
+    kinds=IPAM,
+)
+def an_exhausted_pool_has_code_11(bench: Bench) -> None:
+    taken = _exhaust(bench)
+    answer = bench.request("ADD", bench.container("last"))
+    if answer.code != 11:
+        raise Broken(f"code 11, since all {taken} addresses are taken", answer.show())
+
+
+@case(
+    MUST,
+    '§2 "DEL"',
+    "A plugin [...] should release all resources held by the supplied containerid in the configured network.",
+    means="The pool shrinks with every container that comes and goes, until no container starts.",
+    kinds=IPAM,
+)
+def addresses_are_used_again(bench: Bench) -> None:
+    taken = _exhaust(bench)
+    for number in range(0, taken, 3):
+        bench.request("DEL", None, environ=dict(bench.environ("DEL", f"n{number}"))).must_succeed()
+    for number in range(0, taken, 3):
+        bench.request("ADD", None, environ=dict(bench.environ("ADD", f"n{number}"))).must_succeed(
+            "success, since an address was freed"
+        )

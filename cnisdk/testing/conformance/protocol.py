@@ -1,0 +1,374 @@
+"""Parameters, versions, output and errors (spec §2 "Parameters", §5)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .bench import Answer, Bench
+from .case import INTERFACE, IPAM, Broken, Chapter, Kind, Level
+
+chapter = Chapter()
+case = chapter.case
+
+MUST, SHOULD, OPINION = Level.MUST, Level.SHOULD, Level.OPINION
+
+_SAFE_VERBS = ("ADD", "DEL")
+
+
+@case(
+    MUST,
+    '§2 "VERSION"',
+    "The plugin should output via standard-out a JSON-serialized version result object: cniVersion, supportedVersions.",
+    means="Runtimes cannot learn what the plugin speaks; Podman drops a network whose plugin fails VERSION.",
+)
+def version_lists_what_it_supports(bench: Bench) -> None:
+    answer = bench.request("VERSION", stdin=b'{"cniVersion": "1.1.0"}').must_succeed()
+    document = _one_document(answer)
+    versions = document.get("supportedVersions") if isinstance(document, dict) else None
+    good = isinstance(versions, list) and versions and all(isinstance(each, str) for each in versions)
+    if not good or not isinstance(document.get("cniVersion"), str):
+        raise Broken("an object with cniVersion and a list supportedVersions", answer.show())
+
+
+@case(
+    MUST,
+    '§2 "VERSION"',
+    "Required environment parameters: CNI_COMMAND.",
+    means="Runtimes that ask with little in the environment (Podman, libcni) believe the plugin is broken.",
+)
+def version_needs_only_the_command(bench: Bench) -> None:
+    bare: dict[str, str | None] = {"CNI_PATH": None, "TMPDIR": None}
+    bench.request("VERSION", environ=bare, stdin=b"").must_succeed("success with nothing but CNI_COMMAND")
+    dummy = dict.fromkeys(("CNI_NETNS", "CNI_IFNAME", "CNI_PATH"), "dummy") | {"CNI_CONTAINERID": ""}
+    bench.request("VERSION", environ=dummy, stdin=b'{"cniVersion": "1.0.0"}').must_succeed("success with dummy values")
+
+
+@case(
+    MUST,
+    '§5 "ADD Success"',
+    "Plugins must output a JSON object [...] upon a successful ADD operation.",
+    means="The runtime cannot parse the result: the container does not start, though it has been attached.",
+)
+def success_prints_one_document(bench: Bench) -> None:
+    answer = bench.request("ADD", bench.container()).must_succeed()
+    if not isinstance(_one_document(answer), dict):
+        raise Broken("one JSON object on stdout", answer.show())
+
+
+@case(
+    OPINION,
+    '§2 "Execution protocol"',
+    "Only ADD and VERSION have a result; DEL, CHECK, GC and STATUS have nothing to say on stdout when they succeed.",
+    means="Today's runtimes ignore it; stricter ones may not.",
+)
+def other_verbs_print_nothing(bench: Bench) -> None:
+    container = bench.container()
+    bench.add(container)
+    for verb in ("CHECK", "DEL"):
+        answer = bench.request(verb, container)
+        if answer.status == 0 and answer.stdout.strip():
+            raise Broken(f"{verb}: nothing on stdout", answer.show())
+
+
+@case(
+    MUST,
+    '§2 "Execution protocol"',
+    "exit with a return code of 0 on success, and non-zero on failure",
+    means="The runtime takes a failure for a success: containers run without their network.",
+)
+def failure_has_a_non_zero_status(bench: Bench) -> None:
+    for stdin in (b"", b"{", b"[]", b'"text"'):
+        bench.request("ADD", bench.container(f"c{len(bench.script)}"), stdin=stdin).must_fail(
+            f"an error for the configuration {stdin.decode()!r}"
+        )
+
+
+@case(
+    MUST,
+    '§5 "Error"',
+    "Plugins should output a JSON object with the following keys if they encounter an error: cniVersion, code, msg, "
+    "details. (And nothing else: a runtime parses all of stdout.)",
+    means="The runtime shows a parse error in place of the plugin's reason, or nothing at all.",
+)
+def failure_prints_one_error_object(bench: Bench) -> None:
+    for answer in _failures(bench):
+        document = _one_document(answer.must_fail())
+        code = document.get("code") if isinstance(document, dict) else None
+        if type(code) is not int or not isinstance(document.get("msg"), str) or not document["msg"]:
+            raise Broken("an object with a numeric code and a text msg", answer.show())
+
+
+@case(
+    OPINION,
+    '§5 "Error"',
+    'cniVersion: The protocol version in use - "1.1.0". (The reference SDK never prints it, so nobody relies on it.)',
+    means="Nothing today.",
+)
+def error_objects_tell_the_version(bench: Bench) -> None:
+    for answer in _failures(bench):
+        document = answer.must_fail().try_document()
+        if isinstance(document, dict) and not isinstance(document.get("cniVersion"), str):
+            raise Broken("cniVersion in the error object", answer.show())
+
+
+@case(
+    MUST,
+    '§5 "Error"',
+    "4: Invalid necessary environment variables, like CNI_COMMAND, CNI_CONTAINERID, etc. "
+    "The error message must contain the names of invalid variables.",
+    means="A mistake of the runtime is taken for another failure, and is hard to find.",
+)
+def required_variables(bench: Bench) -> None:
+    container = bench.container()
+    required = {"ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), "DEL": ("CNI_CONTAINERID", "CNI_IFNAME")}
+    for verb, names in required.items():
+        for name in names:
+            for value in (None, ""):
+                answer = bench.request(verb, container, environ={name: value})
+                answer.must_fail(f"an error when {name} is {'missing' if value is None else 'empty'}")
+                if name not in answer.told:
+                    raise Broken(f"{verb}: an error that names {name}", answer.show())
+
+
+@case(
+    SHOULD,
+    '§5 "Error"',
+    "4: Invalid necessary environment variables",
+    means="Callers that act on the code cannot tell a wrong call from a broken network.",
+)
+def missing_variables_have_code_4(bench: Bench) -> None:
+    for name in ("CNI_CONTAINERID", "CNI_IFNAME"):
+        _must_have_code(bench.request("ADD", bench.container(f"c{len(bench.script)}"), environ={name: None}), 4)
+
+
+@case(
+    MUST,
+    '§2 "Parameters"',
+    "CNI_CONTAINERID [...] must not be empty. Must start with an alphanumeric character, optionally followed by any "
+    "combination of one or more alphanumeric characters, underscore (), dot (.) or hyphen (-).",
+    means="An ID from outside can name files elsewhere (CVE-2021-20206 was of this kind).",
+)
+def hostile_container_ids(bench: Bench) -> None:
+    container = bench.container()
+    for name in ("../../../etc", "a/b", "-rf", ".", "..", "a b", "a\nb", "a\r\nb", "é", "a;b", "$(id)"):
+        for verb in _SAFE_VERBS:
+            bench.request(verb, container, environ={"CNI_CONTAINERID": name}).must_fail(
+                f"an error for the container ID {name!r}"
+            )
+
+
+@case(
+    MUST,
+    '§2 "Parameters"',
+    'CNI_IFNAME [...] must not be empty, must not be "." or "..", must be less than 16 characters and must not contain '
+    "/ or : or any whitespace characters; if the plugin is unable to use this interface name it must return an error.",
+    means="The interface gets another name than the runtime was told, or names files elsewhere.",
+)
+def hostile_interface_names(bench: Bench) -> None:
+    container = bench.container()
+    for name in ("sixteenbyteslong", "é" * 8, "a/b", "../eth0", ".", "..", "a b", "a:b", "a\tb", "a\nb"):
+        bench.request("ADD", container, environ={"CNI_IFNAME": name}).must_fail(f"an error for the name {name!r}")
+
+
+@case(
+    SHOULD,
+    '§5 "Error"',
+    "4: Invalid necessary environment variables, like CNI_COMMAND",
+    means="A verb of a later specification seems to succeed without being carried out.",
+)
+def unknown_commands(bench: Bench) -> None:
+    container = bench.container()
+    for verb in ("NOPE", "add", "ADD "):
+        _must_have_code(bench.request(verb, container), 4)
+
+
+@case(
+    SHOULD,
+    '§5 "Error"',
+    "6: Failed to decode content. For example, failed to unmarshal network config from bytes",
+    means="Callers cannot tell a damaged file from a wrong value.",
+)
+def damaged_configuration_has_code_6(bench: Bench) -> None:
+    whole = json.dumps(bench.document())
+    for text in ("", "{", whole[:-1], whole + "x", "\0", "\xff"):
+        answer = bench.request("ADD", bench.container(f"c{len(bench.script)}"), stdin=text.encode("latin-1"))
+        _must_have_code(answer, 6)
+
+
+@case(
+    MUST,
+    '§1 "Configuration format"',
+    "name (string): Network name. [...] Must start with an alphanumeric character, optionally followed by any "
+    "combination of one or more alphanumeric characters, underscore, dot (.) or hyphen (-).",
+    means="The name becomes a path: state of one network ends up in another's directory, or anywhere.",
+)
+def hostile_network_names(bench: Bench) -> None:
+    container = bench.container()
+    for name in ("../../tmp/x", "a/b", "-x", "a b", "a\nb", "", None):
+        bench.request("ADD", container, name=name).must_fail(f"an error for the network name {name!r}")
+
+
+@case(
+    SHOULD,
+    '§5 "Error"',
+    "7: Invalid network config. If some validations on network configs do not pass, this error will be raised.",
+    means="Callers that act on the code cannot tell a wrong configuration from a broken network.",
+)
+def invalid_configuration_has_code_7(bench: Bench) -> None:
+    for name in (None, "../x"):
+        _must_have_code(bench.request("ADD", bench.container(f"c{len(bench.script)}"), name=name), 7)
+
+
+@case(
+    MUST,
+    '§5 "Error"',
+    "1: Incompatible CNI version",
+    means="A configuration of a later specification is half understood, instead of refused.",
+)
+def unsupported_version(bench: Bench) -> None:
+    for version in ("99.0.0", "0.0.1", "one"):
+        answer = bench.request("ADD", bench.container(f"c{len(bench.script)}"), cniVersion=version)
+        answer.must_fail(f"an error for cniVersion {version}")
+        if version != "one":
+            _must_have_code(answer, 1)
+
+
+@case(
+    MUST,
+    '§5 "ADD Success"',
+    "cniVersion: The same version supplied on input",
+    means="With a version the plugin claims, the runtime gets a result it cannot read.",
+)
+def every_version_it_claims(bench: Bench) -> None:
+    if not bench.subject.versions:
+        raise Broken("at least one known version in supportedVersions", "none")
+    for version in bench.subject.versions:
+        container = bench.container(f"c{version.replace('.', '-')}")
+        if bench.subject.kind is Kind.CHAINED and version < "0.3.0":
+            continue
+        answer = bench.request("ADD", container, **_versioned(bench, container, version)).must_succeed(
+            f"success with cniVersion {version}"
+        )
+        document = _one_document(answer)
+        if document.get("cniVersion") != version:
+            raise Broken(f"a result of cniVersion {version}", answer.show())
+        problem = _shape_problem(document, version)
+        if problem:
+            raise Broken(f"a result in the shape of {version}", f"{problem} in {answer.show()}")
+        bench.parse(answer, version)
+        bench.request("DEL", container, **_versioned(bench, container, version)).must_succeed(
+            f"success with cniVersion {version}"
+        )
+
+
+@case(
+    SHOULD,
+    '§1 "Configuration format"',
+    "args (dictionary, optional): additional arguments [...] should be ignored by plugins if not understood.",
+    means="Runtimes that pass labels or annotations cannot use the plugin.",
+)
+def unknown_arguments_are_ignored(bench: Bench) -> None:
+    container = bench.container()
+    runtime_config = {**bench.document().get("runtimeConfig", {}), "org.example.unknown": {"a": [1]}}
+    bench.request(
+        "ADD",
+        container,
+        environ={"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web"},
+        args={"org.example": {"labels": {"a": None}}},
+        runtimeConfig=runtime_config,
+    ).must_succeed("success with unknown args, runtimeConfig and CNI_ARGS")
+
+
+@case(
+    OPINION,
+    '§1 "Configuration format"',
+    "Plugins may define additional fields that they accept and may generate an error if called with unknown fields. "
+    "(Every runtime leaves keys in that plugins do not know: capabilities, cniVersions, keys of other versions.)",
+    means="A configuration that other plugins accept does not work with this one.",
+)
+def unknown_keys_are_ignored(bench: Bench) -> None:
+    keys: dict[str, Any] = {"org.example/unknown": {"deep": [None]}, "disableCheck": True, "cniVersions": ["1.0.0"]}
+    bench.request("ADD", bench.container(), **keys).must_succeed("success with unknown keys")
+
+
+@case(
+    MUST,
+    '§5 "Delegated plugins (IPAM)"',
+    "Delegated plugins may omit irrelevant sections. Delegated IPAM plugins must return an abbreviated Success object. "
+    "Specifically, it is missing the interfaces array, as well as the interface entry in ips.",
+    means="The plugin that delegated puts addresses on the wrong interface.",
+    kinds=IPAM,
+)
+def ipam_result_is_abbreviated(bench: Bench) -> None:
+    answer = bench.request("ADD", bench.container()).must_succeed()
+    document = _one_document(answer)
+    if document.get("interfaces") or any("interface" in each for each in document.get("ips", [])):
+        raise Broken("a result without interfaces", answer.show())
+    if not document.get("ips"):
+        raise Broken("a result with addresses", answer.show())
+
+
+@case(
+    MUST,
+    '§2 "ADD"',
+    "Input: The runtime will provide a JSON-serialized plugin configuration object as standard in.",
+    means="A file that is not a namespace is taken for one: the host's own network is changed.",
+    kinds=INTERFACE,
+)
+def netns_is_no_namespace(bench: Bench) -> None:
+    bench.warm()
+    container = bench.container()
+    bench.shell("echo text >/run/plain-file")
+    with bench.changing_nothing("by an ADD that cannot work"):
+        for path in ("/run/plain-file", "/run/absent", "/run", "/proc/self/ns/uts"):
+            answer = bench.request("ADD", container, environ={"CNI_NETNS": path})
+            answer.must_fail(f"an error for CNI_NETNS={path}")
+
+
+def _failures(bench: Bench) -> list[Answer]:
+    container = bench.container()
+    return [
+        bench.request("ADD", container, environ={"CNI_IFNAME": "a/b"}),
+        bench.request("ADD", container, stdin=b"{"),
+        bench.request("ADD", container, cniVersion="99.0.0"),
+        bench.request("DEL", container, environ={"CNI_CONTAINERID": "../x"}),
+    ]
+
+
+def _one_document(answer: Answer) -> Any:
+    try:
+        return json.loads(answer.stdout)
+    except ValueError as exc:
+        raise Broken("exactly one JSON document on stdout", answer.show()) from exc
+
+
+def _must_have_code(answer: Answer, code: int) -> None:
+    answer.must_fail(f"an error with code {code}")
+    if answer.code != code:
+        raise Broken(f"{answer.verb}: an error with code {code}", answer.show())
+
+
+def _versioned(bench: Bench, container: Any, version: str) -> dict[str, Any]:
+    keys: dict[str, Any] = {"cniVersion": version}
+    known = bench.results.get((container.id, bench.subject.ifname))
+    if bench.subject.kind is Kind.CHAINED and known is not None:
+        keys["prevResult"] = bench.in_version(known, version)
+    elif version < "0.4.0":
+        keys["prevResult"] = None
+    return keys
+
+
+def _shape_problem(document: dict[str, Any], version: str) -> str:
+    if version < "0.3.0":
+        return "ips is of a later version" if "ips" in document or "interfaces" in document else ""
+    if "ip4" in document or "ip6" in document:
+        return "ip4 or ip6 is of 0.2.0 and before"
+    for each in document.get("ips", []):
+        expected = None if version >= "1.0.0" else "6" if ":" in str(each.get("address")) else "4"
+        if expected is not None and each.get("version") != expected:
+            return f'the address {each.get("address")} has no "version": "{expected}"'
+        index = each.get("interface")
+        if index is not None and not 0 <= index < len(document.get("interfaces", [])):
+            return f"interface index {index} leads nowhere"
+    return ""

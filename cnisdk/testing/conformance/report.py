@@ -1,0 +1,201 @@
+"""What came of a run: a table for people, JSON, JUnit XML, and a web page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from .case import Case, Level
+from .runner import Outcome, Verdict
+from .subject import Subject
+
+_MARKS = {Verdict.PASSED: "✓", Verdict.FAILED: "✗", Verdict.SKIPPED: "–", Verdict.ERROR: "!"}
+
+
+class Report(NamedTuple):
+    """A plugin, and what came of each case."""
+
+    subject: Subject
+    outcomes: Sequence[Outcome]
+
+    @property
+    def failures(self) -> list[Outcome]:
+        """The cases it fails, strictest first."""
+        order = list(Level)
+        failed = [each for each in self.outcomes if each.verdict is Verdict.FAILED]
+        return sorted(failed, key=lambda each: order.index(each.case.level))
+
+    @property
+    def errors(self) -> list[Outcome]:
+        """The cases in which the suite itself had an error."""
+        return [each for each in self.outcomes if each.verdict is Verdict.ERROR]
+
+    def summary(self) -> str:
+        """One line: ``bridge (interface, 0.1.0 to 1.1.0): 61 passed, 2 failed (1 MUST, 1 opinion), …``."""
+        counts = Counter(each.verdict for each in self.outcomes)
+        levels = Counter(each.case.level for each in self.failures)
+        failed = ", ".join(f"{levels[level]} {level}" for level in Level if levels[level])
+        parts = [
+            f"{counts[Verdict.PASSED]} passed",
+            f"{counts[Verdict.FAILED]} failed" + (f" ({failed})" if failed else ""),
+        ]
+        parts += [f"{counts[verdict]} {verdict}" for verdict in (Verdict.SKIPPED, Verdict.ERROR) if counts[verdict]]
+        versions = self.subject.versions
+        claimed = f"{versions[0]} to {versions[-1]}" if versions else "no version"
+        return f"{self.subject.name} ({self.subject.kind}, {claimed}): {', '.join(parts)}"
+
+
+def as_text(report: Report, *, reproduce: bool = True) -> str:
+    """What failed, which sentence it breaks, what was expected and seen, and how to see it again."""
+    lines: list[str] = []
+    for outcome in [*report.failures, *report.errors]:
+        case = outcome.case
+        lines += [
+            f"{_MARKS[outcome.verdict]} {case.id}  [{case.level}, spec {case.section}]",
+            f"    the specification  {case.says}",
+            *([f"    expected           {outcome.expected}"] if outcome.expected else []),
+            f"    seen               {outcome.seen}",
+            f"    for operators      {case.means}",
+        ]
+        if reproduce:
+            lines.append(f"    again              cnisdk conform {report.subject.path} --only {case.id}")
+            if outcome.script:
+                lines.append(f"    its last request   {_one_line(outcome.script)}")
+        lines.append("")
+    return "\n".join([*lines, report.summary()])
+
+
+def _one_line(script: Sequence[str]) -> str:
+    requests = [step for step in script if step.startswith("env -i ")]
+    if not requests:
+        return script[-1]
+    command, _, rest = requests[-1].partition(" <<'END'\n")
+    return f"{command} <<<'{rest.removesuffix(chr(10) + 'END')}'"
+
+
+def as_document(reports: Iterable[Report]) -> dict[str, Any]:
+    """Everything, for programs."""
+    return {
+        "plugins": [
+            {
+                "path": report.subject.path,
+                "kind": str(report.subject.kind),
+                "versions": list(report.subject.versions),
+                "cases": [
+                    {
+                        "id": each.case.id,
+                        "level": str(each.case.level),
+                        "section": each.case.section,
+                        "says": each.case.says,
+                        "means": each.case.means,
+                        "verdict": str(each.verdict),
+                        "expected": each.expected,
+                        "seen": each.seen,
+                        "script": list(each.script),
+                        "seconds": each.seconds,
+                    }
+                    for each in report.outcomes
+                ],
+            }
+            for report in reports
+        ]
+    }
+
+
+def as_json(reports: Iterable[Report]) -> str:
+    """Everything, for programs, as text."""
+    return json.dumps(as_document(reports), indent=2, ensure_ascii=False) + "\n"
+
+
+def as_junit(reports: Iterable[Report]) -> str:
+    """JUnit's XML: a test suite for each plugin, which is what CI systems show."""
+    root = ElementTree.Element("testsuites")
+    for report in reports:
+        suite = ElementTree.SubElement(
+            root,
+            "testsuite",
+            name=f"cni.{report.subject.name}",
+            tests=str(len(report.outcomes)),
+            failures=str(len(report.failures)),
+            errors=str(len(report.errors)),
+            skipped=str(sum(each.verdict is Verdict.SKIPPED for each in report.outcomes)),
+            time=f"{sum(each.seconds for each in report.outcomes):.3f}",
+        )
+        for each in report.outcomes:
+            test = ElementTree.SubElement(
+                suite, "testcase", classname=f"cni.{report.subject.name}", name=each.case.id, time=f"{each.seconds:.3f}"
+            )
+            if each.verdict is Verdict.SKIPPED:
+                ElementTree.SubElement(test, "skipped", message=_printable(each.seen))
+            elif each.verdict is not Verdict.PASSED:
+                kind = "failure" if each.verdict is Verdict.FAILED else "error"
+                message = f"expected {each.expected}, saw {each.seen}" if each.expected else each.seen
+                node = ElementTree.SubElement(test, kind, message=_printable(message), type=str(each.case.level))
+                node.text = _printable("\n".join([f"spec {each.case.section}: {each.case.says}", "", *each.script]))
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _printable(text: str) -> str:
+    """XML has no place for most control characters."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; width: 100% } th, td { padding: .25em .6em; border-bottom: 1px solid #ddd }
+th { position: sticky; top: 0; background: #fff; text-align: left } td.v { text-align: center; width: 6em }
+.passed { color: #1a7f37 } .failed { color: #b42318; font-weight: bold } .not { color: #999 } .error { color: #9a6700 }
+pre { background: #f5f5f5; padding: .8em; overflow-x: auto; white-space: pre-wrap } small { color: #666 }
+@media (prefers-color-scheme: dark) {
+  body, th { background: #181818; color: #ddd } pre { background: #252525 } th, td { border-color: #333 }
+}
+"""
+
+
+def as_html(reports: Sequence[Report]) -> str:
+    """A page with the matrix of cases and plugins, and below it every failure."""
+    cases: dict[str, Case] = {each.case.id: each.case for report in reports for each in report.outcomes}
+    head = "".join(f"<th>{escape(report.subject.name)}</th>" for report in reports)
+    rows = []
+    found = [{each.case.id: each for each in report.outcomes} for report in reports]
+    for case in cases.values():
+        cells = []
+        for number, outcomes in enumerate(found):
+            outcome = outcomes.get(case.id)
+            if outcome is None:
+                cells.append("<td class=v></td>")
+                continue
+            css = str(outcome.verdict).split()[0]
+            mark = f"<span class={css} title='{escape(str(outcome.verdict))}'>{_MARKS[outcome.verdict]}</span>"
+            if outcome.verdict in (Verdict.FAILED, Verdict.ERROR):
+                mark = f"<a href='#{number}-{case.id}'>{mark}</a>"
+            cells.append(f"<td class=v>{mark}</td>")
+        rows.append(
+            f"<tr><td>{escape(case.id)}<br><small>{escape(case.says)}</small></td>"
+            f"<td>{case.level}</td><td>{escape(case.section)}</td>{''.join(cells)}</tr>"
+        )
+    details = []
+    for number, report in enumerate(reports):
+        details.append(f"<h2>{escape(report.summary())}</h2><p><small>{escape(report.subject.path)}</small></p>")
+        for outcome in [*report.failures, *report.errors]:
+            case = outcome.case
+            script = f"<pre>{escape(chr(10).join(outcome.script))}</pre>" if outcome.script else ""
+            details.append(
+                f"<h3 id='{number}-{case.id}'>{escape(case.id)} <small>{case.level}, {escape(case.section)}</small>"
+                "</h3>"
+                f"<p>{escape(case.says)}</p><p>Expected {escape(outcome.expected)}.<br>Seen {escape(outcome.seen)}.</p>"
+                f"<p>For operators: {escape(case.means)}</p>{script}"
+            )
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>CNI conformance</title><style>{_STYLE}</style><h1>CNI conformance</h1>"
+        f"<table><tr><th>case</th><th>level</th><th>section</th>{head}</tr>{''.join(rows)}</table>"
+        f"{''.join(details)}</html>\n"
+    )

@@ -1,0 +1,316 @@
+"""What happens on real nodes: many at once, signals, slow peers, full disks, low limits, secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import select
+import signal
+import subprocess
+import time
+
+from ..hosts import Container
+from .bench import Bench, listed
+from .case import IPAM, Broken, Chapter, Kind, Level, NotApplicable
+
+chapter = Chapter()
+case = chapter.case
+
+MUST, SHOULD, OPINION = Level.MUST, Level.SHOULD, Level.OPINION
+
+_PARALLEL = 32
+_KILLS = 12
+# What every container has.
+_SHARED = ("", "00:00:00:00:00:00", "127.0.0.1/8", "::1/128")
+SECRET = "cnisdk-conform-hunter2"
+
+
+def _together(bench: Bench, verb: str, names: list[str]) -> list[tuple[str, int, bytes]]:
+    """One request for each container, all at the same time."""
+    running = []
+    for name in names:
+        container = bench.containers[name]
+        data = json.dumps(bench.document(container)).encode()
+        process = bench.start(verb, container, data=data)
+        running.append((container, process))
+        assert process.stdin is not None
+        try:
+            process.stdin.write(data)
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+        process.stdin = None
+    answers = []
+    for container, process in running:
+        try:
+            stdout, _ = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            stdout, _ = process.communicate()
+        answers.append((container.id, process.returncode, stdout))
+    return answers
+
+
+@case(
+    MUST,
+    '§2 "Overview of lifecycle"',
+    "The runtime [...] is allowed to invoke parallel operations for different containers.",
+    means="Pods that start at the same time (every node after a reboot) fail, or get the same address.",
+)
+def parallel_attachments(bench: Bench) -> None:
+    before = bench.warm()
+    names = [f"p{number}" for number in range(_PARALLEL)]
+    for name in names:
+        bench.container(name)
+    counts = _counts(bench)
+    known = before | bench.footprint()
+    seen: dict[str, str] = {}
+    for name, status, stdout in _together(bench, "ADD", names):
+        if status != 0:
+            raise Broken(f"{_PARALLEL} ADDs at once to succeed", f"{name}: exit status {status}, {stdout[:300]!r}")
+        result = json.loads(stdout)
+        bench.results[name, bench.subject.ifname] = result
+        macs = [each.get("mac", "") for each in result.get("interfaces", []) if each.get("sandbox")]
+        for thing in [each["address"] for each in result.get("ips", [])] + macs:
+            if thing in seen and thing not in _SHARED and counts:
+                raise Broken("an address for each container", f"{thing} for {seen[thing]} and {name}")
+            seen[thing] = name
+    with bench.leaving_nothing(f"after {_PARALLEL} DELs at once", known):
+        for name, status, stdout in _together(bench, "DEL", names):
+            if status != 0:
+                raise Broken(f"{_PARALLEL} DELs at once to succeed", f"{name}: exit status {status}, {stdout[:300]!r}")
+
+
+def _counts(bench: Bench) -> bool:
+    """Tell whether it gives different containers different addresses at all; static does not."""
+    if bench.subject.kind is not Kind.IPAM:
+        return True
+    first, second = bench.add(bench.container("u1")), bench.add(bench.container("u2"))
+    return first.ips != second.ips
+
+
+def _interrupt(bench: Bench, number: signal.Signals) -> None:
+    before = bench.warm()
+    container = bench.container()
+    known = before | bench.footprint()
+    data = json.dumps(bench.document(container)).encode()
+    started = time.monotonic()
+    bench.add(container)
+    whole = time.monotonic() - started
+    bench.delete(container, prevResult=None)
+    chance = random.Random(7)  # seeded, to be repeatable
+    for round_ in range(_KILLS):
+        process = bench.start("ADD", container, data=data)
+        assert process.stdin is not None
+        process.stdin.write(data)
+        process.stdin.close()
+        process.stdin = None
+        seconds = chance.uniform(0.05, 1.0) * whole
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            select.select([pidfd], [], [], seconds)
+        finally:
+            os.close(pidfd)
+        process.send_signal(number)
+        bench.script.append(f"# the ADD above was ended with {number.name} after {seconds * 1000:.0f} ms")
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise Broken(f"an end within 30 seconds of {number.name}", "it went on") from None
+        with bench.leaving_nothing(f"after {number.name} in an ADD (round {round_ + 1}) and DEL", known):
+            bench.request("DEL", container, prevResult=_prev(bench, container)).must_succeed(
+                f"success after an ADD that was ended by {number.name}"
+            )
+    bench.add(container)
+    bench.delete(container)
+
+
+def _prev(bench: Bench, container: Container) -> object:
+    return bench.document(container)["prevResult"] if bench.subject.kind is Kind.CHAINED else None
+
+
+@case(
+    SHOULD,
+    '§2 "DEL"',
+    "undo any modifications applied in the plugin's ADD functionality; return success if [...] any modifications added "
+    "are missing",
+    means="Each runtime time-out or OOM kill in the middle of an ADD leaks a link, a rule or an address.",
+)
+def killed_in_add(bench: Bench) -> None:
+    _interrupt(bench, signal.SIGKILL)
+
+
+@case(
+    SHOULD,
+    '§2 "DEL"',
+    "undo any modifications applied in the plugin's ADD functionality; return success if [...] any modifications added "
+    "are missing",
+    means="A node shutdown in the middle of an ADD leaks a link, a rule or an address.",
+)
+def terminated_in_add(bench: Bench) -> None:
+    _interrupt(bench, signal.SIGTERM)
+
+
+@case(
+    MUST,
+    '§2 "Execution protocol"',
+    "The runtime supplies configuration via standard in. (A pipe: it comes in pieces, whenever the runtime has time.)",
+    means="On a loaded node, configurations are taken for damaged.",
+)
+def slow_stdin(bench: Bench) -> None:
+    container = bench.container()
+    data = json.dumps(bench.document(container)).encode()
+    process = bench.start("ADD", container, data=data)
+    assert process.stdin is not None
+    for part in (data[:1], data[1:20], data[20:]):
+        process.stdin.write(part)
+        process.stdin.flush()
+        time.sleep(0.1)
+    stdout, _ = process.communicate(timeout=60)
+    if process.returncode != 0:
+        raise Broken("success with a configuration in pieces", f"exit status {process.returncode}, {stdout[:300]!r}")
+
+
+@case(
+    MUST,
+    '§2 "Execution protocol"',
+    "The runtime supplies configuration via standard in.",
+    means="Long lists of ranges, rules or annotations do not work.",
+)
+def a_configuration_of_a_megabyte(bench: Bench) -> None:
+    big = {"labels": {f"key{number}": "x" * 1000 for number in range(1000)}}
+    bench.request("ADD", bench.container(), args={"org.example": big}).must_succeed("success with 1 MB of args")
+
+
+@case(
+    OPINION,
+    '§5 "ADD Success"',
+    "Plugins must output a JSON object [...] upon a successful ADD operation. (A runtime that has died gets none.)",
+    means="A runtime that restarts in the middle of an ADD does not know of the attachment, and never sends DEL.",
+)
+def stdout_is_closed(bench: Bench) -> None:
+    before = bench.warm()
+    container = bench.container()
+    known = before | bench.footprint()
+    data = json.dumps(bench.document(container)).encode()
+    reading, writing = os.pipe()
+    process = bench.start("ADD", container, data=data, stdout=writing)
+    os.close(reading)
+    os.close(writing)
+    process.communicate(data, timeout=60)
+    if process.returncode == 0:
+        raise Broken("an error, since nobody can read the result", "exit status 0")
+    with bench.leaving_nothing("after an ADD whose result nobody could read, and DEL", known):
+        bench.request("DEL", container, prevResult=_prev(bench, container)).must_succeed()
+
+
+@case(
+    OPINION,
+    '§2 "Execution protocol"',
+    "A plugin that cannot work says so with an error object; a low limit of open files is one reason.",
+    means="On a node that is short of files, containers start half attached.",
+)
+def few_open_files(bench: Bench) -> None:
+    before = bench.warm()
+    container = bench.container()
+    known = before | bench.footprint()
+    for limit in (64, 16, 6):
+        answer = bench.request("ADD", container, limits=[(resource.RLIMIT_NOFILE, limit)])
+        if answer.status == 0 and not isinstance(answer.try_document(), dict):
+            raise Broken(f"a result or an error with {limit} open files", answer.show())
+        with bench.leaving_nothing(f"after an ADD with {limit} open files and DEL", known):
+            bench.request("DEL", container, prevResult=_prev(bench, container)).must_succeed()
+
+
+@case(
+    SHOULD,
+    '§5 "Error"',
+    "5: I/O failure. For example, failed to read network config bytes from stdin. (A full disk is one, not a success.)",
+    means="After a disk was full, addresses are lost for ever, or two containers have the same.",
+    kinds=IPAM,
+)
+def a_full_disk(bench: Bench) -> None:
+    first = bench.add(bench.container("c1"))
+    if not bench.state().leases and not bench.state().files:
+        raise NotApplicable("it keeps nothing on disk")
+    bench.shell(
+        "cp -a /var/lib/cni /run/kept && mount -t tmpfs -o size=64k tmpfs /var/lib/cni && "
+        "cp -a /run/kept/. /var/lib/cni && rm -r /run/kept && (cat /dev/zero >/var/lib/cni/filler 2>/dev/null || true)"
+    )
+    for number in range(3):
+        bench.request("ADD", bench.container(f"full{number}"))
+    bench.shell("rm /var/lib/cni/filler")
+    for number in range(3):
+        bench.request("DEL", None, environ=dict(bench.environ("DEL", f"full{number}"))).must_succeed(
+            "success after the disk was full"
+        )
+    fresh = [bench.add(bench.container(f"after{number}")) for number in range(3)]
+    if first.ips[0].address in {each.ips[0].address for each in fresh}:
+        raise Broken("the address of a living container kept", f"{first.ips[0].address} leased again")
+    rubbish = [each.path for each in bench.state().files if each.size == 0]
+    if rubbish:
+        raise Broken("no empty files left by a full disk", listed(rubbish))
+
+
+@case(
+    SHOULD,
+    '§2 "Execution protocol"',
+    "A plugin is an executable that ends; what goes on belongs to the system, not to a request.",
+    means="Processes pile up on the node, or hold files of containers that are gone.",
+)
+def no_processes_are_left(bench: Bench) -> None:
+    container = bench.container()
+    for verb in ("ADD", "DEL"):
+        answer = bench.request(verb, container).must_succeed()
+        if answer.left:
+            raise Broken(f"no process left by {verb}", f"{len(answer.left)} in its session")
+
+
+@case(
+    SHOULD,
+    '§2 "Execution protocol"',
+    "Configuration is passed on standard in, so that it may hold what must not be seen; standard error is for logs.",
+    means="Credentials in network configurations end up in the node's log, or in a file.",
+)
+def secrets_stay_secret(bench: Bench) -> None:
+    container = bench.container()
+    secret = {"org.example": {"password": SECRET}}
+    requests = [
+        bench.request("ADD", container, args=secret),
+        bench.request("ADD", container, args=secret, environ={"CNI_IFNAME": "a/b"}),
+        bench.request("ADD", container, args=secret, cniVersion="99.0.0"),
+        bench.request("ADD", container, stdin=json.dumps(bench.document(args=secret)).encode()[:-1]),
+    ]
+    requests += [bench.request("DEL", container, args=secret)]
+    for answer in requests:
+        for name, text in (("stdout", answer.stdout), ("stderr", answer.stderr)):
+            if SECRET.encode() in text:
+                raise Broken(f"nothing of the configuration's secret on {name}", answer.show())
+    for path, content in bench.read_host_files().items():
+        if SECRET.encode() in content:
+            raise Broken("nothing of the configuration's secret in a file", path)
+
+
+@case(
+    OPINION,
+    '§2 "Execution protocol"',
+    "The specification is silent on temporary files; a node has thousands of containers in its life.",
+    means="/tmp fills up, with a directory for every container that ever ran.",
+)
+def no_temporary_files_and_mounts(bench: Bench) -> None:
+    bench.warm()
+    container = bench.container()
+    mounts = _mounts(bench)
+    with bench.leaving_nothing("after ADD and DEL"):
+        bench.add(container)
+        bench.delete(container)
+    if _mounts(bench) != mounts:
+        raise Broken(f"{mounts} mounts after ADD and DEL, as before", str(_mounts(bench)))
+
+
+def _mounts(bench: Bench) -> int:
+    return len(bench.host.run(["cat", "/proc/self/mountinfo"]).stdout.splitlines())
