@@ -49,6 +49,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def conformance(session: nox.Session) -> None:
+    """Judge the reference plugins (in /usr/lib/cni) and ours, and write docs/conformance.md."""
+    session.install(".[cli,testing]", "./examples")
+    session.run("python", "docs/publish_conformance.py", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Attach three namespaces to a bridge network inside a private sandbox and show each step."""
     session.install(".[cli]", "./examples")

@@ -1,0 +1,145 @@
+"""Judge the plugins everybody has, and write docs/conformance.md."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cnisdk.testing.conformance import Level, Outcome, Verdict, judge, select
+from cnisdk.testing.conformance.report import Report
+from cnisdk.testing.conformance.subject import identify
+from cnisdk.testing.launchers import write_launchers
+
+PAGE = Path(__file__).with_name("conformance.md")
+GO = Path("/usr/lib/cni")
+REFERENCE = ("bridge", "host-local", "ptp", "loopback", "macvlan", "portmap", "tuning", "static")
+OURS = ("bridge", "host-local")
+MARKS = {Verdict.PASSED: "yes", Verdict.FAILED: "**no**", Verdict.SKIPPED: "", Verdict.ERROR: "?"}
+
+HEAD = """<!-- Made by `nox -s conformance`; edit docs/publish_conformance.py instead. -->
+
+# Conformance
+
+`cnisdk conform` judges a CNI plugin in any language, as a black box: {cases} cases, each keyed to a sentence of the
+[specification](https://www.cni.dev/docs/spec/), each on a throw-away host of its own. It needs no root and touches nothing of the machine's network.
+
+```console
+$ cnisdk conform /opt/cni/bin/bridge
+$ cnisdk conform ./myplugin --conf net.json --ipam /opt/cni/bin --html report.html
+$ cnisdk conform --list
+```
+
+| option | |
+|---|---|
+| `--conf FILE` | the network configuration of the plugin; the well-known plugins have one. With `"ipam": {{"type": "stub-ipam"}}` the suite's own IPAM plugin leases the addresses, and the cases about delegation apply |
+| `--ipam DIR` | a directory with the plugins it delegates to |
+| `--kind` | `interface`, `chained` or `ipam`; found out by asking when not given |
+| `--ifname NAME`, `--setup COMMANDS` | `CNI_IFNAME`; shell commands that prepare each host, where `up0` is a link and `up1` a bridge already |
+| `--only PATTERN`, `--list` | some cases; what there is |
+| `--json`, `--junit`, `--html FILE` | reports for programs, CI systems and people. Each failure has the shell commands that show it again |
+| `--fail-on LEVEL` | `must` (the default), `should` or `opinion`: what makes the exit status 1. It is 2 for wrong use, and 3 when a case could not be finished |
+
+A case's *level* is the specification's own word. An *opinion* is ours: the specification is silent, or leaves it open, and operators are the ones who
+find out. A plugin that does not claim a version is not judged by it: GC and STATUS came with 1.1.0.
+
+A leak is what is left of one attachment: links, addresses, routes, rules, leases, and files that tell of its container. Caches and indexes for all of
+them are not.
+
+In pytest, `select` and `run_case` of `cnisdk.testing.conformance` make the same a test for each case:
+
+```python
+import pytest
+
+from cnisdk.testing.conformance import select
+from cnisdk.testing.conformance.runner import Verdict, run_case
+from cnisdk.testing.conformance.subject import identify
+
+
+@pytest.mark.parametrize("case", select(), ids=lambda case: case.id)
+def test_conformance(case):
+    subject = identify("/opt/cni/bin/myplugin")
+    if subject.kind not in case.kinds:
+        pytest.skip(f"not for {{subject.kind}} plugins")
+    outcome = run_case(subject, case)
+    assert outcome.verdict is not Verdict.FAILED, outcome
+```
+
+## The verdict
+
+On the reference plugins as Debian packages them (`containernetworking-plugins` {version}), and on ours. Empty: the case does not apply.
+
+"""
+
+
+def main(names: Sequence[str]) -> None:
+    """Judge, and write the page."""
+    wanted = [name for name in REFERENCE if not names or name in names]
+    with tempfile.TemporaryDirectory() as directory:
+        write_launchers(Path(directory))
+        paths = [GO / name for name in wanted] + [Path(directory) / name for name in OURS]
+        titles = [*wanted, *(f"our {name}" for name in OURS)]
+        reports = []
+        for path in paths:
+            subject = identify(str(path))
+            reports.append(Report(subject, list(judge(subject, select(subject.kind)))))
+            sys.stderr.write(f"{reports[-1].summary()}\n")
+    PAGE.write_text(page(titles, reports), encoding="utf-8")
+    if any(report.errors for report in reports):
+        sys.exit("a case could not be finished")
+    if any(report.failures for report in reports[len(wanted) :]):
+        sys.exit("one of our own plugins fails")
+
+
+def page(titles: Sequence[str], reports: Sequence[Report]) -> str:
+    """The whole page."""
+    version = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${source:Upstream-Version}", "containernetworking-plugins"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.partition("+")[0]
+    cases = select()
+    lines = [HEAD.format(cases=len(cases), version=version or "1.1.1")]
+    lines += ["| case | level | " + " | ".join(titles) + " |", "|---|---|" + "---|" * len(titles)]
+    found = [{each.case.id: each for each in report.outcomes} for report in reports]
+    for case in cases:
+        cells = [MARKS[outcomes[case.id].verdict] if case.id in outcomes else "" for outcomes in found]
+        lines.append(f"| {case.id} | {case.level} | " + " | ".join(cells) + " |")
+    totals = []
+    for report in reports:
+        passed = sum(each.verdict is Verdict.PASSED for each in report.outcomes)
+        totals.append(f"{passed} of {passed + len(report.failures)}")
+    lines += [f"| **passed, of those that apply** | | {' | '.join(totals)} |", "", "## What the failures mean", ""]
+    for level in Level:
+        for case in cases:
+            failed = [
+                (title, outcomes[case.id])
+                for title, outcomes in zip(titles, found, strict=True)
+                if case.id in outcomes and outcomes[case.id].verdict is Verdict.FAILED
+            ]
+            if case.level is level and failed:
+                lines += [
+                    f"### {case.id}",
+                    "",
+                    f"{level}, {case.section}: {case.says}",
+                    "",
+                    f"For operators: {case.means}",
+                    "",
+                    *(f"- {title}: {shown(outcome)}" for title, outcome in failed),
+                    "",
+                ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def shown(outcome: Outcome) -> str:
+    """What was expected and seen, as text that Markdown leaves alone."""
+    seen = outcome.seen if len(outcome.seen) <= 200 else f"{outcome.seen[:199]}…"
+    expected = outcome.expected.replace("`", "'")
+    return f"expected `{expected}`; saw `{seen.replace('`', chr(39))}`"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,46 @@
+"""The tutorial's tests pass as they are, for root and for a user without any rights, and its plugin conforms."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnisdk.testing.conformance import Verdict, judge, select
+from cnisdk.testing.conformance.subject import STUB, identify
+
+TUTORIAL = Path(__file__).resolve().parents[2] / "examples" / "tutorial"
+
+pytestmark = [pytest.mark.kernel, pytest.mark.slow]
+
+# What an ordinary user has: no capabilities, and a number that is not 0.
+WITHOUT_RIGHTS = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    for name in ("cable.py", "test_cable.py"):
+        shutil.copy(TUTORIAL / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("prefix", [[], WITHOUT_RIGHTS], ids=["as I am", "without rights"])
+def test_the_tests_pass(copied: Path, prefix: list[str]) -> None:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    command = [*prefix, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "test_cable.py"]
+    done = subprocess.run(command, cwd=copied, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "16 passed" in done.stdout
+
+
+def test_the_plugin_conforms(copied: Path) -> None:
+    program = copied / "cable"
+    program.write_text(f"#!{sys.executable}\n{(copied / 'cable.py').read_text()}")
+    program.chmod(0o755)
+    subject = identify(str(program), conf={"bridge": "up1", "ipam": {"type": STUB}})
+    outcomes = list(judge(subject, select(subject.kind)))
+    assert [each for each in outcomes if each.verdict in (Verdict.FAILED, Verdict.ERROR)] == []
