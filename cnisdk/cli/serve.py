@@ -21,7 +21,7 @@ def register(subparsers: Any) -> None:
         "serve",
         help="run plugins in a resident process",
         description="Keep the registered plugins loaded, and run each request that a shim hands over in "
-        " a process forked for it. Only the user who runs it, root, can use it. Without it, or when it "
+        "a process forked for it. Only the user who runs it, root, can use it. Without it, or when it "
         "does not answer, the shims run the plugins by themselves. SIGTERM ends it when the requests that run are "
         "done; a second server started meanwhile takes over.",
     )

@@ -170,14 +170,18 @@ class Link(NamedTuple):
             IOFailureError: (5) It is not up after that time, or is gone.
         """
         deadline = time.monotonic() + timeout
-        with rtnetlink.connect(self.netns, rtnetlink.GROUP_LINK) as sock:
+        # Two sockets: where many links change, notifications fill one, and what else the kernel sends there is lost.
+        with (
+            rtnetlink.connect(self.netns, rtnetlink.GROUP_LINK) as changes,
+            rtnetlink.connect(self.netns) as sock,
+        ):
             while True:
                 # Subscribed first, looked at second: no change can slip between.
                 now = _get(sock, get_request(index=self.index, what=f"link {self.name}"), self.netns)
                 if now.running:
                     return
                 try:
-                    for kind, data in sock.listen(deadline):
+                    for kind, data in changes.listen(deadline):
                         if kind == rtnetlink.NEWLINK and parse(data, self.netns).index == self.index:
                             break
                 except TimeoutError:
