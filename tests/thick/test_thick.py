@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -110,7 +111,7 @@ class Installation:
                     text = shim.render_python_shim(argv, name, launcher, VERSIONS.encode(), self.runtime)
                 elif kind == "c":
                     if compiler is None:
-                        pytest.skip("no C compiler")
+                        continue  # whoever wants one is skipped
                     text = shim.compile_shim(compiler, name, launcher, VERSIONS.encode(), self.runtime)
                     assert shim.stamp(launcher, self.runtime) in text
                 (directory / kind / name).write_bytes(text)
@@ -170,6 +171,8 @@ class Machine:
             "ODD": "a\udc80b",
             **more,
         }
+        if kind == "c" and shim.find_compiler() is None:
+            pytest.skip("no C compiler")
         process = self.host.popen(
             [self.installation.directory / kind / name],
             env=environ,
@@ -245,6 +248,8 @@ def test_the_process_is_the_same(machine: Machine, kind: str) -> None:
 
 
 def test_the_callers_network_namespace(machine: Machine) -> None:
+    if shim.find_compiler() is None:
+        pytest.skip("no C compiler")
     machine.serve()
     machine.host.add_netns("blue")
     seen = []
@@ -285,7 +290,8 @@ def test_a_server_of_another_version(machine: Machine) -> None:
     machine.serve()
     installation = machine.installation
     compiler = shim.find_compiler()
-    assert compiler is not None
+    if compiler is None:
+        pytest.skip("no C compiler")
     launcher = installation.launcher("probe", "main", "a newer test")
     other = installation.directory / "c" / "newer"
     other.write_bytes(shim.compile_shim(compiler, "probe", launcher, VERSIONS.encode(), installation.runtime))
@@ -331,8 +337,8 @@ def test_a_killed_shim_takes_the_worker_with_it(machine: Machine) -> None:
     fd = os.pidfd_open(wait_until_ready(process))
     process.kill()
     process.communicate()
-    poll = __import__("select").poll()
-    poll.register(fd, 1)
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
     assert poll.poll(10_000)
     os.close(fd)
 
