@@ -26,7 +26,8 @@ from .case import Broken, Kind, NotApplicable
 from .subject import STUB, Subject
 
 _TIMEOUT = 30.0
-_SETTLING = 1.0
+# The kernel removes namespaces one batch after another, for all of the machine's sandboxes together.
+_SETTLING = 3.0
 TEMPORARY = "/run/cnisdk-testing/tmp"
 
 
