@@ -93,13 +93,20 @@ class RoundRobin(Allocator):
 
     def allocate(self, owner: Owner, requested: Sequence[IPAddress] = ()) -> tuple[IPConfig, ...]:
         """See :class:`Allocator`. Of several requested addresses in one range set, only one can be had."""
+        return self.allocate_new(owner, requested)[0]
+
+    def allocate_new(
+        self, owner: Owner, requested: Sequence[IPAddress] = ()
+    ) -> tuple[tuple[IPConfig, ...], tuple[Lease, ...]]:
+        """As :meth:`allocate`, and say which leases are new: those a caller that fails later has to give back."""
         choice = self._assign(tuple(dict.fromkeys(requested)))
 
-        def change(transaction: Transaction) -> tuple[IPConfig, ...]:
+        def change(transaction: Transaction) -> tuple[tuple[IPConfig, ...], tuple[Lease, ...]]:
             held = find_held(transaction, owner)
-            return tuple(
+            configs = tuple(
                 self._one(transaction, owner, index, held, choice.get(index)) for index in range(len(self._pools))
             )
+            return configs, tuple(Lease(ip.address.ip, owner) for ip in configs if ip.address.ip not in held)
 
         return self._store.update(change, timeout=self._timeout)
 

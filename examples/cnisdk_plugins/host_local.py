@@ -31,7 +31,7 @@ from cnisdk import (
     TryAgainLaterError,
     UnknownContainerError,
 )
-from cnisdk.ipam import FileStore, Lease, Owner, RangeSet, RoundRobin
+from cnisdk.ipam import FileStore, Owner, RangeSet, RoundRobin
 from cnisdk.ipam.allocator import release, release_exactly, retain
 from cnisdk.ipam.ranges import make_range_set, parse_range
 from cnisdk.ipam.store import DEFAULT_TIMEOUT, in_order
@@ -101,9 +101,7 @@ class HostLocal(Plugin[HostLocalConf]):
         allocator = open_allocator(request.conf, store)
         dns = read_resolv_conf(conf.resolv_conf) if conf.resolv_conf else DNS()
         owner = Owner(request.container_id, request.ifname)
-        kept = set(allocator.find(owner)) if conf.on_duplicate == "return" else set()
-        ips = allocator.allocate(owner, requested_addresses(request))
-        new = [Lease(ip.address.ip, owner) for ip in ips if ip.address.ip not in kept]
+        ips, new = allocator.allocate_new(owner, requested_addresses(request))
         request.undo(release_exactly, store, new, timeout=conf.lock_timeout)
         return Result(ips=ips, routes=conf.routes, dns=dns)
 
