@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from ..spec.addresses import IPAddress
 from . import lockfile
 from .filestore import SPARE, FileStore
-from .index import DIRECTORY, Index
+from .index import DIRECTORY, Index, IndexWrong
 from .records import LAST_RESERVED, parse_name, read_record
 from .store import DEFAULT_TIMEOUT, Lease, Owner, insist
 
@@ -91,6 +91,8 @@ def _examine(store: FileStore, directory: int) -> Examination:
         if address is None:
             if name == SPARE:
                 findings.append(Finding(path, "is what a killed process left behind", "delete"))
+            elif name.startswith(LAST_RESERVED) and not os.path.isfile(path):
+                findings.append(Finding(path, "is no file: addresses are not handed out in turn", ""))
             elif name != lockfile.NAME and not name.startswith(LAST_RESERVED):
                 findings.append(Finding(path, "is no lease, and disturbs nobody", ""))
             continue
@@ -106,17 +108,19 @@ def _examine(store: FileStore, directory: int) -> Examination:
             boot = "earlier" if store.boot.is_later_than(record.boot) else "this"
         if not record.owner.container_id:
             findings.append(Finding(path, "names no owner, and keeps the address from being handed out", ""))
-        elif boot == "earlier":
+        elif boot == "earlier" and store.reclaims:
             findings.append(
                 Finding(path, f"is of an earlier boot, with which {record.owner} ended", "delete", record.owner)
             )
         leases.append(LeaseFile(address, record.owner, age, boot))
     leases.sort(key=lambda lease: (lease.address.version, int(lease.address)))
-    index = Index(directory, store.index_path, store.boot)
+    index = Index(directory, store.index_path, store.boot, reclaims=store.reclaims)
     try:
         if index.is_current():
             wrong = index.find_wrong([Lease(lease.address, lease.owner) for lease in leases])
             findings += (Finding(store.index_path, f"is wrong: {text}", "forget index") for text in wrong)
+    except IndexWrong as exc:
+        findings.append(Finding(store.index_path, f"is wrong: {exc}", "forget index"))
     finally:
         index.close()
     return Examination(tuple(leases), tuple(sorted(findings)))
@@ -159,6 +163,8 @@ def forget_index(store: FileStore) -> None:
     """Delete the index of a network: the next operation scans, and makes it anew."""
     import shutil
 
+    if os.path.islink(store.index_path) or os.path.isfile(store.index_path):
+        os.unlink(store.index_path)
     shutil.rmtree(store.index_path, ignore_errors=True)
 
 

@@ -117,7 +117,7 @@ class FileStore(Store):
         self.network = network
         self.path = os.path.join(self.data_dir, network)
         self.index_path = os.path.join(self.data_dir, DIRECTORY, network)
-        self._reclaims = reclaim_earlier_boots
+        self.reclaims = reclaim_earlier_boots
         self._notice = notice
         self._index_is_wrong = False
         self.boot = boot if boot is not None else current_boot()
@@ -131,7 +131,7 @@ class FileStore(Store):
             if directory is None:
                 yield _Absent()
                 return
-            index = Index(directory, self.index_path, self.boot)
+            index = Index(directory, self.index_path, self.boot, reclaims=self.reclaims)
             try:
                 try:
                     current = not self._index_is_wrong and index.is_current()
@@ -199,7 +199,7 @@ class FileStore(Store):
                 since = os.fstat(view.directory).st_mtime_ns
                 view.apply(changes)
                 view.trust(since)
-            except OSError:
+            except (OSError, IndexWrong):
                 view.distrust()  # no room, no permission: the leases are right, and the next one scans
 
     def check_usable(self) -> None:
@@ -276,7 +276,7 @@ class FileStore(Store):
                 if name == SPARE and write:
                     _unlink(directory, name)
                 continue
-            record = read_record(directory, name, with_boot=self._reclaims)
+            record = read_record(directory, name, with_boot=self.reclaims)
             if record is None:
                 continue  # somebody deletes leases without the lock
             if record.torn:
@@ -321,7 +321,9 @@ class FileStore(Store):
             for lease in changes.reserve:
                 files.append(_prepare(directory, str(lease.address), content(lease.owner), self.boot))
             for number, address in changes.cursors.items():
-                files.append(_prepare_cursor(directory, f"{LAST_RESERVED}{number}", str(address).encode()))
+                cursor = _prepare_cursor(directory, f"{LAST_RESERVED}{number}", str(address).encode())
+                if cursor is not None:
+                    files.append(cursor)
             for file in files:
                 if not file.exists:
                     _publish(directory, file)
@@ -405,13 +407,17 @@ def _prepare(directory: int, name: str, data: bytes, boot: Boot | None) -> _File
     return _File(name, data, boot, -1, False)
 
 
-def _prepare_cursor(directory: int, name: str, data: bytes) -> _File:
+def _prepare_cursor(directory: int, name: str, data: bytes) -> _File | None:
+    """Open the file that says where to go on; None where something else has that name: it is only about order."""
     try:
-        return _File(
-            name, data, None, os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory), True
-        )
+        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+        return _File(name, data, None, fd, True)
     except FileNotFoundError:
         return _prepare(directory, name, data, None)
+    except OSError as exc:
+        if exc.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            return None
+        raise
 
 
 def _publish(directory: int, file: _File) -> None:

@@ -22,12 +22,14 @@ stamp is last. Killed anywhere between, the next one scans. So edits of the inde
 from __future__ import annotations
 
 import os
+import stat
+from binascii import crc32
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from ..errors import IOFailureError
 from ..spec.addresses import IPAddress
-from .bitmap import NODE_BYTES, Bitmap, MemoryBitmap
+from .bitmap import Bitmap, MemoryBitmap
 from .records import LAST_RESERVED, Boot, parse_name, read_record
 from .store import Changes, Conflict, Lease, Owner, View, in_order
 
@@ -40,7 +42,9 @@ _FORMAT = "cnisdk-index-1"
 # longer, which may have to make them all, at 0.1 ms or more each.
 _BUCKETS = 251
 _STAMP_SIZE = 256
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+# O_NONBLOCK: a named pipe that somebody put there must not hold up everybody under the lock.
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_CHECKSUM = 4  # bytes before the content of each file
 
 
 def read_cursor(directory: int, index: int) -> IPAddress | None:
@@ -73,32 +77,53 @@ class _FileBitmap(Bitmap):
         name = self._name(level, node)
         data = self._cache.get(name)
         if data is None:
-            data = self._cache[name] = bytearray(_read(self._directory, name, NODE_BYTES))
+            data = self._cache[name] = bytearray(_read(self._directory, name))
         return data
 
     def store(self, level: int, node: int, offset: int, value: int) -> None:
         """Write one byte of a node."""
-        name = self._name(level, node)
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=self._directory)
-        try:
-            os.pwrite(fd, bytes((value,)), offset)
-        finally:
-            os.close(fd)
-        data = self._cache.setdefault(name, bytearray())
+        data = self.load(level, node)
         data.extend(bytes(max(0, offset + 1 - len(data))))
         data[offset] = value
+        _replace(self._directory, self._name(level, node), bytes(data))
 
 
-def _read(directory: int, name: str, size: int = -1) -> bytes:
-    """The content of a file; nothing when there is none."""
+def _read(directory: int, name: str) -> bytes:
+    """The content of a file of the index; nothing when there is none.
+
+    Raises:
+        IndexWrong: Somebody changed it.
+    """
     try:
         fd = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=directory)
     except FileNotFoundError:
         return b""
     try:
-        return os.read(fd, size if size >= 0 else os.fstat(fd).st_size)
+        data = os.read(fd, os.fstat(fd).st_size)
     finally:
         os.close(fd)
+    content = data[_CHECKSUM:]
+    if data[:_CHECKSUM] != _checksum(content):
+        raise IndexWrong(f"{name} of the index is damaged")
+    return content
+
+
+def _replace(directory: int, name: str, content: bytes) -> None:
+    """Write a file of the index anew. Only what is too long is truncated: ext4 takes half a millisecond for it."""
+    data = _checksum(content) + content
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=directory)
+    try:
+        rest = data
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        if os.fstat(fd).st_size > len(data):
+            os.ftruncate(fd, len(data))
+    finally:
+        os.close(fd)
+
+
+def _checksum(content: bytes) -> bytes:
+    return crc32(content).to_bytes(_CHECKSUM, "little")
 
 
 def _bucket(owner: Owner) -> str:
@@ -121,11 +146,13 @@ class Index(View):
         directory: A descriptor of the directory with the leases, whose lock the caller holds.
         path: Where the index lies.
         boot: The current boot.
+        reclaims: Whether leases of earlier boots were looked for when it was made.
     """
 
-    def __init__(self, directory: int, path: str, boot: Boot) -> None:
+    def __init__(self, directory: int, path: str, boot: Boot, *, reclaims: bool = True) -> None:
         self.directory = directory
         self._boot = boot
+        self._reclaims = reclaims
         self._path = path
         self._home = -1
         self._used: dict[int, _FileBitmap] = {}
@@ -157,10 +184,13 @@ class Index(View):
 
     def _stamp(self, state: os.stat_result) -> bytes:
         # The times of the index's own directories: part of it may have been deleted.
-        owners, used = (os.stat(folder, dir_fd=self._home).st_mtime_ns for folder in (_OWNERS, _USED))
+        owners, used = (
+            os.stat(folder, dir_fd=self._home, follow_symlinks=False).st_mtime_ns for folder in (_OWNERS, _USED)
+        )
         text = (
             f"{_FORMAT} boot={self._boot.boot_id} device={state.st_dev} inode={state.st_ino} "
-            f"mtime={state.st_mtime_ns} ctime={state.st_ctime_ns} owners={owners} used={used}\n"
+            f"mtime={state.st_mtime_ns} ctime={state.st_ctime_ns} owners={owners} used={used} "
+            f"reclaims={self._reclaims}\n"
         )
         return text.encode().ljust(_STAMP_SIZE)
 
@@ -209,7 +239,7 @@ class Index(View):
     def distrust(self) -> None:
         """Have the next one scan."""
         try:
-            os.unlink(_STAMP, dir_fd=self._home)
+            _remove(f"{self._path}/{_STAMP}")
         except OSError:
             pass
 
@@ -298,31 +328,15 @@ class Index(View):
             self._forget(lease)
         for lease in changes.reserve:
             self._bitmap(lease.address.version).add(int(lease.address))
-            fd = os.open(
-                _bucket(lease.owner),
-                os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS,
-                0o600,
-                dir_fd=self._home,
-            )
-            try:
-                _write(fd, _line(lease))
-            finally:
-                os.close(fd)
+            bucket = _bucket(lease.owner)
+            _replace(self._home, bucket, _read(self._home, bucket) + _line(lease))
 
     def _forget(self, lease: Lease) -> None:
         if not lease.owner.container_id:
             return
-        try:
-            fd = os.open(_bucket(lease.owner), os.O_RDWR | _FLAGS, dir_fd=self._home)
-        except FileNotFoundError:
-            return
-        try:
-            lines = b"\n" + os.read(fd, os.fstat(fd).st_size)
-            rest = lines.replace(b"\n" + _line(lease), b"\n", 1)[1:]
-            os.lseek(fd, 0, os.SEEK_SET)
-            _replace(fd, rest)
-        finally:
-            os.close(fd)
+        bucket = _bucket(lease.owner)
+        lines = b"\n" + _read(self._home, bucket)
+        _replace(self._home, bucket, lines.replace(b"\n" + _line(lease), b"\n", 1)[1:])
 
     def rebuild(self, leases: Collection[Lease], since: int) -> None:
         """Make the index anew, of everything there is.
@@ -347,15 +361,11 @@ class Index(View):
             for (level, node), data in MemoryBitmap(numbers).nodes.items():
                 files[f"{_USED}/{version}-{level}-{node:x}"] = bytes(data).rstrip(b"\0")
         for folder in (_OWNERS, _USED):
-            for name in os.listdir(f"{self._path}/{folder}"):
-                if f"{folder}/{name}" not in files:
-                    os.unlink(f"{folder}/{name}", dir_fd=self._home)
+            for entry in list(os.scandir(f"{self._path}/{folder}")):
+                if f"{folder}/{entry.name}" not in files or not entry.is_file(follow_symlinks=False):
+                    _remove(entry.path)
         for name, text in files.items():
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=self._home)
-            try:
-                _replace(fd, text)
-            finally:
-                os.close(fd)
+            _replace(self._home, name, text)
         self.trust(since)
 
     def _make_directories(self) -> None:
@@ -364,7 +374,10 @@ class Index(View):
             try:
                 os.mkdir(path, 0o700)
             except FileExistsError:
-                pass
+                # Through a link, what is deleted and written here would be somebody else's.
+                if not stat.S_ISDIR(os.lstat(path).st_mode):
+                    _remove(path)
+                    os.mkdir(path, 0o700)
         self._home = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
 
 
@@ -391,13 +404,13 @@ def _lines_of(bucket: bytes, owner: Owner) -> list[bytes]:
     return found
 
 
-def _write(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
+def _remove(path: str) -> None:
+    """Remove whatever is at a path in the index; nothing is fine."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError:
+        import shutil
 
-
-def _replace(fd: int, data: bytes) -> None:
-    """Write a file anew. Only what is too long is truncated: ext4 takes half a millisecond for it."""
-    _write(fd, data)
-    if os.fstat(fd).st_size > len(data):
-        os.ftruncate(fd, len(data))
+        shutil.rmtree(path)

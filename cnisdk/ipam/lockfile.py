@@ -11,6 +11,7 @@ import time
 from ..errors import TryAgainLaterError
 
 NAME = "lock"
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class _Wait:
@@ -82,7 +83,7 @@ def acquire(directory: int, path: str, deadline: float, *, create: bool) -> int 
     while True:
         try:
             # The reference creates it with 0750; nobody but its owner needs it.
-            fd = os.open(NAME, os.O_RDONLY | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600, dir_fd=directory)
+            fd = os.open(NAME, _FLAGS | (os.O_CREAT if create else 0), 0o600, dir_fd=directory)
         except FileNotFoundError:
             if create:
                 raise

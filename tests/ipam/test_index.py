@@ -1,15 +1,17 @@
 """The index is a hint: it may be missing, wrong, old, or of another boot, and nothing but time is lost."""
 
+import errno
 import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
-from cnisdk.errors import TryAgainLaterError
+from cnisdk.errors import CNIError, TryAgainLaterError
 from cnisdk.ipam import FileStore, Lease, Owner, RoundRobin
 from cnisdk.ipam.index import Index
 from cnisdk.ipam.lockfile import find_holder
@@ -130,14 +132,83 @@ def test_an_index_that_lies(store: FileStore) -> None:
     assert leases == {"10.0.0.2": b"a\r\neth0", "10.0.0.3": b"b\r\neth0"}
 
 
-def test_an_index_that_cannot_be_written(store: FileStore, scans: list[str]) -> None:
-    """There is something else in its place: it goes without."""
-    Path(store.data_dir, ".cnisdk").write_text("in the way")
+def test_an_index_that_cannot_be_written(store: FileStore, scans: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes without."""
+
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(Index, "rebuild", refuse)
     for number in range(5):
         assert add(store, Owner(f"c{number}", "eth0")) == f"10.0.0.{number + 2}"
     RoundRobin(store, SETS).release(Owner("c2", "eth0"))
     assert len(everything(store)) == 4
     assert len(scans) == 7
+
+
+def make_link(path: Path, elsewhere: Path) -> None:
+    elsewhere.mkdir(exist_ok=True)
+    (elsewhere / "precious").write_text("precious")
+    path.symlink_to(elsewhere)
+
+
+MAKERS: dict[str, Callable[[Path, Path], object]] = {
+    "file": lambda path, _: path.write_text("in the way"),
+    "directory": lambda path, _: path.mkdir(),
+    "pipe": lambda path, _: os.mkfifo(path),
+    "link": make_link,
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("part", ["", "..", "owners", "used", "stamp", "owners/*", "used/*"])
+def test_anything_may_stand_where_the_index_is(store: FileStore, tmp_path: Path, part: str, kind: str) -> None:
+    """It is made anew. Nothing waits for a pipe, and nothing is deleted or written through a link."""
+    add(store, A)
+    home = Path(store.index_path)
+    for path in [home.parent] if part == ".." else [home / part] if "*" not in part else list(home.glob(part)):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        MAKERS[kind](path, tmp_path / "elsewhere")
+    add(store, B)
+    RoundRobin(store, SETS).release(A)
+    assert list(everything(store).values()) == [B]
+    assert (home / "stamp").is_file()
+    if kind == "link":
+        assert [each.name for each in (tmp_path / "elsewhere").iterdir()] == ["precious"]
+
+
+def test_damage_inside_the_index_is_noticed(store: FileStore) -> None:
+    add(store, A)
+    add(store, B)
+    home = Path(store.index_path)
+    for content in (b"", b"\0" * 100, b"\xff" * 4096):
+        for path in [*home.glob("owners/*"), *home.glob("used/*")]:
+            path.write_bytes(content)
+        assert RoundRobin(store, SETS).find(A)
+        with pytest.raises(CNIError, match="duplicate"):
+            add(store, A)
+        add(store, Owner("c3", "eth0"))
+        assert len(RoundRobin(store, SETS).release(Owner("c3", "eth0"))) == 1
+
+
+def test_switching_reclaiming_on_looks_at_all_leases_again(store: FileStore, scans: list[str]) -> None:
+    keeping = FileStore(store.data_dir, store.network, reclaim_earlier_boots=False)
+    add(keeping, A)
+    before = len(scans)
+    add(store, B)
+    assert len(scans) == before + 1
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "link"])
+def test_a_cursor_that_is_no_file_holds_up_nobody(store: FileStore, tmp_path: Path, kind: str) -> None:
+    add(store, A)
+    cursor = Path(store.path, "last_reserved_ip.0")
+    cursor.unlink()
+    MAKERS[kind](cursor, tmp_path / "elsewhere")
+    assert add(store, B) == "10.0.0.3"
 
 
 @pytest.mark.parametrize("when", ["_scan", "_change"])
