@@ -151,24 +151,25 @@ def load_states(args: argparse.Namespace, only: str = "") -> tuple[list[NetworkS
     for name, (found, place, ipam) in sorted(networks.items()):
         if only and name != only:
             continue
-        store = FileStore(place, name)
+        reclaims = find_key(ipam, "reclaimEarlierBoots") is not False
+        store = FileStore(place, name, reclaim_earlier_boots=reclaims)
         examination = examine(store, timeout=args.timeout)
         cached = {
             (entry.attachment.container_id, entry.attachment.ifname): entry
             for entry in entries
             if entry.attachment.network == name
         }
-        judged = tuple(judge(lease, cached) for lease in examination.leases)
+        judged = tuple(judge(lease, cached, reclaims=reclaims) for lease in examination.leases)
         states.append(NetworkState(name, found, store, pools(find_range_sets(ipam)), judged, examination))
     return states, problems
 
 
-def judge(lease: LeaseFile, cached: Mapping[tuple[str, str], CachedAttachment]) -> Judged:
-    """Say whether the attachment of a lease is alive."""
+def judge(lease: LeaseFile, cached: Mapping[tuple[str, str], CachedAttachment], *, reclaims: bool = True) -> Judged:
+    """Say whether the attachment of a lease is alive; ``reclaims``: whether the end of its boot was its end."""
     owner = lease.owner
     if not owner.container_id:
         return Judged(lease, "unknown", "the lease names no owner", "")
-    if lease.boot == "earlier":
+    if lease.boot == "earlier" and reclaims:
         return Judged(lease, "dead", "it is of an earlier boot", "")
     entry = cached.get(owner)
     if entry is None and not owner.ifname:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,8 +55,11 @@ def run(args: argparse.Namespace) -> int:
             broken = _report(args, finding.path, finding.problem, finding in done or bool(finding.repair))
             left += broken if finding.repair or "keeps" in finding.problem else 0
         left += _check_duplicates(args, state, cache)
+    if args.network and not states:
+        print(f"cnisdk: there is no network {args.network}, nor a directory of its leases", file=sys.stderr)
+        return 1
     if not left:
-        print("nothing is broken" if not states else f"{len(states)} networks: nothing broken is left")
+        print(f"networks looked at: {len(states)}; nothing broken is left")
     return 1 if left else 0
 
 
@@ -67,6 +72,9 @@ def _report(args: argparse.Namespace, path: str, problem: str, repairable: bool)
     return 1 if args.dry_run else 0
 
 
+_SETTLED = 60.0  # seconds
+
+
 def _empty_results(cache: Cache, network: str) -> Iterator[str]:
     try:
         names = sorted(os.listdir(cache.directory))
@@ -76,7 +84,9 @@ def _empty_results(cache: Cache, network: str) -> Iterator[str]:
         path = os.path.join(cache.directory, name)
         if not name.startswith(".") and name.startswith(f"{network}-" if network else ""):
             try:
-                if os.path.isfile(path) and os.path.getsize(path) == 0:
+                about = os.stat(path)
+                # A runtime written in Go makes the file first, and fills it then.
+                if stat.S_ISREG(about.st_mode) and about.st_size == 0 and time.time() - about.st_mtime > _SETTLED:
                     yield path
             except OSError:
                 continue

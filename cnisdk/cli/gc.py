@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from ..errors import CNIError, InvalidConfigError
+from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError
 from ..invoke.find import split_path
 from ..ipam.allocator import release_exactly
 from ..runtime.cache import Cache
@@ -60,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
         )
     states, _ = load_states(args, network.name)
     state = states[0] if states else None
+    if state is not None and state.leases and not os.path.isdir(Cache(args.cache_dir).directory):
+        raise InvalidEnvironmentError(
+            f"there are leases, but no remembered attachments in {Cache(args.cache_dir).directory}: nothing was done",
+            details="--cache-dir is the directory of the runtime that made them",
+        )
 
     valid: set[tuple[str, str]] = set()
     for entry in entries:

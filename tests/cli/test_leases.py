@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from binascii import crc32
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,9 @@ def broken(place: Place) -> None:
     (directory / "10.5.0.9").write_bytes(b"")
     (directory / ".cnisdk-new").write_bytes(b"x")
     (directory / "10.5.0.10").write_bytes(b"for the printer")
-    Path(place.cache.directory, "net-torn-eth0").write_bytes(b"")
+    torn = Path(place.cache.directory, "net-torn-eth0")
+    torn.write_bytes(b"")
+    os.utime(torn, (0, 0))  # not one that is being written
 
 
 def test_fsck_finds_and_repairs(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,12 +246,22 @@ def test_fsck_finds_and_repairs(place: Place, capsys: pytest.CaptureFixture[str]
 def test_fsck_repairs_an_index_that_lies(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.add("one", HERE)
     for path in Path(place.store.index_path, "owners").iterdir():
-        path.write_bytes(path.read_bytes().replace(b" one ", b" two "))
+        lie = path.read_bytes()[4:].replace(b" one ", b" two ")
+        path.write_bytes(crc32(lie).to_bytes(4, "little") + lie)
     assert place.run("fsck") == 0
     out = capsys.readouterr().out
     assert "10.5.0.2 is listed for container two interface eth0, but container one interface eth0 holds it" in out
     assert "10.5.0.2 of container one interface eth0 is not listed" in out
     assert len(place.allocator.release(Owner("one", "eth0"))) == 2
+
+
+def test_fsck_repairs_a_damaged_index(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.add("one", HERE)
+    for path in Path(place.store.index_path, "owners").iterdir():
+        path.write_bytes(b"damage")
+    assert place.run("fsck") == 0
+    assert "of the index is damaged: repaired" in capsys.readouterr().out
+    assert place.run("fsck", "nope") == 1
 
 
 def test_fsck_deletes_the_index_of_a_network_that_is_gone(place: Place) -> None:
