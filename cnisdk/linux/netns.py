@@ -208,11 +208,16 @@ _KINDS = {
 }
 
 
+# What open(2) says of a path that leads to no namespace. Anything else says that this process, or the machine, is
+# short of something.
+_NO_NETNS = frozenset({errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EISDIR})
+
+
 def _cannot_open(path: str, error: Exception) -> InvalidNetNSError | IOFailureError:
     number = getattr(error, "errno", None)
-    if number in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):
-        return IOFailureError(f"cannot open network namespace {path}: {error}")
-    return InvalidNetNSError(f"{path} is not a network namespace", details=str(error))
+    if number is None or number in _NO_NETNS:
+        return InvalidNetNSError(f"{path} is not a network namespace", details=str(error))
+    return IOFailureError(f"cannot open network namespace {path}: {error}")
 
 
 def _check_is_netns(path: str, fd: int) -> None:
