@@ -10,6 +10,8 @@ digit. It is only ever a hint; deleting it costs one scan.
 ``stamp``
     Which state of the directory the index describes.
 
+Each file but the stamp begins with a checksum of the rest: one that somebody changed is not believed.
+
 How the index notices foreign changes. After each change of ours the directory's modification time is set one nanosecond
 *before* the one the kernel gave it, and noted in the stamp. The clock has passed that moment, so any later change, even
 within the same tick, gives the directory another time. Where the time cannot be set, the rule of git's index holds: a

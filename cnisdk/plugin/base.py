@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Generic, NoReturn, cast, get_args, get_origin
+from typing import ClassVar, Generic, NoReturn, cast, get_args, get_origin
 
 from ..errors import InvalidEnvironmentError
 from ..spec.config import NetConf
@@ -76,6 +76,3 @@ class Plugin(ABC, Generic[ConfT]):
         raise InvalidEnvironmentError(
             f"CNI_COMMAND={verb}: {type(self).__name__} does not implement {verb}", details=hint
         )
-
-
-AnyPlugin = Plugin[Any]
