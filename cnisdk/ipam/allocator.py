@@ -254,8 +254,8 @@ def _config(pool: Pool, address: IPAddress) -> IPConfig:
     assert part is not None  # the caller looked into this set
     length = part.subnet.prefixlen
     if isinstance(address, IPv4Address):
-        return IPConfig(address=IPv4Interface((address, length)), gateway=part.gateway)
-    return IPConfig(address=IPv6Interface((address, length)), gateway=part.gateway)
+        return IPConfig(address=IPv4Interface((int(address), length)), gateway=part.gateway)
+    return IPConfig(address=IPv6Interface((int(address), length)), gateway=part.gateway)
 
 
 def _reserved(pool: Pool, part: Range, address: IPAddress, index: int) -> CNIError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import cache
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ class Boot(NamedTuple):
         return bool(dot and ours[1]) and machine_id == ours[2] and boot_id != ours[0] and len(boot_id) == len(ours[0])
 
 
+@cache
 def current_boot(proc: str = "/proc", etc: str = "/etc") -> Boot:
     """The boot of this machine; with empty parts where they cannot be read."""
     return Boot(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 import time
 from collections.abc import Collection
 from ipaddress import IPv4Interface, IPv6Interface
@@ -10,11 +11,14 @@ from typing import NamedTuple
 
 from ..errors import IOFailureError
 from ..spec.addresses import IPInterface
-from . import codecs, rtnetlink
+from . import rtnetlink
+from .attributes import attribute, read, read_uint
 from .link import Link
 from .rtnetlink import Request, Socket
 
 # linux/if_addr.h
+_FIXED = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _F_NODAD = 0x02
 _F_DADFAILED = 0x08
 _F_TENTATIVE = 0x40
@@ -87,15 +91,12 @@ def delete(link: Link, *addresses: IPInterface) -> None:
 
 def add_request(index: int, name: str, address: IPInterface, *, nodad: bool = True) -> Request:
     """Give a link an address."""
-    message = _message(index, address)
-    if address.version == 6:
-        if nodad:
-            message["flags"] = _F_NODAD
-    elif address.network.prefixlen < 31:
+    body = _message(index, address, _F_NODAD if nodad and address.version == 6 else 0)
+    if address.version == 4 and address.network.prefixlen < 31:
         # The kernel derives none by itself; the reference and ifconfig set it, `ip address add` does not.
-        message["attrs"].append(["IFA_BROADCAST", str(address.network.broadcast_address)])
+        body += attribute(_IFA_BROADCAST, address.network.broadcast_address.packed)
     what = f"cannot add address {address} to link {name}"
-    return Request(rtnetlink.NEWADDR, message, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL)
+    return Request(rtnetlink.NEWADDR, body, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL)
 
 
 def delete_request(index: int, name: str, address: IPInterface) -> Request:
@@ -105,28 +106,27 @@ def delete_request(index: int, name: str, address: IPInterface) -> Request:
 
 def dump(sock: Socket, index: int) -> list[LinkAddress]:
     """List the addresses of a link."""
-    message = codecs.load().address()
-    message["index"] = index
-    answers = sock.dump(Request(rtnetlink.GETADDR, message, "cannot list addresses"))
+    answers = sock.dump(Request(rtnetlink.GETADDR, _FIXED.pack(0, 0, 0, 0, index), "cannot list addresses"))
     # Kernels before 4.20 ignore the index and tell of every link.
     return [each for each in map(parse, answers) if each is not None and each.index == index]
 
 
 def parse(data: bytes) -> LinkAddress | None:
     """Read an address message, with its header; None for families other than IP."""
-    message = rtnetlink.decode(codecs.load().address, data)
-    attributes = {attribute[0]: attribute for attribute in message["attrs"]}
+    family, prefix, flags, scope, index = _FIXED.unpack_from(data, rtnetlink.HEADER.size)
+    found = read(data, rtnetlink.HEADER.size + _FIXED.size)
     # For IPv4, IFA_ADDRESS is the peer's on point-to-point links, and IFA_LOCAL is always ours; IPv6 has it the other
     # way around only where a peer is set.
-    text = attributes.get("IFA_LOCAL") or attributes.get("IFA_ADDRESS")
-    if text is None or message["family"] not in (_AF_INET, _AF_INET6):
+    packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
+    if packed is None or family not in (_AF_INET, _AF_INET6):
         return None
-    flags = attributes["IFA_FLAGS"][1] if "IFA_FLAGS" in attributes else message["flags"]
-    kind = IPv4Interface if message["family"] == _AF_INET else IPv6Interface
+    if _IFA_FLAGS in found:
+        flags = read_uint(found[_IFA_FLAGS])
+    kind = IPv4Interface if family == _AF_INET else IPv6Interface
     return LinkAddress(
-        interface=kind(f"{text[1]}/{message['prefixlen']}"),
-        index=message["index"],
-        scope=message["scope"],
+        interface=kind((packed, prefix)),
+        index=index,
+        scope=scope,
         tentative=bool(flags & _F_TENTATIVE),
         duplicate=bool(flags & _F_DADFAILED),
     )
@@ -177,13 +177,7 @@ def wait_for_dad(sock: Socket, link: Link, addresses: Collection[IPInterface], t
                 raise
 
 
-def _message(index: int, address: IPInterface) -> codecs.Message:
-    message = codecs.load().address()
-    message.update(
-        family=_FAMILIES[address.version],
-        prefixlen=address.network.prefixlen,
-        index=index,
-        scope=SCOPE_LINK if address.version == 6 and address.ip.is_link_local else SCOPE_UNIVERSE,
-    )
-    message["attrs"] = [["IFA_LOCAL", str(address.ip)], ["IFA_ADDRESS", str(address.ip)]]
-    return message
+def _message(index: int, address: IPInterface, flags: int = 0) -> bytes:
+    scope = SCOPE_LINK if address.version == 6 and address.ip.is_link_local else SCOPE_UNIVERSE
+    fixed = _FIXED.pack(_FAMILIES[address.version], address.network.prefixlen, flags, scope, index)
+    return fixed + attribute(_IFA_LOCAL, address.ip.packed) + attribute(_IFA_ADDRESS, address.ip.packed)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from ..errors import IOFailureError
 from ..spec.addresses import IPInterface
 from ..spec.names import short_hash
-from . import address, codecs, link, rtnetlink, sysctl
+from . import address, link, rtnetlink, sysctl
+from .attributes import attribute, iterate, text, uint8, uint32
 from .link import Link
 from .rtnetlink import KernelError, Request
 
@@ -24,6 +26,8 @@ _VLAN_UNTAGGED = 0x4
 _VLAN_RANGE_BEGIN = 0x8
 _VLAN_RANGE_END = 0x10
 _RTEXT_FILTER_BRVLAN = 0x2
+_IFLA_BRIDGE_VLAN_INFO = 2
+_VLAN_INFO = struct.Struct("=HH")  # flags, number
 
 _VID_MAX = 4094
 _NAME_MAX = 15
@@ -69,7 +73,14 @@ class VLANEntry(NamedTuple):
     untagged: bool = False
 
 
-def ensure(name: str, *, mtu: int | None = None, vlan_filtering: bool = False, promisc: bool = False) -> Link:
+def ensure(
+    name: str,
+    *,
+    mtu: int | None = None,
+    vlan_filtering: bool = False,
+    promisc: bool = False,
+    before_making: Callable[[], object] | None = None,
+) -> Link:
     """Make a bridge in the calling thread's namespace, or take the one there is; set it up.
 
     A new bridge gets a hardware address of its own, which then stays: without, the kernel gives it the lowest of its
@@ -80,23 +91,24 @@ def ensure(name: str, *, mtu: int | None = None, vlan_filtering: bool = False, p
         mtu: MTU in bytes of a new bridge; an existing one keeps its own. None leaves it to the kernel.
         vlan_filtering: Turn VLAN filtering on; False leaves it as it is.
         promisc: Set it promiscuous; False leaves it as it is.
+        before_making: Called before a new bridge is made, to remember that.
 
     Raises:
         IOFailureError: (5) A link of that name is no bridge; or the kernel refused, for one thing because it was built
             without bridge VLAN filtering.
     """
     with rtnetlink.connect() as sock:
-        created, found = sock.exchange(
-            [
-                _create_request(name, mtu=mtu, vlan_filtering=vlan_filtering),
-                link.get_request(name=name, what=f"bridge {name}"),
-            ]
-        )
-        if isinstance(created, KernelError) and created.errno != errno.EEXIST:
-            if created.errno == errno.EOPNOTSUPP:
-                lacking = _NO_VLAN_FILTERING if vlan_filtering else "the kernel lacks bridges (CONFIG_BRIDGE)"
-                raise IOFailureError(f"cannot create bridge {name}: {lacking}") from created
-            raise created
+        look = link.get_request(name=name, what=f"bridge {name}")
+        (found,) = sock.exchange([look])
+        if isinstance(found, KernelError) and found.errno == errno.ENODEV:
+            if before_making is not None:
+                before_making()
+            created, found = sock.exchange([_create_request(name, mtu=mtu, vlan_filtering=vlan_filtering), look])
+            if isinstance(created, KernelError) and created.errno != errno.EEXIST:
+                if created.errno == errno.EOPNOTSUPP:
+                    lacking = _NO_VLAN_FILTERING if vlan_filtering else "the kernel lacks bridges (CONFIG_BRIDGE)"
+                    raise IOFailureError(f"cannot create bridge {name}: {lacking}") from created
+                raise created
         if isinstance(found, KernelError):
             raise found
         assert found is not None
@@ -259,19 +271,17 @@ def ensure_vlan_gateway(bridge: Link, vlan: int) -> Link:
     name = vlan_gateway_name(bridge.name, vlan)
     port_name = f"veth{short_hash(bridge.name, str(vlan), digits=8)}"
     with rtnetlink.connect(bridge.netns) as sock:
-        message = codecs.load().link()
-        peer = {"index": 0, "attrs": [["IFLA_IFNAME", name], ["IFLA_ADDRESS", link.random_mac()]]}
-        data = {"attrs": [["VETH_INFO_PEER", peer]]}
-        message["attrs"] = [
-            ["IFLA_IFNAME", port_name],
-            ["IFLA_ADDRESS", link.random_mac()],
-            ["IFLA_MASTER", bridge.index],
-            ["IFLA_LINKINFO", {"attrs": [["IFLA_INFO_KIND", "veth"], ["IFLA_INFO_DATA", data]]}],
-        ]
+        peer = link.message(text(link.IFLA_IFNAME, name), link.mac_attribute(link.random_mac()))
+        body = link.message(
+            text(link.IFLA_IFNAME, port_name),
+            link.mac_attribute(link.random_mac()),
+            uint32(link.IFLA_MASTER, bridge.index),
+            link.info("veth", attribute(link.VETH_INFO_PEER, peer)),
+        )
         flags = rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL
         created, port, gateway = sock.exchange(
             [
-                Request(rtnetlink.NEWLINK, message, f"cannot create link {name}", flags),
+                Request(rtnetlink.NEWLINK, body, f"cannot create link {name}", flags),
                 link.get_request(name=port_name, what=f"link {port_name}"),
                 link.get_request(name=name, what=f"link {name}"),
             ]
@@ -347,11 +357,9 @@ def list_vlans(port: Link) -> list[VLANEntry]:
     Raises:
         KernelError: (5) The kernel refused to tell.
     """
-    message = codecs.load().link()
-    message["family"] = _AF_BRIDGE
-    message["attrs"] = [["IFLA_EXT_MASK", _RTEXT_FILTER_BRVLAN]]
+    body = link.message(uint32(link.IFLA_EXT_MASK, _RTEXT_FILTER_BRVLAN), family=_AF_BRIDGE)
     with rtnetlink.connect(port.netns) as sock:
-        answers = sock.dump(Request(rtnetlink.GETLINK, message, f"cannot list the VLANs of bridge port {port.name}"))
+        answers = sock.dump(Request(rtnetlink.GETLINK, body, f"cannot list the VLANs of bridge port {port.name}"))
     entries = []
     for data in answers:
         index, vlans = parse_vlans(data)
@@ -362,44 +370,42 @@ def list_vlans(port: Link) -> list[VLANEntry]:
 
 def parse_vlans(data: bytes) -> tuple[int, list[VLANEntry]]:
     """Read a port's index and VLANs from a link message of the bridge family, with its header."""
-    message = rtnetlink.decode(codecs.load().link, data)
-    spec = message.get_attr("IFLA_AF_SPEC")
     entries: list[VLANEntry] = []
     begin = 0
-    for entry in spec.get_attrs("IFLA_BRIDGE_VLAN_INFO") if spec is not None else ():
-        flags, vid = entry["flags"], entry["vid"]
+    index, _, attributes = link.take_apart(data)
+    for number, payload in iterate(attributes.get(link.IFLA_AF_SPEC, b"")):
+        if number != _IFLA_BRIDGE_VLAN_INFO:
+            continue
+        flags, vid = _VLAN_INFO.unpack_from(payload)
         if flags & _VLAN_RANGE_BEGIN:
             begin = vid
             continue
         first = begin if flags & _VLAN_RANGE_END else vid
         entries += [
-            VLANEntry(each, bool(flags & _VLAN_PVID), bool(flags & _VLAN_UNTAGGED)) for each in range(first, vid + 1)
+            VLANEntry(number, bool(flags & _VLAN_PVID), bool(flags & _VLAN_UNTAGGED))
+            for number in range(first, vid + 1)
         ]
-    return message["index"], entries
+    return index, entries
 
 
 def _create_request(name: str, *, mtu: int | None, vlan_filtering: bool) -> Request:
-    message = codecs.load().link()
-    info: list[list[object]] = [["IFLA_INFO_KIND", "bridge"]]
-    if vlan_filtering:
-        info.append(["IFLA_INFO_DATA", {"attrs": [["IFLA_BR_VLAN_FILTERING", 1]]}])
     # Given with the request that makes it, the address counts as set by an administrator: neither udev's
     # MACAddressPolicy nor the kernel's choice of the lowest port's replaces it.
-    message["attrs"] = [["IFLA_IFNAME", name], ["IFLA_ADDRESS", link.random_mac()], ["IFLA_LINKINFO", {"attrs": info}]]
-    if mtu:
-        message["attrs"].append(["IFLA_MTU", mtu])
+    body = link.message(
+        text(link.IFLA_IFNAME, name),
+        link.mac_attribute(link.random_mac()),
+        link.info("bridge", *([uint8(link.IFLA_BR_VLAN_FILTERING, 1)] if vlan_filtering else [])),
+        uint32(link.IFLA_MTU, mtu) if mtu else b"",
+    )
     flags = rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL
-    return Request(rtnetlink.NEWLINK, message, f"cannot create bridge {name}", flags)
+    return Request(rtnetlink.NEWLINK, body, f"cannot create bridge {name}", flags)
 
 
 def _filter_vlans(sock: rtnetlink.Socket, bridge: Link) -> None:
-    message = codecs.load().link()
-    message["index"] = bridge.index
-    data = {"attrs": [["IFLA_BR_VLAN_FILTERING", 1]]}
-    message["attrs"] = [["IFLA_LINKINFO", {"attrs": [["IFLA_INFO_KIND", "bridge"], ["IFLA_INFO_DATA", data]]}]]
+    body = link.message(link.info("bridge", uint8(link.IFLA_BR_VLAN_FILTERING, 1)), index=bridge.index)
     what = f"cannot turn on VLAN filtering of bridge {bridge.name}"
     try:
-        sock.send([Request(rtnetlink.NEWLINK, message, what)])
+        sock.send([Request(rtnetlink.NEWLINK, body, what)])
     except KernelError as error:
         if error.errno == errno.EOPNOTSUPP:
             raise IOFailureError(f"{what}: {_NO_VLAN_FILTERING}") from error
@@ -407,11 +413,9 @@ def _filter_vlans(sock: rtnetlink.Socket, bridge: Link) -> None:
 
 
 def _vlan_request(kind: int, index: int, what: str, entries: Iterable[tuple[int, int]]) -> Request:
-    message = codecs.load().link()
-    message.update(family=_AF_BRIDGE, index=index)
-    spec = {"attrs": [["IFLA_BRIDGE_VLAN_INFO", {"flags": flags, "vid": vid}] for flags, vid in entries]}
-    message["attrs"] = [["IFLA_AF_SPEC", spec]]
-    return Request(kind, message, what)
+    infos = [attribute(_IFLA_BRIDGE_VLAN_INFO, _VLAN_INFO.pack(flags, vid)) for flags, vid in entries]
+    body = link.message(attribute(link.IFLA_AF_SPEC, *infos), family=_AF_BRIDGE, index=index)
+    return Request(kind, body, what)
 
 
 def _stands_against(other: IPInterface, wanted: IPInterface) -> bool:

@@ -1,8 +1,9 @@
-"""pyroute2's netlink messages, without the rest of pyroute2.
+"""pyroute2's codec of route messages, without the rest of pyroute2.
 
-``import pyroute2`` takes 190 ms, most of it for protocols no plugin speaks, and ``pyroute2.netlink.rtnl.ifinfmsg``
-runs it first, like any import of a submodule. So the few modules wanted are imported below an empty package that
-stands in for ``pyroute2`` meanwhile: 10 ms.
+Routes are what takes the most to decode: several next hops, nested metrics, encapsulations. Only CHECK and the tests
+read them. ``import pyroute2`` takes 190 ms, most of it for protocols no plugin speaks, and
+``pyroute2.netlink.rtnl.rtmsg`` runs it first, like any import of a submodule. So the few modules wanted are imported
+below an empty package that stands in for ``pyroute2`` meanwhile: 10 ms.
 
 A program that uses pyroute2 itself must not notice. When it has imported it already, its modules are used. Otherwise
 everything that was loaded is taken out of ``sys.modules`` again, so that a later ``import pyroute2`` starts afresh.
@@ -18,27 +19,18 @@ import sys
 import threading
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 # pyroute2 ships no usable annotations. A message is a dict of fields, and of "attrs": pairs of a name and a value.
 Message = Any
 MessageClass = Any
 
-
-class Codecs(NamedTuple):
-    """The message classes: each encodes what it is given, and decodes when called with the bytes."""
-
-    link: MessageClass
-    address: MessageClass
-    route: MessageClass
-
-
-_loaded: Codecs | None = None
+_loaded: MessageClass | None = None
 _lock = threading.Lock()
 
 
-def load() -> Codecs:
-    """Load the codecs, or return those loaded before.
+def load() -> MessageClass:
+    """Load the class of route messages, which decodes when called with the bytes, or return what was loaded before.
 
     Raises:
         ImportError: pyroute2 is not installed.
@@ -51,41 +43,39 @@ def load() -> Codecs:
     return _loaded
 
 
-def _import_along() -> Codecs:
-    """Import the codecs below the real package."""
+def _import_along() -> MessageClass:
+    """Import the codec below the real package."""
     # Another thread may be in the middle of importing it: wait, or the two could deadlock over its modules.
     __import__("pyroute2")
-    return _import_codecs()
+    return _import_codec()
 
 
-def _import_codecs() -> Codecs:
-    from pyroute2.netlink import nla, nla_string, nlmsg
-    from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+def _import_codec() -> MessageClass:
     from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-    return Codecs(_link_message(nlmsg, nla, nla_string), ifaddrmsg, rtmsg)
+    return rtmsg
 
 
-def _import_apart() -> Codecs:
-    """Import the codecs under a stand-in for the package, leaving no trace of either in ``sys.modules``."""
+def _import_apart() -> MessageClass:
+    """Import the codec under a stand-in for the package, leaving no trace of either in ``sys.modules``."""
     finder = _StandIn()
     sys.meta_path.insert(0, finder)
     try:
         __import__("pyroute2")
     except _Done as done:
-        return done.codecs
+        return done.codec
     finally:
         sys.meta_path.remove(finder)
     # Another thread was faster than the finder: the real one is here now.
-    return _import_codecs()
+    return _import_codec()
 
 
 class _Done(BaseException):
     """The way out of an import that is not meant to leave a module behind."""
 
-    def __init__(self, codecs: Codecs) -> None:
+    def __init__(self, codec: MessageClass) -> None:
         super().__init__()
-        self.codecs = codecs
+        self.codec = codec
 
 
 class _StandIn:
@@ -116,132 +106,9 @@ class _StandIn:
 
         module.__getattr__ = __getattr__  # type: ignore[method-assign]
         try:
-            codecs = _import_codecs()
+            codec = _import_codec()
         finally:
             # The import system removes `module` itself when an exception passes.
             for name in [name for name in sys.modules if name.startswith("pyroute2.")]:
                 del sys.modules[name]
-        raise _Done(codecs)
-
-
-def _link_message(nlmsg: Any, nla: Any, nla_string: Any) -> MessageClass:
-    """Declare the link message with the attributes used here.
-
-    pyroute2's own, ifinfmsg, costs as much again as all the rest: it brings the data of some forty kinds of link, and
-    multiprocessing. Numbers are those of linux/if_link.h and linux/if_bridge.h; attributes left out decode as unknown.
-    """
-
-    class text(nla_string):  # type: ignore[misc]
-        """Text in whatever encoding, sent without the NUL: an alias has room for 255 bytes all told."""
-
-        def encode(self) -> None:
-            self["value"] = self.value.encode(errors="surrogateescape")
-            nla_string.encode(self)
-
-        def decode(self) -> None:
-            nla_string.decode(self)
-            self.value = self["value"].rstrip(b"\0").decode(errors="surrogateescape")
-
-    class hardware_address(nla_string):  # type: ignore[misc]
-        """Bytes with colons between them: six for Ethernet, but four for a tunnel and twenty for InfiniBand."""
-
-        def encode(self) -> None:
-            self["value"] = bytes.fromhex(self.value.replace(":", ""))
-            nla_string.encode(self)
-
-        def decode(self) -> None:
-            nla_string.decode(self)
-            self.value = self["value"].hex(":")
-
-    class port_data(nla):  # type: ignore[misc]
-        prefix = "IFLA_BRPORT_"
-        nla_map = (
-            (4, "IFLA_BRPORT_MODE", "uint8"),
-            (33, "IFLA_BRPORT_ISOLATED", "uint8"),
-        )
-
-    class bridge_data(nla):  # type: ignore[misc]
-        prefix = "IFLA_BR_"
-        nla_map = (
-            (7, "IFLA_BR_VLAN_FILTERING", "uint8"),
-            (39, "IFLA_BR_VLAN_DEFAULT_PVID", "uint16"),
-        )
-
-    class veth_data(nla):  # type: ignore[misc]
-        nla_map = ((1, "VETH_INFO_PEER", "peer"),)
-
-        @staticmethod
-        def peer(message: Message, *args: object, **kwargs: object) -> MessageClass:
-            return link_peer
-
-    class link_info(nla):  # type: ignore[misc]
-        prefix = "IFLA_INFO_"
-        nla_map = (
-            (1, "IFLA_INFO_KIND", "asciiz"),
-            (2, "IFLA_INFO_DATA", "own_data"),
-            (4, "IFLA_INFO_SLAVE_KIND", "asciiz"),
-            (5, "IFLA_INFO_SLAVE_DATA", "slave_data"),
-        )
-
-        # Which class decodes them depends on the kind, which comes first in a message.
-        @staticmethod
-        def own_data(message: Message, *args: object, **kwargs: object) -> MessageClass:
-            return _DATA.get(message.get_attr("IFLA_INFO_KIND"), message.hex)
-
-        @staticmethod
-        def slave_data(message: Message, *args: object, **kwargs: object) -> MessageClass:
-            return port_data if message.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge" else message.hex
-
-    _DATA: dict[str, MessageClass] = {"bridge": bridge_data, "veth": veth_data}
-
-    class bridge_af(nla):  # type: ignore[misc]
-        class vlan_info(nla):  # type: ignore[misc]
-            fields = (("flags", "H"), ("vid", "H"))
-
-        nla_map = (
-            (0, "IFLA_BRIDGE_FLAGS", "uint16"),
-            (2, "IFLA_BRIDGE_VLAN_INFO", "vlan_info"),
-        )
-
-    class link_fields:
-        prefix = "IFLA_"
-        fields = (
-            ("family", "B"),
-            ("__align", "x"),
-            ("ifi_type", "H"),
-            ("index", "i"),
-            ("flags", "I"),
-            ("change", "I"),
-        )
-        nla_map = (
-            (1, "IFLA_ADDRESS", "hardware_address"),
-            (3, "IFLA_IFNAME", "text"),
-            (4, "IFLA_MTU", "uint32"),
-            (5, "IFLA_LINK", "uint32"),
-            (10, "IFLA_MASTER", "uint32"),
-            (16, "IFLA_OPERSTATE", "uint8"),
-            (18, "IFLA_LINKINFO", "link_info"),
-            (20, "IFLA_IFALIAS", "text"),
-            (26, "IFLA_AF_SPEC", "af_spec"),
-            (28, "IFLA_NET_NS_FD", "uint32"),
-            (29, "IFLA_EXT_MASK", "uint32"),
-            (30, "IFLA_PROMISCUITY", "uint32"),
-            (33, "IFLA_CARRIER", "uint8"),
-            (37, "IFLA_LINK_NETNSID", "int32"),
-        )
-
-        @staticmethod
-        def af_spec(message: Message, *args: object, **kwargs: object) -> MessageClass:
-            # The same number holds one thing for PF_BRIDGE messages (7) and another for all others.
-            return bridge_af if message["family"] == 7 else message.hex
-
-    for name, codec in (("link_info", link_info), ("text", text), ("hardware_address", hardware_address)):
-        setattr(link_fields, name, codec)
-
-    class link(link_fields, nlmsg):  # type: ignore[misc]
-        pass
-
-    class link_peer(link_fields, nla):  # type: ignore[misc]
-        """The other end of a veth, inside the data of the one: a whole link message without its netlink header."""
-
-    return link
+        raise _Done(codec)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ..errors import IOFailureError
-from . import codecs, rtnetlink
+from . import rtnetlink
+from .attributes import attribute, find as find_attribute, read, read_text, read_uint, text, uint8, uint32
 from .netns import NetNS
 from .rtnetlink import KernelError, Request
 
@@ -21,15 +23,14 @@ _IFF_UP = 0x1
 _IFF_PROMISC = 0x100
 _OPERSTATE_UP = 6
 _RTEXT_FILTER_SKIP_STATS = 0x8
-_FIXED = 16  # bytes of struct ifinfomsg
-_WANTED: rtnetlink.Wanted = {
-    **dict.fromkeys((1, 3, 4, 5, 10, 16, 20)),  # IFLA_ADDRESS, IFNAME, MTU, LINK, MASTER, OPERSTATE, IFALIAS
-    18: {  # IFLA_LINKINFO
-        **dict.fromkeys((1, 4)),  # IFLA_INFO_KIND, SLAVE_KIND
-        2: {7: None},  # IFLA_INFO_DATA: of a bridge, IFLA_BR_VLAN_FILTERING
-        5: {4: None, 33: None},  # IFLA_INFO_SLAVE_DATA: of its port, IFLA_BRPORT_MODE, ISOLATED
-    },
-}
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC = 16, 18, 20, 26
+IFLA_NET_NS_FD, IFLA_EXT_MASK = 28, 29
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+IFLA_BR_VLAN_FILTERING = 7
+IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
+VETH_INFO_PEER = 1
+_FIXED = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 
 L = TypeVar("L", bound="Link")
 
@@ -169,20 +170,16 @@ class Link(NamedTuple):
         Raises:
             IOFailureError: (5) It is not up after that time, or is gone.
         """
+        if self.refresh().running:
+            return
         deadline = time.monotonic() + timeout
         # Two sockets: where many links change, notifications fill one, and what else the kernel sends there is lost.
-        with (
-            rtnetlink.connect(self.netns, rtnetlink.GROUP_LINK) as changes,
-            rtnetlink.connect(self.netns) as sock,
-        ):
-            while True:
-                # Subscribed first, looked at second: no change can slip between.
-                now = _get(sock, get_request(index=self.index, what=f"link {self.name}"), self.netns)
-                if now.running:
-                    return
+        with rtnetlink.connect(self.netns, rtnetlink.GROUP_LINK) as changes:
+            # Subscribed first, looked at second: no change can slip between.
+            while not (now := self.refresh()).running:
                 try:
                     for kind, data in changes.listen(deadline):
-                        if kind == rtnetlink.NEWLINK and parse(data, self.netns).index == self.index:
+                        if kind == rtnetlink.NEWLINK and take_apart(data)[0] == self.index:
                             break
                 except TimeoutError:
                     raise IOFailureError(
@@ -264,14 +261,23 @@ def random_mac() -> str:
 # -- requests and answers, for modules that send several at once -------------------------------------------------------
 
 
+def message(*attributes: bytes, family: int = 0, index: int = 0, flags: int = 0, change: int = 0) -> bytes:
+    """A link message without its netlink header."""
+    return _FIXED.pack(family, 0, index, flags, change) + b"".join(attributes)
+
+
+def info(kind: str, *data: bytes) -> bytes:
+    """What kind of link it is, and what only that kind has."""
+    inner = attribute(IFLA_INFO_DATA, *data) if data else b""
+    return attribute(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, kind.encode(), b"\0"), inner)
+
+
 def get_request(*, what: str, name: str = "", index: int = 0) -> Request:
     """Ask for one link, or, with neither name nor index, for all (to :meth:`~.rtnetlink.Socket.dump`)."""
-    message = codecs.load().link()
-    message["index"] = index
-    message["attrs"] = [["IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS]]
+    attributes = [uint32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)]
     if name:
-        message["attrs"].append(["IFLA_IFNAME", name])
-    return Request(rtnetlink.GETLINK, message, what, flags=0)
+        attributes.append(text(IFLA_IFNAME, name))
+    return Request(rtnetlink.GETLINK, message(*attributes, index=index), what, flags=0)
 
 
 def set_request(
@@ -287,17 +293,23 @@ def set_request(
     mtu: int | None = None,
 ) -> Request:
     """Change a link, named by index or name. None leaves a property; `change` masks the `flags` (IFF_*) to change."""
-    message = codecs.load().link()
-    message.update(index=index, flags=flags, change=change)
-    wanted = (
-        ("IFLA_IFNAME", name or None),
-        ("IFLA_IFALIAS", alias),
-        ("IFLA_MASTER", master),
-        ("IFLA_ADDRESS", mac),
-        ("IFLA_MTU", mtu),
-    )
-    message["attrs"] = [[attribute, value] for attribute, value in wanted if value is not None]
-    return Request(rtnetlink.SETLINK, message, what)
+    attributes = []
+    if name:
+        attributes.append(text(IFLA_IFNAME, name))
+    if alias is not None:
+        attributes.append(text(IFLA_IFALIAS, alias))
+    if master is not None:
+        attributes.append(uint32(IFLA_MASTER, master))
+    if mac is not None:
+        attributes.append(mac_attribute(mac))
+    if mtu is not None:
+        attributes.append(uint32(IFLA_MTU, mtu))
+    return Request(rtnetlink.SETLINK, message(*attributes, index=index, flags=flags, change=change), what)
+
+
+def mac_attribute(mac: str) -> bytes:
+    """A hardware address: six bytes for Ethernet, but four for a tunnel and twenty for InfiniBand."""
+    return attribute(IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
 
 
 def up_request(index: int, name: str) -> Request:
@@ -323,19 +335,16 @@ def port_requests(
     They are requests of their own so that the error says which flag an old kernel lacks (isolated: Linux 4.18).
     """
     requests = []
-    for attribute, value, title in (
-        ("IFLA_BRPORT_MODE", hairpin, "hairpin mode"),
-        ("IFLA_BRPORT_ISOLATED", isolated, "port isolation"),
+    for number, value, title in (
+        (IFLA_BRPORT_MODE, hairpin, "hairpin mode"),
+        (IFLA_BRPORT_ISOLATED, isolated, "port isolation"),
     ):
         if value is None:
             continue
-        message = codecs.load().link()
-        message["index"] = index
-        data = {"attrs": [[attribute, int(value)]]}
-        info = {"attrs": [["IFLA_INFO_SLAVE_KIND", "bridge"], ["IFLA_INFO_SLAVE_DATA", data]]}
-        message["attrs"] = [] if index else [["IFLA_IFNAME", name]]
-        message["attrs"].append(["IFLA_LINKINFO", info])
-        requests.append(Request(rtnetlink.NEWLINK, message, f"cannot set {title} of bridge port {name}"))
+        kind = attribute(IFLA_INFO_SLAVE_KIND, b"bridge\0")
+        data = attribute(IFLA_INFO_SLAVE_DATA, uint8(number, value))
+        body = message(b"" if index else text(IFLA_IFNAME, name), attribute(IFLA_LINKINFO, kind, data), index=index)
+        requests.append(Request(rtnetlink.NEWLINK, body, f"cannot set {title} of bridge port {name}"))
     return requests
 
 
@@ -348,11 +357,9 @@ def delete_all(sock: rtnetlink.Socket, links: Sequence[Link]) -> int:
     Raises:
         KernelError: (5) The kernel refused one; the others were deleted.
     """
-    requests = []
-    for link in links:
-        message = codecs.load().link()
-        message["index"] = link.index
-        requests.append(Request(rtnetlink.DELLINK, message, f"cannot delete link {link.name}"))
+    requests = [
+        Request(rtnetlink.DELLINK, message(index=link.index), f"cannot delete link {link.name}") for link in links
+    ]
     deleted = 0
     refused: KernelError | None = None
     for answer in sock.exchange(requests):
@@ -365,34 +372,35 @@ def delete_all(sock: rtnetlink.Socket, links: Sequence[Link]) -> int:
     return deleted
 
 
+def take_apart(data: bytes) -> tuple[int, int, dict[int, bytes]]:
+    """Index, flags and attributes of a link message, with its header."""
+    _, _, index, flags, _ = _FIXED.unpack_from(data, rtnetlink.HEADER.size)
+    return index, flags, read(data, rtnetlink.HEADER.size + _FIXED.size)
+
+
 def parse(data: bytes, netns: NetNS | None = None) -> Link:
     """Read a link message, with its header."""
-    message = rtnetlink.decode(codecs.load().link, data, fixed=_FIXED, wanted=_WANTED)
-    # Attributes are decoded when they are looked at: only those used here are.
-    attributes = {attribute[0]: attribute for attribute in message["attrs"]}
-
-    def value(name: str, default: Any) -> Any:
-        return attributes[name][1] if name in attributes else default
-
-    info = value("IFLA_LINKINFO", None)
-    port = info.get_attr("IFLA_INFO_SLAVE_DATA") if info and info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge" else None
-    own = info.get_attr("IFLA_INFO_DATA") if info and info.get_attr("IFLA_INFO_KIND") == "bridge" else None
-    filtering = own.get_attr("IFLA_BR_VLAN_FILTERING") if own else None
+    index, flags, found = take_apart(data)
+    about = read(found.get(IFLA_LINKINFO, b""))
+    kind = read_text(about.get(IFLA_INFO_KIND, b""))
+    filtering = find_attribute(about.get(IFLA_INFO_DATA, b""), IFLA_BR_VLAN_FILTERING) if kind == "bridge" else None
+    is_port = read_text(about.get(IFLA_INFO_SLAVE_KIND, b"")) == "bridge" and IFLA_INFO_SLAVE_DATA in about
+    port = read(about[IFLA_INFO_SLAVE_DATA]) if is_port else None
     return Link(
-        index=message["index"],
-        name=value("IFLA_IFNAME", ""),
-        kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
-        mac=value("IFLA_ADDRESS", ""),
-        mtu=value("IFLA_MTU", 0),
-        up=bool(message["flags"] & _IFF_UP),
-        running=value("IFLA_OPERSTATE", 0) == _OPERSTATE_UP,
-        promisc=bool(message["flags"] & _IFF_PROMISC),
-        master=value("IFLA_MASTER", 0),
-        peer_index=value("IFLA_LINK", 0),
-        alias=value("IFLA_IFALIAS", ""),
-        hairpin=bool(port.get_attr("IFLA_BRPORT_MODE")) if port else None,
-        isolated=bool(port.get_attr("IFLA_BRPORT_ISOLATED")) if port else None,
-        vlan_filtering=bool(filtering) if own else None,
+        index=index,
+        name=read_text(found.get(IFLA_IFNAME, b"")),
+        kind=kind,
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        mtu=read_uint(found.get(IFLA_MTU, b"")),
+        up=bool(flags & _IFF_UP),
+        running=read_uint(found.get(IFLA_OPERSTATE, b"")) == _OPERSTATE_UP,
+        promisc=bool(flags & _IFF_PROMISC),
+        master=read_uint(found.get(IFLA_MASTER, b"")),
+        peer_index=read_uint(found.get(IFLA_LINK, b"")),
+        alias=read_text(found.get(IFLA_IFALIAS, b"")),
+        hairpin=None if port is None else bool(read_uint(port.get(IFLA_BRPORT_MODE, b""))),
+        isolated=None if port is None else bool(read_uint(port.get(IFLA_BRPORT_ISOLATED, b""))),
+        vlan_filtering=bool(read_uint(filtering or b"")) if kind == "bridge" else None,
         netns=netns,
     )
 

@@ -232,13 +232,19 @@ def _check_is_netns(path: str, fd: int) -> None:
 
 
 def _setns(fd: int, path: str) -> None:
+    global _system_call
+    if _system_call is None:
+        _system_call = _load_setns()
     try:
-        _load_setns()(fd, _CLONE_NEWNET)
+        _system_call(fd, _CLONE_NEWNET)
     except OSError as error:
         raise IOFailureError(
             f"cannot enter network namespace {path}: {errno.errorcode.get(error.errno or 0)}: {error.strerror}",
             details="it takes CAP_SYS_ADMIN in this user namespace and in the one that owns the network namespace",
         ) from error
+
+
+_system_call: Callable[[int, int], None] | None = None
 
 
 def _load_setns() -> Callable[[int, int], None]:

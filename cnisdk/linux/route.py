@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import struct
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from ..spec.addresses import IPAddress, IPNetwork
 from . import codecs, rtnetlink
 from .address import SCOPE_LINK, SCOPE_UNIVERSE
+from .attributes import attribute, uint32
 from .netns import NetNS
 from .rtnetlink import Request, Socket
 
 # linux/rtnetlink.h
+# struct rtmsg: family, lengths of destination and source, type of service, table, protocol, scope, type, flags
+_FIXED = struct.Struct("=8BI")
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE, _RTA_VIA = 1, 4, 5, 6, 8, 15, 18
+_RTAX_MTU, _RTAX_ADVMSS = 2, 8
 TABLE_MAIN = 254
 TABLE_LOCAL = 255
 _TABLE_COMPAT = 252  # for numbers that do not fit the header's byte
@@ -93,48 +99,39 @@ def add_request(
     table = TABLE_MAIN if table is None else table
     if scope is None:
         scope = SCOPE_LINK if gw is None and dst.version == 4 else SCOPE_UNIVERSE
-    message = codecs.load().route()
-    message.update(
-        family=_FAMILIES[dst.version],
-        dst_len=dst.prefixlen,
-        table=table if table <= 255 else _TABLE_COMPAT,
-        proto=_PROTO_BOOT,
-        scope=scope,
-        type=_TYPE_UNICAST,
-        flags=0,
-    )
-    attributes: list[list[object]] = [["RTA_TABLE", table], ["RTA_OIF", index]]
+    number = table if table <= 255 else _TABLE_COMPAT
+    family = _FAMILIES[dst.version]
+    body = _FIXED.pack(family, dst.prefixlen, 0, 0, number, _PROTO_BOOT, scope, _TYPE_UNICAST, 0)
+    body += uint32(_RTA_TABLE, table) + uint32(_RTA_OIF, index)
     if dst.prefixlen:
-        attributes.append(["RTA_DST", str(dst.network_address)])
+        body += attribute(_RTA_DST, dst.network_address.packed)
     if gw is not None:
         # IPv4 through an IPv6 next hop (RFC 5549) goes by another attribute, of a family and an address.
         if gw.version == dst.version:
-            attributes.append(["RTA_GATEWAY", str(gw)])
+            body += attribute(_RTA_GATEWAY, gw.packed)
         else:
-            attributes.append(["RTA_VIA", {"family": _FAMILIES[gw.version], "addr": str(gw)}])
+            body += attribute(_RTA_VIA, struct.pack("=H", _FAMILIES[gw.version]), gw.packed)
     if priority:
-        attributes.append(["RTA_PRIORITY", priority])
-    metrics = [[key, value] for key, value in (("RTAX_MTU", mtu), ("RTAX_ADVMSS", advmss)) if value]
+        body += uint32(_RTA_PRIORITY, priority)
+    metrics = [uint32(key, value) for key, value in ((_RTAX_MTU, mtu), (_RTAX_ADVMSS, advmss)) if value]
     if metrics:
-        attributes.append(["RTA_METRICS", {"attrs": metrics}])
-    message["attrs"] = attributes
+        body += attribute(_RTA_METRICS, *metrics)
     what = f"cannot add route {describe(dst, gw)} to link {name}"
-    return Request(rtnetlink.NEWROUTE, message, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_APPEND)
+    return Request(rtnetlink.NEWROUTE, body, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_APPEND)
 
 
 def dump(sock: Socket) -> list[KernelRoute]:
     """List the routes of the socket's namespace in all tables but ``local``."""
-    message = codecs.load().route()
-    message.update(family=0, scope=0, type=0, proto=0, flags=0)
     routes = []
-    for data in sock.dump(Request(rtnetlink.GETROUTE, message, "cannot list routes")):
+    for data in sock.dump(Request(rtnetlink.GETROUTE, bytes(_FIXED.size), "cannot list routes")):
         routes += parse(data)
     return [route for route in routes if route.table != TABLE_LOCAL]
 
 
 def parse(data: bytes) -> list[KernelRoute]:
     """Read a route message, with its header; none for families other than IP and for cached entries."""
-    message = rtnetlink.decode(codecs.load().route, data)
+    message = codecs.load()(data)
+    message.decode()
     family = message["family"]
     if family not in (_AF_INET, _AF_INET6) or message["flags"] & _F_CLONED:
         return []

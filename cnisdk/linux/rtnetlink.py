@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from _thread import _local
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import IOFailureError
-from . import codecs
-from .codecs import Message
+from . import attributes
 from .netns import NetNS
 
 if TYPE_CHECKING:
@@ -47,9 +48,8 @@ NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 GROUP_LINK = 0x1
 GROUP_IPV6_IFADDR = 0x100
 
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
-_ATTRIBUTE_TYPE = 0x3FFF  # without the flags for nested and network byte order
+HEADER = struct.Struct("=IHHII")
+"""struct nlmsghdr: length, type, flags, sequence number, port."""
 
 # A dump the kernel calls interrupted saw the table change meanwhile and may lack entries or hold them twice.
 _DUMP_ATTEMPTS = 20
@@ -86,13 +86,13 @@ class Request(NamedTuple):
 
     Attributes:
         kind: Message type, such as :data:`NEWLINK`.
-        message: The message, from :mod:`.codecs`, without its header.
+        body: The message without its header: the fixed part of its type, and :mod:`.attributes`.
         what: What is being done, for the error: ``cannot set link eth0 up``.
         flags: Beyond F_REQUEST; F_ACK is for requests that answer with nothing else.
     """
 
     kind: int
-    message: Message
+    body: bytes
     what: str
     flags: int = F_ACK
 
@@ -227,7 +227,7 @@ class Socket:
                     if error is not None:
                         raise error
                 elif kind == _NLMSG_DONE:
-                    (status,) = struct.unpack_from("=i", body, _HEADER.size) if len(body) > _HEADER.size else (0,)
+                    (status,) = struct.unpack_from("=i", body, HEADER.size) if len(body) > HEADER.size else (0,)
                     if status < 0:
                         raise KernelError(request.what, -status)
                     return messages, interrupted
@@ -243,91 +243,60 @@ class Socket:
         if len(data) > 65536:
             raise IOFailureError("a netlink message is larger than 64 KiB")
         offset = 0
-        while offset + _HEADER.size <= len(data):
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-            if length < _HEADER.size:
+        while offset + HEADER.size <= len(data):
+            length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
+            if length < HEADER.size:
                 break
             yield kind, flags, sequence, data[offset : offset + length]
             offset += (length + 3) & ~3
 
 
-def connect(netns: NetNS | None = None, groups: int = 0) -> Socket:
-    """Open a socket in a namespace; None means the calling thread's own.
+def connect(netns: NetNS | None = None, groups: int = 0) -> AbstractContextManager[Socket]:
+    """Open a socket in a namespace, to be used in ``with``; None means the calling thread's own.
 
     Raises:
         IOFailureError: (5) The kernel does not let this process enter the namespace.
     """
-    return Socket(groups) if netns is None else netns.call(Socket, groups)
+    if netns is not None:
+        return netns.call(Socket, groups)
+    shared: Socket | None = getattr(_thread_local, "socket", None)
+    return Socket(groups) if shared is None or groups else nullcontext(shared)
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Let everything that is asked meanwhile of the calling thread's own namespace go through one socket.
+
+    A plugin asks a dozen times, and making a socket takes longer than most answers. The thread must not change its
+    namespace meanwhile.
+    """
+    if getattr(_thread_local, "socket", None) is not None:
+        yield
+        return
+    with Socket() as _thread_local.socket:
+        try:
+            yield
+        finally:
+            _thread_local.socket = None
+
+
+_thread_local = _local()
 
 
 def _encode(request: Request, sequence: int) -> bytes:
-    message = request.message
-    message["header"] = {
-        "type": request.kind,
-        "flags": F_REQUEST | request.flags,
-        "sequence_number": sequence,
-        "pid": 0,
-    }
-    message.reset()
-    message.encode()
-    return bytes(message.data)
+    header = HEADER.pack(HEADER.size + len(request.body), request.kind, F_REQUEST | request.flags, sequence, 0)
+    return header + request.body
 
 
 def _read_error(body: bytes, request: Request, position: int) -> KernelError | None:
     """Read an acknowledgement (struct nlmsgerr): None for success."""
-    (status,) = struct.unpack_from("=i", body, _HEADER.size)
+    (status,) = struct.unpack_from("=i", body, HEADER.size)
     if status == 0:
         return None
-    flags = _HEADER.unpack_from(body)[2]
-    offset = _HEADER.size + 4
+    flags = HEADER.unpack_from(body)[2]
+    offset = HEADER.size + 4
     (echoed,) = struct.unpack_from("=I", body, offset)
-    offset += _HEADER.size if flags & F_CAPPED else (echoed + 3) & ~3
-    reason = ""
-    while flags & F_ACK_TLVS and offset + _ATTRIBUTE.size <= len(body):
-        length, kind = _ATTRIBUTE.unpack_from(body, offset)
-        if length < _ATTRIBUTE.size:
-            break
-        if kind & _ATTRIBUTE_TYPE == _NLMSGERR_ATTR_MSG:
-            reason = body[offset + _ATTRIBUTE.size : offset + length].rstrip(b"\0").decode(errors="replace")
-        offset += (length + 3) & ~3
+    offset += HEADER.size if flags & F_CAPPED else (echoed + 3) & ~3
+    found = attributes.read(body, offset) if flags & F_ACK_TLVS else {}
+    reason = found.get(_NLMSGERR_ATTR_MSG, b"").rstrip(b"\0").decode(errors="replace")
     return KernelError(request.what, -status, position=position, reason=reason)
-
-
-# Which attributes to keep, by number, and for nested ones which of theirs.
-Wanted = Mapping[int, "Wanted | None"]
-
-
-def decode(codec: codecs.MessageClass, data: bytes, *, fixed: int = 0, wanted: Wanted | None = None) -> Message:
-    """Decode a message with its header.
-
-    Args:
-        codec: Its class.
-        data: The message.
-        fixed: Bytes between header and attributes; needed with `wanted`.
-        wanted: The attributes to decode; None means all. The codecs make an object of each: a bridge has a hundred.
-    """
-    if wanted is not None:
-        start = _HEADER.size + fixed
-        data = data[:start] + _prune(memoryview(data)[start:], wanted)
-        data = struct.pack("=I", len(data)) + data[4:]
-    message = codec(data)
-    message.decode()
-    return message
-
-
-def _prune(attributes: memoryview, wanted: Wanted) -> bytes:
-    """Leave out all attributes but those wanted."""
-    kept = []
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(attributes):
-        length, kind = _ATTRIBUTE.unpack_from(attributes, offset)
-        if length < _ATTRIBUTE.size:
-            break
-        number = kind & _ATTRIBUTE_TYPE
-        if number in wanted:
-            inner = wanted[number]
-            payload = attributes[offset + _ATTRIBUTE.size : offset + length]
-            body = bytes(payload) if inner is None else _prune(payload, inner)
-            kept.append(_ATTRIBUTE.pack(_ATTRIBUTE.size + len(body), kind) + body + b"\0" * (-len(body) % 4))
-        offset += (length + 3) & ~3
-    return b"".join(kept)

@@ -24,17 +24,13 @@ def find(key: str) -> str | None:
     Raises:
         SysctlError: (5) It cannot be read.
     """
-    try:
-        # Not open(): its buffer and decoder take six times as long as the system calls.
-        fd = os.open(_ROOT + key, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.read(fd, 4096).decode("ascii", "replace").strip()
-        finally:
-            os.close(fd)
-    except (FileNotFoundError, NotADirectoryError):
+    fd = _open(key)
+    if fd is None:
         return None
-    except OSError as error:
-        raise SysctlError(f"cannot read sysctl {key}: {errno.errorcode.get(error.errno or 0)}") from error
+    try:
+        return _read(fd, key)
+    finally:
+        os.close(fd)
 
 
 def get(key: str) -> str:
@@ -45,7 +41,7 @@ def get(key: str) -> str:
     """
     value = find(key)
     if value is None:
-        raise SysctlError(f"sysctl {key} does not exist", details=f"no file {_ROOT}{key}")
+        raise _absent(key)
     return value
 
 
@@ -61,24 +57,10 @@ def ensure(key: str, value: str) -> bool:
     Raises:
         SysctlError: (5) It does not exist, cannot be written, or did not keep the value.
     """
-    before = get(key)
-    if before == value:
-        return False
-    try:
-        fd = os.open(_ROOT + key, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-        try:
-            os.write(fd, value.encode("ascii"))
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise SysctlError(
-            f"cannot set sysctl {key} from {before} to {value}: {errno.errorcode.get(error.errno or 0)}",
-            details=f"{_ROOT}{key} must be writable" if error.errno in (errno.EROFS, errno.EACCES) else "",
-        ) from error
-    after = get(key)
-    if after != value:
-        raise SysctlError(f"sysctl {key} is {after} after {value} was written to it")
-    return True
+    changed = _ensure(key, value)
+    if changed is None:
+        raise _absent(key)
+    return changed
 
 
 def ensure_if_present(key: str, value: str) -> bool:
@@ -87,7 +69,60 @@ def ensure_if_present(key: str, value: str) -> bool:
     Raises:
         SysctlError: (5) It cannot be written, or did not keep the value.
     """
-    return find(key) is not None and ensure(key, value)
+    return bool(_ensure(key, value))
+
+
+def _ensure(key: str, value: str) -> bool | None:
+    """Give a setting a value; None when there is no such setting."""
+    reading = _open(key)
+    if reading is None:
+        return None
+    try:
+        before = _read(reading, key)
+        if before == value:
+            return False
+        try:
+            writing = os.open(_ROOT + key, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+            try:
+                os.write(writing, value.encode("ascii"))
+            finally:
+                os.close(writing)
+        except OSError as error:
+            raise SysctlError(
+                f"cannot set sysctl {key} from {before} to {value}: {errno.errorcode.get(error.errno or 0)}",
+                details=f"{_ROOT}{key} must be writable" if error.errno in (errno.EROFS, errno.EACCES) else "",
+            ) from error
+        after = _read(reading, key)
+    finally:
+        os.close(reading)
+    if after != value:
+        raise SysctlError(f"sysctl {key} is {after} after {value} was written to it")
+    return True
+
+
+def _open(key: str) -> int | None:
+    try:
+        # Not open(): its buffer and decoder take six times as long as the system calls.
+        return os.open(_ROOT + key, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(key, error) from error
+
+
+def _read(fd: int, key: str) -> str:
+    try:
+        return os.pread(fd, 4096, 0).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise _unreadable(key, error) from error
+
+
+def _unreadable(key: str, error: OSError) -> SysctlError:
+    return SysctlError(f"cannot read sysctl {key}: {errno.errorcode.get(error.errno or 0)}")
+
+
+def _absent(key: str) -> SysctlError:
+    return SysctlError(f"sysctl {key} does not exist", details=f"no file {_ROOT}{key}")
 
 
 def enable_forwarding(*, ipv4: bool = False, ipv6: bool = False) -> None:

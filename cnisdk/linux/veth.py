@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import InvalidEnvironmentError, IOFailureError
 from ..spec.names import Attachment, network_tag_prefixes, short_hash
-from . import bridge, codecs, link, rtnetlink
+from . import bridge, link, rtnetlink
+from .attributes import attribute, text, uint32
 from .bridge import Port
 from .link import Link
 from .netns import NetNS
@@ -235,19 +236,19 @@ def _create(
 
 
 def _create_request(netns: NetNS, ifname: str, name: str, *, mtu: int | None, mac: str, port: Port | None) -> Request:
-    message = codecs.load().link()
-    peer: list[list[object]] = [["IFLA_IFNAME", ifname], ["IFLA_ADDRESS", mac], ["IFLA_NET_NS_FD", netns.fd]]
-    own: list[list[object]] = [["IFLA_IFNAME", name], ["IFLA_ADDRESS", link.random_mac()]]
-    if mtu:
-        peer.append(["IFLA_MTU", mtu])
-        own.append(["IFLA_MTU", mtu])
-    if port is not None:
-        own.append(["IFLA_MASTER", port.bridge.index])
-    data = {"attrs": [["VETH_INFO_PEER", {"index": 0, "attrs": peer}]]}
-    own.append(["IFLA_LINKINFO", {"attrs": [["IFLA_INFO_KIND", "veth"], ["IFLA_INFO_DATA", data]]}])
-    message["attrs"] = own
+    size = uint32(link.IFLA_MTU, mtu) if mtu else b""
+    peer = link.message(
+        text(link.IFLA_IFNAME, ifname), link.mac_attribute(mac), uint32(link.IFLA_NET_NS_FD, netns.fd), size
+    )
+    body = link.message(
+        text(link.IFLA_IFNAME, name),
+        link.mac_attribute(link.random_mac()),
+        size,
+        b"" if port is None else uint32(link.IFLA_MASTER, port.bridge.index),
+        link.info("veth", attribute(link.VETH_INFO_PEER, peer)),
+    )
     what = f"cannot create veth {ifname} in {netns.path} with its host end {name}"
-    return Request(rtnetlink.NEWLINK, message, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL)
+    return Request(rtnetlink.NEWLINK, body, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL)
 
 
 def _port_requests(name: str, port: Port | None) -> list[Request]:

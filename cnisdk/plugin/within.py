@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from types import FrameType, TracebackType
 
 from ..errors import TryAgainLaterError
@@ -69,11 +70,14 @@ def run_within(
 
 def _find(ours: Launcher, path: str) -> PluginMain | None:
     try:
-        with open(path, "rb") as file:
-            content = file.read(_LARGEST)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = os.read(fd, min(os.fstat(fd).st_size, _LARGEST))
+        finally:
+            os.close(fd)
     except OSError:
         return None
-    theirs = read_launcher(content)
+    theirs = _read_launcher(content)
     if theirs is None or not ours.same_installation(theirs):
         return None
     try:
@@ -81,6 +85,10 @@ def _find(ours: Launcher, path: str) -> PluginMain | None:
     except Exception:
         return None  # whoever runs it will be told
     return main if isinstance(main, PluginMain) else None
+
+
+# The resident server looks at each launcher before a request comes.
+_read_launcher = lru_cache(maxsize=64)(read_launcher)
 
 
 class _Late(BaseException):
@@ -129,20 +137,20 @@ def _alarm(timeout: float | None, handler: Callable[[int, FrameType | None], Non
 
 
 @contextmanager
-def _environment(environ: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    _change(environ)
+def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    before = os.environ.copy()
+    _change(before, wanted)
     try:
         yield
     finally:
-        _change(before)
+        _change(os.environ.copy(), before)
 
 
-def _change(wanted: Mapping[str, str]) -> None:
-    for name in os.environ.keys() - wanted.keys():
+def _change(present: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    for name in present.keys() - wanted.keys():
         del os.environ[name]
     for name, value in wanted.items():
-        if os.environ.get(name) != value:
+        if present.get(name) != value:
             os.environ[name] = value
 
 

@@ -52,12 +52,12 @@ def parse_interface(text: str) -> IPInterface:
     if length > address.max_prefixlen:
         raise ValueError(f"the prefix length of {text!r} is more than {address.max_prefixlen}")
     if isinstance(address, IPv4Address):
-        return IPv4Interface((address, length))
+        return IPv4Interface((int(address), length))  # of the object, it would make a text and read that again
     if address.ipv4_mapped is None:
-        return IPv6Interface((address, length))
+        return IPv6Interface((int(address), length))
     if length < _MAPPED_BITS:
         raise ValueError(f"the prefix length of the IPv4-mapped {text!r} is less than {_MAPPED_BITS}")
-    return IPv4Interface((address.ipv4_mapped, length - _MAPPED_BITS))
+    return IPv4Interface((int(address.ipv4_mapped), length - _MAPPED_BITS))
 
 
 def parse_network(text: str) -> IPNetwork:

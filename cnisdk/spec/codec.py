@@ -446,7 +446,22 @@ def _encode(text: str) -> bytes:
 
 def dumps(value: object, *, sort_keys: bool = False) -> bytes:
     """Write a document as the reference prints results and errors: four spaces, no newline at the end."""
-    return _encode(json.dumps(unstructure(value), indent=4, ensure_ascii=False, sort_keys=sort_keys, allow_nan=False))
+    return _encode(_indent(unstructure(value), "\n", sort_keys))
+
+
+_scalar = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def _indent(value: Any, newline: str, sort_keys: bool) -> str:
+    """As json.dumps(indent=4) would, which goes through a document character by character in Python."""
+    inner = f"{newline}    "
+    if value and isinstance(value, Mapping):
+        items = sorted(value.items()) if sort_keys else value.items()
+        parts = [f"{_scalar(key)}: {_indent(part, inner, sort_keys)}" for key, part in items]
+        return f"{{{inner}{f',{inner}'.join(parts)}{newline}}}"
+    if value and isinstance(value, list | tuple):
+        return f"[{inner}{f',{inner}'.join([_indent(part, inner, sort_keys) for part in value])}{newline}]"
+    return _scalar(value)
 
 
 def dumps_compact(value: object, *, sort_keys: bool = False) -> bytes:

@@ -52,8 +52,14 @@ def network_tag_prefixes(network: str) -> tuple[str, str]:
 
 def short_hash(*parts: str, digits: int) -> str:
     """The first ``digits`` hexadecimal digits of the SHA-512 over the parts, joined by NUL (which no name contains)."""
-    digest: str = _load_sha512()("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
+    global _sha512
+    if _sha512 is None:
+        _sha512 = _load_sha512()
+    digest: str = _sha512("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
     return digest[:digits]
+
+
+_sha512: Callable[[bytes], Any] | None = None
 
 
 def _load_sha512() -> Callable[[bytes], Any]:

@@ -37,7 +37,7 @@ from cnisdk import (
     json_field,
     run_all,
 )
-from cnisdk.linux import address, bridge, layer3, link, masquerade, spoofcheck, sysctl, veth
+from cnisdk.linux import address, bridge, layer3, link, masquerade, rtnetlink, spoofcheck, sysctl, veth
 from cnisdk.linux.bridge import VLANs
 from cnisdk.linux.link import Link
 from cnisdk.linux.netns import NetNS
@@ -167,7 +167,8 @@ class BridgeConf(NetConf):
             raise InvalidConfigError(
                 "cannot set hairpin mode and promiscuous mode at the same time: $.promiscMode is true"
             )
-        masquerade.backend(self.ip_masq_backend)
+        if self.ip_masq or self.ip_masq_backend:
+            masquerade.backend(self.ip_masq_backend)
 
     def vlans(self) -> VLANs | None:
         """What the port carries; None when the bridge need not filter VLANs.
@@ -194,17 +195,19 @@ class Bridge(Plugin[BridgeConf]):
         conf, owner = request.conf, request.attachment
         conf.validate()
         mac = requested_mac(request)
-        with request.open_netns() as netns:
+        with rtnetlink.sharing(), request.open_netns() as netns:
             if veth.find_host_end(owner) is not None:
                 raise InvalidEnvironmentError(
                     f"CNI_IFNAME {request.ifname} already exists: {owner} is attached", details="DEL it first"
                 )
             with bridge.kept():
-                if link.find(conf.bridge) is None:
-                    request.undo(bridge.delete_unused, conf.bridge)
                 vlans = conf.vlans()
                 master = bridge.ensure(
-                    conf.bridge, mtu=conf.mtu, promisc=conf.promisc_mode, vlan_filtering=vlans is not None
+                    conf.bridge,
+                    mtu=conf.mtu,
+                    promisc=conf.promisc_mode,
+                    vlan_filtering=vlans is not None,
+                    before_making=lambda: request.undo(bridge.delete_unused, conf.bridge),
                 )
                 request.undo(veth.delete, owner)
                 port = bridge.Port(master, hairpin=conf.hairpin_mode, isolated=conf.port_isolation, vlans=vlans)
@@ -241,13 +244,14 @@ class Bridge(Plugin[BridgeConf]):
                 with request.find_netns() or nullcontext() as netns:
                     veth.delete(owner, netns=netns)
 
-        run_all(
-            delete_link,
-            request.ipam.delete if request.ipam.configured else nothing,
-            # Whatever the configuration says today: it may have changed since ADD.
-            lambda: masquerade.delete(owner, addresses),
-            lambda: spoofcheck.delete(owner),
-        )
+        with rtnetlink.sharing():
+            run_all(
+                delete_link,
+                request.ipam.delete if request.ipam.configured else nothing,
+                # Whatever the configuration says today: it may have changed since ADD.
+                lambda: masquerade.delete(owner, addresses),
+                lambda: spoofcheck.delete(owner),
+            )
 
     def check(self, request: CheckRequest[BridgeConf]) -> None:
         conf, owner = request.conf, request.attachment
@@ -255,7 +259,7 @@ class Bridge(Plugin[BridgeConf]):
         result = request.require_prev_result()
         if request.ipam.configured:
             request.ipam.check()
-        with request.open_netns() as netns:
+        with rtnetlink.sharing(), request.open_netns() as netns:
             container = check_container(request, result, netns)
             master = check_bridge(conf, result)
             check_port(conf, result, container, master)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cnisdk.errors import InvalidEnvironmentError, IOFailureError
-from cnisdk.linux import bridge, codecs, link, netns, rtnetlink, sysctl, veth
+from cnisdk.linux import bridge, link, netns, rtnetlink, sysctl, veth
 from cnisdk.linux.rtnetlink import Request, Socket
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Sandbox
@@ -207,7 +207,6 @@ def test_a_kill_at_any_moment_leaves_no_link_without_owner(host: Sandbox) -> Non
     dice = random.Random(4711)
 
     def strike() -> None:
-        codecs.load()
         pid = os.fork()
         if pid == 0:
             create()

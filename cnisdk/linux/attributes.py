@@ -1,0 +1,76 @@
+"""Attributes of netlink messages (``linux/netlink.h``): a length, a number, and a payload, padded to four bytes.
+
+Everything ADD and DEL send and read is made of these few functions and the numbers in the kernel's headers. pyroute2's
+codecs make an object of each attribute and look its type up by name: for one bridge ADD, that took more than all of the
+kernel's work. They decode what only CHECK reads (:mod:`.codecs`), and the tests compare what is sent with theirs.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Iterator
+
+_HEADER = struct.Struct("=HH")
+_UINT16 = struct.Struct("=HHHxx")
+_UINT32 = struct.Struct("=HHI")
+_UINT8 = struct.Struct("=HHBxxx")
+_NUMBER = 0x3FFF  # without the flags for nested and network byte order
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
+
+
+def attribute(number: int, *payload: bytes) -> bytes:
+    """An attribute with any payload, such as other attributes."""
+    data = b"".join(payload)
+    return _HEADER.pack(4 + len(data), number) + data + _PADDING[len(data) & 3]
+
+
+def uint8(number: int, value: int) -> bytes:
+    """An attribute of one byte."""
+    return _UINT8.pack(5, number, value)
+
+
+def uint16(number: int, value: int) -> bytes:
+    """An attribute of two bytes, in the host's byte order."""
+    return _UINT16.pack(6, number, value)
+
+
+def uint32(number: int, value: int) -> bytes:
+    """An attribute of four bytes, in the host's byte order."""
+    return _UINT32.pack(8, number, value)
+
+
+def text(number: int, value: str) -> bytes:
+    """A text, in whatever encoding, without a NUL at its end: an alias has room for 255 bytes all told."""
+    return attribute(number, value.encode(errors="surrogateescape"))
+
+
+def iterate(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Number and payload of each attribute, in order; what is no attribute ends them."""
+    end = len(data)
+    while start + 4 <= end:
+        length, number = _HEADER.unpack_from(data, start)
+        if length < 4:
+            return
+        yield number & _NUMBER, data[start + 4 : start + length]
+        start += (length + 3) & ~3
+
+
+def read(data: bytes, start: int = 0) -> dict[int, bytes]:
+    """The payloads by number; of several attributes of one number the last."""
+    return dict(iterate(data, start))
+
+
+def find(data: bytes, number: int) -> bytes | None:
+    """The payload of the first attribute of a number; of a bridge, there are a hundred."""
+    return next((payload for each, payload in iterate(data) if each == number), None)
+
+
+def read_uint(payload: bytes) -> int:
+    """A number of any size, in the host's byte order; 0 for none."""
+    return int.from_bytes(payload, sys.byteorder)
+
+
+def read_text(payload: bytes) -> str:
+    """A text, with or without a NUL at its end."""
+    return payload.rstrip(b"\0").decode(errors="surrogateescape")
