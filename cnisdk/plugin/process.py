@@ -76,6 +76,16 @@ def run_delegates_here(signals: Signals, launcher: Launcher | None = None) -> No
     local.runner = run
 
 
+def replace_environment(environ: Mapping[str, str]) -> None:
+    """Make the environment of this process another one."""
+    present = os.environ.copy()
+    for name in present.keys() - environ.keys():
+        del os.environ[name]
+    for name, value in environ.items():
+        if present.get(name) != value:
+            os.environ[name] = value
+
+
 class Signals:
     """Turns SIGTERM, SIGINT and SIGHUP into :class:`Terminated`, inside ``with`` only.
 

@@ -21,7 +21,7 @@ from ..errors import TryAgainLaterError
 from ..invoke.process import STDERR_TAIL, Finished, pass_on
 from .launch import Launcher, find_main, read_launcher
 from .main import PluginMain, Terminated, refuse_own_netns, respond
-from .process import Signals
+from .process import Signals, replace_environment
 
 # No launcher is near this; a shim of the resident mode, which contains one, is not either.
 _LARGEST = 4 << 20
@@ -137,21 +137,13 @@ def _alarm(timeout: float | None, handler: Callable[[int, FrameType | None], Non
 
 
 @contextmanager
-def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+def _environment(environ: Mapping[str, str]) -> Iterator[None]:
     before = os.environ.copy()
-    _change(before, wanted)
+    replace_environment(environ)
     try:
         yield
     finally:
-        _change(os.environ.copy(), before)
-
-
-def _change(present: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    for name in present.keys() - wanted.keys():
-        del os.environ[name]
-    for name, value in wanted.items():
-        if present.get(name) != value:
-            os.environ[name] = value
+        replace_environment(before)
 
 
 @contextmanager

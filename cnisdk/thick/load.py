@@ -53,7 +53,7 @@ def load(launchers: Mapping[str, bytes]) -> dict[str, Loaded]:
     for name in _LATER:
         import_module(name, __package__)
     _rehearse()
-    with contextlib.suppress(ImportError):  # no pyroute2: no plugin here speaks to the kernel
+    with contextlib.suppress(ImportError):  # no pyroute2: no plugin here reads routes
         from ..linux import codecs
 
         codecs.load()

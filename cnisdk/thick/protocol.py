@@ -1,18 +1,21 @@
-"""What shim and worker say to each other, over a Unix socket that keeps messages apart (``SOCK_SEQPACKET``).
+"""What shim and worker say to each other, over Unix sockets that keep messages apart (``SOCK_SEQPACKET``).
 
-====== =============================== ==================================================================
-from   message                         with it
-====== =============================== ==================================================================
-worker ``hello``                       a descriptor of its process
-shim   ``cnisdk1 TYPE ID UMASK``       stdin, stdout, stderr, working directory, network namespace, and a file
-                                       with ``argv[0]`` and the environment
-worker ``started``, or why not
-worker ``exit STATUS``
-====== =============================== ==================================================================
+The shim makes a pair of sockets and puts its request into one end: ``argv[0]`` and the environment, each text ended by
+a NUL, with the descriptors of standard input, output and error, of the working directory and of the network namespace.
+Then it connects to the server, whose workers all wait for connections:
 
-A worker does nothing for a request before it has said ``started``. A shim that has not heard that, and whose patience
-is over, kills the worker; if the word is not there even then, it runs the request by itself, and else it never does.
-Nothing of the caller's is handed over before ``hello``: what lies in the queue of a server that hangs stays open.
+====== ===================================== ==========================================================================
+from   message                               with it
+====== ===================================== ==========================================================================
+shim   ``cnisdk2 TYPE ID UMASK SIZE NS...``  the other end of the pair; SIZE is the request's, NS... its namespaces
+worker why not, and no more                  the worker ends
+worker ``started``, through the pair         a descriptor of its process, for signals
+worker ``exit STATUS``                       three digits
+====== ===================================== ==========================================================================
+
+Whoever receives the request from the pair runs it, and the other side never does: the worker, or the shim itself when
+its patience is over or its connection ended. So nothing is run twice, nothing of the caller's stays open in the queue
+of a server that hangs, and nobody waits for an answer before the plugin's own.
 
 When the shim goes away, the kernel kills the worker, as it would have killed the plugin.
 """
@@ -34,64 +37,90 @@ CONTROL = f"{DIRECTORY}/control.sock"
 METRICS = f"{DIRECTORY}/metrics.prom"
 FALLBACKS = f"{DIRECTORY}/fallbacks"
 
-GREETING = "cnisdk1"
-FILES = 6
+GREETING = "cnisdk2"
+FILES = 5
+
+NAMESPACES = ("mnt", "user", "pid", "uts", "ipc")
+"""What a path or a number means depends on these; a worker can only change its network namespace."""
 
 PATIENCE = 1.0
 """Seconds a shim waits for a worker. A process of its own takes a tenth of that, but a burst makes everybody wait."""
 
-_LARGEST = 16 << 20
 
-
-class Handover(NamedTuple):
-    """A request as it comes.
+class Offer(NamedTuple):
+    """What a shim wants run.
 
     Attributes:
         type: Type of the plugin.
         id: What launcher the shim would run, see :func:`.shim.identify`.
         umask: The caller's.
-        files: stdin, stdout, stderr, working directory, network namespace, environment.
+        size: Bytes of the request.
+        namespaces: The caller's, as in ``/proc/self/ns``.
+        end: Where the request is to be had.
     """
 
     type: str
     id: str
     umask: int
+    size: int
+    namespaces: list[str]
+    end: socket.socket
+
+
+class Request(NamedTuple):
+    """A request, taken from its shim.
+
+    Attributes:
+        name: ``argv[0]``.
+        environ: The environment.
+        files: stdin, stdout, stderr, working directory, network namespace.
+    """
+
+    name: str
+    environ: dict[str, str]
     files: list[int]
 
 
-def receive(connection: socket.socket) -> Handover:
-    """Take a request.
+def receive(connection: socket.socket) -> Offer:
+    """Hear what a shim wants.
 
     Raises:
-        DecodingError: (6) It is none. All descriptors that came are closed.
+        DecodingError: (6) It does not say. All descriptors that came are closed.
         OSError: The other side is gone.
     """
-    text, files, _, _ = socket.recv_fds(connection, 256, FILES)
+    text, files, _, _ = socket.recv_fds(connection, 1024, 1)
     try:
-        greeting, type_, id_, umask = text.decode("ascii").split()
-        if greeting != GREETING or len(files) != FILES:
+        greeting, type_, id_, umask, size, *namespaces = text.decode("ascii").split()
+        if greeting != GREETING or len(files) != 1:
             raise ValueError
-        return Handover(type_, id_, int(umask, 8), files)
-    except ValueError as exc:
+        offer = Offer(type_, id_, int(umask, 8), int(size), namespaces, socket.socket(fileno=files[0]))
+    except (ValueError, OSError) as exc:
         for fd in files:
             os.close(fd)
         raise DecodingError("not a request of this protocol") from exc
+    return offer
 
 
-def read_environment(fd: int) -> tuple[str, dict[str, str]]:
-    """Read ``argv[0]`` and the environment from the file they come in.
+def take(offer: Offer) -> Request:
+    """Take the request from the shim, which will not run it any more.
 
     Raises:
-        DecodingError: (6) It is too large.
+        BlockingIOError: The shim was faster.
+        DecodingError: (6) It is not what was offered.
     """
-    size = os.fstat(fd).st_size
-    if size > _LARGEST:
-        raise DecodingError(f"the environment is {size} bytes, expected {_LARGEST} at most")
-    data = os.pread(fd, size, 0)
-    encoding = sys.getfilesystemencoding()
-    name, *entries = data.decode(encoding, "surrogateescape").split("\0")
+    data, files, flags, _ = socket.recv_fds(offer.end, offer.size, FILES, socket.MSG_DONTWAIT)
+    if len(files) != FILES or len(data) != offer.size or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        for fd in files:
+            os.close(fd)
+        raise DecodingError("not the request that was offered")
+    name, *entries = data.decode(sys.getfilesystemencoding(), "surrogateescape").split("\0")
     pairs = (entry.partition("=") for entry in entries)
-    return name, {key: value for key, divider, value in pairs if divider and key}
+    return Request(name, {key: value for key, divider, value in pairs if divider and key}, files)
+
+
+def own_namespaces() -> list[str]:
+    """The namespaces of this process, as a shim would say them."""
+    return [os.readlink(f"/proc/self/ns/{kind}") for kind in NAMESPACES]
 
 
 def peer_uid(connection: socket.socket) -> tuple[int, int]:

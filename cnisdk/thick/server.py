@@ -83,6 +83,7 @@ class Server:
         control = listen(self._path(protocol.CONTROL), socket.SOCK_STREAM)
         identity = None if not own else os.stat(self._path(protocol.SOCKET)).st_ino
         listener.setblocking(False)
+        namespaces = protocol.own_namespaces()
         stop, self._stop = os.pipe()
         reading, self._report = os.pipe()
         os.set_blocking(reading, False)
@@ -97,7 +98,7 @@ class Server:
         gc.freeze()  # a worker's collector must not copy all these pages
         gc.set_threshold(100_000)
         self._mine = (stop, self._stop, reading, wake, waker, control.fileno())
-        self._fill(listener, stop)
+        self._fill(listener, namespaces, stop)
         notify("READY=1")
         deadline: float | None = None
         poll = select.poll()
@@ -120,7 +121,7 @@ class Server:
                 if (not self._idle and not self._busy) or time.monotonic() > deadline:
                     break
             else:
-                self._fill(listener, stop)
+                self._fill(listener, namespaces, stop)
             self.metrics.write(len(self._idle), len(self._busy))
         self._hear(reading)
         self.metrics.write(0, 0, now=True)
@@ -136,7 +137,7 @@ class Server:
     def _end(self, number: int, _: FrameType | None) -> None:
         self._stopping = True
 
-    def _fill(self, listener: socket.socket, stop: int) -> None:
+    def _fill(self, listener: socket.socket, namespaces: list[str], stop: int) -> None:
         # To fork, and what a new worker does first, takes time from requests that run, and requests come in groups: as
         # long as others wait, it can wait too.
         if len(self._idle) > self._ready // 4 and (self._busy or time.monotonic() - self._last < _QUIET):
@@ -148,12 +149,10 @@ class Server:
             if pid == 0:
                 try:
                     signal.set_wakeup_fd(-1)
-                    for number in (signal.SIGTERM, signal.SIGINT):
-                        signal.signal(number, signal.SIG_IGN)  # those of the whole group are for the server
                     for fd in self._mine:
                         if fd != stop:
                             os.close(fd)
-                    work(listener, self._plugins, stop, self._report, self._populate, self._learn)
+                    work(listener, self._plugins, namespaces, stop, self._report, self._populate, self._learn)
                 finally:
                     os._exit(1)
             self._idle.add(pid)

@@ -10,26 +10,26 @@
  * and as an integer:
  *   SHIM_PATIENCE  milliseconds to wait for a worker
  *
- * The protocol is in protocol.py. Whatever goes wrong before the worker has started, the launcher runs the request.
- * Whatever goes wrong later is an error: nothing is run twice.
+ * The protocol is in protocol.py. The request lies in a socket pair of which the worker gets one end, and the shim keeps
+ * it too: whoever takes the message out runs the request, the other one never does.
+ *
+ * No function of the C library is called, so that where CPU and compiler allow (SHIM_ALONE) none is linked in: what it
+ * does before main() takes longer than all of this.
  */
 
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
-#include <time.h>
-#include <unistd.h>
 
 #include SHIM_HEADER
 
@@ -37,241 +37,398 @@
 #define SYS_pidfd_send_signal 424
 #endif
 
-extern char **environ;
+/* --- system calls: the result, or minus the error's number --------------------------------------------------------- */
 
-static volatile sig_atomic_t worker = -1; /* pidfd */
-static volatile sig_atomic_t pending = 0; /* a signal that came before there was a worker */
-
-static void note_fallback(const char *reason)
+#ifdef SHIM_ALONE
+#if defined(__x86_64__)
+static long call(long number, long a, long b, long c, long d, long e)
 {
-    struct stat status;
-    int fd = open(SHIM_FALLBACKS, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    long result;
 
-    if (fd < 0)
-        return;
-    /* Nobody reads it while there is no server: it must not fill the memory. */
-    if (fstat(fd, &status) == 0 && status.st_size < 1 << 20)
-        dprintf(fd, "%s %s\n", SHIM_TYPE, reason);
-    close(fd);
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+__asm__(".globl _start\n_start:\n    xor %ebp, %ebp\n    mov %rsp, %rdi\n    and $-16, %rsp\n    call begin\n");
+#elif defined(__aarch64__)
+static long call(long number, long a, long b, long c, long d, long e)
+{
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+
+    __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4) : "memory");
+    return x0;
+}
+__asm__(".globl _start\n_start:\n    mov x29, #0\n    mov x30, #0\n    mov x0, sp\n    bl begin\n");
+#else
+#error "no system calls for this CPU: it takes the C library"
+#endif
+void *memset(void *to, int byte, size_t size)
+{
+    volatile char *at = to;
+
+    while (size--)
+        *at++ = (char)byte;
+    return to;
+}
+void *memcpy(void *to, const void *from, size_t size)
+{
+    volatile char *at = to;
+    const char *of = from;
+
+    while (size--)
+        *at++ = *of++;
+    return to;
+}
+#else
+#include <unistd.h>
+static long call(long number, long a, long b, long c, long d, long e)
+{
+    long result = syscall(number, a, b, c, d, e);
+
+    return result < 0 ? -errno : result;
+}
+#endif
+
+#define CALL5(name, a, b, c, d, e) call(SYS_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e))
+#define CALL4(name, a, b, c, d) CALL5(name, a, b, c, d, 0)
+#define CALL3(name, a, b, c) CALL5(name, a, b, c, 0, 0)
+#define CALL2(name, a, b) CALL5(name, a, b, 0, 0, 0)
+#define CALL1(name, a) CALL5(name, a, 0, 0, 0, 0)
+
+static void leave(int status) __attribute__((noreturn));
+static void leave(int status)
+{
+    for (;;)
+        CALL1(exit_group, status);
 }
 
-/* Become the launcher. */
-static void run_launcher(char **argv, const char *reason, const char *why)
+/* --- text ---------------------------------------------------------------------------------------------------------- */
+
+static size_t length_of(const char *text)
 {
-    static const int handled[] = {SIGTERM, SIGINT, SIGHUP};
-    char *script[64] = {"sh", "-c", SHIM_LAUNCHER};
-    size_t count = 3, index;
+    size_t length = 0;
 
-    for (index = 0; argv[index] != NULL && count < 63; index++)
-        script[count++] = argv[index];
-    if (reason != NULL) {
-        note_fallback(reason);
-        dprintf(2, "cnisdk: running the plugin in a process of its own instead: %s\n", why);
-    }
-    for (index = 0; index < 3; index++)
-        if (signal(handled[index], SIG_DFL) == SIG_IGN)
-            signal(handled[index], SIG_IGN);
-    if (pending)
-        raise(pending);
-    execv("/bin/sh", script);
-    dprintf(1, "{\"cniVersion\":\"1.0.0\",\"code\":999,\"msg\":\"cannot run /bin/sh: %s\"}", strerror(errno));
-    _exit(1);
-}
-
-static void handle_signal(int number)
-{
-    if (worker >= 0)
-        syscall(SYS_pidfd_send_signal, (int)worker, number, NULL, 0);
-    else
-        pending = number;
-}
-
-static void catch_signals(void)
-{
-    static const int handled[] = {SIGTERM, SIGINT, SIGHUP};
-    struct sigaction action, before;
-    size_t index;
-
-    memset(&action, 0, sizeof action);
-    action.sa_handler = handle_signal;
-    for (index = 0; index < 3; index++)
-        if (sigaction(handled[index], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
-            sigaction(handled[index], &action, NULL);
-    signal(SIGPIPE, SIG_IGN);
-}
-
-static long long now(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * 1000LL + time.tv_nsec / 1000000;
-}
-
-/* The environment, in a file: "argv[0]\0NAME=value\0NAME=value\0..." */
-static int pack_environment(const char *name)
-{
-    int fd = syscall(SYS_memfd_create, "cni-environment", MFD_CLOEXEC);
-    FILE *file;
-    char **each;
-
-    if (fd < 0 || (file = fdopen(dup(fd), "w")) == NULL)
-        return -1;
-    fwrite(name, 1, strlen(name) + 1, file);
-    for (each = environ; *each != NULL; each++)
-        fwrite(*each, 1, strlen(*each) + 1, file);
-    return fclose(file) == 0 ? fd : -1;
-}
-
-static int send_request(int connection, const char *name)
-{
-    char text[256];
-    union {
-        char data[CMSG_SPACE(6 * sizeof(int))];
-        struct cmsghdr align;
-    } control;
-    struct iovec part = {text, 0};
-    struct msghdr message;
-    struct cmsghdr *header;
-    mode_t mask = umask(0);
-    int files[6] = {0, 1, 2, -1, -1, -1};
-    int sent = -1;
-
-    umask(mask);
-    files[3] = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    files[4] = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-    files[5] = pack_environment(name);
-    part.iov_len = snprintf(text, sizeof text, "cnisdk1 %s %s %o\n", SHIM_TYPE, SHIM_ID, (unsigned)mask);
-    if (files[3] >= 0 && files[4] >= 0 && files[5] >= 0 && part.iov_len < sizeof text) {
-        memset(&message, 0, sizeof message);
-        message.msg_iov = &part;
-        message.msg_iovlen = 1;
-        message.msg_control = control.data;
-        message.msg_controllen = sizeof control.data;
-        header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof files);
-        memcpy(CMSG_DATA(header), files, sizeof files);
-        sent = sendmsg(connection, &message, MSG_NOSIGNAL) == (ssize_t)part.iov_len ? 0 : -1;
-    }
-    for (int index = 3; index < 6; index++)
-        if (files[index] >= 0)
-            close(files[index]);
-    return sent;
-}
-
-/* Receive one message, and the descriptor that comes with it. Returns its length; 0 at the end, -1 for an error. */
-static ssize_t receive(int connection, char *text, size_t size, int *file)
-{
-    union {
-        char data[CMSG_SPACE(sizeof(int))];
-        struct cmsghdr align;
-    } control;
-    struct iovec part = {text, size - 1};
-    struct msghdr message;
-    struct cmsghdr *header;
-    ssize_t length;
-
-    memset(&message, 0, sizeof message);
-    message.msg_iov = &part;
-    message.msg_iovlen = 1;
-    message.msg_control = control.data;
-    message.msg_controllen = sizeof control.data;
-    do
-        length = recvmsg(connection, &message, MSG_CMSG_CLOEXEC);
-    while (length < 0 && errno == EINTR);
-    if (length >= 0)
-        text[length] = '\0';
-    header = length > 0 ? CMSG_FIRSTHDR(&message) : NULL;
-    if (file != NULL && header != NULL && header->cmsg_type == SCM_RIGHTS)
-        memcpy(file, CMSG_DATA(header), sizeof *file);
+    while (text[length] != '\0')
+        length++;
     return length;
 }
 
-static int wait_for(int connection, long long deadline)
+static int equal(const char *text, const char *other)
 {
-    struct pollfd poll_for = {connection, POLLIN, 0};
-    long long left;
-    int ready;
+    while (*text == *other && *text != '\0')
+        text++, other++;
+    return *text == *other;
+}
 
-    do {
-        left = deadline - now();
-        if (left <= 0 || pending)
+static int starts_with(const char *text, const char *start)
+{
+    while (*start != '\0')
+        if (*text++ != *start++)
             return 0;
-        ready = poll(&poll_for, 1, (int)left);
-    } while (ready < 0 && errno == EINTR);
-    return ready > 0;
+    return 1;
 }
 
-static void decline(char **argv, const char *text)
+static char *append(char *at, const char *text)
 {
-    static char why[300];
-
-    snprintf(why, sizeof why, "the server declines: %.*s", (int)strcspn(text, "\n"), text);
-    run_launcher(argv, "declined", why);
+    while (*text != '\0')
+        *at++ = *text++;
+    return at;
 }
 
-int main(int argc, char **argv)
+static char *append_number(char *at, unsigned long number, unsigned base)
 {
-    const char *command = getenv("CNI_COMMAND");
+    char digits[24];
+    int count = 0;
+
+    do
+        digits[count++] = (char)('0' + number % base);
+    while ((number /= base) != 0);
+    while (count > 0)
+        *at++ = digits[--count];
+    return at;
+}
+
+static long print(int fd, const char *text)
+{
+    size_t length = length_of(text);
+    long written = 0;
+
+    while (length > 0 && (written = CALL3(write, fd, text, length)) > 0) {
+        text += written;
+        length -= (size_t)written;
+    }
+    return written < 0 ? written : 0;
+}
+
+/* --- signals: read from a descriptor, passed on to the worker -------------------------------------------------------- */
+
+struct kernel_action {
+    void *handler;
+    unsigned long flags;
+    void *restorer;
+    uint64_t mask;
+};
+
+static uint64_t mask_before;
+
+static int catch_signals(void)
+{
+    static const int handled[] = {SIGTERM, SIGINT, SIGHUP};
+    struct kernel_action action;
+    uint64_t mask = 0;
+
+    for (size_t index = 0; index < 3; index++)
+        if (CALL4(rt_sigaction, handled[index], NULL, &action, sizeof mask) == 0 && action.handler != (void *)SIG_IGN)
+            mask |= 1UL << (handled[index] - 1);
+    CALL4(rt_sigprocmask, SIG_BLOCK, &mask, &mask_before, sizeof mask);
+    return (int)CALL4(signalfd4, -1, &mask, sizeof mask, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+/* The next signal that came, or 0. */
+static int read_signal(int signals)
+{
+    struct signalfd_siginfo info;
+
+    return CALL3(read, signals, &info, sizeof info) == sizeof info ? (int)info.ssi_signo : 0;
+}
+
+/* --- falling back ---------------------------------------------------------------------------------------------------- */
+
+static char **arguments, **environment;
+
+static void note_fallback(const char *reason)
+{
+    char line[300], *at;
+    long fd = CALL4(openat, AT_FDCWD, SHIM_FALLBACKS, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+
+    if (fd < 0)
+        return;
+    at = append(append(append(append(line, SHIM_TYPE), " "), reason), "\n");
+    /* Nobody reads it while there is no server: it must not fill the memory. */
+    if (CALL3(lseek, fd, 0, SEEK_END) < 1 << 20)
+        CALL3(write, fd, line, at - line);
+    CALL1(close, fd);
+}
+
+/* Become the launcher. */
+static void run_launcher(void) __attribute__((noreturn));
+static void run_launcher(void)
+{
+    static char *script[64] = {"sh", "-c", SHIM_LAUNCHER};
+
+    for (size_t index = 0; arguments[index] != NULL && index < 60; index++)
+        script[index + 3] = arguments[index];
+    CALL3(execve, "/bin/sh", script, environment);
+    print(1, "{\"cniVersion\":\"1.0.0\",\"code\":999,\"msg\":\"cannot run /bin/sh\"}");
+    leave(1);
+}
+
+static void fall_back(const char *reason, const char *why, const char *more) __attribute__((noreturn));
+static void fall_back(const char *reason, const char *why, const char *more)
+{
+    char line[1024], *at = line;
+
+    note_fallback(reason);
+    at = append(append(at, "cnisdk: running the plugin in a process of its own instead: "), why);
+    while (*more != '\0' && *more != '\n')
+        *at++ = *more++;
+    at = append(at, "\n");
+    *at = '\0';
+    print(2, line);
+    CALL4(rt_sigprocmask, SIG_SETMASK, &mask_before, NULL, sizeof mask_before);
+    run_launcher();
+}
+
+/* --- messages -------------------------------------------------------------------------------------------------------- */
+
+/* Send a message of so many parts, with descriptors. */
+static long transmit(int connection, struct iovec *parts, size_t count, const int *files, size_t number)
+{
+    union {
+        char data[CMSG_SPACE(5 * sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = count, .msg_control = control.data};
+    struct cmsghdr *header = &control.align;
+
+    message.msg_controllen = CMSG_SPACE(number * sizeof(int));
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(number * sizeof(int));
+    for (size_t index = 0; index < number; index++)
+        ((int *)CMSG_DATA(header))[index] = files[index];
+    return CALL3(sendmsg, connection, &message, MSG_NOSIGNAL);
+}
+
+/* Receive one message, and at most one descriptor. Returns its length; 0 at the end, negative for an error. */
+static long receive(int connection, char *text, size_t size, int *file, int flags)
+{
+    union {
+        char data[CMSG_SPACE(8 * sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct iovec part = {text, size - 1};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.data};
+    long length;
+
+    message.msg_controllen = sizeof control.data;
+    length = CALL3(recvmsg, connection, &message, MSG_CMSG_CLOEXEC | flags);
+    text[length > 0 ? length : 0] = '\0';
+    if (length > 0 && file != NULL && message.msg_controllen >= CMSG_LEN(sizeof(int)) &&
+        control.align.cmsg_type == SCM_RIGHTS)
+        *file = *(int *)CMSG_DATA(&control.align);
+    return length;
+}
+
+/* Take the request out of the socket pair again, if no worker did. If one has, its end is all there is from then on. */
+static int take_back(int *end)
+{
+    char text[8];
+    int back = *end >= 0 && receive(*end, text, sizeof text, NULL, MSG_DONTWAIT) > 0;
+
+    if (*end >= 0)
+        CALL1(close, *end);
+    *end = -1;
+    return back;
+}
+
+/* The mount, user, process, host name and IPC namespace: what a path or a number means depends on them. */
+static char *append_namespaces(char *at, char *end)
+{
+    static const char *const kinds[] = {"mnt", "user", "pid", "uts", "ipc"};
+    long directory = CALL4(openat, AT_FDCWD, "/proc/self/ns", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+
+    for (size_t index = 0; index < 5; index++) {
+        long length = CALL4(readlinkat, directory, kinds[index], at + 1, end - at - 2);
+
+        *at++ = ' ';
+        if (length > 0)
+            at += length;
+        else
+            *at++ = '?';
+    }
+    if (directory >= 0)
+        CALL1(close, directory);
+    return at;
+}
+
+static int served(int argc)
+{
+    return argc == 1 && CALL2(fcntl, 0, F_GETFD) >= 0 && CALL2(fcntl, 1, F_GETFD) >= 0 && CALL2(fcntl, 2, F_GETFD) >= 0;
+}
+
+/* --- the program ----------------------------------------------------------------------------------------------------- */
+
+#define PARTS 1024 /* IOV_MAX */
+
+static int run(int argc)
+{
+    static struct iovec parts[PARTS];
+    static char text[512];
     struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SHIM_SOCKET};
     struct ucred peer;
     socklen_t size = sizeof peer;
-    long long deadline = now() + SHIM_PATIENCE;
-    char text[256];
-    int connection, file = -1, status;
-    ssize_t length;
+    const char *command = "";
+    int files[5] = {0, 1, 2, -1, -1}, pair[2], signals, worker = -1;
+    size_t count = 1, total;
+    long connection, length, mask;
+    char *at;
 
-    if (command != NULL && strcmp(command, "VERSION") == 0) {
-        const char *rest = SHIM_VERSIONS "\n";
-        while (*rest != '\0') {
-            if ((length = write(1, rest, strlen(rest))) < 0)
-                return 1;
-            rest += length;
+    total = length_of(arguments[0]) + 1;
+    parts[0] = (struct iovec){arguments[0], total};
+    for (char **each = environment; *each != NULL; each++) {
+        if (starts_with(*each, "CNI_COMMAND="))
+            command = *each + 12;
+        if (count < PARTS) {
+            parts[count] = (struct iovec){*each, length_of(*each) + 1};
+            total += parts[count].iov_len;
         }
-        return 0;
+        count++;
     }
-    if (command == NULL || *command == '\0' || argc != 1 || fcntl(0, F_GETFD) < 0 || fcntl(1, F_GETFD) < 0 ||
-        fcntl(2, F_GETFD) < 0)
-        run_launcher(argv, NULL, NULL);
-    connection = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (connection < 0 || connect(connection, (struct sockaddr *)&address, sizeof address) < 0)
-        run_launcher(argv, errno == EAGAIN ? "busy" : "absent", errno == EAGAIN ? "the server has too many requests waiting" : "no server listens at " SHIM_SOCKET);
-    fcntl(connection, F_SETFL, 0);
-    if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 || peer.uid != geteuid())
-        run_launcher(argv, "stranger", "the server at " SHIM_SOCKET " is another user's");
-    catch_signals();
-    if (!wait_for(connection, deadline))
-        run_launcher(argv, "late", "the server does not answer in time");
-    length = receive(connection, text, sizeof text, &file);
-    if (length <= 0)
-        run_launcher(argv, "lost", "the server ended before it took the request");
-    if (strcmp(text, "hello\n") != 0 || file < 0)
-        decline(argv, text);
-    if (pending || send_request(connection, argv[0]) < 0)
-        run_launcher(argv, "lost", "the worker ended before it took the request");
-    if (!wait_for(connection, deadline)) {
-        struct pollfd death = {file, POLLIN, 0};
+    if (equal(command, "VERSION"))
+        return print(1, SHIM_VERSIONS "\n") < 0;
+    if (*command == '\0' || !served(argc))
+        run_launcher();
 
-        syscall(SYS_pidfd_send_signal, file, SIGKILL, NULL, 0);
-        while (poll(&death, 1, -1) < 0 && errno == EINTR)
-            ;
+    connection = CALL3(socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    length = connection < 0 ? connection : CALL3(connect, connection, &address, sizeof address);
+    if (length == -EAGAIN)
+        fall_back("busy", "the server has too many requests waiting", "");
+    if (length < 0)
+        fall_back("absent", "no server listens at " SHIM_SOCKET, "");
+    if (CALL5(getsockopt, connection, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 ||
+        (long)peer.uid != CALL1(geteuid, 0))
+        fall_back("stranger", "the server at " SHIM_SOCKET " is another user's", "");
+
+    signals = catch_signals();
+    files[3] = (int)CALL4(openat, AT_FDCWD, ".", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+    files[4] = (int)CALL4(openat, AT_FDCWD, "/proc/self/ns/net", O_RDONLY | O_CLOEXEC, 0);
+    if (count > PARTS || CALL4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0 || signals < 0 ||
+        transmit(pair[0], parts, count, files, 5) != (long)total)
+        fall_back("large", "the request cannot be handed over", "");
+    mask = CALL1(umask, 0);
+    CALL1(umask, mask);
+    at = append(text, "cnisdk2 " SHIM_TYPE " " SHIM_ID " ");
+    at = append_number(at, (unsigned long)mask, 8);
+    *at++ = ' ';
+    at = append_number(at, total, 10);
+    at = append_namespaces(at, text + sizeof text);
+    if (transmit((int)connection, &(struct iovec){text, (size_t)(at - text)}, 1, &pair[1], 1) < 0)
+        fall_back("lost", "the server ended before it took the request", "");
+
+    do {
+        struct pollfd events[2] = {{(int)connection, POLLIN, 0}, {signals, POLLIN, 0}};
+        struct timespec patience = {SHIM_PATIENCE / 1000, SHIM_PATIENCE % 1000 * 1000000L};
+        long ready = CALL5(ppoll, events, 2, pair[1] < 0 ? NULL : &patience, NULL, 0);
+        int number = ready > 0 ? read_signal(signals) : 0;
+
+        if (number != 0 || ready == 0) {
+            if (take_back(&pair[1])) {
+                if (number == 0)
+                    fall_back("late", "the server does not answer in time", "");
+                CALL4(rt_sigprocmask, SIG_SETMASK, &mask_before, NULL, sizeof mask_before);
+                CALL2(kill, CALL1(getpid, 0), number);
+            }
+            if (number != 0 && (worker >= 0 || receive(pair[0], text, sizeof text, &worker, 0) > 0))
+                CALL4(pidfd_send_signal, worker, number, NULL, 0);
+        }
+        length = receive((int)connection, text, sizeof text, NULL, MSG_DONTWAIT);
+    } while (length == -EAGAIN);
+    if (length > 0 && starts_with(text, "exit "))
+        return (text[5] - '0') * 100 + (text[6] - '0') * 10 + (text[7] - '0');
+    if (take_back(&pair[1])) {
+        if (length > 0)
+            fall_back("declined", "the server declines: ", text);
+        fall_back("lost", "the server ended before it took the request", "");
     }
-    length = receive(connection, text, sizeof text, NULL);
-    if (length <= 0)
-        run_launcher(argv, "lost", "the worker ended before it started, or did not start in time");
-    if (strcmp(text, "started\n") != 0)
-        decline(argv, text);
-    worker = file;
-    if (pending) /* it came before there was a worker to tell */
-        handle_signal(pending);
-    length = receive(connection, text, sizeof text, NULL);
-    if (length > 0 && sscanf(text, "exit %d", &status) == 1)
-        return status;
-    dprintf(2, "cnisdk: the worker died while it ran the request; it is not run again\n");
-    dprintf(1, "{\n    \"cniVersion\": \"1.0.0\",\n    \"code\": 999,\n"
-               "    \"msg\": \"the resident server's worker died while it ran this request\",\n"
-               "    \"details\": \"it is not known how far it came: DEL takes back what it did\"\n}");
+    print(2, "cnisdk: the worker died while it ran the request; it is not run again\n");
+    print(1, "{\n    \"cniVersion\": \"1.0.0\",\n    \"code\": 999,\n"
+             "    \"msg\": \"the resident server's worker died while it ran this request\",\n"
+             "    \"details\": \"it is not known how far it came: DEL takes back what it did\"\n}");
     return 1;
 }
+
+#ifdef SHIM_ALONE
+__attribute__((noreturn, used)) void begin(long *stack)
+{
+    arguments = (char **)(stack + 1);
+    environment = arguments + *stack + 1;
+    leave(*stack > 0 ? run((int)*stack) : 1);
+}
+#else
+int main(int argc, char **argv, char **envp)
+{
+    arguments = argv;
+    environment = envp;
+    return argc > 0 ? run(argc) : 1;
+}
+#endif

@@ -17,17 +17,15 @@ from ..linux.netns import NetNS, enter
 from ..plugin import process
 from ..plugin.launch import Launcher
 from ..plugin.main import PluginMain
+from ..plugin.process import replace_environment
 from . import pages
 from .pages import Populate
-from .protocol import Handover, peer_uid, read_environment, receive
-
-# What a plugin sees of the machine depends on these; a worker can only change its network namespace.
-_SAME = ("mnt", "user", "pid", "uts", "ipc")
+from .protocol import NAMESPACES, Offer, Request, peer_uid, receive, take
 
 # Requests come in groups. So many seconds without any means that there is time.
 _BUSY = 0.005
 
-# A shim that heard "hello" answers at once.
+# A shim that has connected says at once what it wants.
 _HESITATION = 5.0
 
 
@@ -45,9 +43,20 @@ class Loaded(NamedTuple):
     main: Callable[[], Any]
 
 
+def prepare() -> None:
+    """Make this process, forked from the server, what a fresh one is as far as no request need be known for it."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.setpgid(0, 0)
+    for name, fd, mode in _STREAMS:
+        _open_stream(name, fd, mode)
+
+
 def work(
     listener: socket.socket,
     plugins: Mapping[str, Loaded],
+    namespaces: list[str],
     stop: int,
     report: int,
     populate: Populate,
@@ -58,42 +67,43 @@ def work(
     Args:
         listener: The server's socket.
         plugins: By type.
+        namespaces: This process's, see :func:`.protocol.own_namespaces`.
         stop: A pipe whose other end closes when no further request is to be taken.
         report: A pipe to the server: a line when a request comes, and another when it is done.
         populate: Fetches memory in advance.
         learn: Given type and verb, the file to write down the pages a request touched; None when they are known.
     """
+    prepare()
     connection = _accept(listener, stop, populate)
     if connection is None:
         os._exit(0)
-    _tell(report, f"busy {os.getpid()}")
     start = time.monotonic()
+    _tell(report, f"busy {os.getpid()}")
     try:
-        request = _agree(connection, plugins)
+        agreed = _agree(connection, plugins, namespaces)
     except (CNIError, OSError):
-        request = None  # the shim runs the plugin itself
-    if request is None:
+        agreed = None  # the shim runs the plugin itself
+    if agreed is None:
         _tell(report, f"done {os.getpid()} - - declined 0")
         os._exit(0)
     listener.close()
     os.close(stop)
-    handover, environ, name = request
+    offer, request = agreed
     status = 1
     try:
-        status = _serve(connection, handover, environ, name, plugins[handover.type])
+        status = _serve(offer, request, plugins[offer.type])
     finally:
-        verb = environ.get("CNI_COMMAND", "-")
-        verb = verb if verb.isalpha() and verb.isascii() and len(verb) < 16 else "-"
-        seconds = time.monotonic() - start
-        _tell(report, f"done {os.getpid()} {handover.type} {verb} {status} {seconds:.6f}")
         try:
             for fd in (0, 1, 2):
                 os.close(fd)  # who reads to their end is not to wait until this process is gone
             fcntl.fcntl(connection, fcntl.F_SETFL, 0)  # no longer a reason to be killed
-            connection.send(b"exit %d\n" % status)
+            connection.send(b"exit %03d\n" % status)
         except OSError:
             pass
-        _write_down_pages(learn(handover.type, verb), report)
+        verb = request.environ.get("CNI_COMMAND", "-")
+        verb = verb if verb.isalpha() and verb.isascii() and len(verb) < 16 else "-"
+        _tell(report, f"done {os.getpid()} {offer.type} {verb} {status} {time.monotonic() - start:.6f}")
+        _write_down_pages(learn(offer.type, verb), report)
         os._exit(status)
 
 
@@ -140,25 +150,22 @@ def _accept(listener: socket.socket, stop: int, populate: Populate) -> socket.so
         return connection
 
 
-def _agree(connection: socket.socket, plugins: Mapping[str, Loaded]) -> tuple[Handover, dict[str, str], str] | None:
+def _agree(
+    connection: socket.socket, plugins: Mapping[str, Loaded], namespaces: list[str]
+) -> tuple[Offer, Request] | None:
     """Take the request if this process can run it exactly as one of its own would."""
     connection.settimeout(_HESITATION)
-    pid, uid = peer_uid(connection)
-    if uid != os.geteuid():
+    if peer_uid(connection)[1] != os.geteuid():
         connection.send(b"only the server's own user may use it\n")
         return None
-    fd = os.pidfd_open(os.getpid())
-    socket.send_fds(connection, [b"hello\n"], [fd])
-    os.close(fd)
-    handover = receive(connection)
-    refusal = _refuse(handover, pid, plugins)
+    offer = receive(connection)
+    # Without a timeout: waiting for room would make the kernel signal room later on, which is to be deadly below.
+    connection.settimeout(None)
+    refusal = _refuse(offer, plugins, namespaces)
     if refusal:
         connection.send(refusal.encode() + b"\n")
         return None
-    name, environ = read_environment(handover.files[5])
-    # Without a timeout: waiting for room would make the kernel signal room later on, which is to be deadly below.
-    connection.settimeout(None)
-    connection.send(b"started\n")
+    request = take(offer)
     # From here on the kernel kills this process when the shim is killed, or hangs up; it may have done so already.
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(connection, fcntl.F_SETSIG, signal.SIGKILL)
@@ -166,57 +173,53 @@ def _agree(connection: socket.socket, plugins: Mapping[str, Loaded]) -> tuple[Ha
     try:
         connection.recv(1)
     except BlockingIOError:
-        return handover, environ, name
+        pidfd = os.pidfd_open(os.getpid())
+        socket.send_fds(offer.end, [b"started\n"], [pidfd])
+        os.close(pidfd)
+        offer.end.close()
+        return offer, request
     return None
 
 
-def _refuse(handover: Handover, pid: int, plugins: Mapping[str, Loaded]) -> str:
-    plugin = plugins.get(handover.type)
+def _refuse(offer: Offer, plugins: Mapping[str, Loaded], namespaces: list[str]) -> str:
+    plugin = plugins.get(offer.type)
     if plugin is None:
-        return f"it has no plugin {handover.type}"
-    if plugin.id != handover.id:
+        return f"it has no plugin {offer.type}"
+    if plugin.id != offer.id:
         return "it is of another version: restart it, or run `cnisdk install --thick` again"
-    for kind in _SAME:
-        try:
-            theirs, ours = os.stat(f"/proc/{pid}/ns/{kind}"), os.stat(f"/proc/self/ns/{kind}")
-        except OSError:
-            return f"it cannot see the {kind} namespace of the caller"
-        if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
+    for kind, theirs, ours in zip(NAMESPACES, offer.namespaces, namespaces, strict=False):
+        if theirs != ours:
             return f"the caller is in another {kind} namespace"
-    return ""
+    return "" if len(offer.namespaces) == len(namespaces) else "the caller does not say its namespaces"
 
 
-def _open_streams() -> None:
-    """Make the streams Python makes for descriptors like these: the server's own were made for others."""
-    for name, fd, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        old = getattr(sys, name)
-        buffering = 1 if name == "stderr" or os.isatty(fd) else -1
-        stream = open(fd, mode, buffering, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115
-        setattr(sys, name, stream)
+_STREAMS = (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w"))
 
 
-def _serve(connection: socket.socket, handover: Handover, environ: Mapping[str, str], name: str, plugin: Loaded) -> int:
+def _open_stream(name: str, fd: int, mode: str) -> None:
+    """Make the stream Python makes for a descriptor like this: the server's own was made for another."""
+    old = getattr(sys, name)
+    buffering = 1 if name == "stderr" or os.isatty(fd) else -1
+    stream = open(fd, mode, buffering, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115
+    setattr(sys, name, stream)
+
+
+def _serve(offer: Offer, request: Request, plugin: Loaded) -> int:
     """Become what a fresh process would be, and run the plugin."""
-    stdin, stdout, stderr, cwd, netns, _ = handover.files
-    for number, fd in enumerate((stdin, stdout, stderr)):
+    *streams, cwd, netns = request.files
+    for (name, number, mode), fd in zip(_STREAMS, streams, strict=True):
         os.dup2(fd, number)
+        if os.isatty(number):  # those made in advance are for files and pipes
+            _open_stream(name, number, mode)
     os.fchdir(cwd)
-    os.umask(handover.umask)
+    os.umask(offer.umask)
     theirs, ours = os.fstat(netns), os.stat("/proc/self/ns/net")
     if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
         enter(NetNS("the caller's", os.dup(netns)))
-    for fd in handover.files:
+    for fd in request.files:
         os.close(fd)
-    for key in os.environ.keys() - environ.keys():
-        del os.environ[key]
-    for key, value in environ.items():
-        os.environ[key] = value
-    sys.argv[:] = ["-c", name]
-    _open_streams()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.setpgid(0, 0)
+    replace_environment(request.environ)
+    sys.argv[:] = ["-c", request.name]
     try:
         if isinstance(plugin.main, PluginMain):
             status: object = process.serve(plugin.main, plugin.launcher)
