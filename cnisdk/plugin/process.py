@@ -25,12 +25,13 @@ _CHUNK = 1 << 16
 _CLOSED = -1
 
 
-def serve(main: PluginMain, launcher: Launcher | None = None) -> int:
+def serve(main: PluginMain, launcher: Launcher | None = None, signals: Signals | None = None) -> int:
     """Answer the request this process was started with.
 
     Args:
         main: The program around the plugin.
         launcher: A launcher of this installation; None means the one that started this process, if one did.
+        signals: This process's handlers of signals; None makes them.
 
     Returns:
         The exit status.
@@ -39,7 +40,7 @@ def serve(main: PluginMain, launcher: Launcher | None = None) -> int:
     if not command:
         _say(main.about)
         return 0
-    signals = Signals()
+    signals = signals or Signals()
     try:
         # VERSION takes no input: a runtime may leave a terminal or an open pipe there.
         with signals:

@@ -49,7 +49,7 @@ def load(launchers: Mapping[str, bytes]) -> dict[str, Loaded]:
         launcher = read_launcher(text)
         if launcher is None:
             raise InternalError(f'the launcher of plugin "{type_}" cannot be read')
-        loaded[type_] = Loaded(identify(text), launcher, _import(type_, launcher))
+        loaded[type_] = Loaded(type_, identify(text), launcher, _import(type_, launcher))
     for name in _LATER:
         import_module(name, __package__)
     _rehearse()

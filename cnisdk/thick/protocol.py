@@ -7,7 +7,7 @@ Then it connects to the server, whose workers all wait for connections:
 ====== ===================================== ==========================================================================
 from   message                               with it
 ====== ===================================== ==========================================================================
-shim   ``cnisdk2 TYPE ID UMASK SIZE NS...``  the other end of the pair; SIZE is the request's, NS... its namespaces
+shim   ``cnisdk2 TYPE ID NS... UMASK SIZE``  the other end of the pair; NS are the caller's namespaces, SIZE the request's
 worker why not, and no more                  the worker ends
 worker ``started``, through the pair         a descriptor of its process, for signals
 worker ``exit STATUS``                       three digits
@@ -24,7 +24,10 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
+from array import array
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..errors import DecodingError
@@ -47,23 +50,25 @@ PATIENCE = 1.0
 """Seconds a shim waits for a worker. A process of its own takes a tenth of that, but a burst makes everybody wait."""
 
 
+# An environment and argv[0] that execve(2) took may be 6 MiB; what a socket takes in one message is less.
+_LARGEST = 8 << 20
+_PEER = struct.Struct("=iII")
+_FAMILY, _KIND = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
+
+
 class Offer(NamedTuple):
     """What a shim wants run.
 
     Attributes:
-        type: Type of the plugin.
-        id: What launcher the shim would run, see :func:`.shim.identify`.
+        about: Plugin, installation and namespaces, as :func:`describe` writes them.
         umask: The caller's.
         size: Bytes of the request.
-        namespaces: The caller's, as in ``/proc/self/ns``.
         end: Where the request is to be had.
     """
 
-    type: str
-    id: str
+    about: bytes
     umask: int
     size: int
-    namespaces: list[str]
     end: socket.socket
 
 
@@ -78,7 +83,18 @@ class Request(NamedTuple):
 
     name: str
     environ: dict[str, str]
-    files: list[int]
+    files: array[int]
+
+
+def describe(type: str, id: str, namespaces: Sequence[str]) -> bytes:
+    """What a shim says of the request it wants run.
+
+    Args:
+        type: Type of the plugin.
+        id: What launcher the shim would run, see :func:`.shim.identify`.
+        namespaces: The caller's, as in ``/proc/self/ns``.
+    """
+    return " ".join((GREETING, type, id, *namespaces)).encode()
 
 
 def receive(connection: socket.socket) -> Offer:
@@ -88,17 +104,16 @@ def receive(connection: socket.socket) -> Offer:
         DecodingError: (6) It does not say. All descriptors that came are closed.
         OSError: The other side is gone.
     """
-    text, files, _, _ = socket.recv_fds(connection, 1024, 1)
+    text, files, _ = _receive(connection, 1024, 1)
     try:
-        greeting, type_, id_, umask, size, *namespaces = text.decode("ascii").split()
-        if greeting != GREETING or len(files) != 1:
+        about, umask, size = text.rsplit(b" ", 2)
+        if len(files) != 1 or not 0 < int(size) <= _LARGEST:
             raise ValueError
-        offer = Offer(type_, id_, int(umask, 8), int(size), namespaces, socket.socket(fileno=files[0]))
+        return Offer(about, int(umask, 8), int(size), socket.socket(_FAMILY, _KIND, 0, files[0]))
     except (ValueError, OSError) as exc:
         for fd in files:
             os.close(fd)
         raise DecodingError("not a request of this protocol") from exc
-    return offer
 
 
 def take(offer: Offer) -> Request:
@@ -108,7 +123,7 @@ def take(offer: Offer) -> Request:
         BlockingIOError: The shim was faster.
         DecodingError: (6) It is not what was offered.
     """
-    data, files, flags, _ = socket.recv_fds(offer.end, offer.size, FILES, socket.MSG_DONTWAIT)
+    data, files, flags = _receive(offer.end, offer.size, FILES, socket.MSG_DONTWAIT)
     if len(files) != FILES or len(data) != offer.size or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         for fd in files:
             os.close(fd)
@@ -116,6 +131,15 @@ def take(offer: Offer) -> Request:
     name, *entries = data.decode(sys.getfilesystemencoding(), "surrogateescape").split("\0")
     pairs = (entry.partition("=") for entry in entries)
     return Request(name, {key: value for key, divider, value in pairs if divider and key}, files)
+
+
+def _receive(sock: socket.socket, size: int, number: int, flags: int = 0) -> tuple[bytes, array[int], int]:
+    data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_SPACE(number * 4), flags)
+    files = array("i")
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            files.frombytes(payload[: len(payload) // 4 * 4])
+    return data, files, flags
 
 
 def own_namespaces() -> list[str]:
@@ -126,5 +150,5 @@ def own_namespaces() -> list[str]:
 def peer_uid(connection: socket.socket) -> tuple[int, int]:
     """Process and user at the other end."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid, uid = (int.from_bytes(data[at : at + 4], sys.byteorder) for at in (0, 4))
+    pid, uid, _ = _PEER.unpack(data)
     return pid, uid

@@ -84,6 +84,7 @@ class Server:
         identity = None if not own else os.stat(self._path(protocol.SOCKET)).st_ino
         listener.setblocking(False)
         namespaces = protocol.own_namespaces()
+        plugins = {protocol.describe(each.type, each.id, namespaces): each for each in self._plugins.values()}
         stop, self._stop = os.pipe()
         reading, self._report = os.pipe()
         os.set_blocking(reading, False)
@@ -98,7 +99,7 @@ class Server:
         gc.freeze()  # a worker's collector must not copy all these pages
         gc.set_threshold(100_000)
         self._mine = (stop, self._stop, reading, wake, waker, control.fileno())
-        self._fill(listener, namespaces, stop)
+        self._fill(listener, plugins, stop)
         notify("READY=1")
         deadline: float | None = None
         poll = select.poll()
@@ -121,7 +122,7 @@ class Server:
                 if (not self._idle and not self._busy) or time.monotonic() > deadline:
                     break
             else:
-                self._fill(listener, namespaces, stop)
+                self._fill(listener, plugins, stop)
             self.metrics.write(len(self._idle), len(self._busy))
         self._hear(reading)
         self.metrics.write(0, 0, now=True)
@@ -137,7 +138,7 @@ class Server:
     def _end(self, number: int, _: FrameType | None) -> None:
         self._stopping = True
 
-    def _fill(self, listener: socket.socket, namespaces: list[str], stop: int) -> None:
+    def _fill(self, listener: socket.socket, plugins: Mapping[bytes, Loaded], stop: int) -> None:
         # To fork, and what a new worker does first, takes time from requests that run, and requests come in groups: as
         # long as others wait, it can wait too.
         if len(self._idle) > self._ready // 4 and (self._busy or time.monotonic() - self._last < _QUIET):
@@ -152,7 +153,7 @@ class Server:
                     for fd in self._mine:
                         if fd != stop:
                             os.close(fd)
-                    work(listener, self._plugins, namespaces, stop, self._report, self._populate, self._learn)
+                    work(listener, plugins, stop, self._report, self._populate, self._learn)
                 finally:
                     os._exit(1)
             self._idle.add(pid)

@@ -377,11 +377,11 @@ static int run(int argc)
         fall_back("large", "the request cannot be handed over", "");
     mask = CALL1(umask, 0);
     CALL1(umask, mask);
-    at = append(text, "cnisdk2 " SHIM_TYPE " " SHIM_ID " ");
+    at = append_namespaces(append(text, "cnisdk2 " SHIM_TYPE " " SHIM_ID), text + sizeof text - 64);
+    *at++ = ' ';
     at = append_number(at, (unsigned long)mask, 8);
     *at++ = ' ';
     at = append_number(at, total, 10);
-    at = append_namespaces(at, text + sizeof text);
     if (transmit((int)connection, &(struct iovec){text, (size_t)(at - text)}, 1, &pair[1], 1) < 0)
         fall_back("lost", "the server ended before it took the request", "");
 

@@ -204,7 +204,7 @@ try:
 except OSError as error:
     instead("large", f"the request cannot be handed over: {{error}}")
 try:
-    offer = f"cnisdk2 {type} {id} {{mask:o}} {{len(request)}} {{spaces}}"
+    offer = f"cnisdk2 {type} {id} {{spaces}} {{mask:o}} {{len(request)}}"
     end = there
     for number in handled:
         signal.signal(number, handle)

@@ -17,10 +17,9 @@ from ..linux.netns import NetNS, enter
 from ..plugin import process
 from ..plugin.launch import Launcher
 from ..plugin.main import PluginMain
-from ..plugin.process import replace_environment
 from . import pages
 from .pages import Populate
-from .protocol import NAMESPACES, Offer, Request, peer_uid, receive, take
+from .protocol import NAMESPACES, Request, peer_uid, receive, take
 
 # Requests come in groups. So many seconds without any means that there is time.
 _BUSY = 0.005
@@ -33,30 +32,46 @@ class Loaded(NamedTuple):
     """A plugin, ready to serve.
 
     Attributes:
+        type: Its type.
         id: What its launcher is identified by.
         launcher: What its launcher says.
         main: The callable that serves a request.
     """
 
+    type: str
     id: str
     launcher: Launcher
     main: Callable[[], Any]
 
 
-def prepare() -> None:
-    """Make this process, forked from the server, what a fresh one is as far as no request need be known for it."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+class Ready(NamedTuple):
+    """What a worker has made before a request comes.
+
+    Attributes:
+        signals: Its handlers of signals.
+        pidfd: A descriptor of its process.
+        netns: Its network namespace.
+    """
+
+    signals: process.Signals
+    pidfd: int
+    netns: os.stat_result
+
+
+def prepare() -> Ready:
+    """Make this process, forked from the server, what a fresh one is, as far as no request need be known for that."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setpgid(0, 0)
+    os.environ.clear()
     for name, fd, mode in _STREAMS:
         _open_stream(name, fd, mode)
+    return Ready(process.Signals(), os.pidfd_open(os.getpid()), os.stat("/proc/self/ns/net"))
 
 
 def work(
     listener: socket.socket,
-    plugins: Mapping[str, Loaded],
-    namespaces: list[str],
+    plugins: Mapping[bytes, Loaded],
     stop: int,
     report: int,
     populate: Populate,
@@ -66,21 +81,20 @@ def work(
 
     Args:
         listener: The server's socket.
-        plugins: By type.
-        namespaces: This process's, see :func:`.protocol.own_namespaces`.
+        plugins: By what shims say of them.
         stop: A pipe whose other end closes when no further request is to be taken.
         report: A pipe to the server: a line when a request comes, and another when it is done.
         populate: Fetches memory in advance.
         learn: Given type and verb, the file to write down the pages a request touched; None when they are known.
     """
-    prepare()
+    ready = prepare()
     connection = _accept(listener, stop, populate)
     if connection is None:
         os._exit(0)
     start = time.monotonic()
     _tell(report, f"busy {os.getpid()}")
     try:
-        agreed = _agree(connection, plugins, namespaces)
+        agreed = _agree(connection, plugins, ready)
     except (CNIError, OSError):
         agreed = None  # the shim runs the plugin itself
     if agreed is None:
@@ -88,10 +102,10 @@ def work(
         os._exit(0)
     listener.close()
     os.close(stop)
-    offer, request = agreed
+    plugin, umask, request = agreed
     status = 1
     try:
-        status = _serve(offer, request, plugins[offer.type])
+        status = _serve(plugin, umask, request, ready)
     finally:
         try:
             for fd in (0, 1, 2):
@@ -102,8 +116,8 @@ def work(
             pass
         verb = request.environ.get("CNI_COMMAND", "-")
         verb = verb if verb.isalpha() and verb.isascii() and len(verb) < 16 else "-"
-        _tell(report, f"done {os.getpid()} {offer.type} {verb} {status} {time.monotonic() - start:.6f}")
-        _write_down_pages(learn(offer.type, verb), report)
+        _tell(report, f"done {os.getpid()} {plugin.type} {verb} {status} {time.monotonic() - start:.6f}")
+        _write_down_pages(learn(plugin.type, verb), report)
         os._exit(status)
 
 
@@ -139,7 +153,8 @@ def _accept(listener: socket.socket, stop: int, populate: Populate) -> socket.so
             patience = -1
             continue
         try:
-            connection, _ = listener.accept()
+            # As listener.accept(), without asking the kernel what is known.
+            fd, _ = listener._accept()  # type: ignore[attr-defined]
         except BlockingIOError:
             if stop in ready:
                 return None
@@ -147,12 +162,12 @@ def _accept(listener: socket.socket, stop: int, populate: Populate) -> socket.so
         except OSError:
             return None
         poll.close()
-        return connection
+        return socket.socket(listener.family, listener.type, 0, fd)
 
 
 def _agree(
-    connection: socket.socket, plugins: Mapping[str, Loaded], namespaces: list[str]
-) -> tuple[Offer, Request] | None:
+    connection: socket.socket, plugins: Mapping[bytes, Loaded], ready: Ready
+) -> tuple[Loaded, int, Request] | None:
     """Take the request if this process can run it exactly as one of its own would."""
     connection.settimeout(_HESITATION)
     if peer_uid(connection)[1] != os.geteuid():
@@ -161,9 +176,9 @@ def _agree(
     offer = receive(connection)
     # Without a timeout: waiting for room would make the kernel signal room later on, which is to be deadly below.
     connection.settimeout(None)
-    refusal = _refuse(offer, plugins, namespaces)
-    if refusal:
-        connection.send(refusal.encode() + b"\n")
+    plugin = plugins.get(offer.about)
+    if plugin is None:
+        connection.send(_refusal(offer.about, plugins).encode() + b"\n")
         return None
     request = take(offer)
     # From here on the kernel kills this process when the shim is killed, or hangs up; it may have done so already.
@@ -173,24 +188,25 @@ def _agree(
     try:
         connection.recv(1)
     except BlockingIOError:
-        pidfd = os.pidfd_open(os.getpid())
-        socket.send_fds(offer.end, [b"started\n"], [pidfd])
-        os.close(pidfd)
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, ready.pidfd.to_bytes(4, sys.byteorder))
+        offer.end.sendmsg([b"started\n"], [rights])
         offer.end.close()
-        return offer, request
+        return plugin, offer.umask, request
     return None
 
 
-def _refuse(offer: Offer, plugins: Mapping[str, Loaded], namespaces: list[str]) -> str:
-    plugin = plugins.get(offer.type)
-    if plugin is None:
-        return f"it has no plugin {offer.type}"
-    if plugin.id != offer.id:
-        return "it is of another version: restart it, or run `cnisdk install --thick` again"
-    for kind, theirs, ours in zip(NAMESPACES, offer.namespaces, namespaces, strict=False):
-        if theirs != ours:
-            return f"the caller is in another {kind} namespace"
-    return "" if len(offer.namespaces) == len(namespaces) else "the caller does not say its namespaces"
+def _refusal(about: bytes, plugins: Mapping[bytes, Loaded]) -> str:
+    """What is wrong with a request this server does not run."""
+    theirs = about.split()
+    for each in plugins:
+        ours = each.split()
+        if theirs[:2] != ours[:2]:
+            continue  # another plugin
+        if theirs[:3] != ours[:3]:
+            return "it is of another version: restart it, or run `cnisdk install --thick` again"
+        kinds = (kind for kind, here, there in zip(NAMESPACES, ours[3:], theirs[3:], strict=False) if here != there)
+        return f"the caller is in another {next(kinds, 'unknown')} namespace"
+    return "it has no such plugin"
 
 
 _STREAMS = (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w"))
@@ -204,7 +220,7 @@ def _open_stream(name: str, fd: int, mode: str) -> None:
     setattr(sys, name, stream)
 
 
-def _serve(offer: Offer, request: Request, plugin: Loaded) -> int:
+def _serve(plugin: Loaded, umask: int, request: Request, ready: Ready) -> int:
     """Become what a fresh process would be, and run the plugin."""
     *streams, cwd, netns = request.files
     for (name, number, mode), fd in zip(_STREAMS, streams, strict=True):
@@ -212,18 +228,22 @@ def _serve(offer: Offer, request: Request, plugin: Loaded) -> int:
         if os.isatty(number):  # those made in advance are for files and pipes
             _open_stream(name, number, mode)
     os.fchdir(cwd)
-    os.umask(offer.umask)
-    theirs, ours = os.fstat(netns), os.stat("/proc/self/ns/net")
+    os.umask(umask)
+    theirs, ours = os.fstat(netns), ready.netns
     if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
         enter(NetNS("the caller's", os.dup(netns)))
-    for fd in request.files:
+    for fd in (*request.files, ready.pidfd):
         os.close(fd)
-    replace_environment(request.environ)
+    for key, value in request.environ.items():
+        os.environ[key] = value
     sys.argv[:] = ["-c", request.name]
     try:
         if isinstance(plugin.main, PluginMain):
-            status: object = process.serve(plugin.main, plugin.launcher)
+            status: object = process.serve(plugin.main, plugin.launcher, ready.signals)
         else:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             status = plugin.main()
     except SystemExit as exc:
         status = exc.code
