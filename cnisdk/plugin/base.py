@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic, NoReturn, cast, get_args, get_origin
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Generic, NoReturn, cast, get_args, get_origin
 
 from ..errors import InvalidEnvironmentError
 from ..spec.config import NetConf
@@ -32,6 +33,22 @@ class Plugin(ABC, Generic[ConfT]):
                     if isinstance(argument, type) and issubclass(argument, NetConf):
                         return cast("type[ConfT]", argument)
         return cast("type[ConfT]", NetConf)
+
+    @classmethod
+    def rehearsals(cls, directory: str) -> Iterable[Mapping[str, Any]]:
+        """Configurations with which the resident server may run the plugin before the first request comes.
+
+        It attaches, checks and detaches a container with each a few times, so that Python has done what it only does
+        the first time. That happens in network namespaces made for it; outside of these, and of `directory`, a
+        configuration given here must not touch anything. Unless overridden, there are none.
+
+        Args:
+            directory: For files, such as ``dataDir``. It does not exist yet.
+
+        Returns:
+            Each without ``cniVersion``, ``name`` and ``type``.
+        """
+        return ()
 
     @abstractmethod
     def add(self, request: AddRequest[ConfT]) -> Result:

@@ -88,16 +88,24 @@ class Launcher(NamedTuple):
         return (self.argv, self.head) == (other.argv, other.head)
 
 
+def find_launcher(content: bytes) -> bytes | None:
+    """The text of a launcher, whether it is a file or stands at the end of a program that contains one."""
+    start = content.rfind(f"#!/bin/sh\n# CNI plugin, {MARK}:".encode())
+    return None if start < 0 else content[start:].partition(b"\0")[0]  # in a program, what follows a text
+
+
 def read_launcher(content: bytes) -> Launcher | None:
-    """Read a launcher, whether as a file or at the end of a program that contains one.
+    """Read a launcher, whether it is a file or stands at the end of a program that contains one."""
+    text = find_launcher(content)
+    return None if text is None else parse_launcher(text)
+
+
+def parse_launcher(content: bytes) -> Launcher | None:
+    """Read the text of a launcher.
 
     Returns:
         What it says, provided that it is to the byte what :func:`render` would have written; else None.
     """
-    start = content.rfind(f"#!/bin/sh\n# CNI plugin, {MARK}:".encode())
-    if start < 0:
-        return None
-    content = content[start:].partition(b"\0")[0]  # in a program, what follows a text
     try:
         lines = content.decode(errors="surrogateescape").split("\n", 8)
         about = lines[2].removeprefix("# ")

@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 
 from ..errors import TryAgainLaterError
 from ..invoke.process import STDERR_TAIL, Finished, pass_on
-from .launch import Launcher, find_main, read_launcher
+from .launch import Launcher, find_launcher, find_main, parse_launcher
 from .main import PluginMain, Terminated, refuse_own_netns, respond
 from .process import Signals, replace_environment
 
@@ -77,7 +77,8 @@ def _find(ours: Launcher, path: str) -> PluginMain | None:
             os.close(fd)
     except OSError:
         return None
-    theirs = _read_launcher(content)
+    text = find_launcher(content)
+    theirs = None if text is None else _parse_launcher(text)
     if theirs is None or not ours.same_installation(theirs):
         return None
     try:
@@ -87,8 +88,8 @@ def _find(ours: Launcher, path: str) -> PluginMain | None:
     return main if isinstance(main, PluginMain) else None
 
 
-# The resident server looks at each launcher before a request comes.
-_read_launcher = lru_cache(maxsize=64)(read_launcher)
+# The resident server has read them before a request comes.
+_parse_launcher = lru_cache(maxsize=64)(parse_launcher)
 
 
 class _Late(BaseException):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -15,6 +16,7 @@ from ..spec.codec import structure
 from ..spec.convert import convert_result, parse_result, print_result, upgrade
 from ..spec.result import DNS, Interface, IPConfig, Result, Route
 from ..spec.versions import ALL
+from .rehearsal import rehearse
 from .shim import identify
 from .worker import Loaded
 
@@ -36,7 +38,7 @@ _LATER = (
 
 
 def load(launchers: Mapping[str, bytes]) -> dict[str, Loaded]:
-    """Import plugins.
+    """Import plugins, and rehearse them.
 
     Args:
         launchers: The text of the launcher of each type; it says what to import, and identifies the installation.
@@ -52,15 +54,17 @@ def load(launchers: Mapping[str, bytes]) -> dict[str, Loaded]:
         loaded[type_] = Loaded(type_, identify(text), launcher, _import(type_, launcher))
     for name in _LATER:
         import_module(name, __package__)
-    _rehearse()
+    _meet_results()
     with contextlib.suppress(ImportError):  # no pyroute2: no plugin here reads routes
         from ..linux import codecs
 
         codecs.load()
+    for problem in rehearse(loaded, launchers):
+        sys.stderr.write(f"cnisdk serve: {problem}\n")
     return loaded
 
 
-def _rehearse() -> None:
+def _meet_results() -> None:
     """Read and print a result of each version: the converter makes its rules for a class when it first meets it."""
     address = parse_interface("192.0.2.1/24")
     sample = Result(

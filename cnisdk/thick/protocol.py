@@ -7,7 +7,7 @@ Then it connects to the server, whose workers all wait for connections:
 ====== ===================================== ==========================================================================
 from   message                               with it
 ====== ===================================== ==========================================================================
-shim   ``cnisdk2 TYPE ID NS... UMASK SIZE``  the other end of the pair; NS are the caller's namespaces, SIZE the request's
+shim   ``cnisdk2 TYPE ID NS... UMASK SIZE``  the other end of the pair; NS: the caller's namespaces, SIZE: bytes
 worker why not, and no more                  the worker ends
 worker ``started``, through the pair         a descriptor of its process, for signals
 worker ``exit STATUS``                       three digits
@@ -53,7 +53,8 @@ PATIENCE = 1.0
 # An environment and argv[0] that execve(2) took may be 6 MiB; what a socket takes in one message is less.
 _LARGEST = 8 << 20
 _PEER = struct.Struct("=iII")
-_FAMILY, _KIND = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
+FAMILY, KIND = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
+"""Of these sockets, as numbers: the library's own are looked up each time."""
 
 
 class Offer(NamedTuple):
@@ -109,7 +110,7 @@ def receive(connection: socket.socket) -> Offer:
         about, umask, size = text.rsplit(b" ", 2)
         if len(files) != 1 or not 0 < int(size) <= _LARGEST:
             raise ValueError
-        return Offer(about, int(umask, 8), int(size), socket.socket(_FAMILY, _KIND, 0, files[0]))
+        return Offer(about, int(umask, 8), int(size), socket.socket(FAMILY, KIND, 0, files[0]))
     except (ValueError, OSError) as exc:
         for fd in files:
             os.close(fd)

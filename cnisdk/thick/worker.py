@@ -19,7 +19,7 @@ from ..plugin.launch import Launcher
 from ..plugin.main import PluginMain
 from . import pages
 from .pages import Populate
-from .protocol import NAMESPACES, Request, peer_uid, receive, take
+from .protocol import FAMILY, KIND, NAMESPACES, Request, peer_uid, receive, take
 
 # Requests come in groups. So many seconds without any means that there is time.
 _BUSY = 0.005
@@ -162,7 +162,7 @@ def _accept(listener: socket.socket, stop: int, populate: Populate) -> socket.so
         except OSError:
             return None
         poll.close()
-        return socket.socket(listener.family, listener.type, 0, fd)
+        return socket.socket(FAMILY, KIND, 0, fd)
 
 
 def _agree(

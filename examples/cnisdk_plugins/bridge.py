@@ -13,6 +13,7 @@ if __name__ == "__main__":  # VERSION needs nothing of what follows
 import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import Any
 
 from attrs import evolve, frozen
 
@@ -190,6 +191,13 @@ class BridgeConf(NetConf):
 
 class Bridge(Plugin[BridgeConf]):
     """CNI bridge plugin: plug containers into a Linux bridge."""
+
+    @classmethod
+    def rehearsals(cls, directory: str) -> tuple[dict[str, Any], ...]:
+        ranges = [[{"subnet": "192.0.2.0/24"}], [{"subnet": "2001:db8::/64"}]]  # RFC 5737, RFC 3849: for documentation
+        routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+        ipam = {"type": "host-local", "dataDir": directory, "ranges": ranges, "routes": routes}
+        return ({"bridge": "rehearsal", "isGateway": True, "hairpinMode": True, "ipam": ipam},)
 
     def add(self, request: AddRequest[BridgeConf]) -> Result:
         conf, owner = request.conf, request.attachment

@@ -95,6 +95,12 @@ class HostLocalConf(NetConf):
 class HostLocal(Plugin[HostLocalConf]):
     """Allocate addresses from ranges of this host."""
 
+    @classmethod
+    def rehearsals(cls, directory: str) -> tuple[dict[str, Any], ...]:
+        ranges = [[{"subnet": "192.0.2.0/24"}], [{"subnet": "2001:db8::/64"}]]  # RFC 5737, RFC 3849: for documentation
+        routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+        return ({"ipam": {"type": "host-local", "dataDir": directory, "ranges": ranges, "routes": routes}},)
+
     def add(self, request: AddRequest[HostLocalConf]) -> Result:
         conf = request.conf.ipam
         store = open_store(request.conf)

@@ -1,0 +1,160 @@
+"""Run plugins before the first request comes, so that every worker inherits what Python does only the first time.
+
+That is more than imports: cattrs makes its rules for a class when it first meets it, the interpreter specializes code
+it has run a few times, and much of a process's memory is written to only once. Done in the server, its workers share
+it; not done there, each of them pays for it, on every request.
+
+Only plugins that offer a configuration for it (:meth:`cnisdk.Plugin.rehearsals`) are run, in a pair of network
+namespaces made for that and thrown away, with a directory that is thrown away too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..errors import CNIError
+from ..invoke import local
+from ..linux import netns
+from ..plugin import process
+from ..plugin.main import PluginMain, refuse_own_netns, respond
+from . import protocol
+from .worker import Loaded
+
+# CPython specializes a function after it has run eight times, and each instruction some executions later.
+_ROUNDS = 12
+
+# What runtimes ask for today: containerd and CRI-O, and Podman.
+_VERSIONS = ("1.0.0", "1.1.0", "0.4.0")
+
+
+def rehearse(plugins: Mapping[str, Loaded], launchers: Mapping[str, bytes]) -> list[str]:
+    """Run each plugin that offers it a few times.
+
+    Args:
+        plugins: By type.
+        launchers: The text of the launcher of each type.
+
+    Returns:
+        What went wrong, in sentences: the plugins work all the same, more slowly at first.
+
+    Raises:
+        IOFailureError: (5) This process cannot get back into its own network namespace.
+    """
+    _take_requests()
+    if not any(_offers(plugin, "") for plugin in plugins.values()):
+        return []
+    problems = []
+    with TemporaryDirectory(prefix="cnisdk-rehearsal-") as directory:
+        for type_, text in launchers.items():
+            with open(os.path.join(directory, type_), "wb") as file:
+                file.write(text)
+                os.fchmod(file.fileno(), 0o755)
+        try:
+            with _scene() as sandbox:
+                for type_, plugin in plugins.items():
+                    try:
+                        _perform(type_, plugin, directory, sandbox)
+                    except CNIError as exc:
+                        problems.append(f"plugin {type_} cannot be rehearsed: {exc}")
+        except OSError as exc:
+            problems.append(f"nothing can be rehearsed: {exc}")
+    return problems
+
+
+def _take_requests() -> None:
+    """Take requests as workers do, from shims that are not there."""
+    for _ in range(_ROUNDS):
+        shim, worker = socket.socketpair(protocol.FAMILY, protocol.KIND)
+        here, there = socket.socketpair(protocol.FAMILY, protocol.KIND)
+        with shim, worker, here, there, open(os.devnull, "rb") as null:
+            socket.send_fds(here, [b"plugin\0CNI_COMMAND=ADD\0"], [null.fileno()] * protocol.FILES)
+            about = protocol.describe("rehearsal", "none", protocol.own_namespaces())
+            socket.send_fds(shim, [about + b" 22 23"], [there.fileno()])
+            protocol.peer_uid(worker)
+            offer = protocol.receive(worker)
+            request = protocol.take(offer)
+            offer.end.close()
+            for fd in request.files:
+                os.close(fd)
+
+
+def _perform(type_: str, plugin: Loaded, directory: str, sandbox: str) -> None:
+    """Attach, check and detach a container with each configuration the plugin offers."""
+    process.run_delegates_here(process.Signals(), plugin.launcher)
+    for number, keys in enumerate(_offers(plugin, os.path.join(directory, "state"))):
+        for turn in range(_ROUNDS):
+            conf = {**keys, "cniVersion": _VERSIONS[turn % 3], "name": f"rehearsal{number}", "type": type_}
+            environ = {
+                "PATH": os.environ.get("PATH", ""),
+                "CNI_CONTAINERID": f"{turn:064x}",
+                "CNI_NETNS": sandbox,
+                "CNI_IFNAME": "eth0",
+                "CNI_PATH": directory,
+                "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=rehearsal",
+            }
+            conf["prevResult"] = json.loads(_ask(plugin, "ADD", environ, conf))
+            if turn == _ROUNDS - 1:
+                _ask(plugin, "CHECK", environ, conf)
+            _ask(plugin, "DEL", environ, conf)
+
+
+def _offers(plugin: Loaded, directory: str) -> list[Mapping[str, Any]]:
+    return list(plugin.main.plugin.rehearsals(directory)) if isinstance(plugin.main, PluginMain) else []
+
+
+def _ask(plugin: Loaded, verb: str, environ: Mapping[str, str], conf: Mapping[str, Any]) -> bytes:
+    assert isinstance(plugin.main, PluginMain)
+    environ = {**environ, "CNI_COMMAND": verb}
+    process.replace_environment(environ)
+    reply = respond(plugin.main.plugin, environ, json.dumps(conf).encode(), guard=refuse_own_netns)
+    reply.undo.commit()
+    if reply.status:
+        error = json.loads(reply.stdout)
+        raise CNIError(f"{verb}: {error['msg']}", details=error.get("details", ""), code=error["code"])
+    return reply.stdout
+
+
+@contextmanager
+def _scene() -> Iterator[str]:
+    """Move this process into a new network namespace, and yield the path of another one, to be attached to it.
+
+    Raises:
+        OSError: The kernel makes none for this user.
+        IOFailureError: (5) It does not let this process back.
+    """
+    environ, runner = os.environ.copy(), local.runner
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    with netns.current() as home:
+        try:
+            _leave()
+            with netns.current() as sandbox:
+                _leave()
+                yield f"/proc/self/fd/{sandbox.fd}"
+        finally:
+            netns.enter(home)
+            local.runner = runner
+            process.replace_environment(environ)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+def _leave() -> None:
+    """Move this process into a new network namespace."""
+    if sys.version_info >= (3, 12):
+        os.unshare(_CLONE_NEWNET)
+    elif _libc.unshare(_CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"cannot make a network namespace: {os.strerror(number)}")
+
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
