@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, ClassVar, Generic, NoReturn, cast, get_args, get_origin
 
 from ..errors import InvalidEnvironmentError
@@ -24,6 +25,7 @@ class Plugin(ABC, Generic[ConfT]):
     """The versions of the specification the plugin supports, as VERSION reports them."""
 
     @classmethod
+    @cache
     def conf_class(cls) -> type[ConfT]:
         """The type of the configuration: the argument in ``Plugin[…]``."""
         for base in cls.__mro__:

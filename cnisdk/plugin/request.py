@@ -292,6 +292,9 @@ _CLASSES: dict[Verb, type[Request[Any]]] = {
 }
 
 
+_VERBS = {str(verb): verb for verb in Verb}
+
+
 def parse_verb(environ: Mapping[str, str]) -> Verb:
     """Which verb is asked for.
 
@@ -301,11 +304,10 @@ def parse_verb(environ: Mapping[str, str]) -> Verb:
     command = environ.get("CNI_COMMAND", "")
     if not command:
         raise InvalidEnvironmentError("required env variables [CNI_COMMAND] missing")
-    try:
-        return Verb(command)
-    except ValueError:
-        known = ", ".join(Verb)
-        raise InvalidEnvironmentError(f"unknown CNI_COMMAND: {command}", details=f"known: {known}") from None
+    verb = _VERBS.get(command)
+    if verb is None:
+        raise InvalidEnvironmentError(f"unknown CNI_COMMAND: {command}", details=f"known: {', '.join(_VERBS)}")
+    return verb
 
 
 def check_variables(verb: Verb, environ: Mapping[str, str]) -> None:

@@ -142,7 +142,7 @@ def _tuple_hook(kind: Any, converter: BaseConverter) -> Hook:
     item_hook = converter.get_structure_hook(item)
 
     def hook(value: Any, _: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list | tuple):
+        if type(value) is not list and type(value) is not tuple:
             raise Mismatch(value, "an array")
         return tuple(_step(item_hook, part, item, index) for index, part in enumerate(value))
 
@@ -155,7 +155,7 @@ def _mapping_hook(kind: Any, converter: BaseConverter) -> Hook:
     item_hook = converter.get_structure_hook(item)
 
     def hook(value: Any, _: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
+        if type(value) is not dict and not isinstance(value, Mapping):
             raise Mismatch(value, "an object")
         return {key: _step(item_hook, part, item, key) for key, part in value.items()}
 
@@ -172,7 +172,7 @@ def _class_hook(cls: Any, converter: BaseConverter) -> Hook:
     hooks = {key: converter.get_structure_hook(attribute.type) for key, attribute in by_key.items()}
 
     def hook(value: Any, _: Any) -> Any:
-        if not isinstance(value, Mapping):
+        if type(value) is not dict and not isinstance(value, Mapping):
             raise Mismatch(value, "an object")
         found: dict[str, tuple[str, Any]] = {}
         extra: dict[str, Any] = {}
@@ -378,12 +378,15 @@ def _unstructure_hook(cls: Any, converter: BaseConverter) -> Callable[[Any], dic
             value = getattr(instance, name)
             if value is None or (default is not None and value == default):
                 continue
-            document[key] = converter.unstructure(value)
+            document[key] = value if type(value) in _PLAIN else converter.unstructure(value)
         for key, value in getattr(instance, "extra", {}).items():
             document.setdefault(key, value)
         return document
 
     return hook
+
+
+_PLAIN = frozenset({str, int, bool, float})
 
 
 def unstructure(value: object) -> Any:
@@ -408,6 +411,9 @@ def _finite(text: str) -> float:
     return number
 
 
+_decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+
+
 def loads(data: bytes, what: str = "network configuration") -> Any:
     """Parse one JSON document, strictly: UTF-8, no comments, no NaN, nothing after it.
 
@@ -419,7 +425,7 @@ def loads(data: bytes, what: str = "network configuration") -> Any:
     except UnicodeDecodeError as exc:
         raise DecodingError(f"{what} is not UTF-8: byte {exc.start} is 0x{data[exc.start]:02x}") from exc
     try:
-        document = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        document = _decoder.decode(text)
         if _HALF_PAIR in text.lower():
             json.dumps(document, ensure_ascii=False).encode()
         return document
@@ -455,11 +461,11 @@ _scalar = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 def _indent(value: Any, newline: str, sort_keys: bool) -> str:
     """As json.dumps(indent=4) would, which goes through a document character by character in Python."""
     inner = f"{newline}    "
-    if value and isinstance(value, Mapping):
+    if value and isinstance(value, dict):
         items = sorted(value.items()) if sort_keys else value.items()
         parts = [f"{_scalar(key)}: {_indent(part, inner, sort_keys)}" for key, part in items]
         return f"{{{inner}{f',{inner}'.join(parts)}{newline}}}"
-    if value and isinstance(value, list | tuple):
+    if value and isinstance(value, (list, tuple)):
         return f"[{inner}{f',{inner}'.join([_indent(part, inner, sort_keys) for part in value])}{newline}]"
     return _scalar(value)
 
