@@ -98,14 +98,18 @@ def describe(type: str, id: str, namespaces: Sequence[str]) -> bytes:
     return " ".join((GREETING, type, id, *namespaces)).encode()
 
 
-def receive(connection: socket.socket) -> Offer:
+def receive(connection: socket.socket, flags: int = 0) -> Offer:
     """Hear what a shim wants.
+
+    Args:
+        connection: To the shim.
+        flags: As for ``recv(2)``.
 
     Raises:
         DecodingError: (6) It does not say. All descriptors that came are closed.
         OSError: The other side is gone.
     """
-    text, files, _ = _receive(connection, 1024, 1)
+    text, files, _ = _receive(connection, 1024, 1, flags)
     try:
         about, umask, size = text.rsplit(b" ", 2)
         if len(files) != 1 or not 0 < int(size) <= _LARGEST:

@@ -39,6 +39,9 @@ _BACKLOG = 128
 # Seconds without a request after which the pool is filled up.
 _QUIET = 0.05
 
+# Groups come in groups: for so many seconds, as many workers wait as requests ran at a time, up to half the limit.
+_REMEMBER = 60.0
+
 # The first requests of each plugin and verb show which pages of memory such requests touch.
 _LESSONS = 4
 
@@ -59,6 +62,8 @@ class Server:
         self._plugins = plugins
         self._directory = directory
         self._ready, self._limit = ready, max(limit, ready)
+        self._peak, self._peak_at = 0, -_REMEMBER
+        self._retiring = 0
         self._idle: set[int] = set()
         self._busy: set[int] = set()
         self._buffer = b""
@@ -86,6 +91,8 @@ class Server:
         namespaces = protocol.own_namespaces()
         plugins = {protocol.describe(each.type, each.id, namespaces): each for each in self._plugins.values()}
         stop, self._stop = os.pipe()
+        retire, self._retire = os.pipe()
+        os.set_blocking(retire, False)
         reading, self._report = os.pipe()
         os.set_blocking(reading, False)
         wake, waker = os.pipe()
@@ -98,8 +105,8 @@ class Server:
         gc.collect()
         gc.freeze()  # a worker's collector must not copy all these pages
         gc.set_threshold(100_000)
-        self._mine = (stop, self._stop, reading, wake, waker, control.fileno())
-        self._fill(listener, plugins, stop)
+        self._mine = (self._stop, self._retire, reading, wake, waker, control.fileno())
+        self._fill(listener, plugins, stop, retire)
         notify("READY=1")
         deadline: float | None = None
         poll = select.poll()
@@ -122,7 +129,7 @@ class Server:
                 if (not self._idle and not self._busy) or time.monotonic() > deadline:
                     break
             else:
-                self._fill(listener, plugins, stop)
+                self._fill(listener, plugins, stop, retire)
             self.metrics.write(len(self._idle), len(self._busy))
         self._hear(reading)
         self.metrics.write(0, 0, now=True)
@@ -138,12 +145,19 @@ class Server:
     def _end(self, number: int, _: FrameType | None) -> None:
         self._stopping = True
 
-    def _fill(self, listener: socket.socket, plugins: Mapping[bytes, Loaded], stop: int) -> None:
+    def _fill(self, listener: socket.socket, plugins: Mapping[bytes, Loaded], stop: int, retire: int) -> None:
         # To fork, and what a new worker does first, takes time from requests that run, and requests come in groups: as
         # long as others wait, it can wait too.
-        if len(self._idle) > self._ready // 4 and (self._busy or time.monotonic() - self._last < _QUIET):
+        now = time.monotonic()
+        quiet = not self._busy and now - self._last >= _QUIET
+        if len(self._idle) > self._ready // 4 and not quiet:
             return
-        while len(self._idle) < self._ready and len(self._idle) + len(self._busy) < self._limit:
+        ready = self._ready
+        if quiet and now - self._peak_at < _REMEMBER:
+            ready = max(ready, min(self._peak, self._limit // 2))
+        if (surplus := len(self._idle) - self._retiring - ready) > 0:
+            self._retiring += os.write(self._retire, bytes(surplus))
+        while len(self._idle) < ready and len(self._idle) + len(self._busy) < self._limit:
             sys.stdout.flush()
             sys.stderr.flush()
             pid = os.fork()
@@ -151,9 +165,8 @@ class Server:
                 try:
                     signal.set_wakeup_fd(-1)
                     for fd in self._mine:
-                        if fd != stop:
-                            os.close(fd)
-                    work(listener, plugins, stop, self._report, self._populate, self._learn)
+                        os.close(fd)
+                    work(listener, plugins, stop, retire, self._report, self._populate, self._learn)
                 finally:
                     os._exit(1)
             self._idle.add(pid)
@@ -170,6 +183,8 @@ class Server:
             if what == "busy":
                 self._idle.discard(int(pid))
                 self._busy.add(int(pid))
+                if len(self._busy) >= self._peak or self._last - self._peak_at >= _REMEMBER:
+                    self._peak, self._peak_at = len(self._busy), self._last
             elif what == "pages":
                 self._take_pages(pid)
             elif rest[2] == "declined":
@@ -201,6 +216,8 @@ class Server:
             self._hear(reading)  # what it said before it ended
             if os.WIFSIGNALED(status):
                 self.metrics.died += 1
+            if pid in self._idle and self._retiring:
+                self._retiring -= 1
             self._idle.discard(pid)
             self._busy.discard(pid)
 

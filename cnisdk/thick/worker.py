@@ -49,11 +49,13 @@ class Ready(NamedTuple):
 
     Attributes:
         signals: Its handlers of signals.
-        pidfd: A descriptor of its process.
+        pid: Its process.
+        pidfd: A descriptor of that.
         netns: Its network namespace.
     """
 
     signals: process.Signals
+    pid: int
     pidfd: int
     netns: os.stat_result
 
@@ -66,13 +68,15 @@ def prepare() -> Ready:
     os.environ.clear()
     for name, fd, mode in _STREAMS:
         _open_stream(name, fd, mode)
-    return Ready(process.Signals(), os.pidfd_open(os.getpid()), os.stat("/proc/self/ns/net"))
+    pid = os.getpid()
+    return Ready(process.Signals(), pid, os.pidfd_open(pid), os.stat("/proc/self/ns/net"))
 
 
 def work(
     listener: socket.socket,
     plugins: Mapping[bytes, Loaded],
     stop: int,
+    retire: int,
     report: int,
     populate: Populate,
     learn: Callable[[str, str], str | None],
@@ -83,25 +87,26 @@ def work(
         listener: The server's socket.
         plugins: By what shims say of them.
         stop: A pipe whose other end closes when no further request is to be taken.
+        retire: A pipe with a byte for each worker that is to end.
         report: A pipe to the server: a line when a request comes, and another when it is done.
         populate: Fetches memory in advance.
         learn: Given type and verb, the file to write down the pages a request touched; None when they are known.
     """
     ready = prepare()
-    connection = _accept(listener, stop, populate)
+    connection = _accept(listener, stop, retire, populate)
     if connection is None:
         os._exit(0)
     start = time.monotonic()
-    _tell(report, f"busy {os.getpid()}")
+    _tell(report, f"busy {ready.pid}")
     try:
         agreed = _agree(connection, plugins, ready)
     except (CNIError, OSError):
         agreed = None  # the shim runs the plugin itself
     if agreed is None:
-        _tell(report, f"done {os.getpid()} - - declined 0")
+        _tell(report, f"done {ready.pid} - - declined 0")
         os._exit(0)
-    listener.close()
-    os.close(stop)
+    for fd in (listener.detach(), stop, retire):
+        os.close(fd)
     plugin, umask, request = agreed
     status = 1
     try:
@@ -116,7 +121,7 @@ def work(
             pass
         verb = request.environ.get("CNI_COMMAND", "-")
         verb = verb if verb.isalpha() and verb.isascii() and len(verb) < 16 else "-"
-        _tell(report, f"done {os.getpid()} {plugin.type} {verb} {status} {time.monotonic() - start:.6f}")
+        _tell(report, f"done {ready.pid} {plugin.type} {verb} {status} {time.monotonic() - start:.6f}")
         _step_back()
         _write_down_pages(learn(plugin.type, verb), report)
         os._exit(status)
@@ -146,10 +151,11 @@ def _tell(report: int, line: str) -> None:
         pass  # the server was killed; this request goes on
 
 
-def _accept(listener: socket.socket, stop: int, populate: Populate) -> socket.socket | None:
+def _accept(listener: socket.socket, stop: int, retire: int, populate: Populate) -> socket.socket | None:
     """Wait for a request; None when there shall be no more. Those that wait already are still taken."""
     poll = select.epoll()
-    poll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)  # wakes one worker, not all
+    for fd in (listener.fileno(), retire):
+        poll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)  # wakes one worker, not all
     poll.register(stop, select.EPOLLIN)
     patience = _BUSY
     while True:
@@ -162,7 +168,7 @@ def _accept(listener: socket.socket, stop: int, populate: Populate) -> socket.so
             # As listener.accept(), without asking the kernel what is known.
             fd, _ = listener._accept()  # type: ignore[attr-defined]
         except BlockingIOError:
-            if stop in ready:
+            if stop in ready or (retire in ready and _is_retired(retire)):
                 return None
             continue
         except OSError:
@@ -171,24 +177,35 @@ def _accept(listener: socket.socket, stop: int, populate: Populate) -> socket.so
         return socket.socket(FAMILY, KIND, 0, fd)
 
 
+def _is_retired(retire: int) -> bool:
+    """Is it this worker that is to end? One is for each byte in the pipe."""
+    try:
+        return os.read(retire, 1) != b""
+    except BlockingIOError:
+        return False
+
+
 def _agree(
     connection: socket.socket, plugins: Mapping[bytes, Loaded], ready: Ready
 ) -> tuple[Loaded, int, Request] | None:
     """Take the request if this process can run it exactly as one of its own would."""
-    connection.settimeout(_HESITATION)
     if peer_uid(connection)[1] != os.geteuid():
         connection.send(b"only the server's own user may use it\n")
         return None
-    offer = receive(connection)
-    # Without a timeout: waiting for room would make the kernel signal room later on, which is to be deadly below.
-    connection.settimeout(None)
+    try:
+        offer = receive(connection, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        connection.settimeout(_HESITATION)
+        offer = receive(connection)
+        # Waiting for room to send would make the kernel signal room later on, which is to be deadly below.
+        connection.settimeout(None)
     plugin = plugins.get(offer.about)
     if plugin is None:
         connection.send(_refusal(offer.about, plugins).encode() + b"\n")
         return None
     request = take(offer)
     # From here on the kernel kills this process when the shim is killed, or hangs up; it may have done so already.
-    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(connection, fcntl.F_SETOWN, ready.pid)
     fcntl.fcntl(connection, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(connection, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
     try:
