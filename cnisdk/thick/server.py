@@ -39,7 +39,8 @@ _BACKLOG = 128
 # Seconds without a request after which the pool is filled up.
 _QUIET = 0.05
 
-# Groups come in groups: for so many seconds, as many workers wait as requests ran at a time, up to half the limit.
+# Where a group of requests came, another will: for so many seconds, as many workers wait as it had requests, up to half
+# the limit.
 _REMEMBER = 60.0
 
 # The first requests of each plugin and verb show which pages of memory such requests touch.
@@ -62,7 +63,8 @@ class Server:
         self._plugins = plugins
         self._directory = directory
         self._ready, self._limit = ready, max(limit, ready)
-        self._peak, self._peak_at = 0, -_REMEMBER
+        self._group = 0
+        self._largest, self._largest_at = 0, -_REMEMBER
         self._retiring = 0
         self._idle: set[int] = set()
         self._busy: set[int] = set()
@@ -113,7 +115,7 @@ class Server:
         for fd in (reading, wake, control.fileno()):
             poll.register(fd, select.POLLIN)
         while True:
-            events = dict(poll.poll(1000 if len(self._idle) >= self._ready else _QUIET * 1000))
+            events = dict(poll.poll(_QUIET * 1000 if self._group or len(self._idle) < self._ready else 1000))
             if wake in events:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
@@ -153,8 +155,11 @@ class Server:
         if len(self._idle) > self._ready // 4 and not quiet:
             return
         ready = self._ready
-        if quiet and now - self._peak_at < _REMEMBER:
-            ready = max(ready, min(self._peak, self._limit // 2))
+        if quiet:
+            if self._group >= self._largest or now - self._largest_at >= _REMEMBER:
+                self._largest, self._largest_at = self._group, now
+            self._group = 0
+            ready = max(ready, min(self._largest, self._limit // 2))
         if (surplus := len(self._idle) - self._retiring - ready) > 0:
             self._retiring += os.write(self._retire, bytes(surplus))
         while len(self._idle) < ready and len(self._idle) + len(self._busy) < self._limit:
@@ -183,8 +188,7 @@ class Server:
             if what == "busy":
                 self._idle.discard(int(pid))
                 self._busy.add(int(pid))
-                if len(self._busy) >= self._peak or self._last - self._peak_at >= _REMEMBER:
-                    self._peak, self._peak_at = len(self._busy), self._last
+                self._group += 1
             elif what == "pages":
                 self._take_pages(pid)
             elif rest[2] == "declined":
