@@ -47,6 +47,7 @@ _STAMP_SIZE = 256
 # O_NONBLOCK: a named pipe that somebody put there must not hold up everybody under the lock.
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _CHECKSUM = 4  # bytes before the content of each file
+_PART = 1 << 16
 
 
 def read_cursor(directory: int, index: int) -> IPAddress | None:
@@ -85,9 +86,10 @@ class _FileBitmap(Bitmap):
     def store(self, level: int, node: int, offset: int, value: int) -> None:
         """Write one byte of a node."""
         data = self.load(level, node)
-        data.extend(bytes(max(0, offset + 1 - len(data))))
+        before = len(data)
+        data.extend(bytes(max(0, offset + 1 - before)))
         data[offset] = value
-        _replace(self._directory, self._name(level, node), bytes(data))
+        _replace(self._directory, self._name(level, node), bytes(data), before)
 
 
 def _read(directory: int, name: str) -> bytes:
@@ -101,7 +103,9 @@ def _read(directory: int, name: str) -> bytes:
     except FileNotFoundError:
         return b""
     try:
-        data = os.read(fd, os.fstat(fd).st_size)
+        data = part = os.read(fd, _PART)
+        while len(part) == _PART:
+            data += (part := os.read(fd, _PART))
     finally:
         os.close(fd)
     content = data[_CHECKSUM:]
@@ -110,15 +114,22 @@ def _read(directory: int, name: str) -> bytes:
     return content
 
 
-def _replace(directory: int, name: str, content: bytes) -> None:
-    """Write a file of the index anew. Only what is too long is truncated: ext4 takes half a millisecond for it."""
+def _replace(directory: int, name: str, content: bytes, before: int | None = None) -> None:
+    """Write a file of the index anew.
+
+    Args:
+        directory: That of the index.
+        name: Its name in there.
+        content: What it is to hold.
+        before: How much it held, if that is known. Only what is too long is truncated: ext4 takes half a millisecond.
+    """
     data = _checksum(content) + content
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=directory)
     try:
         rest = data
         while rest:
             rest = rest[os.write(fd, rest) :]
-        if os.fstat(fd).st_size > len(data):
+        if (os.fstat(fd).st_size - _CHECKSUM if before is None else before) > len(content):
             os.ftruncate(fd, len(data))
     finally:
         os.close(fd)
@@ -158,6 +169,7 @@ class Index(View):
         self._path = path
         self._home = -1
         self._used: dict[int, _FileBitmap] = {}
+        self._buckets: dict[str, bytes] = {}
 
     def close(self) -> None:
         """Forget the index."""
@@ -253,6 +265,17 @@ class Index(View):
             bitmap = self._used[version] = _FileBitmap(self._home, version)
         return bitmap
 
+    def _bucket(self, name: str) -> bytes:
+        """A bucket of owners; what was read once is not read again, as the directory is locked."""
+        lines = self._buckets.get(name)
+        if lines is None:
+            lines = self._buckets[name] = _read(self._home, name)
+        return lines
+
+    def _set_bucket(self, name: str, lines: bytes) -> None:
+        _replace(self._home, name, lines, len(self._bucket(name)))
+        self._buckets[name] = lines
+
     def find_addresses(self, owner: Owner) -> tuple[IPAddress, ...]:
         """See :class:`View`. Each is verified by its lease.
 
@@ -261,7 +284,7 @@ class Index(View):
         """
         found = []
         with self._reading():
-            bucket = _read(self._home, _bucket(owner))
+            bucket = self._bucket(_bucket(owner))
         for line in _lines_of(bucket, owner):
             address = parse_name(line.partition(b" ")[0].decode("ascii", "replace"))
             if address is None:
@@ -330,15 +353,15 @@ class Index(View):
             self._forget(lease)
         for lease in changes.reserve:
             self._bitmap(lease.address.version).add(int(lease.address))
-            bucket = _bucket(lease.owner)
-            _replace(self._home, bucket, _read(self._home, bucket) + _line(lease))
+            name = _bucket(lease.owner)
+            self._set_bucket(name, self._bucket(name) + _line(lease))
 
     def _forget(self, lease: Lease) -> None:
         if not lease.owner.container_id:
             return
-        bucket = _bucket(lease.owner)
-        lines = b"\n" + _read(self._home, bucket)
-        _replace(self._home, bucket, lines.replace(b"\n" + _line(lease), b"\n", 1)[1:])
+        name = _bucket(lease.owner)
+        lines = b"\n" + self._bucket(name)
+        self._set_bucket(name, lines.replace(b"\n" + _line(lease), b"\n", 1)[1:])
 
     def rebuild(self, leases: Collection[Lease], since: int) -> None:
         """Make the index anew, of everything there is.
@@ -353,6 +376,7 @@ class Index(View):
         self._make_directories()
         self.distrust()
         self._used.clear()
+        self._buckets.clear()
         buckets: dict[str, list[bytes]] = {}
         for lease in leases:
             if lease.owner.container_id:
