@@ -39,9 +39,8 @@ _BACKLOG = 128
 # Seconds without a request after which the pool is filled up.
 _QUIET = 0.05
 
-# Where a group of requests came, another will: for so many seconds, as many workers wait as it had requests, up to half
-# the limit.
-_REMEMBER = 60.0
+REMEMBER = 60.0
+"""Where a group of requests came, another will: for so many seconds, as many workers wait as it had requests."""
 
 # The first requests of each plugin and verb show which pages of memory such requests touch.
 _LESSONS = 4
@@ -64,7 +63,7 @@ class Server:
         self._directory = directory
         self._ready, self._limit = ready, max(limit, ready)
         self._group = 0
-        self._largest, self._largest_at = 0, -_REMEMBER
+        self._largest, self._largest_at = 0, -REMEMBER
         self._retiring = 0
         self._idle: set[int] = set()
         self._busy: set[int] = set()
@@ -156,7 +155,7 @@ class Server:
             return
         ready = self._ready
         if quiet:
-            if self._group >= self._largest or now - self._largest_at >= _REMEMBER:
+            if self._group >= self._largest or now - self._largest_at >= REMEMBER:
                 self._largest, self._largest_at = self._group, now
             self._group = 0
             ready = max(ready, min(self._largest, self._limit // 2))

@@ -13,9 +13,7 @@ _TIMEOUT = 120.0
 _COMPILERS = ("cc", "gcc", "clang")
 _SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim.c")
 
-# Without any library where the program knows the CPU, else static where the machine has what that takes: no dynamic
-# loader, a fraction of the start-up time, and it runs in any container.
-_FLAGS = (
+FLAGS = (
     (
         *("-DSHIM_ALONE", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-pie", "-no-pie"),
         *("-Wl,-z,noseparate-code", "-Wl,--build-id=none"),
@@ -23,6 +21,8 @@ _FLAGS = (
     ("-static",),
     (),
 )
+"""Without any library where the program knows the CPU, else static where the machine has what that takes: no dynamic
+loader, a fraction of the start-up time, and it runs in any container."""
 
 
 def identify(launcher: bytes) -> str:
@@ -46,7 +46,14 @@ def find_compiler() -> str | None:
     return next(filter(None, map(which, filter(None, (os.environ.get("CC"), *_COMPILERS)))), None)
 
 
-def compile_shim(compiler: str, type_: str, launcher: bytes, versions: bytes, directory: str) -> bytes:
+def compile_shim(
+    compiler: str,
+    type_: str,
+    launcher: bytes,
+    versions: bytes,
+    directory: str,
+    choices: Sequence[Sequence[str]] = FLAGS,
+) -> bytes:
     """Compile the shim of one plugin.
 
     Args:
@@ -55,6 +62,7 @@ def compile_shim(compiler: str, type_: str, launcher: bytes, versions: bytes, di
         launcher: The text of its launcher.
         versions: Its answer to VERSION, in one line.
         directory: The server's.
+        choices: Flags of the compiler, of which the first that works are taken.
 
     Raises:
         IOFailureError: (5) The compiler fails.
@@ -77,7 +85,7 @@ def compile_shim(compiler: str, type_: str, launcher: bytes, versions: bytes, di
         with open(path, "w", encoding="ascii") as file:
             file.write(header)
         failure = ""
-        for flags in _FLAGS:
+        for flags in choices:
             argv = [compiler, "-O2", "-Wall", "-s", *flags, f'-DSHIM_HEADER="{path}"', "-o", output, _SOURCE]
             finished = execute(argv, environ=_environ(work), stdin=b"", timeout=_TIMEOUT, on_stderr=lambda _: None)
             if finished.returncode == 0:

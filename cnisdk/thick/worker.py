@@ -154,9 +154,9 @@ def _tell(report: int, line: str) -> None:
 def _accept(listener: socket.socket, stop: int, retire: int, populate: Populate) -> socket.socket | None:
     """Wait for a request; None when there shall be no more. Those that wait already are still taken."""
     poll = select.epoll()
-    for fd in (listener.fileno(), retire):
-        poll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)  # wakes one worker, not all
-    poll.register(stop, select.EPOLLIN)
+    poll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)  # wakes one worker, not all
+    for fd in (stop, retire):
+        poll.register(fd, select.EPOLLIN)
     patience = _BUSY
     while True:
         ready = dict(poll.poll(patience))

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,9 @@ from cnisdk.thick.units import render_units
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = '{"cniVersion":"1.1.0","supportedVersions":["1.0.0"]}'
+
+# In C without the C library, which takes a CPU it knows; in C with it; in Python.
+KINDS = ["c", "libc", "python"]
 
 PLUGINS = """
 import os, select, signal, sys
@@ -86,8 +89,10 @@ SERVE = """
 import sys
 from pathlib import Path
 from cnisdk.thick.load import load
-from cnisdk.thick.server import Server
-Server(load({name: Path(sys.argv[1], name).read_bytes() for name in ("probe", "other")}), sys.argv[2], ready=2).run()
+from cnisdk.thick import server
+plugins = load({name: Path(sys.argv[1], name).read_bytes() for name in ("probe", "other")})
+server.REMEMBER = float(sys.argv[4])
+server.Server(plugins, sys.argv[2], ready=int(sys.argv[3])).run()
 """
 
 
@@ -101,7 +106,7 @@ class Installation:
         found = search_path(sys.executable)
         self.paths = [str(directory), str(ROOT), *(found or [path for path in sys.path if path])]
         compiler = shim.find_compiler()
-        for kind in ("launchers", "c", "python"):
+        for kind in ("launchers", *KINDS):
             (directory / kind).mkdir()
             for name, attribute in (("probe", "main"), ("other", "other")):
                 launcher = self.launcher(name, attribute)
@@ -109,10 +114,11 @@ class Installation:
                 if kind == "python":
                     argv = interpreter_of(sys.executable, None)
                     text = shim.render_python_shim(argv, name, launcher, VERSIONS.encode(), self.runtime)
-                elif kind == "c":
+                elif kind != "launchers":
                     if compiler is None:
                         continue  # whoever wants one is skipped
-                    text = shim.compile_shim(compiler, name, launcher, VERSIONS.encode(), self.runtime)
+                    flags = shim.FLAGS if kind == "c" else shim.FLAGS[-1:]
+                    text = shim.compile_shim(compiler, name, launcher, VERSIONS.encode(), self.runtime, flags)
                     assert shim.stamp(launcher, self.runtime) in text
                 (directory / kind / name).write_bytes(text)
                 (directory / kind / name).chmod(0o755)
@@ -140,7 +146,7 @@ class Machine:
     def socket(self) -> Path:
         return Path(self.installation.runtime, "server.sock")
 
-    def serve(self) -> subprocess.Popen[str]:
+    def serve(self, ready: int = 2, remember: float = 60) -> subprocess.Popen[str]:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(self.installation.directory)])}
         before = self.socket.stat().st_ino if self.socket.exists() else 0
         argv: list[str | Path] = [
@@ -149,6 +155,8 @@ class Machine:
             SERVE,
             self.installation.directory / "launchers",
             self.installation.runtime,
+            str(ready),
+            str(remember),
         ]
         server = self.host.popen(argv, env=env)
         self.servers.append(server)
@@ -171,7 +179,7 @@ class Machine:
             "ODD": "a\udc80b",
             **more,
         }
-        if kind == "c" and shim.find_compiler() is None:
+        if kind in ("c", "libc") and shim.find_compiler() is None:
             pytest.skip("no C compiler")
         process = self.host.popen(
             [self.installation.directory / kind / name],
@@ -205,7 +213,6 @@ def machine(host: Sandbox, installation: Installation) -> Iterator[Machine]:
         path.unlink()
 
 
-KINDS = ["c", "python"]
 INSTEAD = "cnisdk: running the plugin in a process of its own instead: "
 
 
@@ -284,6 +291,35 @@ def test_a_server_that_hangs(machine: Machine, kind: str) -> None:
     assert status == 0
     assert stderr == f"{INSTEAD}the server does not answer in time\n"
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_environment_that_is_too_large_for_a_message(machine: Machine, kind: str) -> None:
+    machine.serve()
+    large = {f"LARGE{number}": "x" * 100_000 for number in range(8)}
+    status, stdout, stderr = machine.run(kind, "ADD", "MODE=state", **large)
+    assert status == 0
+    assert stderr.startswith(f"{INSTEAD}the request cannot be handed over")
+    assert json.loads(stdout)["environ"]["LARGE7"] == large["LARGE7"]
+    assert machine.run(kind, "ADD", "MODE=state", LARGE="x" * 50_000)[2] == ""
+
+
+def test_where_many_came_many_wait(machine: Machine) -> None:
+    machine.serve(ready=2, remember=0.5)
+    assert idle(machine, lambda count: count == 2) == 2
+    running = [machine.start("c", "DEL") for _ in range(12)]
+    for process in running:
+        assert process.communicate(timeout=30)[1] == ""
+    assert idle(machine, lambda count: count >= 12) == 12
+    assert idle(machine, lambda count: count <= 2) == 2
+
+
+def idle(machine: Machine, wanted: Callable[[int], bool]) -> int:
+    """How many workers wait, once it is as it should be; or in the end."""
+    deadline = time.monotonic() + 20
+    while not wanted(count := status_of(machine)["idle"]) and time.monotonic() < deadline:
+        pass
+    return count
 
 
 def test_a_server_of_another_version(machine: Machine) -> None:

@@ -1,0 +1,128 @@
+"""Plugins are rehearsed where it can be seen by nobody, and whatever comes of that, the server serves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnisdk import AddRequest, CheckRequest, DelRequest, NetConf, Plugin, PluginMain, Result
+from cnisdk.cli.install import find_registered, this_interpreter
+from cnisdk.plugin.launch import Launcher, code_of, interpreter_of, render
+from cnisdk.testing import Sandbox
+from cnisdk.thick.load import load
+from cnisdk.thick.rehearsal import rehearse
+from cnisdk.thick.worker import Loaded
+
+pytestmark = pytest.mark.kernel
+
+LAUNCHER = Launcher(("python",), "", "none", "main")
+CALLS: list[tuple[str, str, str]] = []
+
+
+class Recorder(Plugin[NetConf]):
+    """Notes what it is asked, and where."""
+
+    @classmethod
+    def rehearsals(cls, directory: str) -> list[dict[str, Any]]:
+        return [{"dataDir": directory}, {"dataDir": directory, "second": True}]
+
+    def note(self, request: AddRequest[NetConf] | CheckRequest[NetConf] | DelRequest[NetConf]) -> None:
+        with request.open_netns() as netns:
+            CALLS.append((str(request.verb), os.readlink("/proc/self/ns/net"), f"net:[{netns.inode}]"))
+        assert not os.path.exists(request.document["dataDir"])
+        os.environ["LEFT"] = "behind"
+
+    def add(self, request: AddRequest[NetConf]) -> Result:
+        self.note(request)
+        return Result(cni_version=request.conf.cni_version)
+
+    def check(self, request: CheckRequest[NetConf]) -> None:
+        self.note(request)
+
+    def delete(self, request: DelRequest[NetConf]) -> None:
+        self.note(request)
+
+
+class Broken(Recorder):
+    """Fails."""
+
+    def delete(self, request: DelRequest[NetConf]) -> None:
+        raise ValueError("not today")
+
+
+def loaded(plugin: type[Plugin[Any]], type_: str = "recorder") -> dict[str, Loaded]:
+    return {type_: Loaded(type_, "id", LAUNCHER, PluginMain(plugin))}
+
+
+def test_what_is_rehearsed_happens_elsewhere(host: Sandbox) -> None:
+    def work() -> tuple[list[str], list[tuple[str, str, str]], tuple[object, ...], tuple[object, ...]]:
+        def look() -> tuple[object, ...]:
+            handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+            return os.readlink("/proc/self/ns/net"), dict(os.environ), os.listdir("/proc/self/fd"), str(handlers)
+
+        before = look()
+        problems = rehearse(loaded(Recorder), {"recorder": b"#!/bin/sh\n"})
+        return problems, CALLS, before, look()
+
+    problems, calls, before, after = host.call(work)
+    assert problems == []
+    assert before == after
+    assert [verb for verb, _, _ in calls].count("ADD") == [verb for verb, _, _ in calls].count("DEL") >= 16
+    assert {verb for verb, _, _ in calls} == {"ADD", "CHECK", "DEL"}
+    (mine,), (theirs,) = {own for _, own, _ in calls}, {container for _, _, container in calls}
+    assert len({before[0], mine, theirs}) == 3
+
+
+def test_a_plugin_that_fails_is_told_of(host: Sandbox) -> None:
+    def work() -> tuple[list[str], str, str]:
+        before = os.readlink("/proc/self/ns/net")
+        return rehearse(loaded(Broken), {}), before, os.readlink("/proc/self/ns/net")
+
+    problems, before, after = host.call(work)
+    assert len(problems) == 1
+    assert problems[0].startswith("plugin recorder cannot be rehearsed: DEL: ValueError: not today")
+    assert before == after
+
+
+def test_who_may_not_make_namespaces_goes_without(host: Sandbox) -> None:
+    argv = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", sys.executable, "-c", WITHOUT]
+    done = host.run(argv, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "nothing can be rehearsed\n"
+
+
+WITHOUT = """
+from tests.thick.test_rehearsal import Recorder, loaded
+from cnisdk.thick.rehearsal import rehearse
+(problem,) = rehearse(loaded(Recorder), {})
+print(problem.partition(":")[0])
+"""
+
+
+def test_the_reference_plugins_are_rehearsed(host: Sandbox, capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> tuple[list[str], str]:
+        interpreter = interpreter_of(this_interpreter(), None)
+        load(
+            {
+                plugin.type: render(
+                    f"{plugin.type}: {plugin.module}:{plugin.attribute} of a test",
+                    interpreter,
+                    code_of(plugin.module, plugin.attribute, None),
+                    "{}",
+                )
+                for plugin in find_registered().values()
+            }
+        )
+        links = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
+        return [line.split()[0] for line in links.splitlines()], str(sorted(map(str, Path("/var/lib").rglob("*"))))
+
+    links, files = host.call(work)
+    assert "cannot be rehearsed" not in capfd.readouterr().err
+    assert links == ["lo"]
+    assert files == "[]"
