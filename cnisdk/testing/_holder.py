@@ -2,13 +2,15 @@
 
 It makes the namespaces, prepares the mounts, writes one JSON line that says ``ready`` or what went wrong, and then
 waits for its standard input to close: which it does when the program that asked for the sandbox closes it, exits or is
-killed. (PR_SET_PDEATHSIG would do that too, but fires when the creating *thread* ends.)
+killed. (PR_SET_PDEATHSIG would do that too, but fires when the creating *thread* ends.) Then it kills what was left
+running in the sandbox, and ends.
 """
 
 import ctypes
 import fcntl
 import json
 import os
+import signal
 import socket
 import struct
 import sys
@@ -78,9 +80,32 @@ def set_up_loopback() -> None:
         fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | IFF_UP))
 
 
+def mount_namespace(pid: int | str) -> int:
+    """What identifies it; 0 for a process that is gone, or another user's."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/mnt").st_ino
+    except OSError:
+        return 0
+
+
+def kill_the_rest() -> None:
+    """Kill everything else in this mount namespace, with what it starts meanwhile."""
+    own, killed, left = mount_namespace("self"), {os.getpid()}, {0}
+    while left:
+        processes = {int(entry) for entry in os.listdir("/proc") if entry.isdigit()} - killed
+        left = {pid for pid in processes if mount_namespace(pid) == own}
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass  # it ended by itself
+        killed |= left
+
+
 def main() -> None:
     """Make the sandbox described by the JSON in the first argument, and hold it."""
     wanted = json.loads(sys.argv[1])
+    outside = mount_namespace("self")
     try:
         if wanted["user"]:
             become_root()
@@ -97,6 +122,8 @@ def main() -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
     sys.stdin.read()
+    if mount_namespace("self") != outside:
+        kill_the_rest()
 
 
 if __name__ == "__main__":

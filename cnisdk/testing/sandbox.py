@@ -66,7 +66,7 @@ class Sandbox:
 
     Private and empty: the network (only ``lo``, up), ``/run``, ``/var/lib`` and, where it exists, ``/etc/cni``.
     Shared: all else, ``/tmp`` included. Everything vanishes when the sandbox is closed, or when the process that opened
-    it ends in whatever way.
+    it ends in whatever way: what still runs in it, as daemons do, is killed.
 
     Args:
         beside: An open sandbox whose user namespace the new host shares, so that links can lead from one to the other.
@@ -129,8 +129,7 @@ class Sandbox:
         self._namespaces.clear()
         if self._holder is not None:
             holder, self._holder = self._holder, None
-            holder.kill()
-            holder.communicate()
+            holder.communicate()  # the end of its input tells it to clear up
 
     @property
     def pid(self) -> int:

@@ -1,6 +1,7 @@
 """Hosts of their own: private, for root and others, and gone when their opener is."""
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -80,14 +81,19 @@ def test_two_hosts_know_nothing_of_each_other(host: Sandbox) -> None:
         other.run(["true"])
 
 
+# Whoever started it is gone, as with a server that a shell command left running.
+DAEMON = "setsid sleep 600 </dev/null >/dev/null 2>&1 & echo $!"
+
+
 def test_nothing_outlives_the_opener() -> None:
     """SIGKILL gives it no chance to clean up."""
-    script = """
+    script = f"""
+DAEMON = {DAEMON!r}
 import sys, time
 from cnisdk.testing import Sandbox
 host = Sandbox().__enter__()
 child = host.popen(["sleep", "600"])
-print(host.pid, child.pid, flush=True)
+print(host.pid, child.pid, host.run(["sh", "-c", DAEMON]).stdout, flush=True)
 time.sleep(600)
 """
     opener = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -95,11 +101,22 @@ time.sleep(600)
         assert opener.stdout is not None
         pids = [int(each) for each in opener.stdout.readline().split()]
         assert all(running(pid) for pid in pids)
+        assert len(pids) == 3
         opener.kill()
     deadline = time.monotonic() + 10
     while any(running(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(running(pid) for pid in pids)
+
+
+def test_daemons_end_with_their_host() -> None:
+    with Sandbox() as host, Sandbox() as other:
+        daemon, neighbour = (int(each.run(["sh", "-c", DAEMON]).stdout) for each in (host, other))
+        fd = os.pidfd_open(daemon)
+        host.close()
+        assert select.select([fd], [], [], 10)[0]
+        os.close(fd)
+        assert running(neighbour)
 
 
 def running(pid: int) -> bool:
