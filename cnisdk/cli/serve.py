@@ -28,6 +28,11 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--directory", metavar="DIR", default=DIRECTORY, help="its directory (default %(default)s)")
     parser.add_argument("--ready", metavar="N", type=int, default=4, help="workers that wait (default %(default)s)")
     parser.add_argument("--limit", metavar="N", type=int, default=64, help="workers at a time (default %(default)s)")
+    parser.add_argument(
+        "--background",
+        action="store_true",
+        help="return when it serves, and leave it running; its stderr stays where yours is",
+    )
     parser.add_argument("--status", action="store_true", help="ask the running server how it is, and print it as JSON")
 
 
@@ -40,6 +45,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.ready < 1 or args.limit < 1:
         raise InvalidConfigError("--ready and --limit must be 1 or more")
+    if args.background:
+        status = _leave_running(args.directory)
+        if status is not None:
+            return status
     from ..thick.load import load
 
     interpreter = this_interpreter()
@@ -54,6 +63,36 @@ def run(args: argparse.Namespace) -> int:
     os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
     server.Server(plugins, args.directory, ready=args.ready, limit=args.limit).run(server.inherited())
     return 0
+
+
+def _leave_running(directory: str) -> int | None:
+    """Go on in another process: None there. Here, wait until that one serves or has ended: the exit status."""
+    import select
+    import socket
+
+    from ..thick.server import prepare_directory
+
+    prepare_directory(directory)
+    path = os.path.join(directory, f"ready.{os.getpid()}")
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(path)
+    child = os.fork()
+    if child == 0:
+        told.close()
+        os.setsid()
+        os.environ["NOTIFY_SOCKET"] = path  # what a service manager is told
+        return None
+    ended = os.pidfd_open(child)
+    poll = select.poll()
+    for fd in (told.fileno(), ended):
+        poll.register(fd, select.POLLIN)
+    try:
+        serves = told.fileno() in dict(poll.poll())
+    finally:
+        os.unlink(path)
+        told.close()
+        os.close(ended)
+    return 0 if serves else 1
 
 
 def _versions(plugin: Registered, interpreter: str, paths: tuple[str, ...] | None) -> bytes:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from cnisdk.cli import install
 from cnisdk.testing import Sandbox
+
+from ..modes import Plugins
 
 GO = Path(os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni"))
 LEASES = Path("/var/lib/cni/networks")
@@ -100,21 +102,10 @@ def _files() -> dict[str, bytes]:
     return {str(path.relative_to(LEASES)): path.read_bytes() for path in LEASES.glob("[!.]*/*") if path.is_file()}
 
 
-@pytest.fixture(scope="session")
-def launchers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the launchers of the installed plugins."""
-    directory = tmp_path_factory.mktemp("bin")
-    registered = install.find_registered()
-    interpreter = install.this_interpreter()
-    for plugin in registered.values():
-        text = install.render(plugin, interpreter, install.ask_versions(plugin, interpreter))
-        install.write_executable(str(directory / plugin.type), text)
-    return directory
-
-
 @pytest.fixture
-def bench(host: Sandbox, launchers: Path) -> Bench:
-    return Bench(host, launchers, launchers)
+def bench(host: Sandbox, plugins: Plugins) -> Iterator[Bench]:
+    with plugins.on(host):
+        yield Bench(host, plugins.directory, plugins.directory)
 
 
 @pytest.fixture

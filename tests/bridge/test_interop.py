@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ..modes import Plugins
 from .conftest import DUAL_STACK, Bench, config
 
 pytestmark = [pytest.mark.kernel, pytest.mark.interop]
@@ -49,23 +50,23 @@ def without_chance(value: Any) -> Any:
 
 
 @pytest.fixture(params=["ours/ours", "ours/go", "go/ours", "go/go"])
-def mixed(request: pytest.FixtureRequest, bench: Bench, launchers: Path, go: Path) -> Bench:
+def mixed(request: pytest.FixtureRequest, bench: Bench, plugins: Plugins, go: Path) -> Bench:
     """A bridge plugin over an IPAM plugin."""
-    where = {"ours": launchers, "go": go}
+    where = {"ours": plugins.directory, "go": go}
     plugin, ipam = request.param.split("/")
     return bench.using(where[plugin], where[ipam])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_results_are_equal(bench: Bench, go: Path, launchers: Path, version: str) -> None:
+def test_results_are_equal(bench: Bench, go: Path, plugins: Plugins, version: str) -> None:
     bench.host.add_netns("c1")
     for name, keys in NETWORKS.items():
         if name == "layer 2" and version < "0.3":
             continue  # the reference cannot write a result without addresses there
         conf = config(version, **keys)
         results = []
-        for plugins, ipam in itertools.product((launchers, go), repeat=2):
-            mixed = bench.using(plugins, ipam)
+        for plugin, ipam in itertools.product((plugins.directory, go), repeat=2):
+            mixed = bench.using(plugin, ipam)
             results.append(without_chance(mixed.run("ADD", conf).result))
             mixed.run("DEL", conf).must_succeed()
             assert mixed.state()["leases"] == {}
@@ -79,11 +80,11 @@ def test_results_are_equal(bench: Bench, go: Path, launchers: Path, version: str
     [(name, "0.4.0") for name in NETWORKS if name not in REFERENCE_CANNOT_CHECK] + [("dual stack", "1.0.0")],
 )
 def test_added_by_one_and_deleted_by_the_other(
-    bench: Bench, go: Path, launchers: Path, network: str, version: str
+    bench: Bench, go: Path, plugins: Plugins, network: str, version: str
 ) -> None:
     bench.host.add_netns("c1")
     conf = config(version, **NETWORKS[network])
-    everyone = [bench.using(plugins, ipam) for plugins, ipam in itertools.product((launchers, go), repeat=2)]
+    everyone = [bench.using(plugin, ipam) for plugin, ipam in itertools.product((plugins.directory, go), repeat=2)]
     for adding, deleting in itertools.product(everyone, repeat=2):
         result = adding.run("ADD", conf).result
         deleting.run("CHECK", conf | {"prevResult": result}).must_succeed()
