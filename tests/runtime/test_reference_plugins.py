@@ -1,10 +1,11 @@
-"""The Go plugins of Debian's containernetworking-plugins, run through our runtime on a host of their own."""
+"""Real plugins, run through our runtime on a host of their own: the Go ones of Debian's package, and ours."""
 
 import base64
 import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import pytest
 
 from cnisdk.testing import Sandbox
 
+from ..modes import Plugins
+
 ROOT = Path(__file__).resolve().parents[2]
-PLUGINS = Path("/usr/lib/cni")
+GO = Path("/usr/lib/cni")
 NETNS = "/var/run/netns/testing1"
 ID = "cnitool-49346948b0d506e05f2d"
 
 pytestmark = [
     pytest.mark.interop,
     pytest.mark.kernel,
-    pytest.mark.skipif(not (PLUGINS / "bridge").exists(), reason="needs Debian's containernetworking-plugins"),
+    pytest.mark.skipif(not (GO / "bridge").exists(), reason="needs Debian's containernetworking-plugins"),
 ]
 
 MYNET = {
@@ -33,12 +36,30 @@ MYNET = {
 }
 
 
+@pytest.fixture(scope="session", params=["go", "one-shot", "resident"])
+def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Plugins | None:
+    """Whose bridge and host-local; None for the Go ones."""
+    if request.param == "go":
+        return None
+    return Plugins(tmp_path_factory.mktemp(request.param), resident=request.param == "resident")
+
+
+@pytest.fixture
+def path(host: Sandbox, installed: Plugins | None) -> Iterator[str]:
+    """A ``CNI_PATH``: the Go plugins, behind ours if ours are meant."""
+    if installed is None:
+        yield str(GO)
+        return
+    with installed.on(host):
+        yield f"{installed.directory}:{GO}"
+
+
 class Tool:
     """cnitool on that host."""
 
-    def __init__(self, host: Sandbox, conf: Path, *networks: dict[str, Any]) -> None:
+    def __init__(self, host: Sandbox, path: str, conf: Path, *networks: dict[str, Any]) -> None:
         self.host = host
-        self.env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "CNI_PATH": str(PLUGINS), "NETCONFPATH": str(conf)}
+        self.env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "CNI_PATH": path, "NETCONFPATH": str(conf)}
         if "PYTHONPATH" in os.environ:
             self.env["PYTHONPATH"] = os.environ["PYTHONPATH"]
         for network in networks:
@@ -62,8 +83,8 @@ class Tool:
         return self.host.call(read)
 
 
-def test_the_walk_through(host: Sandbox, tmp_path: Path) -> None:
-    tool = Tool(host, tmp_path, MYNET)
+def test_the_walk_through(host: Sandbox, path: str, tmp_path: Path) -> None:
+    tool = Tool(host, path, tmp_path, MYNET)
     host.add_netns("testing1")
     printed = tool("add", "mynet", NETNS)
     result = json.loads(printed)
@@ -102,10 +123,10 @@ def test_the_walk_through(host: Sandbox, tmp_path: Path) -> None:
     tool("del", "mynet", NETNS)
 
 
-def test_a_failed_add_leaves_nothing(host: Sandbox, tmp_path: Path) -> None:
+def test_a_failed_add_leaves_nothing(host: Sandbox, path: str, tmp_path: Path) -> None:
     """The second plugin fails; the link and the lease of the first are taken back, unless that is not wanted."""
     broken = {"type": "tuning", "sysctl": {"net.no.such.thing": "1"}}
-    tool = Tool(host, tmp_path, {"cniVersion": "1.0.0", "name": "mynet", "plugins": [MYNET, broken]})
+    tool = Tool(host, path, tmp_path, {"cniVersion": "1.0.0", "name": "mynet", "plugins": [MYNET, broken]})
     host.add_netns("testing1")
 
     def leftovers() -> tuple[bool, bool]:
@@ -122,8 +143,8 @@ def test_a_failed_add_leaves_nothing(host: Sandbox, tmp_path: Path) -> None:
     assert leftovers() == (False, False)
 
 
-def test_a_second_add_does_not_harm_the_first(host: Sandbox, tmp_path: Path) -> None:
-    tool = Tool(host, tmp_path, MYNET)
+def test_a_second_add_does_not_harm_the_first(host: Sandbox, path: str, tmp_path: Path) -> None:
+    tool = Tool(host, path, tmp_path, MYNET)
     host.add_netns("testing1")
     tool("add", "mynet", NETNS)
     tool("add", "mynet", NETNS, ok=False)
@@ -131,10 +152,10 @@ def test_a_second_add_does_not_harm_the_first(host: Sandbox, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
-def test_a_chain(host: Sandbox, tmp_path: Path, version: str) -> None:
+def test_a_chain(host: Sandbox, path: str, tmp_path: Path, version: str) -> None:
     bridge = {**MYNET, "capabilities": {"mac": True}}
     tuning = {"type": "tuning", "mtu": 1400}
-    tool = Tool(host, tmp_path, {"cniVersion": version, "name": "mynet", "plugins": [bridge, tuning]})
+    tool = Tool(host, path, tmp_path, {"cniVersion": version, "name": "mynet", "plugins": [bridge, tuning]})
     host.add_netns("testing1")
     mac = "02:00:5e:10:00:01"
     result = json.loads(tool("add", "mynet", NETNS, CAP_ARGS=json.dumps({"mac": mac, "ips": ["1.2.3.4/8"]})))
@@ -151,7 +172,7 @@ def test_a_chain(host: Sandbox, tmp_path: Path, version: str) -> None:
 
 
 def test_loopback(host: Sandbox, tmp_path: Path) -> None:
-    tool = Tool(host, tmp_path, {"cniVersion": "0.3.1", "name": "lo", "type": "loopback"})
+    tool = Tool(host, str(GO), tmp_path, {"cniVersion": "0.3.1", "name": "lo", "type": "loopback"})
     host.add_netns("testing1")
     result = json.loads(tool("add", "lo", NETNS, "-i", "lo"))
     assert result["interfaces"][0]["name"] == "lo"
@@ -160,9 +181,9 @@ def test_loopback(host: Sandbox, tmp_path: Path) -> None:
     tool("del", "lo", NETNS, "-i", "lo")
 
 
-def test_gc_through_the_cache(host: Sandbox, tmp_path: Path) -> None:
-    """No Go plugin implements GC; the runtime's DEL of what it remembers works all the same."""
-    tool = Tool(host, tmp_path, {"cniVersion": "1.0.0", "name": "mynet", "plugins": [MYNET]})
+def test_gc_through_the_cache(host: Sandbox, path: str, tmp_path: Path) -> None:
+    """No Go plugin implements GC; there, the runtime's DEL of what it remembers works all the same."""
+    tool = Tool(host, path, tmp_path, {"cniVersion": "1.0.0", "name": "mynet", "plugins": [MYNET]})
     for name in ("testing1", "testing2"):
         host.add_netns(name)
         tool("add", "mynet", f"/var/run/netns/{name}")
