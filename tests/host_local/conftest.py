@@ -1,16 +1,20 @@
-"""Two host-locals over one directory: ours, in this process, and the reference's."""
+"""Two host-locals over one directory: ours, in this process or behind a shim, and the reference's."""
 
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from cnisdk.plugin.main import respond
+from cnisdk.testing import Sandbox
 from cnisdk_plugins.host_local import HostLocal
+
+from ..modes import Plugins
 
 GO = Path(os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni")) / "host-local"
 
@@ -39,10 +43,48 @@ def environment(verb: str, container: str, ifname: str, extra: Mapping[str, str]
     }
 
 
+def in_process(environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
+    reply = respond(HostLocal, environ, stdin)
+    return reply.status, reply.stdout
+
+
+class Ways:
+    """How `ours` is run."""
+
+    run: Callable[[Mapping[str, str], bytes], tuple[int, bytes]] = staticmethod(in_process)
+
+
 def ours(verb: str, conf: object, container: str = "one", ifname: str = "eth0", **extra: str) -> Answer:
     stdin = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
-    reply = respond(HostLocal, environment(verb, container, ifname, extra), stdin)
-    return Answer(reply.status, json.loads(reply.stdout) if reply.stdout else None)
+    status, stdout = Ways.run(environment(verb, container, ifname, extra), stdin)
+    return Answer(status, json.loads(stdout) if stdout else None)
+
+
+@pytest.fixture(scope="module", params=["in process", "resident"])
+def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run `ours` in this process, and again through a shim and a server: for modules that use it."""
+    if request.param == "in process":
+        yield
+        return
+    plugins = Plugins(tmp_path_factory.mktemp("resident"), resident=True)
+
+    def run(environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
+        process = host.popen(
+            [plugins.directory / "host-local"],
+            env=dict(environ),
+            text=False,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        with process:
+            stdout, stderr = process.communicate(stdin)
+        sys.stderr.write(stderr.decode())  # where a plugin in this process writes
+        return process.returncode, stdout
+
+    with Sandbox() as host, plugins.on(host), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ways, "run", staticmethod(run))
+        yield
 
 
 def theirs(verb: str, conf: object, container: str = "one", ifname: str = "eth0", **extra: str) -> Answer:

@@ -18,6 +18,8 @@ from cnisdk_plugins.host_local import HostLocal
 
 from .conftest import Network, environment, ours
 
+pytestmark = pytest.mark.usefixtures("way")
+
 V4, V6 = "10.9.0.0/24", "fd00:9::/64"
 
 
