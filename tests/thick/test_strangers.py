@@ -1,0 +1,369 @@
+"""Whoever is not the server's user gets nothing from it, and nothing anybody sends keeps it from serving."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnisdk.cli import cnisdk
+from cnisdk.testing import Host
+from cnisdk.thick import protocol, shim
+from cnisdk.thick.server import ask_status
+
+from ..modes import SERVE, Plugins
+
+NOBODY = 65534
+ADD = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/dev/null", "CNI_IFNAME": "eth0", "CNI_PATH": "."}
+
+
+# --- another user -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root() -> None:
+    """Only root can become another user; an ordinary user has one id, in whatever namespace."""
+    if os.geteuid() != 0:
+        if os.environ.get("CI") == "true":
+            pytest.fail("this test must run as root")
+        pytest.skip("needs root, to become another user")
+
+
+class Place:
+    """A server's directory, shims for it, and a network that leaves its leases there; all where anybody can look."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        path.chmod(0o755)
+        self.bin, self.run_directory, self.leases = path / "bin", path / "run", path / "leases"
+        with pytest.MonkeyPatch.context() as patch:
+            if kind == "python":
+                patch.setattr(shim, "find_compiler", lambda: None)
+            patch.setattr(protocol, "PATIENCE", 30.0)  # a busy machine is no failure
+            options = ["--thick", "--directory", str(self.run_directory), "host-local"]
+            assert cnisdk.main(["install", "--dest", str(self.bin), *options]) == 0
+
+    @property
+    def socket(self) -> str:
+        return str(self.run_directory / "server.sock")
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Run a server, in the namespaces of this test: nothing but users is to tell a stranger from others."""
+        told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with told:
+            told.bind(str(self.path / "told"))
+            told.settimeout(60)
+            argv = ["setpriv", "--pdeathsig", "KILL", *SERVE[:-1], "--directory", str(self.run_directory)]
+            server = subprocess.Popen(argv, env={**os.environ, "NOTIFY_SOCKET": str(self.path / "told")})
+            try:
+                assert told.recv(100) == b"READY=1"
+                yield
+            finally:
+                server.terminate()
+                server.wait(30)
+
+    def open_up(self) -> None:
+        """Take away what keeps others out."""
+        self.run_directory.chmod(0o755)
+        for path in self.run_directory.glob("*.sock"):
+            path.chmod(0o666)
+
+    def add(self, wrapper: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        """Ask a shim for an address."""
+        ipam = {"type": "host-local", "dataDir": str(self.leases), "ranges": [[{"subnet": "10.1.0.0/24"}]]}
+        conf = {"cniVersion": "1.0.0", "name": "net", "type": "host-local", "ipam": ipam}
+        return subprocess.run(
+            [*wrapper, str(self.bin / "host-local")],
+            env={**ADD, "PATH": os.environ["PATH"]},
+            input=json.dumps(conf),
+            capture_output=True,
+            text=True,
+            check=False,
+            **options,
+        )
+
+    def untouched(self) -> bool:
+        """No request was served, and none left anything."""
+        status = ask_status(str(self.run_directory))
+        return (status["requests"], status["errors"], self.leases.exists()) == (0, 0, False)
+
+
+@pytest.fixture
+def make_place(root: None) -> Iterator[Callable[..., Place]]:
+    with ExitStack() as stack:
+        yield lambda kind="c": Place(Path(stack.enter_context(tempfile.TemporaryDirectory())), kind)
+
+
+@pytest.fixture
+def place(make_place: Callable[..., Place]) -> Place:
+    return make_place()
+
+
+AS_NOBODY = {"user": NOBODY, "group": NOBODY, "extra_groups": [], "cwd": "/"}
+
+
+def as_nobody(function: Callable[[], Any]) -> Any:
+    """Call a function in a process of that user; its value, or its exception."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            answer = function()
+        except BaseException as exc:
+            answer = exc
+        os.write(writing, pickle.dumps(answer))
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        answer = pickle.load(pipe)
+    os.waitpid(child, 0)
+    return answer
+
+
+def reach(path: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.settimeout(60)
+    connection.connect(path)
+    return connection
+
+
+def listen_to(connection: socket.socket) -> tuple[int, int]:
+    """The messages and the descriptors that come until the other side hangs up."""
+    messages = descriptors = 0
+    while True:
+        try:
+            data, files, _, _ = socket.recv_fds(connection, 1 << 16, 250)
+        except ConnectionResetError:  # it did not read all we sent
+            return messages, descriptors
+        for fd in files:
+            os.close(fd)
+        descriptors += len(files)
+        if not data:
+            return messages, descriptors
+        messages += 1
+
+
+def test_permissions_keep_others_out(place: Place) -> None:
+    with place.serving():
+        assert place.run_directory.stat().st_mode & 0o777 == 0o700
+        for name in ("server.sock", "control.sock"):
+            path = place.run_directory / name
+            assert path.stat().st_mode & 0o777 == 0o600
+            assert isinstance(as_nobody(partial(reach, str(path))), PermissionError)
+        place.run_directory.chmod(0o755)
+        assert isinstance(as_nobody(partial(reach, place.socket)), PermissionError)
+        assert place.untouched()
+
+
+def test_a_stranger_who_gets_through_is_refused(place: Place) -> None:
+    """By the server, should permissions be wrong: who connects is what counts."""
+
+    def try_it() -> list[tuple[int, int]]:
+        heard = []
+        for message, count in ((b"", 0), (b"cnisdk", 3), (b"x" * 200, 6)):
+            with reach(place.socket) as connection:
+                try:
+                    if message:
+                        socket.send_fds(connection, [message], [0] * count)
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # it has hung up already
+                heard.append(listen_to(connection))
+        return heard
+
+    with place.serving():
+        place.open_up()
+        for messages, descriptors in as_nobody(try_it):
+            assert messages <= 1  # the refusal
+            assert descriptors == 0
+        assert place.untouched()
+
+
+def test_a_stranger_with_a_forged_shim_is_refused(place: Place) -> None:
+    """One that speaks the protocol, and does not mind that the server is another user's."""
+    assert shutil.which("strace"), "needs strace"
+    forged = ["strace", "-f", "-qq", "-o", os.devnull, "-e", "inject=geteuid:retval=0"]
+    with place.serving():
+        place.open_up()
+        done = place.add(forged, **AS_NOBODY)
+        assert "running the plugin in a process of its own instead: the server declines" in done.stderr
+        assert place.untouched()
+        assert place.add(forged[:5]).returncode == 0  # root's own, traced as well
+        assert ask_status(str(place.run_directory))["requests"] == 1
+
+
+def test_a_stranger_is_not_told_how_the_server_is(place: Place) -> None:
+    def ask() -> bytes:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(60)
+            connection.connect(str(place.run_directory / "control.sock"))
+            return connection.recv(1 << 16)
+
+    with place.serving():
+        place.open_up()
+        assert as_nobody(ask) == b""
+        assert json.loads(ask())["requests"] == 0
+
+
+def test_a_stranger_cannot_crowd_others_out(place: Place) -> None:
+    """Not with more connections than there are workers, and places in the queue, which they keep open."""
+
+    def crowd() -> None:
+        made = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(300)]
+        for connection in made:
+            connection.connect(place.socket)
+        for connection in made:
+            listen_to(connection)  # it is refused; it need not go away for that
+        os.write(begun, b"!")
+        os.read(go_home, 1)
+
+    waiting, begun = os.pipe()
+    go_home, end = os.pipe()
+    with place.serving():
+        place.open_up()
+        child = os.fork()
+        if child == 0:
+            os.close(end)
+            os._exit(0 if as_nobody(crowd) is None else 1)
+        assert os.read(waiting, 1) == b"!"
+        done = place.add([])
+        assert (done.returncode, done.stderr) == (0, "")
+        assert ask_status(str(place.run_directory))["requests"] == 1
+        os.close(end)
+        assert os.waitpid(child, 0)[1] == 0
+    for fd in (waiting, begun, go_home):
+        os.close(fd)
+
+
+@pytest.mark.parametrize("kind", ["c", "python"])
+def test_a_strangers_server_gets_nothing(make_place: Callable[..., Place], kind: str) -> None:
+    if kind == "c" and shim.find_compiler() is None:
+        pytest.skip("no C compiler")
+    place = make_place(kind)
+    place.run_directory.mkdir()
+    place.run_directory.chmod(0o777)
+    ours, theirs = os.pipe()
+
+    def serve() -> tuple[int, int]:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(place.socket)
+            listener.listen()
+            listener.settimeout(60)
+            os.write(theirs, b"!")
+            connection, _ = listener.accept()
+            with connection:
+                return listen_to(connection)
+
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if as_nobody(serve) == (0, 0) else 1)
+    assert os.read(ours, 1) == b"!"
+    done = place.add([])
+    assert "another user's" in done.stderr
+    assert json.loads(done.stdout)["ips"][0]["address"] == "10.1.0.2/24"
+    assert os.waitpid(child, 0)[1] == 0
+    for fd in (ours, theirs):
+        os.close(fd)
+
+
+# --- the same user, who means no good ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shims(tmp_path_factory: pytest.TempPathFactory) -> Plugins:
+    return Plugins(tmp_path_factory.mktemp("shims"), resident=True)
+
+
+SOCKET = "/run/cnisdk/server.sock"
+
+GARBAGE: dict[str, tuple[bytes, int]] = {
+    "one byte": (b"\0", 0),
+    "text without descriptors": (b"cnisdk1 host-local 0 22\n", 0),
+    "text with too few": (b"cnisdk1 host-local 0 22\n", 2),
+    "text with too many": (b"cnisdk1 host-local 0 22\n", 7),
+    "as many as the kernel takes": (b"x", 253),
+    "no text": (b"\xff\xfe" * 100, 6),
+    "a large message": (b"A" * 100_000, 6),
+}
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_garbage_is_refused_and_forgotten(host: Host, shims: Plugins, garbage: str) -> None:
+    message, count = GARBAGE[garbage]
+
+    def send() -> tuple[int, int, int]:
+        before = ask_status("/run/cnisdk")
+        held = descriptors(before["pid"])
+        for _ in range(10):
+            with reach(SOCKET) as connection:
+                socket.send_fds(connection, [message], [0] * count)
+                listen_to(connection)
+        after = ask_status("/run/cnisdk")
+        return after["requests"], after["died"], descriptors(after["pid"]) - held
+
+    with shims.on(host):
+        assert host.call(send) == (0, 0, 0)
+        add_and_delete(host, shims)
+
+
+def test_connections_that_end_at_once(host: Host, shims: Plugins) -> None:
+    def come_and_go() -> None:
+        for _ in range(100):
+            reach(SOCKET).close()
+
+    with shims.on(host):
+        host.call(come_and_go)
+        add_and_delete(host, shims)
+
+
+@pytest.mark.parametrize("count", [5, 12])
+def test_connections_that_say_nothing_hold_up_nobody(host: Host, shims: Plugins, count: int) -> None:
+    """Whether there are workers left (of eight), or their time must end first."""
+    host.run(["sh", "-euc", f"{' '.join(SERVE)} --limit 8 </dev/null >/dev/null 2>&1"])
+    silent = host.popen(
+        [sys.executable, "-c", SILENT, SOCKET, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with silent:
+        assert silent.stdout is not None
+        assert silent.stdout.readline() == "connected\n"
+        add_and_delete(host, shims)
+        assert shims.take_fallbacks() == []
+        silent.send_signal(signal.SIGKILL)
+
+
+SILENT = """
+import socket, sys
+made = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(int(sys.argv[2]))]
+for each in made:
+    each.connect(sys.argv[1])
+print("connected", flush=True)
+sys.stdin.read()
+"""
+
+
+def add_and_delete(host: Host, shims: Plugins) -> None:
+    """What the server is for."""
+    web = host.container("web")
+    pool = host.plugin(shims.directory / "host-local", {"ipam": {"type": "host-local", "subnet": "10.1.0.0/24"}})
+    assert [str(each.address) for each in pool.add(web).ips] == ["10.1.0.2/24"]
+    pool.delete(web)
