@@ -69,7 +69,7 @@ def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     plugins = Plugins(tmp_path_factory.mktemp("resident"), resident=True)
 
     def run(environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
-        process = host.popen(
+        process: subprocess.Popen[Any] = host.popen(
             [plugins.directory / "host-local"],
             env=dict(environ),
             text=False,
