@@ -1,7 +1,8 @@
 """Every check of this project: `python3 -m nox -l` lists them, `python3 -m nox -s tests` runs one."""
 
-import os
+import itertools
 import sys
+from pathlib import Path
 
 import nox
 
@@ -11,6 +12,9 @@ nox.options.reuse_venv = "yes"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHON_CODE = ["cnisdk", "examples", "tests"]
+
+# Not part of `nox -s bench` alone: it takes a quarter of an hour, and what draws the figures of another.
+ON_DEMAND = {"soak", "plot"}
 
 
 def group(name: str) -> list[str]:
@@ -64,18 +68,15 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks (`-- ipam` runs only benchmarks/ipam.py)."""
-    scripts = (
-        sorted(name for name in os.listdir("benchmarks") if name.endswith(".py")) if os.path.isdir("benchmarks") else []
-    )
-    wanted = [f"{name}.py" for name in session.posargs] or scripts
-    if not scripts:
-        session.skip("no benchmarks in benchmarks/")
+    """Run the benchmarks (`-- ipam` runs only benchmarks/ipam.py; options after the names are for the scripts)."""
+    scripts = sorted(path.stem for path in Path("benchmarks").glob("*.py"))
+    options = list(itertools.dropwhile(lambda word: not word.startswith("-"), session.posargs))
+    wanted = session.posargs[: len(session.posargs) - len(options)]
     if unknown := sorted(set(wanted) - set(scripts)):
         session.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(scripts)}")
-    session.install(".", "./examples")
-    for script in wanted:
-        session.run("python", f"benchmarks/{script}")
+    session.install(".", "./examples", *group("bench"))
+    for script in wanted or [name for name in scripts if name not in ON_DEMAND]:
+        session.run("python", f"benchmarks/{script}.py", *options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Whole plugin processes beside the reference's, in turns in one run: medians, 95th percentiles and ratios.
 
-Usage: python benchmarks/processes.py [--runs N] [--burst N] [--only WORD ...] [--json FILE] [--reference DIR]
+Usage: python benchmarks/processes.py [--runs N] [--burst N] [--only WORD ...] [--json FILE] [--plot FILE]
+                                      [--reference DIR]
 
 Everything happens on a throw-away host (cnisdk.testing.Sandbox). Each round runs every path once in every mode, so that
 a machine that is busy for a while is busy for all of them. The modes:
@@ -339,6 +340,7 @@ def main() -> None:
         "--only", nargs="+", default=[], metavar="WORD", help="only paths with one of these in the name"
     )
     parser.add_argument("--json", metavar="FILE", help="write every measurement there")
+    parser.add_argument("--plot", metavar="FILE", help="draw them there (SVG, PNG); needs matplotlib")
     parser.add_argument("--reference", default=os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
@@ -355,9 +357,13 @@ def main() -> None:
             costs, memory = host.call(work, modes, arguments.runs, arguments.burst, arguments.only)
     print(f"{machine()}; load {os.getloadavg()[0]:.1f} at the end; {arguments.runs} rounds\n")
     print(report(costs, memory))
+    flat = [{"path": key[0], "mode": key[1], **cost._asdict()} for key, each in costs.items() for cost in each]
     if arguments.json:
-        flat = [{"path": key[0], "mode": key[1], **cost._asdict()} for key, each in costs.items() for cost in each]
         Path(arguments.json).write_text(json.dumps(flat))
+    if arguments.plot:
+        from plot import draw
+
+        draw(flat, arguments.plot, f"{machine()}; {arguments.runs} rounds")
 
 
 def machine() -> str:

@@ -1,0 +1,294 @@
+"""A long day of the resident server: many requests, and many deaths. Exit status 1 if anything grows, fails or is left.
+
+Usage: python benchmarks/soak.py [--requests N] [--flight N] [--loops N] [--rounds N] [--kills N]
+
+First, host-local ADD and DEL through one server, a few at a time, while its memory, descriptors, processes and
+latency are looked at again and again. Then loops of bridge ADD and DEL side by side, during which the server is killed
+(SIGKILL) and started again. Everything happens on a throw-away host (cnisdk.testing.Sandbox). The shims are those of
+`cnisdk install --thick`, started by posix_spawn(3) from a process that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cnisdk.testing import Sandbox
+from cnisdk.thick.protocol import DIRECTORY
+from cnisdk.thick.server import ask_status
+
+CNISDK = [os.path.abspath(sys.executable), "-I", "-m", "cnisdk.cli.cnisdk"]
+START = [*CNISDK, "serve", "--background"]
+
+# Samples that are compared, and how much more the late ones may have: pages may be touched for the first time late.
+MAY_GROW = {"rss": 1024, "pss": 8192, "descriptors": 2, "workers": 2, "files": 2}
+PARTS = 20
+MAY_SLOW_DOWN = 3.0  # times; the machine has other things to do, too
+
+
+class Sample(NamedTuple):
+    """The server at rest after so many requests.
+
+    Attributes:
+        requests: How many have ended.
+        rss: Resident set size of the server, in KiB.
+        pss: Proportional set size of the server and its workers, in KiB.
+        descriptors: Open ones of the server.
+        workers: Those that wait.
+        files: In its directory.
+        p50: Median of a request, from before its shim is started until that has ended, in milliseconds.
+        p95: 95th percentile.
+        rate: Requests a second.
+    """
+
+    requests: int
+    rss: int
+    pss: int
+    descriptors: int
+    workers: int
+    files: int
+    p50: float
+    p95: float
+    rate: float
+
+
+class Spawner:
+    """Starts shims and waits for whichever ends first."""
+
+    def __init__(self, plugin: Path, conf: dict[str, Any], directory: Path) -> None:
+        self.plugin = str(plugin)
+        self.conf = directory / f"{plugin.name}.json"
+        self.conf.write_text(json.dumps(conf))
+        self.said = directory / f"{plugin.name}.said"
+        self.path = str(plugin.parent)
+        self.failures: list[str] = []
+        self.running: dict[int, tuple[str, str, float]] = {}
+
+    def start(self, verb: str, container: str) -> None:
+        environ = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": f"/run/netns/{container}",
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": self.path,
+        }
+        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, str(self.conf), os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 2, str(self.said), append, 0o600),
+        ]
+        started = time.perf_counter()
+        pid = os.posix_spawn(self.plugin, [self.plugin], environ, file_actions=actions)
+        self.running[pid] = (verb, container, started)
+
+    def wait(self) -> tuple[str, str, float] | int:
+        """Verb, container and seconds of one that ended; or the process, if it is none of these."""
+        pid, status = os.wait()
+        if pid not in self.running:
+            return pid
+        verb, container, started = self.running.pop(pid)
+        if status:
+            self.failures.append(f"{verb} {container}: wait status {status:#x}")
+        return verb, container, time.perf_counter() - started
+
+
+def configuration(plugin: str) -> dict[str, Any]:
+    ipam = {"type": "host-local", "dataDir": "/var/lib/cni/networks", "ranges": [[{"subnet": "10.9.0.0/16"}]]}
+    return {"cniVersion": "1.0.0", "name": "soak", "type": plugin, "bridge": "soak0", "isGateway": True, "ipam": ipam}
+
+
+def leases() -> list[str]:
+    """Files of addresses that are given away."""
+    directory = Path("/var/lib/cni/networks/soak")
+    return [name for name in os.listdir(directory) if name[0].isdigit()] if directory.exists() else []
+
+
+def memory(pid: int, key: str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # a worker that just ended
+        return 0
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def weigh(pid: int) -> dict[int, int]:
+    """Proportional set size of the server and each worker, in KiB."""
+    workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {each: memory(each, "Pss") for each in (pid, *map(int, workers))}
+
+
+def look(pid: int, requests: int, times: list[float], seconds: float) -> Sample:
+    """Look at a server when it has come to rest."""
+    deadline, before, now = time.monotonic() + 30, {}, weigh(pid)
+    while before != now and time.monotonic() < deadline:
+        time.sleep(0.2)
+        before, now = now, weigh(pid)
+    ordered = sorted(times)
+    return Sample(
+        requests,
+        memory(pid, "Rss"),
+        sum(now.values()),
+        len(os.listdir(f"/proc/{pid}/fd")),
+        len(now) - 1,
+        len(os.listdir(DIRECTORY)),
+        ordered[len(ordered) // 2] * 1000,
+        ordered[len(ordered) * 95 // 100] * 1000,
+        len(times) / seconds,
+    )
+
+
+@contextmanager
+def server() -> Iterator[int]:
+    subprocess.run(START, check=True, stderr=subprocess.DEVNULL)
+    pid = ask_status(DIRECTORY)["pid"]
+    try:
+        yield pid
+    finally:
+        os.kill(ask_status(DIRECTORY)["pid"], signal.SIGTERM)
+
+
+def many_requests(plugins: Path, requests: int, flight: int, directory: Path) -> list[str]:
+    """Run them, print what was seen, and return what is wrong."""
+    spawner = Spawner(plugins / "host-local", configuration("host-local"), directory)
+    samples: list[Sample] = []
+    print(
+        "\n| requests | server RSS KiB | all PSS KiB | descriptors | workers | files | p50 ms | p95 ms | per second |"
+    )
+    print("|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    ended = 0
+    with server() as pid:
+        for _ in range(PARTS):
+            times, begun = [], time.perf_counter()
+            pairs = requests // PARTS // 2
+            for number in range(min(flight, pairs)):
+                spawner.start("ADD", f"c{number}")
+            pairs -= len(spawner.running)
+            while spawner.running:
+                gone = spawner.wait()
+                if isinstance(gone, int):
+                    continue
+                verb, container, seconds = gone
+                times.append(seconds)
+                if verb == "ADD":
+                    spawner.start("DEL", container)
+                elif pairs:
+                    pairs -= 1
+                    spawner.start("ADD", container)
+            took = time.perf_counter() - begun
+            ended += len(times)
+            samples.append(look(pid, ended, times, took))
+            cells = (f"{each:.1f}" if isinstance(each, float) else str(each) for each in samples[-1])
+            print(f"| {' | '.join(cells)} |", flush=True)
+        status = ask_status(DIRECTORY)
+    counts = {key: status[key] for key in ("requests", "errors", "fallbacks", "declined", "died")}
+    print(f"\n{ended} requests ended; the server counted {counts}")
+    wrong = spawner.failures[:5]
+    if status["requests"] + status["fallbacks"] != ended or status["errors"] or status["died"]:
+        wrong.append("the server's counts are not those of the requests")
+    if status["fallbacks"] > ended // 1000:
+        wrong.append(f"{status['fallbacks']} requests did not reach the server in time")
+    if left := leases():
+        wrong.append(f"{len(left)} leases are left")
+    return wrong + growth(samples)
+
+
+def growth(samples: list[Sample]) -> list[str]:
+    """Compare the last quarter with the second: in the first, the server learns."""
+    quarter = len(samples) // 4
+    early, late = samples[quarter : 2 * quarter], samples[-quarter:]
+
+    def middle(part: list[Sample], name: str) -> float:
+        return statistics.median(getattr(each, name) for each in part)
+
+    wrong = [
+        f"{name} grew from {middle(early, name):.0f} to {middle(late, name):.0f}"
+        for name, most in MAY_GROW.items()
+        if middle(late, name) - middle(early, name) > most
+    ]
+    if middle(late, "p50") > MAY_SLOW_DOWN * middle(early, "p50"):
+        wrong.append("requests take longer and longer")
+    return wrong
+
+
+def many_deaths(plugins: Path, loops: int, rounds: int, kills: int, directory: Path) -> list[str]:
+    """Run ADD and DEL in loops while the server is killed; return what is wrong."""
+    spawner = Spawner(plugins / "bridge", configuration("bridge"), directory)
+    for number in range(loops):
+        subprocess.run(["ip", "netns", "add", f"c{number}"], check=True)
+    left = dict.fromkeys((f"c{number}" for number in range(loops)), 2 * rounds)
+    total = 2 * rounds * loops
+    ended, killed, starting = 0, 0, 0
+    with server() as pid:
+        for container in left:
+            spawner.start("ADD", container)
+        while spawner.running:
+            gone = spawner.wait()
+            if gone == starting:
+                starting, pid = 0, ask_status(DIRECTORY)["pid"]
+            if isinstance(gone, int):
+                continue
+            verb, container, _ = gone
+            ended += 1
+            left[container] -= 1
+            if left[container]:
+                spawner.start("DEL" if verb == "ADD" else "ADD", container)
+            if killed < kills and not starting and ended > total * (killed + 1) // (kills + 1):
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+                starting = os.posix_spawn(START[0], START, dict(os.environ))
+        if starting:
+            os.waitpid(starting, 0)
+    alone = spawner.said.read_text().count("in a process of its own instead")
+    print(f"\n{loops} loops, {ended} requests, {killed} times SIGKILL; {alone} requests were run by their shims")
+    wrong = spawner.failures[:5]
+    if killed < kills:
+        wrong.append(f"the server was killed {killed} times, not {kills}: more rounds, please")
+    if found := leases():
+        wrong.append(f"{len(found)} leases are left")
+    if links := sorted({name for _, name in socket.if_nameindex()} - {"lo", "soak0"}):
+        wrong.append(f"{len(links)} links are left: {', '.join(links[:5])}")
+    return wrong
+
+
+def work(plugins: Path, arguments: argparse.Namespace, directory: Path) -> list[str]:
+    """All of it, on the throw-away host."""
+    wrong = many_requests(plugins, arguments.requests, arguments.flight, directory)
+    return wrong + many_deaths(plugins, arguments.loops, arguments.rounds, arguments.kills, directory)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=100_000, help="of host-local (default %(default)s)")
+    parser.add_argument("--flight", type=int, default=4, help="of these at a time (default %(default)s)")
+    parser.add_argument("--loops", type=int, default=32, help="of bridge ADD and DEL, side by side")
+    parser.add_argument("--rounds", type=int, default=20, help="of each loop (default %(default)s)")
+    parser.add_argument("--kills", type=int, default=5, help="of the server during these (default %(default)s)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory, Sandbox() as host:
+        plugins = Path(directory, "bin")
+        install = [*CNISDK, "install", "bridge", "host-local", "--thick", "--dest", str(plugins)]
+        subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
+        wrong = host.call(work, plugins, arguments, Path(directory))
+    for problem in wrong:
+        print(f"WRONG: {problem}")
+    if wrong:
+        sys.exit(1)
+    print("nothing grew, nothing failed, nothing is left")
+
+
+if __name__ == "__main__":
+    main()
