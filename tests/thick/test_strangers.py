@@ -30,6 +30,11 @@ NOBODY = 65534
 ADD = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/dev/null", "CNI_IFNAME": "eth0", "CNI_PATH": "."}
 
 
+@pytest.fixture(scope="module")
+def shims(tmp_path_factory: pytest.TempPathFactory) -> Plugins:
+    return Plugins(tmp_path_factory.mktemp("shims"), resident=True)
+
+
 # --- another user -----------------------------------------------------------------------------------------------------
 
 
@@ -282,12 +287,20 @@ def test_a_strangers_server_gets_nothing(make_place: Callable[..., Place], kind:
         os.close(fd)
 
 
+def test_a_shim_that_is_another_users_takes_no_answer(host: Host, shims: Plugins) -> None:
+    """For ordinary users, who have no second id: the shim is told that it has one."""
+    if shutil.which("strace") is None and os.environ.get("CI") != "true":
+        pytest.skip("needs strace")
+    traced = ["strace", "-f", "-qq", "-o", os.devnull, "-e", "inject=geteuid:retval=12345"]
+    stdin = '{"cniVersion": "1.0.0", "name": "net", "ipam": {"type": "host-local", "subnet": "10.1.0.0/24"}}'
+    host.run(["sh", "-euc", shims.setup])
+    for wrapper, fallbacks in ((traced[:5], []), (traced, ["host-local stranger"])):
+        host.run([*wrapper, shims.directory / "host-local"], env={**ADD, "PATH": os.environ["PATH"]}, input=stdin)
+        assert shims.take_fallbacks() == fallbacks
+        host.run(["rm", "-r", "/var/lib/cni"])
+
+
 # --- the same user, who means no good ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def shims(tmp_path_factory: pytest.TempPathFactory) -> Plugins:
-    return Plugins(tmp_path_factory.mktemp("shims"), resident=True)
 
 
 SOCKET = "/run/cnisdk/server.sock"
