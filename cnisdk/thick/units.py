@@ -26,14 +26,16 @@ Description=Resident CNI plugins
 Documentation=https://www.cni.dev
 Requires={SOCKET}
 After={SOCKET}
+# However often it ends: the shims serve meanwhile, and a start costs half a second.
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
 ExecStart={_quote(interpreter)} -I -m {package}.cli.cnisdk serve --directory {_quote(directory)}
 Restart=always
 RestartSec=100ms
-# Requests that run are let end: SIGTERM is for the server alone.
-KillMode=mixed
+# Requests that run are let end, also when the server dies: signals are for the server alone.
+KillMode=process
 TimeoutStopSec=160
 OOMScoreAdjust=-900
 # What plugins do to the network needs the host's namespaces: no PrivateTmp, ProtectSystem or PrivateNetwork. Each makes
@@ -50,6 +52,7 @@ SystemCallArchitectures=native
 
 [Install]
 Also={SOCKET}
+WantedBy=multi-user.target
 """
     text = f"""\
 # Written by `cnisdk install --units`.
