@@ -167,28 +167,33 @@ def _class_hook(cls: Any, converter: BaseConverter) -> Hook:
     if any(isinstance(attribute.type, str) for attribute in attributes):  # the author's module postpones annotations
         attributes = attrs.fields(attrs.resolve_types(cls))
     keeps_extra = any(attribute.name == "extra" for attribute in attributes)
-    by_key = {key_of(attribute): attribute for attribute in attributes if attribute.name != "extra" and attribute.init}
-    by_folded = {key.lower(): key for key in by_key}
-    hooks = {key: converter.get_structure_hook(attribute.type) for key, attribute in by_key.items()}
+    readable = {
+        key_of(attribute): attribute for attribute in attributes if attribute.name != "extra" and attribute.init
+    }
+    by_folded = {key.lower(): key for key in readable}
+    # Of each key what it takes to read it, apart from the class's own description, which is large.
+    fields = {
+        key: (attribute.alias, attribute.type, converter.get_structure_hook(attribute.type))
+        for key, attribute in readable.items()
+    }
+    required = [key for key, attribute in readable.items() if attribute.default is attrs.NOTHING]
 
     def hook(value: Any, _: Any) -> Any:
         if type(value) is not dict and not isinstance(value, Mapping):
             raise Mismatch(value, "an object")
-        found: dict[str, tuple[str, Any]] = {}
+        arguments: dict[str, Any] = {}
         extra: dict[str, Any] = {}
         for given, part in value.items():
-            key = given if given in by_key else by_folded.get(given.lower())
+            key = given if given in fields else by_folded.get(given.lower())
             if key is None:
                 extra[given] = part
             elif part is not None and (given == key or value.get(key) is None):
-                found[key] = (given, part)
-        arguments: dict[str, Any] = {}
-        for key, attribute in by_key.items():
-            if key in found:
-                given, part = found[key]
-                arguments[attribute.alias] = _step(hooks[key], part, attribute.type, given)
-            elif attribute.default is attrs.NOTHING:
-                raise Mismatch(_MISSING, _describe(attribute.type), (key,))
+                alias, kind, part_hook = fields[key]
+                arguments[alias] = _step(part_hook, part, kind, given)
+        for key in required:
+            alias, kind, _ = fields[key]
+            if alias not in arguments:
+                raise Mismatch(_MISSING, _describe(kind), (key,))
         if keeps_extra and extra:
             arguments["extra"] = extra
         try:

@@ -174,6 +174,8 @@ class Server:
                 finally:
                     os._exit(1)
             self._idle.add(pid)
+            if not quiet:
+                break  # one for each that was taken
 
     def _hear(self, reading: int) -> None:
         """Take what workers report."""
