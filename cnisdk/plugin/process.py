@@ -112,6 +112,10 @@ class Signals:
             raise Terminated(signum)
         self._received = signum
 
+    def forget(self) -> None:
+        """Start afresh: what came so far was meant for something else."""
+        self._received = None
+
     @property
     def armed(self) -> bool:
         """Would a signal raise :class:`Terminated` now?"""

@@ -203,6 +203,7 @@ def _agree(
     if plugin is None:
         connection.send(_refusal(offer.about, plugins).encode() + b"\n")
         return None
+    ready.signals.forget()
     request = take(offer)
     # From here on the kernel kills this process when the shim is killed, or hangs up; it may have done so already.
     fcntl.fcntl(connection, fcntl.F_SETOWN, ready.pid)

@@ -367,6 +367,15 @@ def test_a_signal_reaches_the_plugin(machine: Machine, kind: str) -> None:
     assert stderr == "UNDONE\n"
 
 
+def test_a_signal_to_a_worker_that_waits_is_not_the_requests(machine: Machine) -> None:
+    server = machine.serve()
+    assert idle(machine, lambda count: count == 2) == 2
+    for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
+        os.kill(int(pid), signal.SIGTERM)
+    for _ in range(2):
+        assert machine.run("c", "ADD")[::2] == (0, "")
+
+
 def test_a_killed_shim_takes_the_worker_with_it(machine: Machine) -> None:
     machine.serve()
     process = machine.start("c", "ADD", "MODE=wait")
