@@ -4,14 +4,16 @@ The shim makes a pair of sockets and puts its request into one end: ``argv[0]`` 
 a NUL, with the descriptors of standard input, output and error, of the working directory and of the network namespace.
 Then it connects to the server, whose workers all wait for connections:
 
-====== ===================================== ==========================================================================
-from   message                               with it
-====== ===================================== ==========================================================================
-shim   ``cnisdk2 TYPE ID NS... UMASK SIZE``  the other end of the pair; NS: the caller's namespaces, SIZE: bytes
-worker why not, and no more                  the worker ends
-worker ``started``, through the pair         a descriptor of its process, for signals
-worker ``exit STATUS``                       three digits
-====== ===================================== ==========================================================================
+====== ============================================ ===============================================
+from   message                                      with it
+====== ============================================ ===============================================
+shim   ``cnisdk2 TYPE ID NS... UMASK SIZE TIME``    the other end of the pair
+worker why not, and no more                         the worker ends
+worker ``started``, through the pair                a descriptor of its process, for signals
+worker ``exit STATUS``                              three digits
+====== ============================================ ===============================================
+
+NS are the caller's namespaces, SIZE the bytes of the request, and TIME is the clock (CLOCK_MONOTONIC, in microseconds).
 
 Whoever receives the request from the pair runs it, and the other side never does: the worker, or the shim itself when
 its patience is over or its connection ended. So nothing is run twice, nothing of the caller's stays open in the queue
@@ -64,12 +66,14 @@ class Offer(NamedTuple):
         about: Plugin, installation and namespaces, as :func:`describe` writes them.
         umask: The caller's.
         size: Bytes of the request.
+        since: When it began to wait, on the clock of :func:`time.monotonic`, in seconds.
         end: Where the request is to be had.
     """
 
     about: bytes
     umask: int
     size: int
+    since: float
     end: socket.socket
 
 
@@ -111,10 +115,10 @@ def receive(connection: socket.socket, flags: int = 0) -> Offer:
     """
     text, files, _ = _receive(connection, 1024, 1, flags)
     try:
-        about, umask, size = text.rsplit(b" ", 2)
+        about, umask, size, since = text.rsplit(b" ", 3)
         if len(files) != 1 or not 0 < int(size) <= _LARGEST:
             raise ValueError
-        return Offer(about, int(umask, 8), int(size), socket.socket(FAMILY, KIND, 0, files[0]))
+        return Offer(about, int(umask, 8), int(size), int(since) / 1e6, socket.socket(FAMILY, KIND, 0, files[0]))
     except (ValueError, OSError) as exc:
         for fd in files:
             os.close(fd)

@@ -82,7 +82,7 @@ def _take_requests() -> None:
         with shim, worker, here, there, open(os.devnull, "rb") as null:
             socket.send_fds(here, [b"plugin\0CNI_COMMAND=ADD\0"], [null.fileno()] * protocol.FILES)
             about = protocol.describe("rehearsal", "none", protocol.own_namespaces())
-            socket.send_fds(shim, [about + b" 22 23"], [there.fileno()])
+            socket.send_fds(shim, [about + b" 22 23 0"], [there.fileno()])
             protocol.peer_uid(worker)
             offer = protocol.receive(worker)
             request = protocol.take(offer)

@@ -16,7 +16,8 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from types import FrameType
 from typing import Any
 
@@ -40,7 +41,10 @@ _BACKLOG = 128
 _QUIET = 0.05
 
 REMEMBER = 60.0
-"""Where a group of requests came, another will: for so many seconds, as many workers wait as it had requests."""
+"""Where many requests came together, more will: for so many seconds, as many workers wait as there were requests."""
+
+# Of so many requests at a time is it looked at how many came together.
+_SPANS = 256
 
 # The first requests of each plugin and verb show which pages of memory such requests touch.
 _LESSONS = 4
@@ -62,8 +66,8 @@ class Server:
         self._plugins = plugins
         self._directory = directory
         self._ready, self._limit = ready, max(limit, ready)
-        self._group = 0
-        self._largest, self._largest_at = 0, -REMEMBER
+        self._spans: list[tuple[float, float]] = []
+        self._peak, self._peak_at = 0, -REMEMBER
         self._retiring = 0
         self._idle: set[int] = set()
         self._busy: set[int] = set()
@@ -114,7 +118,7 @@ class Server:
         for fd in (reading, wake, control.fileno()):
             poll.register(fd, select.POLLIN)
         while True:
-            events = dict(poll.poll(_QUIET * 1000 if self._group or len(self._idle) < self._ready else 1000))
+            events = dict(poll.poll(_QUIET * 1000 if self._spans or len(self._idle) < self._ready else 1000))
             if wake in events:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
@@ -155,10 +159,8 @@ class Server:
             return
         ready = self._ready
         if quiet:
-            if self._group >= self._largest or now - self._largest_at >= REMEMBER:
-                self._largest, self._largest_at = self._group, now
-            self._group = 0
-            ready = max(ready, min(self._largest, self._limit // 2))
+            self._look_back(now)
+            ready = max(ready, min(self._peak, self._limit // 2))
         if (surplus := len(self._idle) - self._retiring - ready) > 0:
             self._retiring += os.write(self._retire, bytes(surplus))
         while len(self._idle) < ready and len(self._idle) + len(self._busy) < self._limit:
@@ -177,6 +179,13 @@ class Server:
             if not quiet:
                 break  # one for each that was taken
 
+    def _look_back(self, now: float) -> None:
+        """See how many of the requests that have ended were there at a time, those included that waited."""
+        peak = count_together(self._spans)
+        self._spans.clear()
+        if peak >= self._peak or now - self._peak_at >= REMEMBER:
+            self._peak, self._peak_at = peak, now
+
     def _hear(self, reading: int) -> None:
         """Take what workers report."""
         with contextlib.suppress(BlockingIOError):
@@ -189,15 +198,17 @@ class Server:
             if what == "busy":
                 self._idle.discard(int(pid))
                 self._busy.add(int(pid))
-                self._group += 1
             elif what == "pages":
                 self._take_pages(pid)
             elif rest[2] == "declined":
                 self.metrics.declined += 1
             else:
-                type_, verb, status, seconds = rest
-                self.metrics.count(type_, verb, int(status), float(seconds))
+                type_, verb, status, took, waited = rest
+                self.metrics.count(type_, verb, int(status), float(took))
+                self._spans.append((self._last - float(took) - float(waited), self._last))
                 self._learned[type_, verb] += 1
+        if len(self._spans) >= _SPANS:
+            self._look_back(self._last)
 
     def _learn(self, type_: str, verb: str) -> str | None:
         """Where a worker is to write down the pages it touched; None when enough is known of such requests."""
@@ -245,6 +256,12 @@ class Server:
                         **self.metrics.summary(),
                     }
                     connection.sendall(json.dumps(status).encode())
+
+
+def count_together(spans: Iterable[tuple[float, float]]) -> int:
+    """How many of these spans of time, each from its start to its end, there are at a time."""
+    changes = sorted(change for start, end in spans for change in ((start, 1), (end, -1)))
+    return max(accumulate(change for _, change in changes), default=0)
 
 
 def prepare_directory(path: str) -> None:

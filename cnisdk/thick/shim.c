@@ -30,6 +30,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <time.h>
 
 #include SHIM_HEADER
 
@@ -336,6 +337,7 @@ static int run(int argc)
     static char text[512];
     struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SHIM_SOCKET};
     struct ucred peer;
+    struct timespec time;
     socklen_t size = sizeof peer;
     const char *command = "";
     int files[5] = {0, 1, 2, -1, -1}, pair[2], signals, worker = -1;
@@ -382,6 +384,9 @@ static int run(int argc)
     at = append_number(at, (unsigned long)mask, 8);
     *at++ = ' ';
     at = append_number(at, total, 10);
+    *at++ = ' ';
+    CALL2(clock_gettime, CLOCK_MONOTONIC, &time);
+    at = append_number(at, (unsigned long)time.tv_sec * 1000000 + (unsigned long)time.tv_nsec / 1000, 10);
     if (transmit((int)connection, &(struct iovec){text, (size_t)(at - text)}, 1, &pair[1], 1) < 0)
         fall_back("lost", "the server ended before it took the request", "");
 

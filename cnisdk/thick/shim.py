@@ -149,7 +149,7 @@ exec {quote(argv[0])} {" ".join(argv[1:])} -c "$run" "$0" "$launcher"
 
 
 _PYTHON = '''\
-import os, socket, sys
+import os, socket, sys, time
 name, launcher = sys.argv[1:]
 handled = []
 def instead(reason, why):
@@ -212,7 +212,7 @@ try:
 except OSError as error:
     instead("large", f"the request cannot be handed over: {{error}}")
 try:
-    offer = f"cnisdk2 {type} {id} {{spaces}} {{mask:o}} {{len(request)}}"
+    offer = f"cnisdk2 {type} {id} {{spaces}} {{mask:o}} {{len(request)}} {{time.monotonic_ns() // 1000}}"
     end = there
     for number in handled:
         signal.signal(number, handle)

@@ -19,7 +19,7 @@ from ..plugin.launch import Launcher
 from ..plugin.main import PluginMain
 from . import pages
 from .pages import Populate
-from .protocol import FAMILY, KIND, NAMESPACES, Request, peer_uid, receive, take
+from .protocol import FAMILY, KIND, NAMESPACES, PATIENCE, Offer, Request, peer_uid, receive, take
 
 # Requests come in groups. So many seconds without any means that there is time.
 _BUSY = 0.005
@@ -103,14 +103,14 @@ def work(
     except (CNIError, OSError):
         agreed = None  # the shim runs the plugin itself
     if agreed is None:
-        _tell(report, f"done {ready.pid} - - declined 0")
+        _tell(report, f"done {ready.pid} - - declined 0 0")
         os._exit(0)
     for fd in (listener.detach(), stop, retire):
         os.close(fd)
-    plugin, umask, request = agreed
+    plugin, offer, request = agreed
     status = 1
     try:
-        status = _serve(plugin, umask, request, ready)
+        status = _serve(plugin, offer.umask, request, ready)
     finally:
         try:
             for fd in (0, 1, 2):
@@ -121,7 +121,9 @@ def work(
             pass
         verb = request.environ.get("CNI_COMMAND", "-")
         verb = verb if verb.isalpha() and verb.isascii() and len(verb) < 16 else "-"
-        _tell(report, f"done {ready.pid} {plugin.type} {verb} {status} {time.monotonic() - start:.6f}")
+        waited = min(max(0.0, start - offer.since), PATIENCE)  # its clock may be that of another time namespace
+        took = time.monotonic() - start
+        _tell(report, f"done {ready.pid} {plugin.type} {verb} {status} {took:.6f} {waited:.6f}")
         _step_back()
         _write_down_pages(learn(plugin.type, verb), report)
         os._exit(status)
@@ -187,7 +189,7 @@ def _is_retired(retire: int) -> bool:
 
 def _agree(
     connection: socket.socket, plugins: Mapping[bytes, Loaded], ready: Ready
-) -> tuple[Loaded, int, Request] | None:
+) -> tuple[Loaded, Offer, Request] | None:
     """Take the request if this process can run it exactly as one of its own would."""
     if peer_uid(connection)[1] != os.geteuid():
         connection.send(b"only the server's own user may use it\n")
@@ -215,7 +217,7 @@ def _agree(
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, ready.pidfd.to_bytes(4, sys.byteorder))
         offer.end.sendmsg([b"started\n"], [rights])
         offer.end.close()
-        return plugin, offer.umask, request
+        return plugin, offer, request
     return None
 
 

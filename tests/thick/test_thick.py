@@ -22,7 +22,7 @@ from cnisdk.plugin.launch import code_of, interpreter_of, render
 from cnisdk.testing import Sandbox
 from cnisdk.thick import shim
 from cnisdk.thick.metrics import Metrics
-from cnisdk.thick.server import prepare_directory
+from cnisdk.thick.server import count_together, prepare_directory
 from cnisdk.thick.units import render_units
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -307,16 +307,32 @@ def test_an_environment_that_is_too_large_for_a_message(machine: Machine, kind: 
 def test_where_many_came_many_wait(machine: Machine) -> None:
     machine.serve(ready=2, remember=0.5)
     assert idle(machine, lambda count: count == 2) == 2
-    running = [machine.start("c", "DEL") for _ in range(12)]
+    running = [machine.start("c", "ADD", "MODE=wait") for _ in range(12)]
     for process in running:
-        assert process.communicate(timeout=30)[1] == ""
+        wait_until_ready(process)
+    for process in running:
+        process.terminate()
+        assert process.communicate(timeout=30)[1] == "UNDONE\n"
     assert idle(machine, lambda count: count >= 12) == 12
     assert idle(machine, lambda count: count <= 2) == 2
 
 
-def idle(machine: Machine, wanted: Callable[[int], bool]) -> int:
+def test_one_after_another_is_not_many(machine: Machine) -> None:
+    machine.serve(ready=2)
+    for _ in range(12):
+        assert machine.run("c", "DEL")[2] == ""
+    assert idle(machine, lambda count: count > 2, seconds=1) == 2
+
+
+def test_how_many_came_together() -> None:
+    assert count_together([]) == 0
+    assert count_together([(0, 1), (1, 2), (2, 3)]) == 1
+    assert count_together([(0, 9), (1, 2), (3, 4), (3.5, 10)]) == 3
+
+
+def idle(machine: Machine, wanted: Callable[[int], bool], seconds: float = 20) -> int:
     """How many workers wait, once it is as it should be; or in the end."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + seconds
     while not wanted(count := status_of(machine)["idle"]) and time.monotonic() < deadline:
         pass
     return count
