@@ -160,7 +160,7 @@ class Server:
         ready = self._ready
         if quiet:
             self._look_back(now)
-            ready = max(ready, min(self._peak, self._limit // 2))
+            ready = max(ready, min(self._peak, self._limit))
         if (surplus := len(self._idle) - self._retiring - ready) > 0:
             self._retiring += os.write(self._retire, bytes(surplus))
         while len(self._idle) < ready and len(self._idle) + len(self._busy) < self._limit:
