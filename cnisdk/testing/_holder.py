@@ -64,12 +64,26 @@ def make_private(directory: str, keep: list[str]) -> None:
     if not os.path.isdir(directory):
         return
     kept = [path for path in keep if path.startswith(directory + "/") and os.path.isdir(path)]
-    held = [(path, os.open(path, os.O_PATH | os.O_DIRECTORY)) for path in kept]
+    held = []
+    for path in kept:
+        try:
+            held.append((path, os.open(path, os.O_PATH | os.O_DIRECTORY)))
+        except FileNotFoundError:
+            continue  # directories of others come and go
     mount("tmpfs", directory, "tmpfs", options="mode=0755")
     for path, fd in held:
         os.makedirs(path, exist_ok=True)
         mount(f"/proc/self/fd/{fd}", path, None, MS_BIND | MS_REC)
         os.close(fd)
+
+
+def keep_what_is_new(directory: str) -> None:
+    """Mount an empty tmpfs over a directory, with every directory in it bound in again."""
+    inside = []
+    for entry in os.scandir(directory) if os.path.isdir(directory) else ():
+        if entry.is_dir(follow_symlinks=False):
+            inside.append(os.path.realpath(entry.path))
+    make_private(directory, inside)
 
 
 def set_up_loopback() -> None:
@@ -113,6 +127,8 @@ def main() -> None:
         mount("none", "/", None, MS_REC | MS_PRIVATE)
         for directory in wanted["private"]:
             make_private(directory, wanted["keep"])
+        for directory in wanted["watched"]:
+            keep_what_is_new(directory)
         os.makedirs("/run/netns", exist_ok=True)
         set_up_loopback()
     except OSError as error:

@@ -170,8 +170,8 @@ class Host(Sandbox, Node):
 
     netns = ""
 
-    def __init__(self, *, beside: Sandbox | None = None) -> None:
-        super().__init__(beside=beside)
+    def __init__(self, *, beside: Sandbox | None = None, watched: Iterable[str] = ()) -> None:
+        super().__init__(beside=beside, watched=watched)
         self.host = self
 
     def container(self, name: str = "c1") -> Container:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -70,13 +70,16 @@ class Sandbox:
 
     Args:
         beside: An open sandbox whose user namespace the new host shares, so that links can lead from one to the other.
+        watched: Directories such as ``/tmp`` whose files are hidden, and those made in them private. The directories in
+            them stay shared.
 
     Raises:
         SandboxUnavailable: On entering, when namespaces are forbidden.
     """
 
-    def __init__(self, *, beside: Sandbox | None = None) -> None:
+    def __init__(self, *, beside: Sandbox | None = None, watched: Iterable[str] = ()) -> None:
         self._beside = beside
+        self._watched = list(watched)
         self._holder: subprocess.Popen[str] | None = None
         self._namespaces: list[int] = []
 
@@ -87,6 +90,7 @@ class Sandbox:
         wanted = {
             "private": _PRIVATE,
             "keep": sorted(os.path.realpath(path) for path in visible),
+            "watched": self._watched,
             "user": self._beside is None,
         }
         with _forking():

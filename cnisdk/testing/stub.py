@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +23,8 @@ config=$(cat)
 me="$CNI_CONTAINERID/$CNI_IFNAME"
 printf '%s\n' "$config" >"stdin.$CNI_COMMAND"
 printf '%s %s\n' "$CNI_COMMAND" "$me" >>calls
+ls -l /proc/self/fd >"fds.$CNI_COMMAND"
+[ -p "$CNI_COMMAND.hang" ] && read -r _ <"$CNI_COMMAND.hang"
 if [ -f "$CNI_COMMAND.answer" ]; then
     [ -f "$CNI_COMMAND.delay" ] && sleep "$(cat "$CNI_COMMAND.delay")"
     cat "$CNI_COMMAND.stderr" >&2
@@ -141,6 +145,13 @@ class StubPlugin:
         """The configuration of the last call with this verb, parsed."""
         return json.loads(self.host.call(_read, self.directory / f"stdin.{verb}"))
 
+    def descriptors(self, verb: str) -> list[str]:
+        """What the last call with this verb had open beside its standard streams: ``["3 -> socket:[4711]"]``."""
+        lines = self.host.call(_read, self.directory / f"fds.{verb}").splitlines()
+        found = [match for match in map(re.compile(r" (\d+) -> (.*)").search, lines) if match]
+        # The listing itself has the directory open that it lists.
+        return [each[0].strip() for each in found if int(each[1]) > 2 and not re.fullmatch(r"/proc/\d+/fd", each[2])]
+
     def answer(
         self, verb: str, document: Mapping[str, Any] | str = "", *, status: int = 0, stderr: str = "", delay: float = 0
     ) -> None:
@@ -161,8 +172,13 @@ class StubPlugin:
         """Fail a verb from now on, with a proper error object."""
         self.answer(verb, {"cniVersion": "1.0.0", "code": code, "msg": msg}, status=1)
 
+    def hang(self, verb: str) -> None:
+        """Do not answer a verb from now on, until it recovers."""
+        self.host.call(os.mkfifo, self.directory / f"{verb}.hang")
+
     def recover(self, verb: str) -> None:
-        """Answer a verb properly again."""
+        """Answer a verb properly again; calls that hang go on."""
+        self.host.call(_release, self.directory / f"{verb}.hang")
         self.host.call(_remove, self.directory / f"{verb}.answer")
 
     def forget(self) -> None:
@@ -190,6 +206,14 @@ def _write(texts: Mapping[str, str]) -> None:
 
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
+
+
+def _release(fifo: Path) -> None:
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))  # who waits for a writer reads the end
+    except OSError:
+        pass  # nobody waits, or it does not hang
+    fifo.unlink(missing_ok=True)
 
 
 def _leases(directory: Path) -> dict[str, str]:

@@ -24,6 +24,7 @@ POOL = (
     .replace("@ROUTES@", "")
     .replace('>"stdin.$CNI_COMMAND"', ">/dev/null")
     .replace(">>calls", ">/dev/null")
+    .replace('>"fds.$CNI_COMMAND"', ">/dev/null")
     .replace("cd '@HOME@' || exit 70", "mkdir -p /var/lib/cni/pool/leases && cd /var/lib/cni/pool || exit 70")
 )
 
@@ -66,7 +67,7 @@ def make(tmp_path: Path) -> Make:
         path.chmod(0o755)
         conf: dict[str, Any] = {"ipam": {"type": path.name}} if kind is Kind.IPAM else {}
         if text:
-            conf = {"bridge": "cni0", "isGateway": True, "ipam": {"type": STUB}}
+            conf = {"bridge": "cni0", "isGateway": True, "capabilities": {"mac": True}, "ipam": {"type": STUB}}
         return identify(str(path), kind=kind, conf=conf)
 
     return install

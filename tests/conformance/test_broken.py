@@ -107,12 +107,85 @@ WIRES = [
         "    { ip link set",
         "    mktemp >/dev/null\n    { ip link set",
     ),
-    ("logs its configuration", "secrets-stay-secret", "config=$(cat)\n", 'config=$(cat)\necho "$config" >&2\n'),
+    (
+        "logs its configuration",
+        "secrets-stay-secret",
+        "case $config in '{'",
+        "echo \"$config\" >&2\ncase $config in '{'",
+    ),
     (
         "keeps its configuration",
         "secrets-stay-secret",
-        "config=$(cat)\n",
-        'config=$(cat)\necho "$config" >/run/wire.conf\n',
+        "case $config in '{'",
+        "echo \"$config\" >/run/wire.conf\ncase $config in '{'",
+    ),
+    (
+        "logs its configuration to a file",
+        "secrets-stay-secret",
+        "case $config in '{'",
+        "echo \"$config\" >>/var/log/wire\ncase $config in '{'",
+    ),
+    ("makes up codes", "codes-are-of-the-table", 'fail 4 "CNI_IFNAME is invalid"', 'fail 40 "CNI_IFNAME is invalid"'),
+    (
+        "does not say what it does not support",
+        "unsupported-fields-are-named",
+        "case $config in '{'",
+        "case $config in *unsupported*) fail 2 \"a field is not supported\" ;; esac\ncase $config in '{'",
+    ),
+    (
+        "says there is nothing to clean up",
+        "after-code-3-nothing-is-left",
+        '|| fail 4 "CNI_NETNS is no',
+        '|| { ip link add wire7 type veth peer name wire8; fail 3 gone; }; true || fail 4 "CNI_NETNS is no',
+    ),
+    ("does not see that it cannot read", "unreadable-stdin-has-code-5", ' || fail 5 "stdin cannot be read"', ""),
+    (
+        "deletes on the host",
+        "del-spares-the-plugins-own-netns",
+        "DEL)\n",
+        'DEL)\n    inside ip link del "$CNI_IFNAME"\n',
+    ),
+    (
+        "takes a DEL for the last word",
+        "del-before-add-has-finished",
+        "DEL)\n",
+        "DEL)\n    [ $CNI_CONTAINERID = warm ] || mkdir /run/wire.deleted 2>/dev/null || exit 0\n",
+    ),
+    (
+        "collects those of other networks",
+        "gc-leaves-other-networks-alone",
+        '    network=$(printf \'s%04d\' "$(($(number "$name") % 10000))")\n',
+        "    network=s\n",
+    ),
+    (
+        "leaves what was in /tmp",
+        "no-temporary-files-and-mounts",
+        "    { ip link set",
+        "    : >/tmp/wire-$CNI_CONTAINERID\n    { ip link set",
+    ),
+    (
+        "leaves mounts",
+        "no-temporary-files-and-mounts",
+        "    { ip link set",
+        "    mkdir -p /run/wire && mount -t tmpfs wire /run/wire\n    { ip link set",
+    ),
+    (
+        "leaves a daemon",
+        "no-processes-are-left",
+        "    { ip link set",
+        "    setsid sleep 60 </dev/null >/dev/null 2>&1 &\n    { ip link set",
+    ),
+    (
+        "leaves a process that holds stdout",
+        "no-descriptors-are-left-open",
+        "    { ip link set",
+        "    sleep 60 &\n    { ip link set",
+    ),
+    (
+        "cannot delete what it could not note",
+        "a-full-disk-while-attaching",
+        'DEL)\n    require CNI_CONTAINERID CNI_IFNAME\n    end=$(host_end "$CNI_CONTAINERID" "$CNI_IFNAME")\n',
+        'DEL)\n    require CNI_CONTAINERID CNI_IFNAME\n    end=$(cat "/var/lib/cni/$CNI_CONTAINERID") || exit 0\n',
     ),
     ("works on the host", "the-plugins-own-netns-is-refused", '[ "$(stat -L -c %i "$CNI_NETNS")" !=', "[ x !="),
     ("prints two documents", "the-plugins-own-netns-gets-one-document", "    exit 1\n", "    echo '{}'\n    exit 1\n"),
@@ -164,6 +237,24 @@ POOLS = [
         'until mkdir "leases/10.31.0.$n" 2>/dev/null; do',
         'until [ ! -d "leases/10.31.0.$n" ] && sleep 0.1 && mkdir -p "leases/10.31.0.$n"; do',
     ),
+    (
+        "tells no code when it is exhausted",
+        "an-exhausted-pool-can-be-noticed",
+        '    [ $n -gt 50 ] && fail 50 "no address is left"\n    ;;',
+        "    fail 100 exhausted\n    ;;",
+    ),
+    (
+        "knows containers only",
+        "two-interfaces-of-one-container",
+        'me="$CNI_CONTAINERID/$CNI_IFNAME"',
+        'me="$CNI_CONTAINERID/"',
+    ),
+    (
+        "leases in CHECK",
+        "check-changes-nothing",
+        '    [ -n "$(owned)" ] || fail',
+        '    [ -n "$(owned)" ] || { mkdir leases/x && echo "$me" >leases/x/owner; exit; }\n    [ 1 ] || fail',
+    ),
     ("frees nothing", "addresses-are-used-again", "DEL)\n", "DEL)\n    exit 0\n"),
 ]
 ECHOES = [
@@ -175,19 +266,73 @@ ECHOES = [
         '    result["dns"] = {"nameservers": ["10.24.0.1"]}\n    print(json',
     ),
 ]
+
+
+def method(name: str, *body: str) -> str:
+    return "\n        ".join([f"def {name}(self, request):", *body])
+
+
 BRIDGES = [
-    ("keeps GC to itself", "gc-reaches-the-delegate", "def gc(self, request):\n        pass"),
-    ("keeps STATUS to itself", "status-asks-the-delegate", "def status(self, request):\n        pass"),
-    ("leaves addresses leased", "del-and-check-reach-the-delegate", "def delete(self, request):\n        pass"),
+    ("keeps GC to itself", "gc-reaches-the-delegate", method("gc", "pass")),
+    ("keeps STATUS to itself", "status-asks-the-delegate", method("status", "pass")),
+    ("leaves addresses leased", "del-and-check-reach-the-delegate", method("delete", "pass")),
     (
         "swallows errors",
         "errors-of-the-delegate-are-returned",
-        "def delete(self, request):\n        try: super().delete(request)\n        except Exception: pass",
+        method("delete", "try: super().delete(request)", "except Exception: pass"),
+    ),
+    (
+        "waits on when it is told to end",
+        "a-delegate-that-hangs",
+        method(
+            "add",
+            "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])",
+            "return super().add(request)",
+        ),
+    ),
+    (
+        "lets its delegate live on",
+        "a-delegate-that-hangs",
+        method("add", "import signal; signal.signal(signal.SIGTERM, signal.SIG_DFL)", "return super().add(request)"),
+    ),
+    (
+        "needs what it noted last",
+        "killed-while-the-delegate-hangs",
+        method(
+            "delete",
+            "if request.prev_result is None and request.attachment.container_id == 'c1': return",
+            "super().delete(request)",
+        ),
+    ),
+    (
+        "hands its locks on",
+        "the-delegate-inherits-no-descriptors",
+        method(
+            "add",
+            "import os; os.set_inheritable(os.open('/run/lock', os.O_CREAT | os.O_RDWR), True)",
+            "from cnisdk.invoke import process; process._inheritable = lambda: []",
+            "return super().add(request)",
+        ),
+    ),
+    (
+        "takes back what failed early only",
+        "an-add-that-fails-late-leaves-nothing",
+        method("add", "request.undo = lambda *_: None", "return super().add(request)"),
+    ),
+    (
+        "knows no mac",
+        "declared-capabilities-are-used",
+        method("add", "object.__setattr__(request.conf.runtime_config, 'mac', '')", "return super().add(request)"),
+    ),
+    (
+        "does not see that there is none",
+        "check-notices-a-missing-bridge",
+        method("check", "request.ipam.check()"),
     ),
     (
         "does not see the bridge",
         "check-notices-a-port-without-bridge",
-        "def check(self, request):\n        request.ipam.check()",
+        method("check", "request.ipam.check()"),
     ),
 ]
 

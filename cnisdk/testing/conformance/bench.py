@@ -26,9 +26,12 @@ from .case import Broken, Kind, NotApplicable
 from .subject import STUB, Subject
 
 _TIMEOUT = 30.0
+_PATIENCE = 1.0
 # The kernel removes namespaces one batch after another, for all of the machine's sandboxes together.
-_SETTLING = 3.0
+SETTLING = 3.0
 TEMPORARY = "/run/cnisdk-testing/tmp"
+# Where plugins that do not ask for the temporary directory leave things, and where they log.
+WATCHED = ("/tmp", "/var/tmp", "/var/log")
 
 
 class Answer(NamedTuple):
@@ -41,6 +44,7 @@ class Answer(NamedTuple):
         stderr: What it said beside.
         left: Processes it left behind.
         timed_out: It was killed after half a minute.
+        held: It ended, but processes it left behind held its standard output or error open.
     """
 
     verb: str
@@ -49,6 +53,7 @@ class Answer(NamedTuple):
     stderr: bytes
     left: tuple[int, ...] = ()
     timed_out: bool = False
+    held: bool = False
 
     def try_document(self) -> Any:
         """What it printed, parsed; None when that is nothing, or not JSON."""
@@ -116,6 +121,7 @@ class Bench:
         self.results: dict[tuple[str, str], Any] = {}
         self.containers: dict[str, Container] = {}
         self._numbers: dict[str, int] = {}
+        self._leaders: set[int] = set()  # first processes of requests that have not come to an end
 
     def prepare(self) -> None:
         """Make the host ready."""
@@ -231,17 +237,7 @@ class Bench:
         """
         data = stdin if stdin is not None else json.dumps(self.document(container, ifname, **keys)).encode()
         process = self.start(verb, container, ifname, environ=environ, data=data, limits=limits)
-        try:
-            stdout, stderr = process.communicate(data, timeout=_TIMEOUT)
-            timed_out = False
-        except subprocess.TimeoutExpired:
-            _kill_session(process.pid)
-            stdout, stderr = process.communicate()
-            timed_out = True
-        left = tuple(_session(process.pid))
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        answer = Answer(verb, process.returncode, stdout, stderr, left, timed_out)
+        answer = self.finish(verb, process, data)
         if verb == "ADD" and answer.status == 0 and container is not None:
             result = answer.try_document()
             if isinstance(result, dict):
@@ -273,7 +269,74 @@ class Bench:
         if limits:
             argv = ["prlimit", *(f"--{_LIMITS[which]}={value}" for which, value in limits), *argv]
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return self.host.popen(argv, env=variables, text=False, start_new_session=True, **{**pipes, **options})
+        process = self.host.popen(argv, env=variables, text=False, start_new_session=True, **{**pipes, **options})
+        self._leaders.add(process.pid)
+        return process
+
+    def finish(
+        self, verb: str, process: subprocess.Popen[Any], data: bytes | None = None, timeout: float = _TIMEOUT
+    ) -> Answer:
+        """Wait for the end of a request, and kill what does not come to an end.
+
+        Args:
+            verb: ``CNI_COMMAND``.
+            process: Its first process, as of :meth:`start`.
+            data: What it still has to be sent.
+            timeout: Seconds it may take.
+        """
+        deadline = time.monotonic() + timeout
+        left: tuple[int, ...] = ()
+        timed_out = ended = held = False
+        told: tuple[bytes, bytes] | None = None
+        while told is None:
+            try:
+                told = process.communicate(data, timeout=_PATIENCE)
+            except subprocess.TimeoutExpired:
+                data = None
+                # Its pipes have that long to come to their end, too.
+                held, ended = ended, process.poll() is not None
+                timed_out = timed_out or time.monotonic() > deadline
+                if held or timed_out:
+                    left += self.end(process.pid)
+        left += self.end(process.pid)
+        return Answer(verb, process.returncode, *told, left, timed_out, held)
+
+    def end(self, leader: int) -> tuple[int, ...]:
+        """Kill what lives on of a request, and tell which processes these were.
+
+        Args:
+            leader: Its first process, as of :meth:`start`.
+        """
+        left = tuple(self.living(leader))
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        until(lambda: not any(True for _ in self.living(leader)), SETTLING)
+        self._leaders.discard(leader)
+        return left
+
+    def living(self, leader: int) -> Iterator[int]:
+        """The living processes of a request: of its session, or, for those that left it, on its host and no other's."""
+        others = self._leaders - {leader}
+        mounts = os.stat(f"/proc/{self.host.pid}/ns/mnt").st_ino
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit() or int(entry) == self.host.pid:
+                continue
+            try:
+                fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+                session = int(fields[3])
+                if fields[0] in "ZX" or session in others:
+                    continue
+                if session == leader or os.stat(f"/proc/{entry}/ns/mnt").st_ino == mounts:
+                    yield int(entry)
+            except OSError:
+                continue
+
+    def prev_result(self, container: Container) -> Any:
+        """What a DEL has to be sent after an ADD of which there is no result: a chained plugin's is known before."""
+        return self.document(container)["prevResult"] if self.subject.kind is Kind.CHAINED else None
 
     # -- whole verbs ---------------------------------------------------------------------------------------------------
 
@@ -310,9 +373,16 @@ class Bench:
         """The state of the host and its containers."""
         return self.host.state()
 
-    def footprint(self) -> frozenset[str]:
-        """What there is that somebody must have made, without what changes by itself, such as a bridge's MAC."""
+    def condition(self) -> frozenset[str]:
+        """The footprint, and what is up, and in which bridge."""
         state = self.state()
+        up = {f"link {each.place or 'host'}:{each.name} up" for each in state.links if each.up}
+        ports = {f"link {each.place or 'host'}:{each.name} in {each.master}" for each in state.links if each.master}
+        return self.footprint(state) | up | ports
+
+    def footprint(self, state: State | None = None) -> frozenset[str]:
+        """What there is that somebody must have made, without what changes by itself, such as a bridge's MAC."""
+        state = self.state() if state is None else state
         found = {f"link {each.place or 'host'}:{each.name}" for each in state.links}
         found |= {
             f"address {each.place or 'host'}:{each.link} {each.address}"
@@ -329,7 +399,7 @@ class Bench:
         for path, content in self.read_host_files().items() if self.containers else ():
             if not path.startswith(TEMPORARY) and (told.search(path.encode()) or told.search(content)):
                 found.add(f"file {path}")
-        found |= {f"temporary file {name}" for name in self.host.call(os.listdir, TEMPORARY)}
+        found |= {f"temporary file {path}" for path in self.host.call(_list_temporary)}
         if self.subject.delegates:
             found |= {f"lease {address} of {owner}" for address, owner in self.stub.leases.items()}
         return frozenset(found)
@@ -347,21 +417,21 @@ class Bench:
         known = self.footprint() if before is None else before
         yield
         # The kernel takes its time to remove what was in a namespace that is gone.
-        if not until(lambda: self.footprint() <= known, _SETTLING):
+        if not until(lambda: self.footprint() <= known, SETTLING):
             raise Broken(f"nothing left {what}", listed(self.footprint() - known))
 
     @contextmanager
     def changing_nothing(self, what: str) -> Iterator[None]:
         """The block changes nothing at all."""
-        before = self.footprint()
+        before = self.condition()
         yield
-        after = self.footprint()
+        after = self.condition()
         if before != after:
             changes = [f"- {item}" for item in before - after] + [f"+ {item}" for item in after - before]
             raise Broken(f"nothing changed {what}", listed(changes))
 
     def read_host_files(self) -> dict[str, bytes]:
-        """The content of every file below ``/run``, ``/var/lib`` and the temporary directory, stubs apart."""
+        """The content of every file where plugins keep, log or leave something, stubs apart."""
         return self.host.call(_read_files)
 
 
@@ -388,30 +458,12 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
-def _session(leader: int) -> Iterator[int]:
-    """The living processes of a session."""
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == leader and fields[0] not in "ZX":
-                yield int(entry)
-
-
-def _kill_session(leader: int) -> None:
-    for pid in list(_session(leader)):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-
-
 def _read_files() -> dict[str, bytes]:
     found = {}
-    for top in ("/run", "/var/lib", "/etc/cni"):
+    for top in ("/run", "/var/lib", "/etc/cni", *WATCHED):
         for directory, subdirectories, names in os.walk(top):
+            if top in WATCHED:  # what is mounted there was there before
+                subdirectories[:] = [name for name in subdirectories if not os.path.ismount(f"{directory}/{name}")]
             if directory == "/run":
                 subdirectories[:] = [name for name in subdirectories if name != "netns"]
             if directory == str(HOME):
@@ -421,3 +473,9 @@ def _read_files() -> dict[str, bytes]:
                 if path.is_file():
                     found[str(path)] = path.read_bytes()
     return found
+
+
+def _list_temporary() -> list[str]:
+    places = (TEMPORARY, *(place for place in WATCHED if place != "/var/log" and os.path.isdir(place)))
+    paths = [f"{place}/{name}" for place in places for name in os.listdir(place)]
+    return [path for path in paths if not os.path.ismount(path)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from . import chained, delegation, ipam, lifecycle, protocol, robustness
+from . import chained, checking, codes, delegation, disk, ipam, leftovers, lifecycle, protocol, robustness, upkeep
 from .case import Case, Kind
 
-CASES: tuple[Case, ...] = tuple(
-    case for chapter in (protocol, lifecycle, delegation, chained, ipam, robustness) for case in chapter.chapter.cases
-)
+_CHAPTERS = (protocol, codes, lifecycle, checking, delegation, upkeep, chained, ipam, robustness, disk, leftovers)
+
+CASES: tuple[Case, ...] = tuple(case for module in _CHAPTERS for case in module.chapter.cases)
 """The catalogue."""
 
 

@@ -1,19 +1,19 @@
-"""Plugins that lease addresses from another plugin (spec §4), and the verbs GC and STATUS (§2)."""
+"""Plugins that lease addresses from another plugin (spec §4)."""
 
 from __future__ import annotations
 
 import json
+import signal
 from typing import Any
 
-from .bench import Bench, listed
-from .case import INTERFACE, Broken, Chapter, Kind, Level, NotApplicable
+from ..hosts import Container
+from .bench import Answer, Bench, until
+from .case import INTERFACE, Broken, Chapter, Level, NotApplicable
 
 chapter = Chapter()
 case = chapter.case
 
 MUST, SHOULD, OPINION = Level.MUST, Level.SHOULD, Level.OPINION
-
-VALID, OLD_VALID = "cni.dev/valid-attachments", "cni.dev/attachments"
 
 
 @case(
@@ -137,6 +137,32 @@ def del_after_a_failed_add_leaves_nothing(bench: Bench) -> None:
 
 
 @case(
+    OPINION,
+    '§2 "ADD"',
+    "The specification leaves it to the runtime to DEL after a failed ADD; a runtime that only tries again finds what "
+    "the first try left.",
+    means="A route that the kernel refuses leaks an address and a link with each try.",
+    kinds=INTERFACE,
+)
+def an_add_that_fails_late_leaves_nothing(bench: Bench) -> None:
+    """The delegate's answer is all right, but the kernel refuses its route when link and address are there."""
+    before = bench.warm()
+    container = bench.container()
+    known = before | bench.footprint()
+    ip = {"address": "10.9.0.9/24", "gateway": "10.9.0.1"} | (
+        {"version": "4"} if bench.subject.version < "1.0.0" else {}
+    )
+    leased = {"cniVersion": bench.subject.version, "ips": [ip]}
+    bench.stub.answer("ADD", {**leased, "routes": [{"dst": "10.98.0.0/16", "gw": "203.0.113.1"}]})
+    calls = len(bench.stub.verbs)
+    with bench.leaving_nothing("by an ADD that failed late", known):
+        if bench.request("ADD", container).status == 0:
+            raise NotApplicable("it makes no route that leads nowhere, or the kernel takes it")
+    if "DEL" not in bench.stub.verbs[calls:]:
+        raise Broken("DEL of the delegate after an ADD that failed late", f"calls {bench.stub.verbs[calls:]}")
+
+
+@case(
     MUST,
     '§4 "Delegated plugin execution procedure"',
     "If any of the delegated plugins return error, error should be returned by the upper plugin.",
@@ -216,143 +242,56 @@ def a_delegate_that_is_slow(bench: Bench) -> None:
     bench.add(bench.container())
 
 
-# -- GC ----------------------------------------------------------------------------------------------------------------
+def _hang(bench: Bench, number: signal.Signals) -> tuple[Container, frozenset[str], Answer]:
+    """End an ADD whose delegate does not answer, as a runtime does that has no more patience."""
+    before = bench.warm()
+    container = bench.container()
+    known = before | bench.footprint()
+    calls = len(bench.stub.calls)
+    bench.stub.hang("ADD")
+    data = json.dumps(bench.document(container)).encode()
+    process = bench.start("ADD", container, data=data)
+    assert process.stdin is not None
+    process.stdin.write(data)
+    process.stdin.close()
+    process.stdin = None
+    if not until(lambda: len(bench.stub.calls) > calls, 30):
+        bench.end(process.pid)
+        raise Broken("an ADD of the delegate", "none within 30 seconds")
+    process.send_signal(number)
+    bench.script.append(f"# the delegate of the ADD above did not answer, and it was ended with {number.name}")
+    answer = bench.finish("ADD", process, timeout=10)
+    bench.stub.recover("ADD")
+    return container, known, answer
 
 
-def _valid(bench: Bench, *names: str, key: str = VALID) -> dict[str, Any]:
-    return {key: [{"containerID": name, "ifname": bench.subject.ifname} for name in names]}
+@case(
+    OPINION,
+    '§4 "Delegated plugin execution procedure"',
+    "The specification sets no time; runtimes give up after minutes, and end the plugin. (What it was waiting for is "
+    "its own process, and its pipes are the runtime's: they end with it.)",
+    means="Each time-out leaves a process on the node, or the runtime waits for ever.",
+    kinds=INTERFACE,
+)
+def a_delegate_that_hangs(bench: Bench) -> None:
+    container, known, answer = _hang(bench, signal.SIGTERM)
+    if answer.timed_out:
+        raise Broken("an end within 10 seconds of SIGTERM", "it went on to wait for its delegate")
+    if answer.left:
+        raise Broken("the delegate ended with the plugin", f"{len(answer.left)} processes that live on")
+    with bench.leaving_nothing("after an ADD whose delegate hung, and DEL", known):
+        bench.request("DEL", container, prevResult=None).must_succeed("success after an ADD whose delegate hung")
 
 
 @case(
     SHOULD,
-    '§2 "GC"',
-    "A plugin SHOULD remove as many stale resources as possible. For example, a plugin should remove any IPAM "
-    "reservations associated with attachments not in the provided list.",
-    means="Addresses and rules of containers that vanished without DEL (node crash) are lost for ever.",
-)
-def gc_drops_what_is_stale(bench: Bench) -> None:
-    bench.need("1.1.0")
-    before = bench.warm()
-    kept = bench.container("kept")
-    bench.add(kept)
-    stale, other = bench.container("stale"), bench.container("other")
-    known = before | bench.footprint()
-    result = bench.add(stale)
-    if bench.subject.kind is Kind.IPAM:
-        if result.ips and result.ips[0].address == bench.add(other).ips[0].address:
-            raise NotApplicable("it keeps no account of its addresses")
-        bench.delete(other)
-    bench.shell("ip netns del stale")
-    with bench.leaving_nothing("of an attachment that is not in the list of GC", known):
-        bench.request("GC", **_valid(bench, "kept")).must_succeed()
-    if bench.subject.kind is Kind.IPAM:
-        _expect_free(bench, "stale")
-
-
-def _expect_free(bench: Bench, name: str) -> None:
-    answer = bench.request("CHECK", None, environ=dict(bench.environ("CHECK", name)), stdin=_stdin(bench, name))
-    answer.must_fail(f"an error from CHECK, since GC has dropped {name}")
-
-
-def _stdin(bench: Bench, name: str) -> bytes:
-    return json.dumps({**bench.document(), "prevResult": bench.results[name, bench.subject.ifname]}).encode()
-
-
-@case(
-    MUST,
-    '§2 "GC"',
-    "The GC command provides a way for runtimes to specify the expected set of attachments to a network.",
-    means="Running containers lose their network.",
-)
-def gc_keeps_what_is_valid(bench: Bench) -> None:
-    bench.need("1.1.0")
-    kept = [bench.container("kept1"), bench.container("kept2")]
-    for container in kept:
-        bench.add(container)
-    with bench.changing_nothing("by GC of a network of which all attachments are valid"):
-        bench.request("GC", **_valid(bench, "kept1", "kept2", "unknown")).must_succeed()
-    for container in kept:
-        bench.check(container).must_succeed("success for an attachment that GC was told to keep")
-
-
-@case(
-    OPINION,
-    '§2 "GC"',
-    "The first edition of 1.1.0 called the key cni.dev/attachments, and containerd and CRI-O send both.",
-    means="With a runtime of the first edition, every running container loses its address.",
-)
-def gc_knows_the_old_key(bench: Bench) -> None:
-    bench.need("1.1.0")
-    container = bench.container()
-    bench.add(container)
-    with bench.changing_nothing("by GC with the valid attachments under the old key"):
-        bench.request("GC", **_valid(bench, "c1", key=OLD_VALID)).must_succeed()
-
-
-@case(
-    MUST,
-    '§2 "GC"',
-    "Plugins MUST, additionally, forward any GC calls to delegated plugins they are configured to use.",
-    means="Addresses of containers that vanished without DEL are lost for ever.",
+    '§2 "DEL"',
+    "undo any modifications applied in the plugin's ADD functionality; return success if [...] any modifications added "
+    "are missing",
+    means="Each time-out of the runtime, which ends plugins with SIGKILL, leaks a link, a rule or an address.",
     kinds=INTERFACE,
 )
-def gc_reaches_the_delegate(bench: Bench) -> None:
-    bench.need("1.1.0")
-    stub = bench.stub
-    bench.request("GC", **_valid(bench)).must_succeed()
-    if "GC" not in stub.verbs:
-        raise Broken("GC of the delegate", f"calls {listed(stub.verbs) or 'none'}")
-
-
-# -- STATUS ------------------------------------------------------------------------------------------------------------
-
-
-@case(
-    MUST,
-    '§2 "STATUS"',
-    "A plugin must exit with a zero (success) return code if the plugin is ready to service ADD requests.",
-    means="The node stays NotReady.",
-)
-def status_is_ready(bench: Bench) -> None:
-    bench.need("1.1.0")
-    container = bench.container()
-    bench.add(container)
-    bench.request("STATUS", prevResult=None).must_succeed("success, since ADD works")
-
-
-@case(
-    MUST,
-    '§2 "STATUS"',
-    "If a plugin relies on a delegated plugin (e.g. IPAM) to service ADD requests, it must also execute a STATUS "
-    "request to that plugin [...]. If the delegated plugin return an error result, the executing plugin should return "
-    "an error result.",
-    means="Pods are scheduled to a node on which none can start.",
-    kinds=INTERFACE,
-)
-def status_asks_the_delegate(bench: Bench) -> None:
-    bench.need("1.1.0")
-    bench.stub.fail("STATUS", 50, "no address is left")
-    answer = bench.request("STATUS").must_fail("an error, since the delegate is not ready")
-    if answer.code != 50:
-        raise Broken("STATUS: the delegate's code 50", answer.show())
-
-
-@case(
-    OPINION,
-    '§2 "GC"',
-    "GC came with 1.1.0. A plugin that does not claim 1.1.0 breaks no rule; its leaks are there for good all the same.",
-    means="After a crash of the node or the runtime, addresses and rules of containers that are gone stay for ever.",
-)
-def leaks_can_be_collected(bench: Bench) -> None:
-    answer = bench.request("GC", cniVersion="1.1.0", **_valid(bench))
-    answer.must_succeed("success, to collect what a crash has left")
-
-
-@case(
-    OPINION,
-    '§2 "STATUS"',
-    "STATUS came with 1.1.0. A plugin that does not claim 1.1.0 breaks no rule; nobody can ask it all the same.",
-    means="The node is reported as ready whatever state its network is in.",
-)
-def readiness_can_be_asked(bench: Bench) -> None:
-    bench.request("STATUS", cniVersion="1.1.0", prevResult=None).must_succeed("success, since ADD would work")
+def killed_while_the_delegate_hangs(bench: Bench) -> None:
+    container, known, _ = _hang(bench, signal.SIGKILL)
+    with bench.leaving_nothing("after an ADD that was killed while its delegate hung, and DEL", known):
+        bench.request("DEL", container, prevResult=None).must_succeed("success after an ADD that was killed")

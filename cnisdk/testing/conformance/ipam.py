@@ -121,6 +121,21 @@ def status_of_an_exhausted_pool(bench: Bench) -> None:
 
 @case(
     OPINION,
+    '§2 "STATUS"',
+    "STATUS came with 1.1.0. A plugin that does not claim 1.1.0 breaks no rule; runtimes take the node for ready all "
+    "the same, whether or not an address is left.",
+    means="Pods are scheduled to a node on which none can start.",
+    kinds=IPAM,
+)
+def an_exhausted_pool_can_be_noticed(bench: Bench) -> None:
+    taken = _exhaust(bench)
+    answer = bench.request("STATUS", cniVersion="1.1.0")
+    if answer.code not in (50, 51):
+        raise Broken(f"STATUS: code 50 or 51, since all {taken} addresses are taken and ADD fails", answer.show())
+
+
+@case(
+    OPINION,
     '§5 "Error"',
     "11: Try again later. If the plugin detects some transient condition that should clear up, it can use this code.",
     means="The runtime gives up, instead of waiting for an address to be freed.",
@@ -148,3 +163,25 @@ def addresses_are_used_again(bench: Bench) -> None:
         bench.request("ADD", None, environ=dict(bench.environ("ADD", f"n{number}"))).must_succeed(
             "success, since an address was freed"
         )
+
+
+@case(
+    MUST,
+    '§2 "Overview of lifecycle"',
+    "The attachment is identified by (CNI_CONTAINERID, CNI_IFNAME): a container may be attached to a network more than "
+    "once, under different interface names.",
+    means="Removing one interface of a pod frees the address of the other, which is then given to a third.",
+    kinds=IPAM,
+)
+def two_interfaces_of_one_container(bench: Bench) -> None:
+    _keeps_account(bench)
+    container = bench.container("c3")
+    first, second = bench.add(container).ips[0].address, bench.add(container, "net1").ips[0].address
+    if first == second:
+        raise Broken("an address for each interface", f"{first} for both")
+    bench.delete(container)
+    if bench.subject.version >= "0.4.0":
+        bench.check(container, "net1").must_succeed("success for net1 after DEL of the other interface")
+    fresh = {bench.add(bench.container(f"c{number}")).ips[0].address for number in range(4, 7)}
+    if second in fresh:
+        raise Broken(f"{second} kept for net1", "it was leased again")

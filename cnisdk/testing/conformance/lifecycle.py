@@ -1,13 +1,11 @@
-"""Attach, look, detach (spec §2 "ADD", "DEL", "CHECK"), for plugins that make or change interfaces."""
+"""Attach and detach (spec §2 "ADD", "DEL")."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from typing import Any
 
-from ...spec.result import Result
-from ..hosts import Container
-from .bench import Bench, listed
+from .bench import Bench, listed, until
 from .case import ATTACHING, INTERFACE, Broken, Chapter, Kind, Level, NotApplicable
 
 chapter = Chapter()
@@ -118,187 +116,6 @@ def del_leaves_nothing(bench: Bench) -> None:
 
 @case(
     MUST,
-    '§2 "CHECK"',
-    "The plugin must handle CHECK being called immediately after an ADD",
-    means="A runtime that checks (CRI-O) takes healthy containers for broken ones.",
-)
-def check_after_add(bench: Bench) -> None:
-    container = bench.container()
-    bench.add(container)
-    bench.check(container).must_succeed("success right after ADD")
-
-
-@case(
-    MUST,
-    '§2 "CHECK"',
-    "The plugin must handle CHECK being called immediately after an ADD",
-    means="Networks without addresses (bridge with `ipam: {}`) cannot be used with a runtime that checks.",
-    kinds=INTERFACE,
-)
-def check_without_ipam(bench: Bench) -> None:
-    if not bench.subject.delegates:
-        raise NotApplicable("its configuration has no ipam")
-    container = bench.container()
-    if bench.request("ADD", container, ipam=None).status != 0:
-        raise NotApplicable("it does not work without ipam")
-    bench.check(container, ipam=None).must_succeed("success right after an ADD without ipam")
-
-
-@case(
-    MUST,
-    '§2 "CHECK"',
-    "The plugin must handle CHECK being called immediately after an ADD. (A route without gw goes by the default "
-    "gateway of its subnet: the result is right, and so is the kernel's route that has one.)",
-    means="Networks with routes to other subnets cannot be used with a runtime that checks.",
-    kinds=INTERFACE,
-)
-def check_of_a_route_without_gateway(bench: Bench) -> None:
-    ip = {"address": "10.9.0.9/24", "gateway": "10.9.0.1"} | (
-        {"version": "4"} if bench.subject.version < "1.0.0" else {}
-    )
-    leased = {"cniVersion": bench.subject.version, "ips": [ip], "routes": [{"dst": "10.98.0.0/16"}]}
-    bench.stub.answer("ADD", leased)
-    bench.stub.answer("CHECK")
-    container = bench.container()
-    bench.add(container)
-    bench.check(container).must_succeed("success right after an ADD with a route without gw")
-
-
-@case(
-    SHOULD,
-    '§2 "CHECK"',
-    "CHECK is a way for a runtime to probe the status of an existing container.",
-    means="CHECK hides what is wrong, or makes it worse.",
-    kinds=ATTACHING,
-)
-def check_changes_nothing(bench: Bench) -> None:
-    container = bench.container()
-    bench.add(container)
-    bench.need("0.4.0")
-    with bench.changing_nothing("by CHECK of a healthy attachment"):
-        bench.check(container)
-    bench.shell(f"ip link set {bench.subject.ifname} down", container.name)
-    with bench.changing_nothing("by CHECK of a damaged attachment"):
-        bench.check(container)
-
-
-def _damaged(bench: Bench, damage: Callable[[Container, Result], str]) -> None:
-    container = bench.container()
-    result = bench.add(container)
-    if bench.check(container).status != 0:
-        raise NotApplicable("CHECK fails before any damage, as another case says")
-    what = damage(container, result)
-    bench.check(container).must_fail(f"an error, since {what}")
-
-
-_DAMAGE = (
-    "The plugin should return an error if a resource included in the CNI Result type (interface, address or route) was "
-    "created by the plugin, and is listed in prevResult, but is missing or in an invalid state."
-)
-_UNSEEN = "A container without network is reported as healthy."
-
-
-@case(SHOULD, '§2 "CHECK"', _DAMAGE, means=_UNSEEN, kinds=INTERFACE)
-def check_notices_a_missing_address(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        if not result.ips:
-            raise NotApplicable("its result has no addresses")
-        address = str(result.ips[0].address)
-        bench.shell(f"ip addr del {address} dev {bench.subject.ifname}", container.name)
-        return f"the address {address} is gone"
-
-    _damaged(bench, damage)
-
-
-@case(SHOULD, '§2 "CHECK"', _DAMAGE, means=_UNSEEN, kinds=INTERFACE)
-def check_notices_a_missing_route(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        if not result.routes:
-            raise NotApplicable("its result has no routes")
-        dst = result.routes[0].dst
-        bench.shell(f"ip route del {dst}", container.name)
-        return f"the route to {dst} is gone"
-
-    _damaged(bench, damage)
-
-
-@case(SHOULD, '§2 "CHECK"', _DAMAGE, means=_UNSEEN, kinds=INTERFACE)
-def check_notices_a_link_that_is_down(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        bench.shell(f"ip link set {bench.subject.ifname} down", container.name)
-        return f"{bench.subject.ifname} is down"
-
-    _damaged(bench, damage)
-
-
-@case(SHOULD, '§2 "CHECK"', _DAMAGE, means=_UNSEEN, kinds=INTERFACE)
-def check_notices_a_missing_link(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        if bench.subject.ifname == "lo":
-            raise NotApplicable("lo cannot be removed")
-        bench.shell(f"ip link del {bench.subject.ifname}", container.name)
-        return f"{bench.subject.ifname} is gone"
-
-    _damaged(bench, damage)
-
-
-@case(
-    SHOULD,
-    '§2 "CHECK"',
-    "The plugin should return an error if it is aware of a condition where the container is generally unreachable.",
-    means=_UNSEEN,
-    kinds=INTERFACE,
-)
-def check_notices_a_port_without_bridge(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        ports = [link for link in bench.state().of("").links if link.master]
-        if not ports:
-            raise NotApplicable("it plugs nothing into a bridge")
-        bench.shell(f"ip link set {ports[0].name} nomaster")
-        return f"{ports[0].name} is in no bridge any more"
-
-    _damaged(bench, damage)
-
-
-@case(
-    SHOULD,
-    '§2 "CHECK"',
-    "The plugin should return an error if it is aware of a condition where the container is generally unreachable.",
-    means=_UNSEEN,
-    kinds=INTERFACE,
-)
-def check_notices_a_host_end_that_is_down(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        ends = [each.name for each in result.interfaces if not each.sandbox]
-        veths = [link.name for link in bench.state().of("").links if link.kind == "veth" and link.name in ends]
-        if not veths:
-            raise NotApplicable("its result has no host end of a veth")
-        bench.shell(f"ip link set {veths[0]} down")
-        return f"the host end {veths[0]} is down"
-
-    _damaged(bench, damage)
-
-
-@case(
-    SHOULD,
-    '§2 "CHECK"',
-    "The plugin should return an error if other resources not tracked in the Result type [...] are missing or are in "
-    "an invalid state: Firewall rules, Traffic shaping controls, IP reservations, [...]",
-    means="After `nft flush ruleset` or a firewall reload, published ports and masquerading are gone, unnoticed.",
-    kinds=ATTACHING,
-)
-def check_notices_missing_rules(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        if not bench.state().nft:
-            raise NotApplicable("it makes no firewall rules")
-        bench.shell("nft flush ruleset")
-        return "the firewall rules are gone"
-
-    _damaged(bench, damage)
-
-
-@case(
-    MUST,
     '§2 "DEL"',
     "Plugins MUST accept multiple DEL calls for the same (CNI_CONTAINERID, CNI_IFNAME) pair, and return success if the "
     "interface in question, or any modifications added, are missing.",
@@ -398,6 +215,41 @@ def del_with_a_changed_configuration(bench: Bench) -> None:
 
 
 @case(
+    OPINION,
+    '§2 "Overview of lifecycle"',
+    "The container runtime must not invoke parallel operations for the same container. (Kubelet does, when an ADD "
+    "takes longer than it waits.)",
+    means="What an ADD does after the DEL that came too early is never taken back.",
+)
+def del_before_add_has_finished(bench: Bench) -> None:
+    before = bench.warm()
+    container = bench.container()
+    known = before | bench.footprint()
+    data = json.dumps(bench.document(container)).encode()
+    sent = data if bench.subject.delegates else data[: len(data) // 2]
+    if bench.subject.delegates:
+        calls = len(bench.stub.calls)
+        bench.stub.hang("ADD")
+    process = bench.start("ADD", container, data=data)
+    assert process.stdin is not None
+    process.stdin.write(sent)
+    process.stdin.flush()
+    if bench.subject.delegates:
+        process.stdin.close()
+        process.stdin = None
+        until(lambda: len(bench.stub.calls) > calls, 30)
+    early = bench.request("DEL", container, prevResult=bench.prev_result(container))
+    if bench.subject.delegates:
+        bench.stub.recover("ADD")
+    bench.finish("ADD", process, data[len(sent) :] if len(sent) < len(data) else None)
+    bench.script.append("# the DEL above ran while the ADD was not finished")
+    if early.timed_out:
+        raise Broken("an end of the DEL that came while ADD was not finished", early.show())
+    with bench.leaving_nothing("after an ADD, a DEL before it had finished, and a DEL", known):
+        bench.request("DEL", container, prevResult=bench.prev_result(container)).must_succeed("success the second time")
+
+
+@case(
     MUST,
     '§2 "Overview of lifecycle"',
     "The attachment is identified by (CNI_CONTAINERID, CNI_IFNAME): a container may be attached to a network more than "
@@ -452,3 +304,20 @@ def the_plugins_own_netns_is_refused(bench: Bench) -> None:
     with bench.leaving_nothing("by an ADD into the plugin's own namespace", before):
         answer = bench.request("ADD", container, environ={"CNI_NETNS": "/proc/self/ns/net"})
         answer.must_fail("an error when CNI_NETNS is the plugin's own")
+
+
+@case(
+    OPINION,
+    '§2 "DEL"',
+    "delete the interface defined by CNI_IFNAME inside the container at CNI_NETNS. (That it must not be the plugin's "
+    "own namespace is not written; later reference SDKs say so, with code 8, when it is done.)",
+    means="A runtime that passes its own namespace by mistake takes the node off the network.",
+    kinds=INTERFACE,
+)
+def del_spares_the_plugins_own_netns(bench: Bench) -> None:
+    bench.warm()
+    container, ifname = bench.container(), bench.subject.ifname
+    if ifname != "lo":
+        bench.shell(f"ip link add {ifname} type veth peer name foreign0 && ip link set {ifname} up")
+    with bench.changing_nothing("by a DEL in the plugin's own namespace"):
+        bench.request("DEL", container, environ={"CNI_NETNS": "/proc/self/ns/net"})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .bench import Answer, Bench
-from .case import INTERFACE, IPAM, Broken, Chapter, Kind, Level
+from .bench import Answer, Bench, listed
+from .case import INTERFACE, IPAM, Broken, Chapter, Kind, Level, NotApplicable
 
 chapter = Chapter()
 case = chapter.case
@@ -14,6 +14,7 @@ case = chapter.case
 MUST, SHOULD, OPINION = Level.MUST, Level.SHOULD, Level.OPINION
 
 _SAFE_VERBS = ("ADD", "DEL")
+_MAC = "02:00:00:00:be:ef"
 
 
 @case(
@@ -97,6 +98,8 @@ def failure_prints_one_error_object(bench: Bench) -> None:
         code = document.get("code") if isinstance(document, dict) else None
         if type(code) is not int or not isinstance(document.get("msg"), str) or not document["msg"]:
             raise Broken("an object with a numeric code and a text msg", answer.show())
+        if not isinstance(document.get("details", ""), str):
+            raise Broken("text in details, where there are any", answer.show())
 
 
 @case(
@@ -122,6 +125,8 @@ def error_objects_tell_the_version(bench: Bench) -> None:
 def required_variables(bench: Bench) -> None:
     container = bench.container()
     required = {"ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), "DEL": ("CNI_CONTAINERID", "CNI_IFNAME")}
+    if bench.subject.version >= "0.4.0":
+        required["CHECK"] = required["ADD"]
     for verb, names in required.items():
         for name in names:
             for value in (None, ""):
@@ -205,7 +210,7 @@ def damaged_configuration_has_code_6(bench: Bench) -> None:
 )
 def hostile_network_names(bench: Bench) -> None:
     container = bench.container()
-    for name in ("../../tmp/x", "a/b", "-x", "a b", "a\nb", "", None):
+    for name in ("../../tmp/x", "a/b", "-x", "a b", "a\nb", "a\0b", "", None):
         bench.request("ADD", container, name=name).must_fail(f"an error for the network name {name!r}")
 
 
@@ -278,6 +283,38 @@ def unknown_arguments_are_ignored(bench: Bench) -> None:
         args={"org.example": {"labels": {"a": None}}},
         runtimeConfig=runtime_config,
     ).must_succeed("success with unknown args, runtimeConfig and CNI_ARGS")
+
+
+@case(
+    SHOULD,
+    '§3 "Deriving runtimeConfig"',
+    "Capability arguments need to be declared explicitly in configuration. The runtime, thus, can determine if a given "
+    "network configuration supports a specific capability. (Judged are mac, ips and portMappings, if declared.)",
+    means="The address or port that a pod asked for is silently another one.",
+)
+def declared_capabilities_are_used(bench: Bench) -> None:
+    declared = {name for name, on in (bench.subject.conf.get("capabilities") or {}).items() if on}
+    container = bench.container()
+    wanted: dict[str, Any] = dict(bench.document(container).get("runtimeConfig", {}))
+    if "ips" in declared:
+        other = bench.container("c2")
+        address = bench.add(other).ips[0].address
+        bench.delete(other)
+        wanted["ips"] = [f"{address.ip + 7}/{address.network.prefixlen}"]
+    if "mac" in declared:
+        wanted["mac"] = _MAC
+    if not declared & {"ips", "mac", "portMappings"}:
+        raise NotApplicable("its configuration declares none that can be judged")
+    result = bench.add(container, runtimeConfig=wanted)
+    if "ips" in declared and wanted["ips"][0] not in {str(each.address) for each in result.ips}:
+        raise Broken(f"the address {wanted['ips'][0]}, as asked for", str(result.ips))
+    macs = {each.mac for each in bench.state().of(container.name).links}
+    if "mac" in declared and _MAC not in macs:
+        raise Broken(f"a link with the hardware address {_MAC}, as asked for", listed(macs))
+    ports = {str(each["hostPort"]) for each in wanted.get("portMappings", [])}
+    rules = [each.line for each in bench.state().of("").nft]
+    if "portMappings" in declared and not all(any(port in line for line in rules) for port in ports):
+        raise Broken(f"rules for port {listed(ports)} of the host, as asked for", listed(rules) or "no rules")
 
 
 @case(

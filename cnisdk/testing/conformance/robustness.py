@@ -1,4 +1,4 @@
-"""What happens on real nodes: many at once, signals, slow peers, full disks, low limits, secrets."""
+"""What happens on real nodes: many at once, signals, slow peers, low limits, secrets."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import signal
 import subprocess
 import time
 
-from ..hosts import Container
-from .bench import Bench, listed
-from .case import IPAM, Broken, Chapter, Kind, Level, NotApplicable
+from .bench import Bench
+from .case import Broken, Chapter, Kind, Level
 
 chapter = Chapter()
 case = chapter.case
@@ -122,15 +121,11 @@ def _interrupt(bench: Bench, number: signal.Signals) -> None:
             process.communicate()
             raise Broken(f"an end within 30 seconds of {number.name}", "it went on") from None
         with bench.leaving_nothing(f"after {number.name} in an ADD (round {round_ + 1}) and DEL", known):
-            bench.request("DEL", container, prevResult=_prev(bench, container)).must_succeed(
+            bench.request("DEL", container, prevResult=bench.prev_result(container)).must_succeed(
                 f"success after an ADD that was ended by {number.name}"
             )
     bench.add(container)
     bench.delete(container)
-
-
-def _prev(bench: Bench, container: Container) -> object:
-    return bench.document(container)["prevResult"] if bench.subject.kind is Kind.CHAINED else None
 
 
 @case(
@@ -205,7 +200,7 @@ def stdout_is_closed(bench: Bench) -> None:
     if process.returncode == 0:
         raise Broken("an error, since nobody can read the result", "exit status 0")
     with bench.leaving_nothing("after an ADD whose result nobody could read, and DEL", known):
-        bench.request("DEL", container, prevResult=_prev(bench, container)).must_succeed()
+        bench.request("DEL", container, prevResult=bench.prev_result(container)).must_succeed()
 
 
 @case(
@@ -223,51 +218,7 @@ def few_open_files(bench: Bench) -> None:
         if answer.status == 0 and not isinstance(answer.try_document(), dict):
             raise Broken(f"a result or an error with {limit} open files", answer.show())
         with bench.leaving_nothing(f"after an ADD with {limit} open files and DEL", known):
-            bench.request("DEL", container, prevResult=_prev(bench, container)).must_succeed()
-
-
-@case(
-    SHOULD,
-    '§5 "Error"',
-    "5: I/O failure. For example, failed to read network config bytes from stdin. (A full disk is one, not a success.)",
-    means="After a disk was full, addresses are lost for ever, or two containers have the same.",
-    kinds=IPAM,
-)
-def a_full_disk(bench: Bench) -> None:
-    first = bench.add(bench.container("c1"))
-    if not bench.state().leases and not bench.state().files:
-        raise NotApplicable("it keeps nothing on disk")
-    bench.shell(
-        "cp -a /var/lib/cni /run/kept && mount -t tmpfs -o size=64k tmpfs /var/lib/cni && "
-        "cp -a /run/kept/. /var/lib/cni && rm -r /run/kept && (cat /dev/zero >/var/lib/cni/filler 2>/dev/null || true)"
-    )
-    for number in range(3):
-        bench.request("ADD", bench.container(f"full{number}"))
-    bench.shell("rm /var/lib/cni/filler")
-    for number in range(3):
-        bench.request("DEL", None, environ=dict(bench.environ("DEL", f"full{number}"))).must_succeed(
-            "success after the disk was full"
-        )
-    fresh = [bench.add(bench.container(f"after{number}")) for number in range(3)]
-    if first.ips[0].address in {each.ips[0].address for each in fresh}:
-        raise Broken("the address of a living container kept", f"{first.ips[0].address} leased again")
-    rubbish = [each.path for each in bench.state().files if each.size == 0]
-    if rubbish:
-        raise Broken("no empty files left by a full disk", listed(rubbish))
-
-
-@case(
-    SHOULD,
-    '§2 "Execution protocol"',
-    "A plugin is an executable that ends; what goes on belongs to the system, not to a request.",
-    means="Processes pile up on the node, or hold files of containers that are gone.",
-)
-def no_processes_are_left(bench: Bench) -> None:
-    container = bench.container()
-    for verb in ("ADD", "DEL"):
-        answer = bench.request(verb, container).must_succeed()
-        if answer.left:
-            raise Broken(f"no process left by {verb}", f"{len(answer.left)} in its session")
+            bench.request("DEL", container, prevResult=bench.prev_result(container)).must_succeed()
 
 
 @case(
@@ -293,24 +244,3 @@ def secrets_stay_secret(bench: Bench) -> None:
     for path, content in bench.read_host_files().items():
         if SECRET.encode() in content:
             raise Broken("nothing of the configuration's secret in a file", path)
-
-
-@case(
-    OPINION,
-    '§2 "Execution protocol"',
-    "The specification is silent on temporary files; a node has thousands of containers in its life.",
-    means="/tmp fills up, with a directory for every container that ever ran.",
-)
-def no_temporary_files_and_mounts(bench: Bench) -> None:
-    bench.warm()
-    container = bench.container()
-    mounts = _mounts(bench)
-    with bench.leaving_nothing("after ADD and DEL"):
-        bench.add(container)
-        bench.delete(container)
-    if _mounts(bench) != mounts:
-        raise Broken(f"{mounts} mounts after ADD and DEL, as before", str(_mounts(bench)))
-
-
-def _mounts(bench: Bench) -> int:
-    return len(bench.host.run(["cat", "/proc/self/mountinfo"]).stdout.splitlines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from enum import Enum
@@ -9,7 +10,7 @@ from enum import Enum
 from attrs import frozen
 
 from ..hosts import Host
-from .bench import Bench
+from .bench import WATCHED, Bench
 from .case import Broken, Case, Level, NotApplicable
 from .subject import Subject
 
@@ -61,7 +62,7 @@ def run_case(subject: Subject, case: Case) -> Outcome:
     """Run one case on a fresh host."""
     started = time.monotonic()
     verdict, expected, seen = Verdict.PASSED, "", ""
-    with Host() as host:
+    with Host(watched=[place for place in WATCHED if place != os.path.dirname(subject.path)]) as host:
         bench = Bench(host, subject)
         bench.prepare()
         try:

@@ -19,18 +19,27 @@ STUB = "stub-ipam"
 
 # How to configure the plugins everybody has, so that much of them is exercised. A stub leases their addresses.
 KNOWN: dict[str, dict[str, Any]] = {
-    "bridge": {"bridge": "cni0", "isGateway": True, "ipMasq": True, "ipam": {"type": STUB}},
+    "bridge": {
+        "bridge": "cni0",
+        "isGateway": True,
+        "ipMasq": True,
+        "capabilities": {"mac": True},
+        "ipam": {"type": STUB},
+    },
     "ptp": {"ipMasq": True, "ipam": {"type": STUB}},
-    "macvlan": {"master": "up0", "ipam": {"type": STUB}},
+    "macvlan": {"master": "up0", "capabilities": {"mac": True}, "ipam": {"type": STUB}},
     "ipvlan": {"master": "up0", "ipam": {"type": STUB}},
     "loopback": {},
-    "host-local": {"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.22.0.0/26"}]]}},
+    "host-local": {
+        "capabilities": {"ips": True},
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.22.0.0/26"}]]},
+    },
     "static": {"ipam": {"type": "static", "addresses": [{"address": "10.23.0.5/24", "gateway": "10.23.0.1"}]}},
     "portmap": {
         "capabilities": {"portMappings": True},
         "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
     },
-    "tuning": {"sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}, "mtu": 1400},
+    "tuning": {"capabilities": {"mac": True}, "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}, "mtu": 1400},
     "patch": {"bridge": "up1", "ipam": {"type": STUB}},
 }
 _KINDS = {

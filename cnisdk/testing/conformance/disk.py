@@ -1,0 +1,89 @@
+"""A disk without space, on which plugins keep what they must know at DEL."""
+
+from __future__ import annotations
+
+from .bench import TEMPORARY, Bench, listed
+from .case import ATTACHING, IPAM, Broken, Chapter, Level, NotApplicable
+
+chapter = Chapter()
+case = chapter.case
+
+MUST, SHOULD, OPINION = Level.MUST, Level.SHOULD, Level.OPINION
+
+
+@case(
+    SHOULD,
+    '§5 "Error"',
+    "5: I/O failure. For example, failed to read network config bytes from stdin. (A full disk is one, not a success.)",
+    means="After a disk was full, addresses are lost for ever, or two containers have the same.",
+    kinds=IPAM,
+)
+def a_full_disk(bench: Bench) -> None:
+    first = bench.add(bench.container("c1"))
+    if not bench.state().leases and not bench.state().files:
+        raise NotApplicable("it keeps nothing on disk")
+    bench.shell(
+        "cp -a /var/lib/cni /run/kept && mount -t tmpfs -o size=64k tmpfs /var/lib/cni && "
+        "cp -a /run/kept/. /var/lib/cni && rm -r /run/kept && (cat /dev/zero >/var/lib/cni/filler 2>/dev/null || true)"
+    )
+    for number in range(3):
+        bench.request("ADD", bench.container(f"full{number}"))
+    bench.shell("rm /var/lib/cni/filler")
+    for number in range(3):
+        bench.request("DEL", None, environ=dict(bench.environ("DEL", f"full{number}"))).must_succeed(
+            "success after the disk was full"
+        )
+    fresh = [bench.add(bench.container(f"after{number}")) for number in range(3)]
+    if first.ips[0].address in {each.ips[0].address for each in fresh}:
+        raise Broken("the address of a living container kept", f"{first.ips[0].address} leased again")
+    rubbish = [each.path for each in bench.state().files if each.size == 0]
+    if rubbish:
+        raise Broken("no empty files left by a full disk", listed(rubbish))
+
+
+# Where plugins that attach keep what DEL needs; and the temporary directory of the requests.
+_STATE = ("/var/lib/cni", "/run/cni", TEMPORARY)
+
+
+@case(
+    SHOULD,
+    '§5 "Error"',
+    "5: I/O failure. For example, failed to read network config bytes from stdin. (A full disk is one, not a success "
+    "that DEL cannot undo.)",
+    means="After a disk was full, links and rules of dead containers stay for ever, or containers cannot be removed.",
+    kinds=ATTACHING,
+)
+def a_full_disk_while_attaching(bench: Bench) -> None:
+    bench.warm()
+    container = bench.container()
+    known = bench.footprint()
+    for place in _STATE:
+        bench.shell(
+            f"mkdir -p {place} /run/kept && cp -a {place}/. /run/kept && "
+            f"mount -t tmpfs -o size=64k tmpfs {place} && cp -a /run/kept/. {place} && rm -r /run/kept"
+        )
+    for full_at_del in (True, False):
+        bench.shell(_fill())
+        attached = bench.request("ADD", container)
+        if attached.status != 0 and attached.code is None:
+            raise Broken("a result or an error object with a full disk", attached.show())
+        if not full_at_del:
+            bench.shell(_clear())
+        with bench.leaving_nothing("after an ADD with a full disk and DEL", known | _fillers()):
+            bench.request("DEL", container, prevResult=bench.prev_result(container)).must_succeed(
+                "success, with the disk full or after that" if full_at_del else "success after the disk was full"
+            )
+        if full_at_del:
+            bench.shell(_clear())
+
+
+def _fill() -> str:
+    return "; ".join(f"cat /dev/zero >{place}/filler 2>/dev/null || true" for place in _STATE)
+
+
+def _clear() -> str:
+    return f"rm -f {' '.join(f'{place}/filler' for place in _STATE)}"
+
+
+def _fillers() -> frozenset[str]:
+    return frozenset({f"temporary file {TEMPORARY}/filler"})
