@@ -157,7 +157,7 @@ def on_a_read_only_file_system() -> list[str]:
         allocator = RoundRobin(store, SETS)
         kept = [ip.address.ip for ip in allocator.allocate(STAYS)]
         shutil.rmtree(mount / ".cnisdk")
-        subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(mount)], check=True)
         messages = []
         for operation in OPERATIONS.values():
             with pytest.raises(CNIError) as caught:

@@ -132,7 +132,8 @@ class Host:
             "OTHER": "1",
         }
         process = subprocess.Popen(
-            [self.directory / where / "outer"],
+            # A suite that runs in the background ignores SIGINT, and so would the plugin.
+            ["env", "--default-signal=INT", self.directory / where / "outer"],
             env=environ,
             cwd=self.directory,
             stdin=subprocess.PIPE,

@@ -359,13 +359,19 @@ class Bench:
 
     def check(self, container: Container, ifname: str = "", **keys: Any) -> Answer:
         """CHECK an attachment."""
-        self.need("0.4.0")
+        self.need_check()
         return self.request("CHECK", container, ifname, **keys)
 
     def need(self, version: str) -> None:
         """Skip the case unless the plugin claims a version as new as this."""
         if _number(self.subject.version) < _number(version):
             raise NotApplicable(f"it claims no version from {version} on")
+
+    def need_check(self) -> None:
+        """Skip the case unless a runtime may send CHECK."""
+        self.need("0.4.0")
+        if not self.subject.checks:
+            raise NotApplicable("its configuration says disableCheck, so that no runtime sends CHECK")
 
     # -- looking -------------------------------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ def check_of_a_route_without_gateway(bench: Bench) -> None:
     means="CHECK hides what is wrong, or makes it worse.",
 )
 def check_changes_nothing(bench: Bench) -> None:
-    bench.need("0.4.0")
+    bench.need_check()
     container, ifname = bench.container(), bench.subject.ifname
     bench.add(container)
     with bench.changing_nothing("by CHECK of a healthy attachment"):

@@ -45,7 +45,7 @@ def the_delegate_gets_the_same_configuration(bench: Bench) -> None:
 def del_and_check_reach_the_delegate(bench: Bench) -> None:
     stub, container = bench.stub, bench.container()
     bench.add(container)
-    if bench.subject.version >= "0.4.0":
+    if bench.subject.checks:
         bench.check(container).must_succeed()
         if "CHECK" not in stub.verbs:
             raise Broken("CHECK of the delegate", f"calls {stub.verbs}")
@@ -64,7 +64,7 @@ def del_and_check_reach_the_delegate(bench: Bench) -> None:
 def errors_of_the_delegate_are_returned(bench: Bench) -> None:
     stub, container = bench.stub, bench.container()
     bench.add(container)
-    if bench.subject.version >= "0.4.0":
+    if bench.subject.checks:
         stub.forget()
         bench.check(container).must_fail("an error, since the delegate has lost the lease")
     stub.fail("DEL", 11, "the pool is locked")

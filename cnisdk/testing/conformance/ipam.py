@@ -37,7 +37,7 @@ def _keeps_account(bench: Bench) -> tuple[IPInterface, IPInterface]:
     kinds=IPAM,
 )
 def check_notices_a_missing_lease(bench: Bench) -> None:
-    bench.need("0.4.0")
+    bench.need_check()
     _keeps_account(bench)
     container = bench.container("c3")
     bench.add(container)
@@ -55,7 +55,7 @@ def check_notices_a_missing_lease(bench: Bench) -> None:
     kinds=IPAM,
 )
 def check_compares_the_address(bench: Bench) -> None:
-    bench.need("0.4.0")
+    bench.need_check()
     _, foreign = _keeps_account(bench)
     container = bench.container("c3")
     bench.add(container)
@@ -81,7 +81,7 @@ def a_second_del_frees_nothing_of_others(bench: Bench) -> None:
     with bench.changing_nothing("by a second DEL"):
         bench.request("DEL", first, prevResult=known).must_succeed()
     bench.request("DEL", first, "other0", prevResult=known).must_succeed()
-    if bench.subject.version >= "0.4.0":
+    if bench.subject.checks:
         bench.check(last).must_succeed("success for another container after a second DEL")
     fresh = bench.add(bench.container("c5"))
     if fresh.ips[0].address == result.ips[0].address:
@@ -180,7 +180,7 @@ def two_interfaces_of_one_container(bench: Bench) -> None:
     if first == second:
         raise Broken("an address for each interface", f"{first} for both")
     bench.delete(container)
-    if bench.subject.version >= "0.4.0":
+    if bench.subject.checks:
         bench.check(container, "net1").must_succeed("success for net1 after DEL of the other interface")
     fresh = {bench.add(bench.container(f"c{number}")).ips[0].address for number in range(4, 7)}
     if second in fresh:

@@ -19,7 +19,7 @@ MUST, SHOULD, OPINION = Level.MUST, Level.SHOULD, Level.OPINION
 )
 def no_processes_are_left(bench: Bench) -> None:
     container = bench.container()
-    for verb in ("ADD", *(["CHECK"] if bench.subject.version >= "0.4.0" else []), "DEL"):
+    for verb in ("ADD", *(["CHECK"] if bench.subject.checks else []), "DEL"):
         answer = bench.request(verb, container)
         if answer.left:
             raise Broken(f"no process left by {verb}", f"{len(answer.left)} that live on")

@@ -40,7 +40,7 @@ KNOWN: dict[str, dict[str, Any]] = {
         "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
     },
     "tuning": {"capabilities": {"mac": True}, "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}, "mtu": 1400},
-    "patch": {"bridge": "up1", "ipam": {"type": STUB}},
+    "patch": {"bridge": "up1", "disableCheck": True, "ipam": {"type": STUB}},
 }
 _KINDS = {
     "host-local": Kind.IPAM,
@@ -97,7 +97,13 @@ class Subject:
         conf = copy.deepcopy(dict(self.conf))
         for mapping in conf.get("runtimeConfig", {}).get("portMappings", []):
             mapping["hostPort"] += number  # no two containers can publish the same port
+        conf.pop("disableCheck", None)  # a key of the list, for the runtime
         return {"cniVersion": self.version, "name": "conform", "type": self.name, **conf}
+
+    @property
+    def checks(self) -> bool:
+        """A runtime may send it CHECK."""
+        return self.version >= "0.4.0" and not self.conf.get("disableCheck")
 
     @property
     def delegates(self) -> bool:

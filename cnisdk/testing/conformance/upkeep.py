@@ -32,7 +32,7 @@ def gc_drops_what_is_stale(bench: Bench) -> None:
     kept, known = _one_that_is_gone(bench)
     with bench.leaving_nothing("of an attachment that is not in the list of GC", known):
         bench.request("GC", **_valid(bench, kept)).must_succeed()
-    if bench.subject.kind is Kind.IPAM:
+    if bench.subject.kind is Kind.IPAM and bench.subject.checks:
         _expect_free(bench, "stale")
 
 
@@ -58,7 +58,7 @@ def gc_keeps_what_is_valid(bench: Bench) -> None:
         bench.add(container)
     with bench.changing_nothing("by GC of a network of which all attachments are valid"):
         bench.request("GC", **_valid(bench, "kept1", "kept2", "unknown")).must_succeed()
-    for container in kept:
+    for container in kept if bench.subject.checks else ():
         bench.check(container).must_succeed("success for an attachment that GC was told to keep")
 
 
