@@ -39,7 +39,7 @@ $ cnisdk conform --list
 | `--kind` | `interface`, `chained` or `ipam`; found out by asking when not given |
 | `--ifname NAME`, `--setup COMMANDS` | `CNI_IFNAME`; shell commands that prepare each host, where `up0` is a link and `up1` a bridge already |
 | `--only PATTERN`, `--list` | some cases; what there is |
-| `--json`, `--junit`, `--html FILE` | reports for programs, CI systems and people. Each failure has the shell commands that show it again |
+| `--json`, `--junit`, `--html FILE` | reports for programs, CI systems and people. Each failure has the command line that shows it again, and as shell commands what the case did; a `prevResult` in them is that of the run, and may name other hardware addresses than the next |
 | `--fail-on LEVEL` | `must` (the default), `should` or `opinion`: what makes the exit status 1. It is 2 for wrong use, and 3 when a case could not be finished |
 
 A case's *level* is the specification's own word. An *opinion* is ours: the specification is silent, or leaves it open, and operators are the ones who

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         for path in args.plugin:
             subject = identify(path, conf=conf, kind=kind, search=args.ipam, ifname=args.ifname, setup=args.setup)
-            reports.append(_judge(subject, select(subject.kind, args.only)))
+            reports.append(_judge(subject, select(subject.kind, args.only), _described(args)))
     except SandboxUnavailable as unavailable:
         raise CNIError(str(unavailable), code=999) from unavailable
     finally:
@@ -87,7 +88,14 @@ def run(args: argparse.Namespace) -> int:
     return max(exit_status(report.outcomes, level) for report in reports)
 
 
-def _judge(subject: Subject, cases: Sequence[Case]) -> Report:
+def _described(args: argparse.Namespace) -> str:
+    """The options that say what the plugin is, for the command lines of a report."""
+    given = [("--conf", args.conf), *(("--ipam", each) for each in args.ipam), ("--kind", args.kind)]
+    given += [("--ifname", args.ifname), ("--setup", args.setup)]
+    return shlex.join(word for option, value in given if value for word in (option, value))
+
+
+def _judge(subject: Subject, cases: Sequence[Case], options: str) -> Report:
     from ..testing.conformance.report import Report, as_text
     from ..testing.conformance.runner import judge
 
@@ -96,7 +104,7 @@ def _judge(subject: Subject, cases: Sequence[Case]) -> Report:
         for outcome in judge(subject, cases):
             outcomes.append(outcome)
             advance(outcome.case)
-    report = Report(subject, outcomes)
+    report = Report(subject, outcomes, options)
     print(as_text(report), flush=True)
     return report
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -101,6 +102,7 @@ class StubPlugin:
         prefix: The first three numbers of the addresses it leases, ``.2`` first.
         size: How many addresses it has, at most 253.
         routes: The routes it asks for, as results have them.
+        note: Called with each shell command that does what is done to it; None means not to.
     """
 
     def __init__(
@@ -111,14 +113,21 @@ class StubPlugin:
         prefix: str = "10.9.0",
         size: int = 253,
         routes: Sequence[Mapping[str, str]] = (),
+        note: Callable[[str], object] | None = None,
     ) -> None:
         self.host = host
+        self._note = note or (lambda command: None)
         self.name = name
         self.directory = HOME / name
         text = SCRIPT.replace("@HOME@", str(self.directory))
         text = text.replace("@PREFIX@", prefix).replace("@LAST@", str(size + 1))
         text = text.replace("@ROUTES@", ", ".join(json.dumps(dict(each)) for each in routes))
         host.call(_install, name, text)
+        program = HOME / "bin" / name
+        self._note(
+            f"mkdir -p {self.directory}/leases {program.parent} && touch {self.directory}/calls\n"
+            f"cat >{program} <<'STUB'\n{text}STUB\nchmod 755 {program}"
+        )
 
     @property
     def conf(self) -> dict[str, str]:
@@ -166,7 +175,9 @@ class StubPlugin:
         """
         text = document if isinstance(document, str) else json.dumps(document)
         parts = {"answer": text, "status": str(status), "stderr": stderr, "delay": str(delay)}
-        self.host.call(_write, {str(self.directory / f"{verb}.{part}"): value for part, value in parts.items()})
+        texts = {str(self.directory / f"{verb}.{part}"): value for part, value in parts.items()}
+        self.host.call(_write, texts)
+        self._note("\n".join(f"printf %s {shlex.quote(value)} >{path}" for path, value in texts.items()))
 
     def fail(self, verb: str, code: int = 11, msg: str = "the stub was told to fail") -> None:
         """Fail a verb from now on, with a proper error object."""
@@ -175,15 +186,18 @@ class StubPlugin:
     def hang(self, verb: str) -> None:
         """Do not answer a verb from now on, until it recovers."""
         self.host.call(os.mkfifo, self.directory / f"{verb}.hang")
+        self._note(f"mkfifo {self.directory}/{verb}.hang")
 
     def recover(self, verb: str) -> None:
         """Answer a verb properly again; calls that hang go on."""
         self.host.call(_release, self.directory / f"{verb}.hang")
         self.host.call(_remove, self.directory / f"{verb}.answer")
+        self._note(f"rm -f {self.directory}/{verb}.answer {self.directory}/{verb}.hang")
 
     def forget(self) -> None:
         """Lose every lease, as after a crash of whatever keeps them."""
         self.host.run(["sh", "-c", f"rm -rf {self.directory}/leases/*"])
+        self._note(f"rm -rf {self.directory}/leases/*")
 
 
 def _install(name: str, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +16,8 @@ from cnisdk.testing.conformance.case import Kind
 from cnisdk.testing.conformance.report import Report, as_html, as_json, as_junit, as_text
 from cnisdk.testing.conformance.runner import Outcome, exit_status
 
-from .conftest import Make
+from .conftest import BRIDGE, Make
+from .test_broken import method
 
 
 def test_every_case_says_what_it_holds_plugins_to() -> None:
@@ -90,6 +92,32 @@ def test_the_script_reproduces(make: Make) -> None:
     outcome = run_case(subject, case)
     with Host() as host:
         assert host.run(["sh", "-euc", "\n".join(outcome.script)]).stdout.count('"code": 6') == 1
+
+
+@pytest.mark.kernel
+def test_the_script_brings_what_is_delegated_to(make: Make) -> None:
+    from cnisdk.testing import Host
+    from cnisdk.testing.conformance.runner import run_case
+
+    subject = make(Kind.INTERFACE, ("    pass", f"    {method('delete', 'pass')}"), text=BRIDGE, name="bridge")
+    (case,) = select(only=["del-and-check-reach-the-delegate"])
+    outcome = run_case(subject, case)
+    with Host() as host:
+        host.run(["sh", "-c", "\n".join(outcome.script)], check=False)
+        assert host.run(["cat", "/run/cnisdk-testing/stub-ipam/leases/10.9.0.2/owner"]).stdout == "c1/eth0\n"
+
+
+@pytest.mark.kernel
+def test_the_command_line_of_a_failure_fails_again(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = make(Kind.IPAM, ("CHECK)\n", "CHECK)\n    exit 0\n"))
+    (tmp_path / "my conf").write_text('{"ipam": {"type": "pool"}}')
+    given = [subject.path, "--conf", str(tmp_path / "my conf"), "--kind", "ipam", "--fail-on", "should"]
+    assert cnisdk.main(["conform", *given, "--only", "check-notices*"]) == 1
+    (line,) = re.findall(r"^ +again +cnisdk (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert cnisdk.main([*shlex.split(line), "--fail-on", "should"]) == 1
+    assert "1 failed (1 SHOULD)" in capsys.readouterr().out
 
 
 def outcome(level: Level, verdict: Verdict) -> Outcome:

@@ -169,4 +169,4 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = tmp_path / "net.conflist"
     path.symlink_to("/proc/sys/net/ipv4/route/flush")  # only to be written to, by root as well
     with pytest.raises(IOFailureError, match="Permission denied"):
-        read_network(path)
+        read_network(str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,23 @@ def copied(tmp_path: Path) -> Path:
     for name in ("cable.py", "test_cable.py"):
         shutil.copy(TUTORIAL / name, tmp_path / name)
     return tmp_path
+
+
+@pytest.mark.parametrize("name", ["cable.py", "test_cable.py"])
+def test_the_page_shows_every_line(name: str) -> None:
+    """Who types what the page shows has the files that are tested here."""
+    page = (TUTORIAL.parents[1] / "docs" / "tutorial" / "first-plugin-tested.md").read_text()
+    lines, shown = (TUTORIAL / name).read_text().splitlines(), set()
+    for options in re.findall(rf"literalinclude}} ../../examples/tutorial/{name}\n(.*?)```", page, re.DOTALL):
+        first, last = (re.search(rf":{key}: (.*)", options) for key in ("start-at", "end-before"))
+        start = find(lines, first[1]) if first else 0
+        shown |= set(range(start, find(lines, last[1], start + 1) if last else len(lines)))
+    assert shown == set(range(len(lines)))
+
+
+def find(lines: list[str], quoted: str, start: int = 0) -> int:
+    text = quoted.strip().removeprefix('"').removesuffix('"').replace('\\"', '"')
+    return next(number for number, line in enumerate(lines) if number >= start and text in line)
 
 
 @pytest.mark.parametrize("prefix", [[], WITHOUT_RIGHTS], ids=["as I am", "without rights"])

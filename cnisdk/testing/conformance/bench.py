@@ -139,7 +139,8 @@ class Bench:
         """
         if not self.subject.delegates:
             raise NotApplicable("it leases no addresses from the suite's IPAM plugin")
-        return self.host.stub(STUB, routes=[{"dst": "10.99.0.0/16", "gw": "10.9.0.1"}])
+        routes = [{"dst": "10.99.0.0/16", "gw": "10.9.0.1"}]
+        return StubPlugin(self.host, STUB, routes=routes, note=self.script.append)
 
     def shell(self, command: str, netns: str = "") -> str:
         """Run a shell command on the host, or in a container; it goes into the script."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -21,6 +22,8 @@ class Report(NamedTuple):
 
     subject: Subject
     outcomes: Sequence[Outcome]
+    options: str = ""
+    """The words that ``cnisdk conform`` was given to describe the plugin, for the shell."""
 
     @property
     def failures(self) -> list[Outcome]:
@@ -46,12 +49,18 @@ class Report(NamedTuple):
         parts += [f"{counts[verdict]} {verdict}" for verdict in (Verdict.SKIPPED, Verdict.ERROR) if counts[verdict]]
         versions = self.subject.versions
         claimed = f"{versions[0]} to {versions[-1]}" if versions else "no version"
-        return f"{self.subject.name} ({self.subject.kind}, {claimed}): {', '.join(parts)}"
+        seconds = sum(each.seconds for each in self.outcomes)
+        return f"{self.subject.name} ({self.subject.kind}, {claimed}): {', '.join(parts)}, in {seconds:.0f} s"
+
+    def again(self, case: Case) -> str:
+        """The command line that runs one case again."""
+        words = ["cnisdk conform", shlex.quote(self.subject.path), *filter(None, [self.options]), "--only", case.id]
+        return " ".join(words)
 
 
 def as_text(report: Report, *, reproduce: bool = True) -> str:
     """What failed, which sentence it breaks, what was expected and seen, and how to see it again."""
-    lines: list[str] = []
+    lines = [f"{report.subject.path}", ""] if report.failures or report.errors else []
     for outcome in [*report.failures, *report.errors]:
         case = outcome.case
         lines += [
@@ -62,7 +71,7 @@ def as_text(report: Report, *, reproduce: bool = True) -> str:
             f"    for operators      {case.means}",
         ]
         if reproduce:
-            lines.append(f"    again              cnisdk conform {report.subject.path} --only {case.id}")
+            lines.append(f"    again              {report.again(case)}")
             if outcome.script:
                 lines.append(f"    its last request   {_one_line(outcome.script)}")
         lines.append("")
@@ -74,7 +83,7 @@ def _one_line(script: Sequence[str]) -> str:
     if not requests:
         return script[-1]
     command, _, rest = requests[-1].partition(" <<'END'\n")
-    return f"{command} <<<'{rest.removesuffix(chr(10) + 'END')}'"
+    return f"{command} <<<{shlex.quote(rest.removesuffix(chr(10) + 'END'))}" if rest else command
 
 
 def as_document(reports: Iterable[Report]) -> dict[str, Any]:
@@ -95,6 +104,7 @@ def as_document(reports: Iterable[Report]) -> dict[str, Any]:
                         "verdict": str(each.verdict),
                         "expected": each.expected,
                         "seen": each.seen,
+                        "again": report.again(each.case),
                         "script": list(each.script),
                         "seconds": each.seconds,
                     }
@@ -135,7 +145,8 @@ def as_junit(reports: Iterable[Report]) -> str:
                 kind = "failure" if each.verdict is Verdict.FAILED else "error"
                 message = f"expected {each.expected}, saw {each.seen}" if each.expected else each.seen
                 node = ElementTree.SubElement(test, kind, message=_printable(message), type=str(each.case.level))
-                node.text = _printable("\n".join([f"spec {each.case.section}: {each.case.says}", "", *each.script]))
+                about = [f"spec {each.case.section}: {each.case.says}", report.again(each.case), "", *each.script]
+                node.text = _printable("\n".join(about))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -159,6 +170,11 @@ pre { background: #f5f5f5; padding: .8em; overflow-x: auto; white-space: pre-wra
 """
 
 
+def _expectation(outcome: Outcome) -> str:
+    expected = f"Expected {escape(outcome.expected)}.<br>" if outcome.expected else ""
+    return f"{expected}Seen {escape(outcome.seen)}."
+
+
 def as_html(reports: Sequence[Report]) -> str:
     """A page with the matrix of cases and plugins, and below it every failure."""
     cases: dict[str, Case] = {each.case.id: each.case for report in reports for each in report.outcomes}
@@ -173,7 +189,8 @@ def as_html(reports: Sequence[Report]) -> str:
                 cells.append("<td class=v></td>")
                 continue
             css = str(outcome.verdict).split()[0]
-            mark = f"<span class={css} title='{escape(str(outcome.verdict))}'>{_MARKS[outcome.verdict]}</span>"
+            title = f"{outcome.verdict}: {outcome.seen}" if outcome.seen else str(outcome.verdict)
+            mark = f"<span class={css} title='{escape(title)}'>{_MARKS[outcome.verdict]}</span>"
             if outcome.verdict in (Verdict.FAILED, Verdict.ERROR):
                 mark = f"<a href='#{number}-{case.id}'>{mark}</a>"
             cells.append(f"<td class=v>{mark}</td>")
@@ -186,16 +203,20 @@ def as_html(reports: Sequence[Report]) -> str:
         details.append(f"<h2>{escape(report.summary())}</h2><p><small>{escape(report.subject.path)}</small></p>")
         for outcome in [*report.failures, *report.errors]:
             case = outcome.case
-            script = f"<pre>{escape(chr(10).join(outcome.script))}</pre>" if outcome.script else ""
+            steps = escape(chr(10).join(outcome.script))
+            script = f"<details><summary>What it did, as shell commands</summary><pre>{steps}</pre></details>"
             details.append(
                 f"<h3 id='{number}-{case.id}'>{escape(case.id)} <small>{case.level}, {escape(case.section)}</small>"
                 "</h3>"
-                f"<p>{escape(case.says)}</p><p>Expected {escape(outcome.expected)}.<br>Seen {escape(outcome.seen)}.</p>"
-                f"<p>For operators: {escape(case.means)}</p>{script}"
+                f"<p>{escape(case.says)}</p><p>{_expectation(outcome)}</p><p>For operators: {escape(case.means)}</p>"
+                f"<pre>{escape(report.again(case))}</pre>{script}"
             )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>CNI conformance</title><style>{_STYLE}</style><h1>CNI conformance</h1>"
+        f"<ul>{''.join(f'<li>{escape(report.summary())}' for report in reports)}</ul>"
+        "<p>✓ passed · ✗ failed (a link to what was seen) · – does not apply (the reason is shown on pointing at it) · "
+        "! could not be finished. An <i>opinion</i> is the suite's own: the specification leaves it open.</p>"
         f"<table><tr><th>case</th><th>level</th><th>section</th>{head}</tr>{''.join(rows)}</table>"
         f"{''.join(details)}</html>\n"
     )
