@@ -17,6 +17,8 @@ PAGE = Path(__file__).with_name("conformance.md")
 GO = Path("/usr/lib/cni")
 REFERENCE = ("bridge", "host-local", "ptp", "loopback", "macvlan", "portmap", "tuning", "static")
 OURS = ("bridge", "host-local")
+EXAMPLES = ("patch", "cable")
+TUTORIAL = PAGE.parents[1] / "examples" / "tutorial"
 MARKS = {Verdict.PASSED: "yes", Verdict.FAILED: "**no**", Verdict.SKIPPED: "", Verdict.ERROR: "?"}
 
 HEAD = """<!-- Made by `nox -s conformance`; edit docs/publish_conformance.py instead. -->
@@ -43,10 +45,18 @@ $ cnisdk conform --list
 | `--fail-on LEVEL` | `must` (the default), `should` or `opinion`: what makes the exit status 1. It is 2 for wrong use, and 3 when a case could not be finished |
 
 A case's *level* is the specification's own word. An *opinion* is ours: the specification is silent, or leaves it open, and operators are the ones who
-find out. A plugin that does not claim a version is not judged by it: GC and STATUS came with 1.1.0.
+find out. A plugin that does not claim a version is not judged by it: GC and STATUS came with 1.1.0. What that means for a node is an opinion:
+`leaks-can-be-collected`, `readiness-can-be-asked` and `an-exhausted-pool-can-be-noticed` ask all the same. With `"disableCheck": true` in the configuration,
+nothing is sent CHECK, as runtimes do.
 
 A leak is what is left of one attachment: links, addresses, routes, rules, leases, and files that tell of its container. Caches and indexes for all of
 them are not.
+
+The shell commands of a report run as root of a throw-away host, too:
+
+```text
+$ unshare --user --map-root-user --net --mount sh -c 'mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /var/lib; ip link set lo up; sh script'
+```
 
 In pytest, `select` and `run_case` of `cnisdk.testing.conformance` make the same a test for each case:
 
@@ -69,7 +79,8 @@ def test_conformance(case):
 
 ## The verdict
 
-On the reference plugins as Debian packages them (`containernetworking-plugins` {version}), and on ours. Empty: the case does not apply.
+On the reference plugins as Debian packages them (`containernetworking-plugins` {version}), on ours, and on the tutorials' (`patch` with `disableCheck`).
+Empty: the case does not apply.
 
 """
 
@@ -79,8 +90,12 @@ def main(names: Sequence[str]) -> None:
     wanted = [name for name in REFERENCE if not names or name in names]
     with tempfile.TemporaryDirectory() as directory:
         write_launchers(Path(directory))
-        paths = [GO / name for name in wanted] + [Path(directory) / name for name in OURS]
-        titles = [*wanted, *(f"our {name}" for name in OURS)]
+        for name in EXAMPLES:
+            program = Path(directory) / name
+            program.write_text(f"#!{sys.executable}\n{(TUTORIAL / name).with_suffix('.py').read_text()}")
+            program.chmod(0o755)
+        paths = [GO / name for name in wanted] + [Path(directory) / name for name in (*OURS, *EXAMPLES)]
+        titles = [*wanted, *(f"our {name}" for name in (*OURS, *EXAMPLES))]
         reports = []
         for path in paths:
             subject = identify(str(path))

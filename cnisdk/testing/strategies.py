@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 
 from ..errors import CNIError, error_for_code
-from ..spec.config import IPAMConf, NetConf, NetConfList
+from ..spec.codec import unstructure
+from ..spec.config import Bandwidth, IPAMConf, IPRange, NetConf, NetConfList, PortMapping, RuntimeConfig, RuntimeDNS
+from ..spec.convert import AnyResult, convert_result
 from ..spec.names import Attachment
 from ..spec.result import DNS, Interface, IPConfig, Result, Route
 from ..spec.versions import ALL, SpecVersion
@@ -129,12 +131,75 @@ def interfaces(draw: st.DrawFn, version: SpecVersion | None = None) -> Interface
 def results(draw: st.DrawFn, version: SpecVersion | None = None) -> Result:
     """Results of ADD; with a version, only with what it has a place for (0.3.0 or newer)."""
     links = tuple(draw(st.lists(interfaces(version), max_size=3)))
-    ips = []
-    for address in draw(st.lists(interfaces_with_prefix(), max_size=3)):
-        gateways = st.ip_addresses(v=4) if address.version == 4 else _unmapped()
-        index = draw(st.none() | st.integers(0, len(links) - 1)) if links else None
-        ips.append(IPConfig(address=address, gateway=draw(st.none() | gateways), interface=index))
-    return Result(interfaces=links, ips=tuple(ips), routes=tuple(draw(st.lists(routes(), max_size=3))), dns=draw(dns()))
+    ips = tuple(draw(st.lists(ip_configs(len(links)), max_size=3)))
+    return Result(interfaces=links, ips=ips, routes=tuple(draw(st.lists(routes(), max_size=3))), dns=draw(dns()))
+
+
+@st.composite
+def ip_configs(draw: st.DrawFn, links: int = 0) -> IPConfig:
+    """Addresses of a result with so many links."""
+    address = draw(interfaces_with_prefix())
+    gateways = st.ip_addresses(v=4) if address.version == 4 else _unmapped()
+    index = draw(st.none() | st.integers(0, links - 1)) if links else None
+    return IPConfig(address=address, gateway=draw(st.none() | gateways), interface=index)
+
+
+def results_of(version: SpecVersion) -> st.SearchStrategy[AnyResult]:
+    """Results of ADD in the shape of a version: 0.1.0 and 0.2.0 have one address of each family and no links."""
+    return results().map(lambda result: convert_result(result, version).result)
+
+
+@st.composite
+def ip_ranges(draw: st.DrawFn) -> IPRange:
+    """Ranges of addresses: a subnet, and perhaps where in it to begin, to end, and its gateway."""
+    subnet = draw(networks().filter(lambda each: each.num_addresses >= 4))
+    first, last = int(subnet.network_address) + 1, int(subnet.broadcast_address) - 1
+    start, end = sorted((draw(st.integers(first, last)), draw(st.integers(first, last))))
+    spelled = [draw(st.sampled_from(["", str(subnet.network_address + (each - first + 1))])) for each in (start, end)]
+    gateway = draw(st.sampled_from(["", str(subnet.network_address + 1)]))
+    return IPRange(subnet=str(subnet), range_start=spelled[0], range_end=spelled[1], gateway=gateway)
+
+
+def port_mappings() -> st.SearchStrategy[PortMapping]:
+    """Published ports."""
+    ports, hosts = st.integers(1, 65535), st.just("") | addresses().map(str)
+    protocols = st.sampled_from(["tcp", "udp", "sctp"])
+    return st.builds(PortMapping, host_port=ports, container_port=ports, protocol=protocols, host_ip=hosts)
+
+
+def bandwidths() -> st.SearchStrategy[Bandwidth]:
+    """Rates in bits a second, and bursts in bits; a burst goes with a rate only."""
+    pair = st.just((0, 0)) | st.tuples(st.integers(1, 10**11), st.integers(1, 2**31 - 1))
+    return st.tuples(pair, pair).map(
+        lambda pairs: Bandwidth(
+            ingress_rate=pairs[0][0], ingress_burst=pairs[0][1], egress_rate=pairs[1][0], egress_burst=pairs[1][1]
+        )
+    )
+
+
+def runtime_dns() -> st.SearchStrategy[RuntimeDNS]:
+    """Name resolution as the capability ``dns`` has it."""
+    return dns().map(lambda made: RuntimeDNS(servers=made.nameservers, searches=made.search, options=made.options))
+
+
+def runtime_configs() -> st.SearchStrategy[RuntimeConfig]:
+    """Capability arguments."""
+    return st.builds(
+        RuntimeConfig,
+        ips=st.lists(interfaces_with_prefix().map(str), max_size=2).map(tuple),
+        mac=st.just("") | macs(),
+        ip_ranges=st.lists(st.lists(ip_ranges(), min_size=1, max_size=2).map(tuple), max_size=2).map(tuple),
+        port_mappings=st.lists(port_mappings(), max_size=2).map(tuple),
+        bandwidth=st.none() | bandwidths(),
+        dns=st.none() | runtime_dns(),
+        aliases=st.lists(names(20), max_size=2).map(tuple),
+    )
+
+
+def cni_args() -> st.SearchStrategy[str]:
+    """Values of ``CNI_ARGS``: ``KEY=value;OTHER=value``."""
+    word = st.text(_ALNUM + "_.-:/", min_size=1, max_size=20)
+    return st.dictionaries(names(20), word, max_size=4).map(lambda made: ";".join(f"{k}={v}" for k, v in made.items()))
 
 
 def configurations(**keys: Any) -> st.SearchStrategy[NetConf]:
@@ -150,6 +215,9 @@ def configurations(**keys: Any) -> st.SearchStrategy[NetConf]:
         "ipam": st.just(IPAMConf()) | names(20).map(lambda name: IPAMConf(type=name)),
         "dns": dns(),
         "capabilities": st.dictionaries(st.sampled_from(["portMappings", "ips", "mac", "bandwidth"]), st.booleans()),
+        "args": st.dictionaries(domains(), st.dictionaries(names(10), st.text()), max_size=1),
+        "runtime_config": runtime_configs(),
+        "prev_result": st.none() | results().map(unstructure),
     }
     return st.builds(NetConf, **{**fields, **{key: st.just(value) for key, value in keys.items()}})
 

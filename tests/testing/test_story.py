@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import select
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,19 @@ def test_captures(new_host: Callable[[], Host]) -> None:
         assert str(probe.sender) == "::"
         with pytest.raises(AssertionError, match="no router advertisement came, but 0x0800"):
             seen.wait_for("router advertisement", timeout=0.01)
+        with east.open_socket(socket.AF_PACKET, socket.SOCK_RAW, bind=("uplink", 0)) as router:
+            router.send(ADVERTISEMENT)
+        advertised = seen.wait_for("router advertisement")
+        assert (str(advertised.sender), advertised.source) == ("fe80::1", "02:00:00:00:00:01")
+        assert not advertised.announces
+
+
+# To all nodes: an IPv6 header of version 6 with 16 bytes of ICMPv6 (RFC 4861, 4.2), hop limit 64, for 1800 seconds.
+ADVERTISEMENT = bytes.fromhex(
+    "333300000001 020000000001 86dd"
+    "60000000 0010 3a ff fe800000000000000000000000000001 ff020000000000000000000000000001"
+    "86 00 0000 40 00 0708 00000000 00000000"
+)
 
 
 def test_states_compare_and_tell(host: Host) -> None:
@@ -187,6 +201,7 @@ def test_states_compare_and_tell(host: Host) -> None:
         "+ host: rules: rule=32765: from 10.0.0.2 lookup 100",
         "- host: sysctls: key=net/ipv4/ip_forward, value=0",
         "+ host: sysctls: key=net/ipv4/ip_forward, value=1",
+        "+ host: nft: line=table inet t",
         "+ c1: routes: dst=10.2.0.0/24, link=lo",
     ):
         assert expected in told, told
@@ -228,10 +243,12 @@ def test_parallel(host, n):
 """
 
 
-def run_pytest(directory: Path, *args: str) -> str:
+def run_pytest(directory: Path, *args: str, environ: Mapping[str, str] | None = None) -> str:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args, str(directory)]
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    done = subprocess.run(command, cwd=directory, env=environ, capture_output=True, text=True, check=False)
+    own = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    done = subprocess.run(
+        command, cwd=directory, env={**own, **(environ or {})}, capture_output=True, text=True, check=False
+    )
     return done.stdout + done.stderr
 
 
@@ -245,7 +262,8 @@ def test_a_suite_of_another_project(tmp_path: Path) -> None:
     assert "- host: links: name=br7, kind=bridge" in printed
 
 
-def test_nothing_outlives_a_killed_test(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", [(), ("-n", "2")], ids=["alone", "xdist"])
+def test_nothing_outlives_a_killed_test(tmp_path: Path, parallel: tuple[str, ...]) -> None:
     (tmp_path / "test_it.py").write_text(
         "import os, signal\n"
         "def test(host):\n"
@@ -253,7 +271,7 @@ def test_nothing_outlives_a_killed_test(tmp_path: Path) -> None:
         f"    open({str(tmp_path / 'pids')!r}, 'w').write(f'{{host.pid}} {{sleeper.pid}}')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    run_pytest(tmp_path)
+    run_pytest(tmp_path, *parallel)
     for pid in (tmp_path / "pids").read_text().split():
         # It may still be dying, or wait to be reaped.
         try:
@@ -262,6 +280,22 @@ def test_nothing_outlives_a_killed_test(tmp_path: Path) -> None:
             continue
         assert select.select([fd], [], [], 10)[0], f"process {pid} lives on"
         os.close(fd)
+
+
+@pytest.mark.parametrize(("ci", "expected"), [("", "1 skipped"), ("true", "1 error")])
+def test_a_machine_without_namespaces(tmp_path: Path, ci: str, expected: str) -> None:
+    """The reason names the setting; where a run has to prove something, it fails."""
+    (tmp_path / "switch").write_text("0\n")
+    (tmp_path / "_holder.py").write_text('print(\'{"ready": false, "error": "unshare user: not permitted"}\')')
+    (tmp_path / "conftest.py").write_text(
+        "from cnisdk.testing import sandbox\n"
+        f"sandbox.__file__ = {str(tmp_path / 'sandbox.py')!r}\n"
+        f"sandbox._SWITCHES = {{{str(tmp_path / 'switch')!r}: ('0', 'user.max_user_namespaces=1000')}}\n"
+    )
+    (tmp_path / "test_it.py").write_text("def test(host): pass\n")
+    printed = run_pytest(tmp_path, "-rs", environ={"CI": ci})
+    assert expected in printed, printed
+    assert "unshare user: not permitted (sysctl user.max_user_namespaces=1000 allows it)" in printed
 
 
 def test_a_container_can_be_destroyed(host: Host) -> None:

@@ -40,7 +40,9 @@ KNOWN: dict[str, dict[str, Any]] = {
         "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
     },
     "tuning": {"capabilities": {"mac": True}, "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}, "mtu": 1400},
+    # The tutorials' plugins; the smaller one has no CHECK.
     "patch": {"bridge": "up1", "disableCheck": True, "ipam": {"type": STUB}},
+    "cable": {"bridge": "up1", "ipam": {"type": STUB}},
 }
 _KINDS = {
     "host-local": Kind.IPAM,
