@@ -76,6 +76,10 @@ class Spawner:
         self.failures: list[str] = []
         self.running: dict[int, tuple[str, str, float]] = {}
 
+    def answer(self, container: str) -> Path:
+        """Where what a plugin prints goes."""
+        return self.conf.with_name(f"{container}.out")
+
     def start(self, verb: str, container: str) -> None:
         environ = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -85,11 +89,10 @@ class Spawner:
             "CNI_IFNAME": "eth0",
             "CNI_PATH": self.path,
         }
-        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, str(self.conf), os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 2, str(self.said), append, 0o600),
+            (os.POSIX_SPAWN_OPEN, 1, str(self.answer(container)), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+            (os.POSIX_SPAWN_OPEN, 2, str(self.said), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
         ]
         started = time.perf_counter()
         pid = os.posix_spawn(self.plugin, [self.plugin], environ, file_actions=actions)
@@ -102,7 +105,8 @@ class Spawner:
             return pid
         verb, container, started = self.running.pop(pid)
         if status:
-            self.failures.append(f"{verb} {container}: wait status {status:#x}")
+            told = " ".join(self.answer(container).read_text().split())
+            self.failures.append(f"{verb} {container}: wait status {status:#x} {told}")
         return verb, container, time.perf_counter() - started
 
 

@@ -100,6 +100,7 @@ class Sandbox:
                 stdout=subprocess.PIPE,
                 text=True,
                 cwd="/",
+                start_new_session=True,  # a signal to the whole group of its opener, as ^C is, must not end it early
                 preexec_fn=None if self._beside is None else self._beside._enter_user_namespace,  # noqa: PLW1509
             )
         try:

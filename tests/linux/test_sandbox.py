@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,8 +87,9 @@ def test_two_hosts_know_nothing_of_each_other(host: Sandbox) -> None:
 DAEMON = "setsid sleep 600 </dev/null >/dev/null 2>&1 & echo $!"
 
 
-def test_nothing_outlives_the_opener() -> None:
-    """SIGKILL gives it no chance to clean up."""
+@pytest.mark.parametrize(("end", "number"), [(os.kill, signal.SIGKILL), (os.killpg, signal.SIGTERM)])
+def test_nothing_outlives_the_opener(end: Callable[[int, int], None], number: int) -> None:
+    """SIGKILL gives it no chance to clean up; ^C and timeout(1) reach the whole group."""
     script = f"""
 DAEMON = {DAEMON!r}
 import sys, time
@@ -97,13 +99,15 @@ child = host.popen(["sleep", "600"])
 print(host.pid, child.pid, host.run(["sh", "-c", DAEMON]).stdout, flush=True)
 time.sleep(600)
 """
-    opener = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    opener = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     with opener:
         assert opener.stdout is not None
         pids = [int(each) for each in opener.stdout.readline().split()]
         assert all(running(pid) for pid in pids)
         assert len(pids) == 3
-        opener.kill()
+        end(opener.pid, number)
     deadline = time.monotonic() + 10
     while any(running(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.01)
