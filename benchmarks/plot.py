@@ -40,7 +40,8 @@ SECTIONS = {
         "bridge ADD, ipMasq": "ADD, ipMasq",
         "bridge DEL, ipMasq": "DEL, ipMasq",
         "burst, each": "{} parallel ADDs, each",
-        "burst, total": "{} parallel ADDs, in all",
+        "burst, first": "{} parallel ADDs, in all, the first time",
+        "burst, total": "{} parallel ADDs, in all, later",
     },
     "cnitool, bridge": {"cnitool add": "add", "cnitool del": "del"},
 }
