@@ -93,7 +93,7 @@ def draw(measured: Iterable[Mapping[str, Any]], picture: str, note: str = "") ->
         axes.set_ylim(row - 0.4, -0.5)
         axes.set_xscale("log")
         low, high = axes.get_xlim()
-        axes.set_xlim(low / 1.2, high * 2)
+        axes.set_xlim(low / 1.5, high)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel(
             "milliseconds from start to end of the process, logarithmic: median, and a line to the 95th percentile"
@@ -119,7 +119,8 @@ def _draw_path(axes: Axes, row: float, times: Mapping[str, list[float]]) -> None
         axes.plot([p95, p95], [height - 0.08, height + 0.08], color=colour, linewidth=1.2)
         axes.plot([median], [height], shape, color=colour, markersize=5)
         digits = f"{median:.1f}" if median < 10 else f"{median:.0f}"
-        axes.annotate(digits, (p95, height), (4, 0), textcoords="offset points", va="center", fontsize=7, color=colour)
+        side = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 7, "color": colour}
+        axes.annotate(digits, (median, height), (-5, 0), **side)
 
 
 def main() -> None:
