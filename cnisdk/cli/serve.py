@@ -33,6 +33,9 @@ def register(subparsers: Any) -> None:
         action="store_true",
         help="return when it serves, and leave it running; its stderr stays where yours is",
     )
+    parser.add_argument(
+        "--metrics", metavar="FILE", help="where to write what is counted, for Prometheus (default metrics.prom in DIR)"
+    )
     parser.add_argument("--status", action="store_true", help="ask the running server how it is, and print it as JSON")
 
 
@@ -45,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.ready < 1 or args.limit < 1:
         raise InvalidConfigError("--ready and --limit must be 1 or more")
+    if args.metrics and not os.path.isdir(os.path.dirname(os.path.abspath(args.metrics))):
+        raise InvalidConfigError(f"--metrics {args.metrics}: there is no such directory")
     if args.background:
         status = _leave_running(args.directory)
         if status is not None:
@@ -61,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"cnisdk serve: {', '.join(plugins) or 'no plugin'}, in {args.directory}", file=sys.stderr)
     # Requests print to descriptors of their own; nothing is read from here.
     os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
-    server.Server(plugins, args.directory, ready=args.ready, limit=args.limit).run(server.inherited())
+    server.Server(plugins, args.directory, ready=args.ready, limit=args.limit, metrics=args.metrics).run(
+        server.inherited()
+    )
     return 0
 
 

@@ -7,8 +7,6 @@ import time
 from collections import Counter
 from typing import Any
 
-from .protocol import FALLBACKS
-
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 """Upper ends of the latency histogram, in seconds."""
 
@@ -20,12 +18,13 @@ class Metrics:
     """What the server counts.
 
     Args:
-        path: The file to write. That with the fallbacks shims count is in the same directory.
+        path: The file to write.
+        fallbacks: The one in which shims count what they run by themselves.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, fallbacks: str) -> None:
         self._path = path
-        self._fallbacks = os.path.join(os.path.dirname(path), os.path.basename(FALLBACKS))
+        self._fallbacks = fallbacks
         self._written = -_EVERY
         self._text = ""
         self.requests: Counter[tuple[str, str]] = Counter()

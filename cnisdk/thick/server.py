@@ -58,10 +58,17 @@ class Server:
         directory: Where its sockets and its metrics are; made, for this user alone.
         ready: Workers that wait for requests.
         limit: Workers at a time.
+        metrics: The file for those who scrape; None means one in the directory.
     """
 
     def __init__(
-        self, plugins: Mapping[str, Loaded], directory: str, *, ready: int = READY, limit: int = LIMIT
+        self,
+        plugins: Mapping[str, Loaded],
+        directory: str,
+        *,
+        ready: int = READY,
+        limit: int = LIMIT,
+        metrics: str | None = None,
     ) -> None:
         self._plugins = plugins
         self._directory = directory
@@ -76,7 +83,7 @@ class Server:
         self._last = -_QUIET
         self._populate = pages.Populate()
         self._learned: Counter[tuple[str, str]] = Counter()
-        self.metrics = Metrics(os.path.join(directory, os.path.basename(protocol.METRICS)))
+        self.metrics = Metrics(metrics or self._path(protocol.METRICS), self._path(protocol.FALLBACKS))
 
     def run(self, listener: socket.socket | None = None) -> None:
         """Serve until SIGTERM or SIGINT, and then until the requests that run have ended.
@@ -301,6 +308,8 @@ def listen(path: str, kind: socket.SocketKind) -> socket.socket:
         os.rename(temporary, path)
     except OSError as exc:
         listener.close()
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise IOFailureError(f"cannot listen at {path}: {exc.strerror}") from exc
     return listener
 

@@ -49,6 +49,17 @@ def test_a_server_that_cannot_start(host: Sandbox) -> None:
     assert "ready" not in host.run(["ls", "/run/cnisdk"]).stdout
 
 
+def test_those_who_scrape_need_not_enter_the_directory(host: Host, shims: Plugins) -> None:
+    done = host.run([*SERVE, "--metrics", "/nowhere/cnisdk.prom"], check=False)
+    assert (done.returncode, "/nowhere/cnisdk.prom: there is no such directory" in done.stderr) == (1, True), done
+    host.run(["sh", "-euc", QUIET.replace("--background", "--background --metrics /run/cnisdk.prom")])
+    web = host.container("web")
+    pool(host, shims).add(web)
+    host.run(["sh", "-euc", "until grep -qs 'requests_total.*host-local' /run/cnisdk.prom; do sleep 0.1; done"])
+    assert host.run(["stat", "-c", "%a", "/run/cnisdk.prom"]).stdout.strip() == "644"
+    assert "metrics.prom" not in host.run(["ls", "/run/cnisdk"]).stdout
+
+
 def test_requests_that_reach_no_server_are_noticed(host: Host, shims: Plugins) -> None:
     def detach_without_a_server() -> None:
         with shims.on(host):

@@ -501,7 +501,7 @@ def test_the_directory_is_the_users_alone(tmp_path: Path) -> None:
 
 def test_fallbacks_are_taken_over_once(tmp_path: Path) -> None:
     (tmp_path / "fallbacks").write_text("bridge absent\nbridge absent\nhost-local late\n%$ x\nhalf")
-    metrics = Metrics(str(tmp_path / "metrics.prom"))
+    metrics = Metrics(str(tmp_path / "metrics.prom"), str(tmp_path / "fallbacks"))
     assert metrics.summary()["fallbacks"] == 3
     assert metrics.summary()["fallbacks"] == 3
     assert os.listdir(tmp_path) == []
