@@ -73,7 +73,10 @@ def make_private(directory: str, keep: list[str]) -> None:
     mount("tmpfs", directory, "tmpfs", options="mode=0755")
     for path, fd in held:
         os.makedirs(path, exist_ok=True)
-        mount(f"/proc/self/fd/{fd}", path, None, MS_BIND | MS_REC)
+        try:
+            mount(f"/proc/self/fd/{fd}", path, None, MS_BIND | MS_REC)
+        except FileNotFoundError:
+            os.rmdir(path)
         os.close(fd)
 
 

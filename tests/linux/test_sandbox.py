@@ -169,3 +169,14 @@ def test_a_machine_that_forbids_namespaces_is_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sandbox, "_SWITCHES", {str(tmp_path / "switch"): ("0", "kernel.x=1")})
     with pytest.raises(SandboxUnavailable, match=r"unshare user: not permitted \(sysctl kernel.x=1 allows it\)"):
         Sandbox().__enter__()
+
+
+def test_what_is_new_in_a_watched_directory_is_private(tmp_path: Path) -> None:
+    """The directories in it stay shared; its files are hidden, and those made in it are nobody else's."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "hidden").touch()
+    with Sandbox(watched=[str(tmp_path)]) as host:
+        host.run(["touch", str(tmp_path / "new"), str(tmp_path / "shared" / "file")])
+        assert sorted(host.call(os.listdir, tmp_path)) == ["new", "shared"]
+    assert sorted(os.listdir(tmp_path)) == ["hidden", "shared"]
+    assert os.listdir(tmp_path / "shared") == ["file"]

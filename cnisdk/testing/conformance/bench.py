@@ -25,7 +25,7 @@ from ..stub import HOME, StubPlugin
 from .case import Broken, Kind, NotApplicable
 from .subject import STUB, Subject
 
-_TIMEOUT = 30.0
+_TIMEOUT = 60.0  # a request on a machine that has no time for it takes half of that
 _PATIENCE = 1.0
 # The kernel removes namespaces one batch after another, for all of the machine's sandboxes together.
 SETTLING = 3.0
@@ -43,7 +43,7 @@ class Answer(NamedTuple):
         stdout: What it printed.
         stderr: What it said beside.
         left: Processes it left behind.
-        timed_out: It was killed after half a minute.
+        timed_out: It was killed after a minute.
         held: It ended, but processes it left behind held its standard output or error open.
     """
 
