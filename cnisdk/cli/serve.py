@@ -29,6 +29,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--ready", metavar="N", type=int, default=4, help="workers that wait (default %(default)s)")
     parser.add_argument("--limit", metavar="N", type=int, default=64, help="workers at a time (default %(default)s)")
     parser.add_argument(
+        "--memory", metavar="MIB", type=int, default=256, help="what those that wait may hold (default %(default)s)"
+    )
+    parser.add_argument(
         "--background",
         action="store_true",
         help="return when it serves, and leave it running; its stderr stays where yours is",
@@ -66,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"cnisdk serve: {', '.join(plugins) or 'no plugin'}, in {args.directory}", file=sys.stderr)
     # Requests print to descriptors of their own; nothing is read from here.
     os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
-    server.Server(plugins, args.directory, ready=args.ready, limit=args.limit, metrics=args.metrics).run(
-        server.inherited()
-    )
+    server.Server(
+        plugins, args.directory, ready=args.ready, limit=args.limit, memory=args.memory, metrics=args.metrics
+    ).run(server.inherited())
     return 0
 
 

@@ -59,9 +59,13 @@ def load(launchers: Mapping[str, bytes]) -> dict[str, Loaded]:
         from ..linux import codecs
 
         codecs.load()
-    for problem in rehearse(loaded, launchers):
+    lessons, problems = rehearse(loaded, launchers)
+    for problem in problems:
         sys.stderr.write(f"cnisdk serve: {problem}\n")
-    return loaded
+    return {
+        type_: plugin._replace(lessons={verb: pages for (of, verb), pages in lessons.items() if of == type_})
+        for type_, plugin in loaded.items()
+    }
 
 
 def _meet_results() -> None:

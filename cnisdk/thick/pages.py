@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -23,11 +23,12 @@ _POPULATE_READ, _POPULATE_WRITE = 22, 23
 # Documentation/admin-guide/mm/pagemap.rst
 _PRESENT, _EXCLUSIVE = 1 << 63, 1 << 56
 
-# One call for pages that are near each other, with those between them.
-_GAP = 2
-
 # 32 MiB: no plugin needs that, and each worker would hold it.
 _MOST = 8192
+
+
+Kind = tuple[str, str]
+"""Type of a plugin, and verb."""
 
 
 class Pages(NamedTuple):
@@ -83,17 +84,38 @@ class Populate:
         madvise = ctypes.CDLL(None).madvise
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         self._madvise: Callable[[int, int, int], int] = madvise
+        self._known: dict[Kind, Pages] = {}
+        self._kinds: frozenset[Kind] | None = None
         self._ranges: list[tuple[int, int, int]] = []
         self.pages = NONE
 
-    def learn(self, pages: Pages) -> None:
-        """Fetch these pages too, from now on."""
-        self.pages |= pages
+    def learn(self, kind: Kind, pages: Pages) -> None:
+        """Note what a request touched, which the next of its kind will touch too."""
+        self._known[kind] = self._known.get(kind, NONE) | pages
+        self._choose()
+
+    def choose(self, kinds: Collection[Kind] | None) -> None:
+        """Fetch from now on what requests of these kinds touch; of all kinds, for None."""
+        chosen = None if kinds is None else frozenset(kinds)
+        if chosen != self._kinds:
+            self._kinds = chosen
+            self._choose()
+
+    def _choose(self) -> None:
+        self.pages = NONE
+        for kind, pages in self._known.items():
+            if self._kinds is None or kind in self._kinds:
+                self.pages |= pages
         self._ranges = [
             (start * _PAGE, count * _PAGE, advice)
             for numbers, advice in ((self.pages.written, _POPULATE_WRITE), (self.pages.read, _POPULATE_READ))
             for start, count in _ranges(numbers)
         ]
+
+    @property
+    def size(self) -> int:
+        """Bytes a worker has to itself then."""
+        return sum(length for _, length, advice in self._ranges if advice == _POPULATE_WRITE)
 
     def __call__(self) -> None:
         """Fetch them, in a worker that waits."""
@@ -105,8 +127,8 @@ def _ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
     """First page and count of each run of pages."""
     found: list[tuple[int, int]] = []
     for number in sorted(numbers):
-        if found and number - sum(found[-1]) <= _GAP:
-            found[-1] = (found[-1][0], number - found[-1][0] + 1)
+        if found and number == sum(found[-1]):
+            found[-1] = (found[-1][0], found[-1][1] + 1)
         else:
             found.append((number, 1))
     return found

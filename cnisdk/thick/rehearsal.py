@@ -27,7 +27,8 @@ from ..linux import netns
 from ..plugin import process
 from ..plugin.base import Plugin
 from ..plugin.main import PluginMain, refuse_own_netns, respond
-from . import protocol
+from . import pages, protocol
+from .pages import Kind, Pages
 from .worker import Loaded
 
 # CPython specializes a function after it has run eight times, and each instruction some executions later.
@@ -37,7 +38,7 @@ _ROUNDS = 12
 _VERSIONS = ("1.0.0", "1.1.0", "0.4.0")
 
 
-def rehearse(plugins: Mapping[str, Loaded], launchers: Mapping[str, bytes]) -> list[str]:
+def rehearse(plugins: Mapping[str, Loaded], launchers: Mapping[str, bytes]) -> tuple[dict[Kind, Pages], list[str]]:
     """Run each plugin that offers it a few times.
 
     Args:
@@ -45,16 +46,18 @@ def rehearse(plugins: Mapping[str, Loaded], launchers: Mapping[str, bytes]) -> l
         launchers: The text of the launcher of each type.
 
     Returns:
-        What went wrong, in sentences: the plugins work all the same, more slowly at first.
+        Which pages of memory each kind of request touches, and what went wrong, in sentences: the plugins work all the
+        same, more slowly at first.
 
 
     Raises:
         InternalError: (999) This process is not in its own network namespace any more.
     """
-    _take_requests()
+    _take_requests(_ROUNDS)
+    lessons: dict[Kind, Pages] = {}
     problems: list[str] = []
     if not any(map(_offers, plugins.values())):
-        return problems
+        return lessons, problems
     with TemporaryDirectory(prefix="cnisdk-rehearsal-") as directory:
         for type_, text in launchers.items():
             with open(os.path.join(directory, type_), "wb") as file:
@@ -66,17 +69,18 @@ def rehearse(plugins: Mapping[str, Loaded], launchers: Mapping[str, bytes]) -> l
                     if not _offers(plugin):
                         continue
                     try:
-                        _perform(type_, plugin, directory, sandbox)
+                        for verb, touched in _perform(type_, plugin, directory, sandbox):
+                            lessons[type_, verb] = lessons.get((type_, verb), pages.NONE) | touched
                     except Exception as exc:  # of the plugin's author: it shows when it is used
                         problems.append(f"plugin {type_} cannot be rehearsed: {exc}")
         except (OSError, IOFailureError) as exc:
             problems.append(f"nothing can be rehearsed: {exc}")
-    return problems
+    return lessons, problems
 
 
-def _take_requests() -> None:
+def _take_requests(count: int) -> None:
     """Take requests as workers do, from shims that are not there."""
-    for _ in range(_ROUNDS):
+    for _ in range(count):
         shim, worker = socket.socketpair(protocol.FAMILY, protocol.KIND)
         here, there = socket.socketpair(protocol.FAMILY, protocol.KIND)
         with shim, worker, here, there, open(os.devnull, "rb") as null:
@@ -91,11 +95,17 @@ def _take_requests() -> None:
                 os.close(fd)
 
 
-def _perform(type_: str, plugin: Loaded, directory: str, sandbox: str) -> None:
-    """Attach, check and detach a container with each configuration the plugin offers."""
+def _perform(type_: str, plugin: Loaded, directory: str, sandbox: str) -> Iterator[tuple[str, Pages]]:
+    """Attach, check and detach a container with each configuration the plugin offers.
+
+    Yields:
+        Verbs, and what pages each touches in a worker, which is a copy of this process.
+    """
     process.run_delegates_here(process.Signals(), plugin.launcher)
     assert isinstance(plugin.main, PluginMain)
     for number, keys in enumerate(plugin.main.plugin.rehearsals(os.path.join(directory, "state"))):
+        environ: dict[str, str] = {}
+        conf: dict[str, Any] = {}
         for turn in range(_ROUNDS):
             conf = {**keys, "cniVersion": _VERSIONS[turn % 3], "name": f"rehearsal{number}", "type": type_}
             environ = {
@@ -110,6 +120,29 @@ def _perform(type_: str, plugin: Loaded, directory: str, sandbox: str) -> None:
             if turn == _ROUNDS - 1:
                 _ask(plugin, "CHECK", environ, conf)
             _ask(plugin, "DEL", environ, conf)
+        for verb in ("ADD", "DEL"):
+            yield verb, _observe(plugin, verb, environ, conf)
+
+
+def _observe(plugin: Loaded, verb: str, environ: Mapping[str, str], conf: Mapping[str, Any]) -> Pages:
+    """Have a copy of this process do it, and say what it touched."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _take_requests(1)
+            _ask(plugin, verb, environ, conf)
+            with open(writing, "wb") as pipe:
+                pipe.write(pages.dump(pages.touched()))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        data = pipe.read()
+    os.waitpid(pid, 0)
+    if not data:
+        raise InternalError(f"{verb} in a process of its own says nothing")
+    return pages.load(data)
 
 
 def _offers(plugin: Loaded) -> bool:

@@ -33,6 +33,12 @@ READY = 4
 LIMIT = 64
 """Workers at a time. More requests than that wait, and after a second run in processes of their own."""
 
+MEMORY = 256
+"""What workers that wait may hold, in MiB."""
+
+# What a worker has to itself beside pages fetched in advance, in bytes: its tables, and what it has written to.
+_WORKER = 1 << 20
+
 # A server that is told to end waits that long for the requests that run.
 GRACE = 150.0
 _BACKLOG = 128
@@ -46,7 +52,7 @@ REMEMBER = 60.0
 # Of so many requests at a time is it looked at how many came together.
 _SPANS = 256
 
-# The first requests of each plugin and verb show which pages of memory such requests touch.
+# The first requests of each plugin and verb show which pages of memory such requests touch, where no rehearsal did.
 _LESSONS = 4
 
 
@@ -58,6 +64,7 @@ class Server:
         directory: Where its sockets and its metrics are; made, for this user alone.
         ready: Workers that wait for requests.
         limit: Workers at a time.
+        memory: What those that wait may hold, in MiB; as many as are to wait always, do.
         metrics: The file for those who scrape; None means one in the directory.
     """
 
@@ -68,12 +75,14 @@ class Server:
         *,
         ready: int = READY,
         limit: int = LIMIT,
+        memory: int = MEMORY,
         metrics: str | None = None,
     ) -> None:
         self._plugins = plugins
         self._directory = directory
-        self._ready, self._limit = ready, max(limit, ready)
+        self._ready, self._limit, self._memory = ready, max(limit, ready), memory << 20
         self._spans: list[tuple[float, float]] = []
+        self._kinds: set[pages.Kind] = set()
         self._peak, self._peak_at = 0, -REMEMBER
         self._retiring = 0
         self._idle: set[int] = set()
@@ -82,7 +91,11 @@ class Server:
         self._stopping = False
         self._last = -_QUIET
         self._populate = pages.Populate()
-        self._learned: Counter[tuple[str, str]] = Counter()
+        self._learned: Counter[pages.Kind] = Counter()
+        for plugin in plugins.values():
+            for verb, touched in plugin.lessons.items():
+                self._populate.learn((plugin.type, verb), touched)
+                self._learned[plugin.type, verb] = _LESSONS
         self.metrics = Metrics(metrics or self._path(protocol.METRICS), self._path(protocol.FALLBACKS))
 
     def run(self, listener: socket.socket | None = None) -> None:
@@ -167,7 +180,8 @@ class Server:
         ready = self._ready
         if quiet:
             self._look_back(now)
-            ready = max(ready, min(self._peak, self._limit))
+            room = self._memory // (_WORKER + self._populate.size)
+            ready = max(ready, min(self._peak, self._limit, room))
         if (surplus := len(self._idle) - self._retiring - ready) > 0:
             self._retiring += os.write(self._retire, bytes(surplus))
         while len(self._idle) < ready and len(self._idle) + len(self._busy) < self._limit:
@@ -189,9 +203,12 @@ class Server:
     def _look_back(self, now: float) -> None:
         """See how many of the requests that have ended were there at a time, those included that waited."""
         peak = count_together(self._spans)
-        self._spans.clear()
         if peak >= self._peak or now - self._peak_at >= REMEMBER:
             self._peak, self._peak_at = peak, now
+            # Where many wait, each is to hold no more than those need that came.
+            self._populate.choose(self._kinds if peak > self._ready else None)
+        self._spans.clear()
+        self._kinds.clear()
 
     def _hear(self, reading: int) -> None:
         """Take what workers report."""
@@ -206,13 +223,14 @@ class Server:
                 self._idle.discard(int(pid))
                 self._busy.add(int(pid))
             elif what == "pages":
-                self._take_pages(pid)
+                self._take_pages(pid, (rest[0], rest[1]))
             elif rest[2] == "declined":
                 self.metrics.declined += 1
             else:
                 type_, verb, status, took, waited = rest
                 self.metrics.count(type_, verb, int(status), float(took))
                 self._spans.append((self._last - float(took) - float(waited), self._last))
+                self._kinds.add((type_, verb))
                 self._learned[type_, verb] += 1
         if len(self._spans) >= _SPANS:
             self._look_back(self._last)
@@ -221,11 +239,11 @@ class Server:
         """Where a worker is to write down the pages it touched; None when enough is known of such requests."""
         return f"{self._path('pages')}.{os.getpid()}" if self._learned[type_, verb] < _LESSONS else None
 
-    def _take_pages(self, pid: str) -> None:
+    def _take_pages(self, pid: str, kind: pages.Kind) -> None:
         path = f"{self._path('pages')}.{pid}"
         with contextlib.suppress(OSError, ValueError):
             with open(path, "rb") as file:
-                self._populate.learn(pages.load(file.read()))
+                self._populate.learn(kind, pages.load(file.read()))
             os.unlink(path)
 
     def _reap(self, reading: int) -> None:

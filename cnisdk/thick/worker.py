@@ -36,12 +36,14 @@ class Loaded(NamedTuple):
         id: What its launcher is identified by.
         launcher: What its launcher says.
         main: The callable that serves a request.
+        lessons: Which pages of memory a request touches, by verb, as far as that is known.
     """
 
     type: str
     id: str
     launcher: Launcher
     main: Callable[[], Any]
+    lessons: Mapping[str, pages.Pages] = {}
 
 
 class Ready(NamedTuple):
@@ -125,7 +127,7 @@ def work(
         took = time.monotonic() - start
         _tell(report, f"done {ready.pid} {plugin.type} {verb} {status} {took:.6f} {waited:.6f}")
         _step_back()
-        _write_down_pages(learn(plugin.type, verb), report)
+        _write_down_pages(learn(plugin.type, verb), report, f"{plugin.type} {verb}")
         os._exit(status)
 
 
@@ -134,14 +136,14 @@ def _step_back() -> None:
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _write_down_pages(path: str | None, report: int) -> None:
+def _write_down_pages(path: str | None, report: int, kind: str) -> None:
     if path is None:
         return
     try:
         data = pages.dump(pages.touched())
         with open(path, "wb") as file:
             file.write(data)
-        _tell(report, f"pages {os.getpid()}")
+        _tell(report, f"pages {os.getpid()} {kind}")
     except (OSError, ValueError):
         pass  # the next requests take longer, that is all
 

@@ -67,7 +67,9 @@ def test_what_is_rehearsed_happens_elsewhere(host: Sandbox) -> None:
             return os.readlink("/proc/self/ns/net"), dict(os.environ), os.listdir("/proc/self/fd"), str(handlers)
 
         before = look()
-        problems = rehearse(loaded(Recorder), {"recorder": b"#!/bin/sh\n"})
+        lessons, problems = rehearse(loaded(Recorder), {"recorder": b"#!/bin/sh\n"})
+        assert lessons.keys() == {("recorder", "ADD"), ("recorder", "DEL")}
+        assert all(touched.written for touched in lessons.values())
         return problems, CALLS, before, look()
 
     problems, calls, before, after = host.call(work)
@@ -82,7 +84,7 @@ def test_what_is_rehearsed_happens_elsewhere(host: Sandbox) -> None:
 def test_a_plugin_that_fails_is_told_of(host: Sandbox) -> None:
     def work() -> tuple[list[str], str, str]:
         before = os.readlink("/proc/self/ns/net")
-        return rehearse(loaded(Broken), {}), before, os.readlink("/proc/self/ns/net")
+        return rehearse(loaded(Broken), {})[1], before, os.readlink("/proc/self/ns/net")
 
     problems, before, after = host.call(work)
     assert len(problems) == 1
@@ -100,7 +102,7 @@ def test_who_may_not_make_namespaces_goes_without(host: Sandbox) -> None:
 WITHOUT = """
 from tests.thick.test_rehearsal import Recorder, loaded
 from cnisdk.thick.rehearsal import rehearse
-(problem,) = rehearse(loaded(Recorder), {})
+_, (problem,) = rehearse(loaded(Recorder), {})
 print(problem.partition(":")[0])
 """
 
