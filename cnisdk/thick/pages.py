@@ -30,6 +30,9 @@ _MOST = 8192
 Kind = tuple[str, str]
 """Type of a plugin, and verb."""
 
+Ranges = list[tuple[int, int, int]]
+"""Address, length and what to do, as madvise(2) takes them."""
+
 
 class Pages(NamedTuple):
     """Numbers of pages: those written to, and those only read."""
@@ -85,42 +88,36 @@ class Populate:
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         self._madvise: Callable[[int, int, int], int] = madvise
         self._known: dict[Kind, Pages] = {}
-        self._kinds: frozenset[Kind] | None = None
-        self._ranges: list[tuple[int, int, int]] = []
-        self.pages = NONE
+        self._chosen: dict[frozenset[Kind], Ranges] = {}
 
     def learn(self, kind: Kind, pages: Pages) -> None:
         """Note what a request touched, which the next of its kind will touch too."""
         self._known[kind] = self._known.get(kind, NONE) | pages
-        self._choose()
+        self._chosen.clear()
 
-    def choose(self, kinds: Collection[Kind] | None) -> None:
-        """Fetch from now on what requests of these kinds touch; of all kinds, for None."""
-        chosen = None if kinds is None else frozenset(kinds)
-        if chosen != self._kinds:
-            self._kinds = chosen
-            self._choose()
+    def choose(self, kinds: Collection[Kind] | None = None) -> Ranges:
+        """What requests of these kinds touch; of all kinds, for None."""
+        key = frozenset(self._known if kinds is None else kinds)
+        if key not in self._chosen:
+            pages = NONE
+            for kind in key & self._known.keys():
+                pages |= self._known[kind]
+            self._chosen[key] = [
+                (start * _PAGE, count * _PAGE, advice)
+                for numbers, advice in ((pages.written, _POPULATE_WRITE), (pages.read, _POPULATE_READ))
+                for start, count in _ranges(numbers)
+            ]
+        return self._chosen[key]
 
-    def _choose(self) -> None:
-        self.pages = NONE
-        for kind, pages in self._known.items():
-            if self._kinds is None or kind in self._kinds:
-                self.pages |= pages
-        self._ranges = [
-            (start * _PAGE, count * _PAGE, advice)
-            for numbers, advice in ((self.pages.written, _POPULATE_WRITE), (self.pages.read, _POPULATE_READ))
-            for start, count in _ranges(numbers)
-        ]
-
-    @property
-    def size(self) -> int:
-        """Bytes a worker has to itself then."""
-        return sum(length for _, length, advice in self._ranges if advice == _POPULATE_WRITE)
-
-    def __call__(self) -> None:
+    def __call__(self, ranges: Ranges) -> None:
         """Fetch them, in a worker that waits."""
-        for start, length, advice in self._ranges:
+        for start, length, advice in ranges:
             self._madvise(start, length, advice)
+
+
+def size_of(ranges: Ranges) -> int:
+    """Bytes a worker has to itself when it has fetched them."""
+    return sum(length for _, length, advice in ranges if advice == _POPULATE_WRITE)
 
 
 def _ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:

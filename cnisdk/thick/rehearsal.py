@@ -16,9 +16,11 @@ import os
 import signal
 import socket
 import sys
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 from ..errors import CNIError, InternalError, IOFailureError
@@ -29,7 +31,8 @@ from ..plugin.base import Plugin
 from ..plugin.main import PluginMain, refuse_own_netns, respond
 from . import pages, protocol
 from .pages import Kind, Pages
-from .worker import Loaded
+from .protocol import Request
+from .worker import Loaded, prepare, serve
 
 # CPython specializes a function after it has run eight times, and each instruction some executions later.
 _ROUNDS = 12
@@ -58,7 +61,7 @@ def rehearse(plugins: Mapping[str, Loaded], launchers: Mapping[str, bytes]) -> t
     problems: list[str] = []
     if not any(map(_offers, plugins.values())):
         return lessons, problems
-    with TemporaryDirectory(prefix="cnisdk-rehearsal-") as directory:
+    with _directory() as directory:
         for type_, text in launchers.items():
             with open(os.path.join(directory, type_), "wb") as file:
                 file.write(text)
@@ -125,15 +128,21 @@ def _perform(type_: str, plugin: Loaded, directory: str, sandbox: str) -> Iterat
 
 
 def _observe(plugin: Loaded, verb: str, environ: Mapping[str, str], conf: Mapping[str, Any]) -> Pages:
-    """Have a copy of this process do it, and say what it touched."""
+    """Have a copy of this process serve a request as a worker does, and say what it touched."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
+            ready = prepare()
             _take_requests(1)
-            _ask(plugin, verb, environ, conf)
-            with open(writing, "wb") as pipe:
-                pipe.write(pages.dump(pages.touched()))
+            stdin, null = os.memfd_create("stdin"), os.open(os.devnull, os.O_RDWR)
+            os.write(stdin, json.dumps(conf).encode())
+            os.lseek(stdin, 0, os.SEEK_SET)
+            places = (os.open(".", os.O_PATH), os.open("/proc/self/ns/net", os.O_RDONLY))
+            files = array("i", (stdin, null, os.dup(2), *places))
+            if serve(plugin, 0o22, Request("plugin", {**environ, "CNI_COMMAND": verb}, files), ready) == 0:
+                with open(writing, "wb") as pipe:
+                    pipe.write(pages.dump(pages.touched()))
         finally:
             os._exit(0)
     os.close(writing)
@@ -141,7 +150,7 @@ def _observe(plugin: Loaded, verb: str, environ: Mapping[str, str], conf: Mappin
         data = pipe.read()
     os.waitpid(pid, 0)
     if not data:
-        raise InternalError(f"{verb} in a process of its own says nothing")
+        raise InternalError(f"{verb} fails in a process of its own")
     return pages.load(data)
 
 
@@ -163,6 +172,16 @@ def _ask(plugin: Loaded, verb: str, environ: Mapping[str, str], conf: Mapping[st
         error = json.loads(reply.stdout)
         raise CNIError(f"{verb}: {error['msg']}", details=error.get("details", ""), code=error["code"])
     return reply.stdout
+
+
+@contextmanager
+def _directory() -> Iterator[str]:
+    """Not a TemporaryDirectory: that is also removed when a copy of this process ends, as its exit functions run."""
+    directory = mkdtemp(prefix="cnisdk-rehearsal-")
+    try:
+        yield directory
+    finally:
+        rmtree(directory, ignore_errors=True)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import accumulate
 from types import FrameType
 from typing import Any
@@ -83,6 +84,7 @@ class Server:
         self._ready, self._limit, self._memory = ready, max(limit, ready), memory << 20
         self._spans: list[tuple[float, float]] = []
         self._kinds: set[pages.Kind] = set()
+        self._recent: frozenset[pages.Kind] = frozenset()
         self._peak, self._peak_at = 0, -REMEMBER
         self._retiring = 0
         self._idle: set[int] = set()
@@ -180,11 +182,13 @@ class Server:
         ready = self._ready
         if quiet:
             self._look_back(now)
-            room = self._memory // (_WORKER + self._populate.size)
+            room = self._memory // (_WORKER + pages.size_of(self._populate.choose(self._recent)))
             ready = max(ready, min(self._peak, self._limit, room))
         if (surplus := len(self._idle) - self._retiring - ready) > 0:
             self._retiring += os.write(self._retire, bytes(surplus))
         while len(self._idle) < ready and len(self._idle) + len(self._busy) < self._limit:
+            # Those that are more than usual hold no more than such requests need as came together.
+            ranges = self._populate.choose(None if len(self._idle) < self._ready else self._recent)
             sys.stdout.flush()
             sys.stderr.flush()
             pid = os.fork()
@@ -193,7 +197,7 @@ class Server:
                     signal.set_wakeup_fd(-1)
                     for fd in self._mine:
                         os.close(fd)
-                    work(listener, plugins, stop, retire, self._report, self._populate, self._learn)
+                    work(listener, plugins, stop, retire, self._report, partial(self._populate, ranges), self._learn)
                 finally:
                     os._exit(1)
             self._idle.add(pid)
@@ -205,8 +209,7 @@ class Server:
         peak = count_together(self._spans)
         if peak >= self._peak or now - self._peak_at >= REMEMBER:
             self._peak, self._peak_at = peak, now
-            # Where many wait, each is to hold no more than those need that came.
-            self._populate.choose(self._kinds if peak > self._ready else None)
+            self._recent = frozenset(self._kinds)
         self._spans.clear()
         self._kinds.clear()
 

@@ -18,7 +18,6 @@ from ..plugin import process
 from ..plugin.launch import Launcher
 from ..plugin.main import PluginMain
 from . import pages
-from .pages import Populate
 from .protocol import FAMILY, KIND, NAMESPACES, PATIENCE, Offer, Request, peer_uid, receive, take
 
 # Requests come in groups. So many seconds without any means that there is time.
@@ -80,7 +79,7 @@ def work(
     stop: int,
     retire: int,
     report: int,
-    populate: Populate,
+    populate: Callable[[], None],
     learn: Callable[[str, str], str | None],
 ) -> NoReturn:
     """Serve one request, and end this process. To be called in a process forked for it.
@@ -112,7 +111,7 @@ def work(
     plugin, offer, request = agreed
     status = 1
     try:
-        status = _serve(plugin, offer.umask, request, ready)
+        status = serve(plugin, offer.umask, request, ready)
     finally:
         try:
             for fd in (0, 1, 2):
@@ -155,7 +154,7 @@ def _tell(report: int, line: str) -> None:
         pass  # the server was killed; this request goes on
 
 
-def _accept(listener: socket.socket, stop: int, retire: int, populate: Populate) -> socket.socket | None:
+def _accept(listener: socket.socket, stop: int, retire: int, populate: Callable[[], None]) -> socket.socket | None:
     """Wait for a request; None when there shall be no more. Those that wait already are still taken."""
     poll = select.epoll()
     poll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)  # wakes one worker, not all
@@ -248,7 +247,7 @@ def _open_stream(name: str, fd: int, mode: str) -> None:
     setattr(sys, name, stream)
 
 
-def _serve(plugin: Loaded, umask: int, request: Request, ready: Ready) -> int:
+def serve(plugin: Loaded, umask: int, request: Request, ready: Ready) -> int:
     """Become what a fresh process would be, and run the plugin."""
     *streams, cwd, netns = request.files
     for (name, number, mode), fd in zip(_STREAMS, streams, strict=True):

@@ -412,6 +412,7 @@ def status_of(machine: Machine) -> dict[str, int]:
 
 
 def test_status_and_metrics(machine: Machine) -> None:
+    os.makedirs(machine.installation.runtime, mode=0o700, exist_ok=True)
     machine.run("c", "ADD")
     machine.serve()
     for args in ("", "", "MODE=refuse", "MODE=die"):
