@@ -40,6 +40,11 @@ class Pages(NamedTuple):
     written: frozenset[int]
     read: frozenset[int]
 
+    def without(self, ranges: Ranges) -> Pages:
+        """Those that are not in any of the ranges."""
+        fetched = {number for start, length, _ in ranges for number in range(start // _PAGE, (start + length) // _PAGE)}
+        return Pages(self.written - fetched, self.read - fetched)
+
     def __or__(self, other: Pages) -> Pages:
         written, read = self.written | other.written, self.read | other.read
         return self if len(written) + len(read) > _MOST else Pages(written, read)
@@ -109,10 +114,11 @@ class Populate:
             ]
         return self._chosen[key]
 
-    def __call__(self, ranges: Ranges) -> None:
+    def __call__(self, ranges: Ranges) -> Ranges:
         """Fetch them, in a worker that waits."""
         for start, length, advice in ranges:
             self._madvise(start, length, advice)
+        return ranges
 
 
 def size_of(ranges: Ranges) -> int:

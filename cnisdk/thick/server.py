@@ -53,7 +53,7 @@ REMEMBER = 60.0
 # Of so many requests at a time is it looked at how many came together.
 _SPANS = 256
 
-# The first requests of each plugin and verb show which pages of memory such requests touch, where no rehearsal did.
+# The first requests of each plugin and verb show which pages such requests touch, beside those a rehearsal did.
 _LESSONS = 4
 
 
@@ -97,7 +97,6 @@ class Server:
         for plugin in plugins.values():
             for verb, touched in plugin.lessons.items():
                 self._populate.learn((plugin.type, verb), touched)
-                self._learned[plugin.type, verb] = _LESSONS
         self.metrics = Metrics(metrics or self._path(protocol.METRICS), self._path(protocol.FALLBACKS))
 
     def run(self, listener: socket.socket | None = None) -> None:

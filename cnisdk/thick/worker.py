@@ -18,6 +18,7 @@ from ..plugin import process
 from ..plugin.launch import Launcher
 from ..plugin.main import PluginMain
 from . import pages
+from .pages import Ranges
 from .protocol import FAMILY, KIND, NAMESPACES, PATIENCE, Offer, Request, peer_uid, receive, take
 
 # Requests come in groups. So many seconds without any means that there is time.
@@ -79,7 +80,7 @@ def work(
     stop: int,
     retire: int,
     report: int,
-    populate: Callable[[], None],
+    populate: Callable[[], Ranges],
     learn: Callable[[str, str], str | None],
 ) -> NoReturn:
     """Serve one request, and end this process. To be called in a process forked for it.
@@ -94,9 +95,10 @@ def work(
         learn: Given type and verb, the file to write down the pages a request touched; None when they are known.
     """
     ready = prepare()
-    connection = _accept(listener, stop, retire, populate)
-    if connection is None:
+    accepted = _accept(listener, stop, retire, populate)
+    if accepted is None:
         os._exit(0)
+    connection, fetched = accepted
     start = time.monotonic()
     _tell(report, f"busy {ready.pid}")
     try:
@@ -126,7 +128,7 @@ def work(
         took = time.monotonic() - start
         _tell(report, f"done {ready.pid} {plugin.type} {verb} {status} {took:.6f} {waited:.6f}")
         _step_back()
-        _write_down_pages(learn(plugin.type, verb), report, f"{plugin.type} {verb}")
+        _write_down_pages(learn(plugin.type, verb), fetched, report, f"{plugin.type} {verb}")
         os._exit(status)
 
 
@@ -135,11 +137,11 @@ def _step_back() -> None:
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _write_down_pages(path: str | None, report: int, kind: str) -> None:
+def _write_down_pages(path: str | None, fetched: Ranges, report: int, kind: str) -> None:
     if path is None:
         return
     try:
-        data = pages.dump(pages.touched())
+        data = pages.dump(pages.touched().without(fetched))
         with open(path, "wb") as file:
             file.write(data)
         _tell(report, f"pages {os.getpid()} {kind}")
@@ -154,17 +156,24 @@ def _tell(report: int, line: str) -> None:
         pass  # the server was killed; this request goes on
 
 
-def _accept(listener: socket.socket, stop: int, retire: int, populate: Callable[[], None]) -> socket.socket | None:
-    """Wait for a request; None when there shall be no more. Those that wait already are still taken."""
+def _accept(
+    listener: socket.socket, stop: int, retire: int, populate: Callable[[], Ranges]
+) -> tuple[socket.socket, Ranges] | None:
+    """Wait for a request; None when there shall be no more. Those that wait already are still taken.
+
+    Returns:
+        The connection, and what memory was fetched meanwhile.
+    """
     poll = select.epoll()
     poll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)  # wakes one worker, not all
     for fd in (stop, retire):
         poll.register(fd, select.EPOLLIN)
     patience = _BUSY
+    fetched: Ranges = []
     while True:
         ready = dict(poll.poll(patience))
         if not ready:
-            populate()  # not while requests that run, in other workers, need the processor
+            fetched = populate()  # not while requests that run, in other workers, need the processor
             patience = -1
             continue
         try:
@@ -177,7 +186,7 @@ def _accept(listener: socket.socket, stop: int, retire: int, populate: Callable[
         except OSError:
             return None
         poll.close()
-        return socket.socket(FAMILY, KIND, 0, fd)
+        return socket.socket(FAMILY, KIND, 0, fd), fetched
 
 
 def _is_retired(retire: int) -> bool:
