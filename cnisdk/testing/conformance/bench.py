@@ -122,11 +122,13 @@ class Bench:
         self.containers: dict[str, Container] = {}
         self._numbers: dict[str, int] = {}
         self._leaders: set[int] = set()  # first processes of requests that have not come to an end
+        self._daemons: set[int] = set()  # sessions of what the preparation of the host has started
 
     def prepare(self) -> None:
         """Make the host ready."""
         self.shell(f"mkdir -p {TEMPORARY}")
         self.shell(self.subject.setup)
+        self._daemons = {session for _, session in self._processes()}
         if self.subject.delegates:
             self.stub  # noqa: B018 - installs it
 
@@ -320,7 +322,11 @@ class Bench:
 
     def living(self, leader: int) -> Iterator[int]:
         """The living processes of a request: of its session, or, for those that left it, on its host and no other's."""
-        others = self._leaders - {leader}
+        others = (self._leaders | self._daemons) - {leader}
+        return (pid for pid, session in self._processes(leader) if session not in others)
+
+    def _processes(self, leader: int = 0) -> Iterator[tuple[int, int]]:
+        """The living processes on the host, or in the session of a request; and the session of each."""
         mounts = os.stat(f"/proc/{self.host.pid}/ns/mnt").st_ino
         for entry in os.listdir("/proc"):
             if not entry.isdigit() or int(entry) == self.host.pid:
@@ -328,10 +334,10 @@ class Bench:
             try:
                 fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
                 session = int(fields[3])
-                if fields[0] in "ZX" or session in others:
+                if fields[0] in "ZX":
                     continue
                 if session == leader or os.stat(f"/proc/{entry}/ns/mnt").st_ino == mounts:
-                    yield int(entry)
+                    yield int(entry), session
             except OSError:
                 continue
 
