@@ -1,12 +1,11 @@
 """Compare two JUnit reports test by test: exit status 1, and the differences, when a verdict differs.
 
-The first is root's. What only root can do, the other may skip, with a reason that begins with "needs root": to be several
-users at once takes one who may become any.
+The first is root's. What only root can do, the other may skip, with a reason that begins with "needs root": to be
+several users at once takes one who may become any.
 """
 
 import sys
 from xml.etree import ElementTree
-
 
 ROOT = "skipped: needs root"
 
