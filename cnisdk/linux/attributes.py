@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 
 _HEADER = struct.Struct("=HH")
-_UINT16 = struct.Struct("=HHHxx")
 _UINT32 = struct.Struct("=HHI")
 _UINT8 = struct.Struct("=HHBxxx")
 _NUMBER = 0x3FFF  # without the flags for nested and network byte order
@@ -28,11 +27,6 @@ def attribute(number: int, *payload: bytes) -> bytes:
 def uint8(number: int, value: int) -> bytes:
     """An attribute of one byte."""
     return _UINT8.pack(5, number, value)
-
-
-def uint16(number: int, value: int) -> bytes:
-    """An attribute of two bytes, in the host's byte order."""
-    return _UINT16.pack(6, number, value)
 
 
 def uint32(number: int, value: int) -> bytes:
