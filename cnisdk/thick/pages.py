@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 from array import array
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
@@ -51,6 +52,28 @@ class Pages(NamedTuple):
 
 
 NONE = Pages(frozenset(), frozenset())
+
+
+class _Lessons:
+    """How many requests of one kind touched each page."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._written: Counter[int] = Counter()
+        self._read: Counter[int] = Counter()
+
+    def add(self, pages: Pages) -> None:
+        self._number += 1
+        self._written.update(pages.written)
+        self._read.update(pages.read)
+
+    def usual(self) -> Pages:
+        """What at least half of them touched: what is special to one is not worth the memory of every worker."""
+        written, read = (
+            frozenset(number for number, times in counted.items() if 2 * times >= self._number)
+            for counted in (self._written, self._read)
+        )
+        return Pages(written, read)
 
 
 def touched() -> Pages:
@@ -92,21 +115,29 @@ class Populate:
         madvise = ctypes.CDLL(None).madvise
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         self._madvise: Callable[[int, int, int], int] = madvise
-        self._known: dict[Kind, Pages] = {}
+        self._lessons: dict[Kind, _Lessons] = {}
         self._chosen: dict[frozenset[Kind], Ranges] = {}
 
-    def learn(self, kind: Kind, pages: Pages) -> None:
-        """Note what a request touched, which the next of its kind will touch too."""
-        self._known[kind] = self._known.get(kind, NONE) | pages
+    def learn(self, kind: Kind, pages: Pages, *, fetched: bool = False) -> None:
+        """Note what a request touched, which the next of its kind will touch too.
+
+        Args:
+            kind: What kind of request it was.
+            pages: What it touched.
+            fetched: Whether its worker had fetched pages, which are not among these: it is taken for granted that the
+                request touched those that requests of its kind usually do.
+        """
+        lessons = self._lessons.setdefault(kind, _Lessons())
+        lessons.add(pages | lessons.usual() if fetched else pages)
         self._chosen.clear()
 
     def choose(self, kinds: Collection[Kind] | None = None) -> Ranges:
-        """What requests of these kinds touch; of all kinds, for None."""
-        key = frozenset(self._known if kinds is None else kinds)
+        """What requests of these kinds usually touch; of all kinds, for None."""
+        key = frozenset(self._lessons if kinds is None else kinds)
         if key not in self._chosen:
             pages = NONE
-            for kind in key & self._known.keys():
-                pages |= self._known[kind]
+            for kind in key & self._lessons.keys():
+                pages |= self._lessons[kind].usual()
             self._chosen[key] = [
                 (start * _PAGE, count * _PAGE, advice)
                 for numbers, advice in ((pages.written, _POPULATE_WRITE), (pages.read, _POPULATE_READ))

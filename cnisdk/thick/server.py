@@ -34,7 +34,7 @@ READY = 4
 LIMIT = 64
 """Workers at a time. More requests than that wait, and after a second run in processes of their own."""
 
-MEMORY = 256
+MEMORY = 384
 """What workers that wait may hold, in MiB."""
 
 # What a worker has to itself beside pages fetched in advance, in bytes: its tables, and what it has written to.
@@ -43,6 +43,9 @@ _WORKER = 1 << 20
 # A server that is told to end waits that long for the requests that run.
 GRACE = 150.0
 _BACKLOG = 128
+
+# Requests come in groups. So many seconds without any means that those which run need the processor no more.
+_BUSY = 0.005
 
 # Seconds without a request after which the pool is filled up.
 _QUIET = 0.05
@@ -178,16 +181,19 @@ class Server:
         quiet = not self._busy and now - self._last >= _QUIET
         if len(self._idle) > self._ready // 4 and not quiet:
             return
-        ready = self._ready
+        ready = fetching = self._ready
         if quiet:
             self._look_back(now)
-            room = self._memory // (_WORKER + pages.size_of(self._populate.choose(self._recent)))
-            ready = max(ready, min(self._peak, self._limit, room))
+            ready = max(ready, min(self._peak, self._limit, self._memory // _WORKER))
+            room = self._memory - ready * _WORKER
+            fetching = max(fetching, room // max(1, pages.size_of(self._populate.choose(self._recent))))
         if (surplus := len(self._idle) - self._retiring - ready) > 0:
             self._retiring += os.write(self._retire, bytes(surplus))
         while len(self._idle) < ready and len(self._idle) + len(self._busy) < self._limit:
             # Those that are more than usual hold no more than such requests need as came together.
-            ranges = self._populate.choose(None if len(self._idle) < self._ready else self._recent)
+            kinds = None if len(self._idle) < self._ready else self._recent if len(self._idle) < fetching else ()
+            populate = partial(self._populate, self._populate.choose(kinds))
+            patience = 0 if quiet else _BUSY
             sys.stdout.flush()
             sys.stderr.flush()
             pid = os.fork()
@@ -196,7 +202,7 @@ class Server:
                     signal.set_wakeup_fd(-1)
                     for fd in self._mine:
                         os.close(fd)
-                    work(listener, plugins, stop, retire, self._report, partial(self._populate, ranges), self._learn)
+                    work(listener, plugins, stop, retire, self._report, patience, populate, self._learn)
                 finally:
                     os._exit(1)
             self._idle.add(pid)
@@ -225,7 +231,7 @@ class Server:
                 self._idle.discard(int(pid))
                 self._busy.add(int(pid))
             elif what == "pages":
-                self._take_pages(pid, (rest[0], rest[1]))
+                self._take_pages(pid, (rest[0], rest[1]), fetched=rest[2] != "0")
             elif rest[2] == "declined":
                 self.metrics.declined += 1
             else:
@@ -241,11 +247,11 @@ class Server:
         """Where a worker is to write down the pages it touched; None when enough is known of such requests."""
         return f"{self._path('pages')}.{os.getpid()}" if self._learned[type_, verb] < _LESSONS else None
 
-    def _take_pages(self, pid: str, kind: pages.Kind) -> None:
+    def _take_pages(self, pid: str, kind: pages.Kind, *, fetched: bool) -> None:
         path = f"{self._path('pages')}.{pid}"
         with contextlib.suppress(OSError, ValueError):
             with open(path, "rb") as file:
-                self._populate.learn(kind, pages.load(file.read()))
+                self._populate.learn(kind, pages.load(file.read()), fetched=fetched)
             os.unlink(path)
 
     def _reap(self, reading: int) -> None:

@@ -21,9 +21,6 @@ from . import pages
 from .pages import Ranges
 from .protocol import FAMILY, KIND, NAMESPACES, PATIENCE, Offer, Request, peer_uid, receive, take
 
-# Requests come in groups. So many seconds without any means that there is time.
-_BUSY = 0.005
-
 # A shim that has connected says at once what it wants.
 _HESITATION = 5.0
 
@@ -80,6 +77,7 @@ def work(
     stop: int,
     retire: int,
     report: int,
+    patience: float,
     populate: Callable[[], Ranges],
     learn: Callable[[str, str], str | None],
 ) -> NoReturn:
@@ -91,11 +89,12 @@ def work(
         stop: A pipe whose other end closes when no further request is to be taken.
         retire: A pipe with a byte for each worker that is to end.
         report: A pipe to the server: a line when a request comes, and another when it is done.
+        patience: After so many seconds without a request there is time to fetch memory.
         populate: Fetches memory in advance.
         learn: Given type and verb, the file to write down the pages a request touched; None when they are known.
     """
     ready = prepare()
-    accepted = _accept(listener, stop, retire, populate)
+    accepted = _accept(listener, stop, retire, patience, populate)
     if accepted is None:
         os._exit(0)
     connection, fetched = accepted
@@ -144,7 +143,7 @@ def _write_down_pages(path: str | None, fetched: Ranges, report: int, kind: str)
         data = pages.dump(pages.touched().without(fetched))
         with open(path, "wb") as file:
             file.write(data)
-        _tell(report, f"pages {os.getpid()} {kind}")
+        _tell(report, f"pages {os.getpid()} {kind} {len(fetched)}")
     except (OSError, ValueError):
         pass  # the next requests take longer, that is all
 
@@ -157,7 +156,7 @@ def _tell(report: int, line: str) -> None:
 
 
 def _accept(
-    listener: socket.socket, stop: int, retire: int, populate: Callable[[], Ranges]
+    listener: socket.socket, stop: int, retire: int, patience: float, populate: Callable[[], Ranges]
 ) -> tuple[socket.socket, Ranges] | None:
     """Wait for a request; None when there shall be no more. Those that wait already are still taken.
 
@@ -168,12 +167,11 @@ def _accept(
     poll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)  # wakes one worker, not all
     for fd in (stop, retire):
         poll.register(fd, select.EPOLLIN)
-    patience = _BUSY
     fetched: Ranges = []
     while True:
         ready = dict(poll.poll(patience))
         if not ready:
-            fetched = populate()  # not while requests that run, in other workers, need the processor
+            fetched = populate()
             patience = -1
             continue
         try:

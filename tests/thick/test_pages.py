@@ -1,0 +1,76 @@
+"""Which pages workers fetch in advance."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from cnisdk.thick.pages import Pages, Populate, Ranges, dump, load, size_of, touched
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+KIND = ("bridge", "ADD")
+
+
+def numbers(ranges: Ranges) -> set[int]:
+    return {number for start, length, _ in ranges for number in range(start // PAGE, (start + length) // PAGE)}
+
+
+def pages(*written: int, read: tuple[int, ...] = ()) -> Pages:
+    return Pages(frozenset(written), frozenset(read))
+
+
+def test_what_half_of_the_requests_touch_is_fetched() -> None:
+    populate = Populate()
+    for lesson in (pages(1, 2, 3, 9), pages(1, 2, 3), pages(1, 2, 8), pages(1, 7)):
+        populate.learn(KIND, lesson)
+    assert numbers(populate.choose()) == {1, 2, 3}
+
+
+def test_what_was_fetched_counts_as_touched() -> None:
+    populate = Populate()
+    populate.learn(KIND, pages(1, 2, read=(5,)))  # a rehearsal
+    for _ in range(9):
+        populate.learn(KIND, pages(3), fetched=True)  # of which a rehearsal knew nothing
+    assert numbers(populate.choose()) == {1, 2, 3, 5}
+
+
+def test_only_the_kinds_that_are_asked_for() -> None:
+    populate = Populate()
+    populate.learn(KIND, pages(1))
+    populate.learn(("bridge", "DEL"), pages(2))
+    assert numbers(populate.choose({KIND})) == {1}
+    assert numbers(populate.choose()) == {1, 2}
+    assert populate.choose(()) == []
+    assert populate.choose({("bridge", "GC")}) == []
+
+
+def test_neighbours_are_fetched_at_once_and_what_is_only_read_costs_no_memory() -> None:
+    populate = Populate()
+    populate.learn(KIND, pages(10, 11, 12, 20, read=(30,)))
+    ranges = populate.choose()
+    assert [(start // PAGE, length // PAGE) for start, length, _ in ranges] == [(10, 3), (20, 1), (30, 1)]
+    assert size_of(ranges) == 4 * PAGE
+
+
+def test_a_child_tells_which_page_it_wrote_to() -> None:
+    data = bytearray(64 * PAGE)
+    before, after = touched_of(lambda: None), touched_of(lambda: data.__setitem__(slice(0, None, PAGE), b"x" * 64))
+    assert len(after.written - before.written) >= 63  # the first and the last are shared with others
+
+
+def touched_of(work: Callable[[], object]) -> Pages:
+    """What a child touches that does this."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            with open(writing, "wb") as file:
+                file.write(dump(touched()))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        data = file.read()
+    os.waitpid(pid, 0)
+    return load(data)
