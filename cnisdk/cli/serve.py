@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import InvalidConfigError
 from ..plugin.launch import find_main
 from ..plugin.main import PluginMain, respond
+from ..thick import server
 from ..thick.protocol import DIRECTORY
 from .install import Registered, ask_versions, find_registered, render, search_path, this_interpreter
 
@@ -26,11 +27,12 @@ def register(subparsers: Any) -> None:
         "done; a second server started meanwhile takes over.",
     )
     parser.add_argument("--directory", metavar="DIR", default=DIRECTORY, help="its directory (default %(default)s)")
-    parser.add_argument("--ready", metavar="N", type=int, default=4, help="workers that wait (default %(default)s)")
-    parser.add_argument("--limit", metavar="N", type=int, default=64, help="workers at a time (default %(default)s)")
-    parser.add_argument(
-        "--memory", metavar="MIB", type=int, default=256, help="what those that wait may hold (default %(default)s)"
-    )
+    for name, metavar, default, help_ in (
+        ("--ready", "N", server.READY, "workers that wait"),
+        ("--limit", "N", server.LIMIT, "workers at a time"),
+        ("--memory", "MIB", server.MEMORY, "what those that wait may hold"),
+    ):
+        parser.add_argument(name, metavar=metavar, type=int, default=default, help=f"{help_} (default %(default)s)")
     parser.add_argument(
         "--background",
         action="store_true",
@@ -44,8 +46,6 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say."""
-    from ..thick import server
-
     if args.status:
         print(json.dumps(server.ask_status(args.directory), indent=4))
         return 0

@@ -135,6 +135,7 @@ class Server:
         gc.freeze()  # a worker's collector must not copy all these pages
         gc.set_threshold(100_000)
         self._mine = (self._stop, self._retire, reading, wake, waker, control.fileno())
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         self._fill(listener, plugins, stop, retire)
         notify("READY=1")
         deadline: float | None = None
@@ -181,18 +182,17 @@ class Server:
         quiet = not self._busy and now - self._last >= _QUIET
         if len(self._idle) > self._ready // 4 and not quiet:
             return
-        ready = fetching = self._ready
+        ready = self._ready
         if quiet:
             self._look_back(now)
-            ready = max(ready, min(self._peak, self._limit, self._memory // _WORKER))
-            room = self._memory - ready * _WORKER
-            fetching = max(fetching, room // max(1, pages.size_of(self._populate.choose(self._recent))))
+            room = self._memory // (_WORKER + pages.size_of(self._populate.choose(self._recent)))
+            ready = max(ready, min(self._peak, self._limit, room))
         if (surplus := len(self._idle) - self._retiring - ready) > 0:
             self._retiring += os.write(self._retire, bytes(surplus))
         while len(self._idle) < ready and len(self._idle) + len(self._busy) < self._limit:
             # Those that are more than usual hold no more than such requests need as came together.
-            kinds = None if len(self._idle) < self._ready else self._recent if len(self._idle) < fetching else ()
-            populate = partial(self._populate, self._populate.choose(kinds))
+            ranges = self._populate.choose(None if len(self._idle) < self._ready else self._recent)
+            populate = partial(self._populate, ranges)
             patience = 0 if quiet else _BUSY
             sys.stdout.flush()
             sys.stderr.flush()

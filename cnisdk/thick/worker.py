@@ -64,6 +64,7 @@ def prepare() -> Ready:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setpgid(0, 0)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     os.environ.clear()
     for name, fd, mode in _STREAMS:
         _open_stream(name, fd, mode)
