@@ -26,7 +26,7 @@ from ..errors import IOFailureError
 from . import pages, protocol
 from .metrics import Metrics
 from .protocol import peer_uid
-from .worker import Loaded, work
+from .worker import Door, Loaded, work
 
 READY = 4
 """Workers that wait for requests."""
@@ -122,6 +122,7 @@ class Server:
         stop, self._stop = os.pipe()
         retire, self._retire = os.pipe()
         os.set_blocking(retire, False)
+        door = Door(listener, stop, retire)
         reading, self._report = os.pipe()
         os.set_blocking(reading, False)
         wake, waker = os.pipe()
@@ -136,7 +137,7 @@ class Server:
         gc.set_threshold(100_000)
         self._mine = (self._stop, self._retire, reading, wake, waker, control.fileno())
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        self._fill(listener, plugins, stop, retire)
+        self._fill(door, plugins)
         notify("READY=1")
         deadline: float | None = None
         poll = select.poll()
@@ -148,7 +149,7 @@ class Server:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
             self._hear(reading)
-            self._reap(reading)
+            self._reap(reading, door)
             if control.fileno() in events:
                 self._answer(control)
             if self._stopping:
@@ -159,7 +160,7 @@ class Server:
                 if (not self._idle and not self._busy) or time.monotonic() > deadline:
                     break
             else:
-                self._fill(listener, plugins, stop, retire)
+                self._fill(door, plugins)
             self.metrics.write(len(self._idle), len(self._busy))
         self._hear(reading)
         self.metrics.write(0, 0, now=True)
@@ -175,7 +176,7 @@ class Server:
     def _end(self, number: int, _: FrameType | None) -> None:
         self._stopping = True
 
-    def _fill(self, listener: socket.socket, plugins: Mapping[bytes, Loaded], stop: int, retire: int) -> None:
+    def _fill(self, door: Door, plugins: Mapping[bytes, Loaded]) -> None:
         # To fork, and what a new worker does first, takes time from requests that run, and requests come in groups: as
         # long as others wait, it can wait too.
         now = time.monotonic()
@@ -190,8 +191,8 @@ class Server:
         if (surplus := len(self._idle) - self._retiring - ready) > 0:
             self._retiring += os.write(self._retire, bytes(surplus))
         while len(self._idle) < ready and len(self._idle) + len(self._busy) < self._limit:
-            # Those that are more than usual hold no more than such requests need as came together.
-            ranges = self._populate.choose(None if len(self._idle) < self._ready else self._recent)
+            # Those that are more than usual hold no more than such requests need as came together. The last go first.
+            ranges = self._populate.choose(None if len(self._idle) >= ready - self._ready else self._recent)
             populate = partial(self._populate, ranges)
             patience = 0 if quiet else _BUSY
             sys.stdout.flush()
@@ -202,7 +203,7 @@ class Server:
                     signal.set_wakeup_fd(-1)
                     for fd in self._mine:
                         os.close(fd)
-                    work(listener, plugins, stop, retire, self._report, patience, populate, self._learn)
+                    work(door, plugins, self._report, patience, populate, self._learn)
                 finally:
                     os._exit(1)
             self._idle.add(pid)
@@ -254,7 +255,7 @@ class Server:
                 self._populate.learn(kind, pages.load(file.read()), fetched=fetched)
             os.unlink(path)
 
-    def _reap(self, reading: int) -> None:
+    def _reap(self, reading: int, door: Door) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -265,6 +266,7 @@ class Server:
             self._hear(reading)  # what it said before it ended
             if os.WIFSIGNALED(status):
                 self.metrics.died += 1
+                door.tell()  # it may have been woken for a request, and died before it took it
             if pid in self._idle and self._retiring:
                 self._retiring -= 1
             self._idle.discard(pid)

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import CNIError
@@ -43,6 +43,54 @@ class Loaded(NamedTuple):
     lessons: Mapping[str, pages.Pages] = {}
 
 
+class Door:
+    """Where requests come in: what all workers wait at, of whom the one that came last goes first.
+
+    Its memory is the likeliest to be in the processor's caches, however many wait. That is how ``epoll_wait(2)`` wakes
+    those who share a descriptor; a socket itself, or descriptors of their own, would wake the one that has waited
+    longest.
+
+    Args:
+        listener: The server's socket.
+        stop: A pipe whose other end closes when no further request is to be taken.
+        retire: A pipe with a byte for each worker that is to end.
+    """
+
+    def __init__(self, listener: socket.socket, stop: int, retire: int) -> None:
+        self._listener = listener
+        self.stop, self.retire = stop, retire
+        self._poll = select.epoll()
+        # A request is told to one worker: without EPOLLET the next one would be woken too, to find it gone.
+        self._poll.register(listener, select.EPOLLIN | select.EPOLLET)
+        for fd in (stop, retire):
+            self._poll.register(fd, select.EPOLLIN)
+
+    def wait(self, seconds: float) -> Collection[int]:
+        """What there is to be had, as descriptors; nothing after so many seconds, which may be -1 for ever."""
+        return [fd for fd, _ in self._poll.poll(seconds)]
+
+    def accept(self) -> socket.socket | None:
+        """Take a request; None when there is none."""
+        try:
+            # As listener.accept(), without asking the kernel what is known.
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+        except BlockingIOError:
+            return None
+        finally:
+            self.tell()
+        return socket.socket(FAMILY, KIND, 0, fd)
+
+    def tell(self) -> None:
+        """Wake another worker if there are requests: of those that come together, only the first wakes one."""
+        self._poll.modify(self._listener, select.EPOLLIN | select.EPOLLET)
+
+    def close(self) -> None:
+        """Take no further request, in this process."""
+        self._poll.close()
+        for fd in (self._listener.detach(), self.stop, self.retire):
+            os.close(fd)
+
+
 class Ready(NamedTuple):
     """What a worker has made before a request comes.
 
@@ -73,10 +121,8 @@ def prepare() -> Ready:
 
 
 def work(
-    listener: socket.socket,
+    door: Door,
     plugins: Mapping[bytes, Loaded],
-    stop: int,
-    retire: int,
     report: int,
     patience: float,
     populate: Callable[[], Ranges],
@@ -85,17 +131,15 @@ def work(
     """Serve one request, and end this process. To be called in a process forked for it.
 
     Args:
-        listener: The server's socket.
+        door: Where requests come in.
         plugins: By what shims say of them.
-        stop: A pipe whose other end closes when no further request is to be taken.
-        retire: A pipe with a byte for each worker that is to end.
         report: A pipe to the server: a line when a request comes, and another when it is done.
         patience: After so many seconds without a request there is time to fetch memory.
         populate: Fetches memory in advance.
         learn: Given type and verb, the file to write down the pages a request touched; None when they are known.
     """
     ready = prepare()
-    accepted = _accept(listener, stop, retire, patience, populate)
+    accepted = _accept(door, patience, populate)
     if accepted is None:
         os._exit(0)
     connection, fetched = accepted
@@ -108,8 +152,7 @@ def work(
     if agreed is None:
         _tell(report, f"done {ready.pid} - - declined 0 0")
         os._exit(0)
-    for fd in (listener.detach(), stop, retire):
-        os.close(fd)
+    door.close()
     plugin, offer, request = agreed
     status = 1
     try:
@@ -156,36 +199,27 @@ def _tell(report: int, line: str) -> None:
         pass  # the server was killed; this request goes on
 
 
-def _accept(
-    listener: socket.socket, stop: int, retire: int, patience: float, populate: Callable[[], Ranges]
-) -> tuple[socket.socket, Ranges] | None:
+def _accept(door: Door, patience: float, populate: Callable[[], Ranges]) -> tuple[socket.socket, Ranges] | None:
     """Wait for a request; None when there shall be no more. Those that wait already are still taken.
 
     Returns:
         The connection, and what memory was fetched meanwhile.
     """
-    poll = select.epoll()
-    poll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)  # wakes one worker, not all
-    for fd in (stop, retire):
-        poll.register(fd, select.EPOLLIN)
     fetched: Ranges = []
     while True:
-        ready = dict(poll.poll(patience))
+        ready = door.wait(patience)
         if not ready:
             fetched = populate()
             patience = -1
             continue
         try:
-            # As listener.accept(), without asking the kernel what is known.
-            fd, _ = listener._accept()  # type: ignore[attr-defined]
-        except BlockingIOError:
-            if stop in ready or (retire in ready and _is_retired(retire)):
-                return None
-            continue
+            connection = door.accept()
         except OSError:
             return None
-        poll.close()
-        return socket.socket(FAMILY, KIND, 0, fd), fetched
+        if connection is not None:
+            return connection, fetched
+        if door.stop in ready or (door.retire in ready and _is_retired(door.retire)):
+            return None
 
 
 def _is_retired(retire: int) -> bool:
