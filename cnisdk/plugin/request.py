@@ -365,7 +365,9 @@ def parse_request(
 
 def _text(document: Mapping[str, Any], key: str) -> str:
     value = find_key(document, key)
-    return "" if value is None else structure(value, str, path=show_path((key,)))
+    if value is None or type(value) is str:
+        return value or ""
+    return structure(value, str, path=show_path((key,)))  # which says what is wrong
 
 
 def _valid_attachments(document: Mapping[str, Any], network: str) -> frozenset[Attachment]:

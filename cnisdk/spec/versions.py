@@ -113,7 +113,7 @@ def negotiate(configured: str, supported: Iterable[SpecVersion], verb: Verb) -> 
         if not listed or listed[-1] < since:
             raise IncompatibleVersionError(f"plugin version does not allow {verb}")
     wanted = configured or str(V0_1_0)
-    for version in listed:
+    for version in reversed(listed):
         if str(version) == wanted:
             return version
     names = " ".join(f'"{version}"' for version in listed)

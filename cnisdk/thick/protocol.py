@@ -55,8 +55,9 @@ PATIENCE = 1.0
 # An environment and argv[0] that execve(2) took may be 6 MiB; what a socket takes in one message is less.
 _LARGEST = 8 << 20
 _PEER = struct.Struct("=iII")
-FAMILY, KIND = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
-"""Of these sockets, as numbers: the library's own are looked up each time."""
+_FAMILY, _KIND = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
+_CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+# Numbers, since to combine the library's own names takes longer than a system call.
 
 
 class Offer(NamedTuple):
@@ -74,7 +75,7 @@ class Offer(NamedTuple):
     umask: int
     size: int
     since: float
-    end: socket.socket
+    end: socket.SocketType
 
 
 class Request(NamedTuple):
@@ -102,7 +103,7 @@ def describe(type: str, id: str, namespaces: Sequence[str]) -> bytes:
     return " ".join((GREETING, type, id, *namespaces)).encode()
 
 
-def receive(connection: socket.socket, flags: int = 0) -> Offer:
+def receive(connection: socket.SocketType, flags: int = 0) -> Offer:
     """Hear what a shim wants.
 
     Args:
@@ -118,7 +119,7 @@ def receive(connection: socket.socket, flags: int = 0) -> Offer:
         about, umask, size, since = text.rsplit(b" ", 3)
         if len(files) != 1 or not 0 < int(size) <= _LARGEST:
             raise ValueError
-        return Offer(about, int(umask, 8), int(size), int(since) / 1e6, socket.socket(FAMILY, KIND, 0, files[0]))
+        return Offer(about, int(umask, 8), int(size), int(since) / 1e6, make_socket(files[0]))
     except (ValueError, OSError) as exc:
         for fd in files:
             os.close(fd)
@@ -133,7 +134,7 @@ def take(offer: Offer) -> Request:
         DecodingError: (6) It is not what was offered.
     """
     data, files, flags = _receive(offer.end, offer.size, FILES, socket.MSG_DONTWAIT)
-    if len(files) != FILES or len(data) != offer.size or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    if len(files) != FILES or len(data) != offer.size or flags & _CUT:
         for fd in files:
             os.close(fd)
         raise DecodingError("not the request that was offered")
@@ -142,7 +143,7 @@ def take(offer: Offer) -> Request:
     return Request(name, {key: value for key, divider, value in pairs if divider and key}, files)
 
 
-def _receive(sock: socket.socket, size: int, number: int, flags: int = 0) -> tuple[bytes, array[int], int]:
+def _receive(sock: socket.SocketType, size: int, number: int, flags: int = 0) -> tuple[bytes, array[int], int]:
     data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_SPACE(number * 4), flags)
     files = array("i")
     for level, kind, payload in ancillary:
@@ -151,12 +152,17 @@ def _receive(sock: socket.socket, size: int, number: int, flags: int = 0) -> tup
     return data, files, flags
 
 
+def make_socket(fd: int) -> socket.SocketType:
+    """A socket of this protocol, of the type that has methods but no more."""
+    return socket.SocketType(_FAMILY, _KIND, 0, fd)
+
+
 def own_namespaces() -> list[str]:
     """The namespaces of this process, as a shim would say them."""
     return [os.readlink(f"/proc/self/ns/{kind}") for kind in NAMESPACES]
 
 
-def peer_uid(connection: socket.socket) -> tuple[int, int]:
+def peer_uid(connection: socket.SocketType) -> tuple[int, int]:
     """Process and user at the other end."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     pid, uid, _ = _PEER.unpack(data)

@@ -84,8 +84,8 @@ def rehearse(plugins: Mapping[str, Loaded], launchers: Mapping[str, bytes]) -> t
 def _take_requests(count: int) -> None:
     """Take requests as workers do, from shims that are not there."""
     for _ in range(count):
-        shim, worker = socket.socketpair(protocol.FAMILY, protocol.KIND)
-        here, there = socket.socketpair(protocol.FAMILY, protocol.KIND)
+        shim, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with shim, worker, here, there, open(os.devnull, "rb") as null:
             socket.send_fds(here, [b"plugin\0CNI_COMMAND=ADD\0"], [null.fileno()] * protocol.FILES)
             about = protocol.describe("rehearsal", "none", protocol.own_namespaces())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import select
@@ -19,7 +20,7 @@ from ..plugin.launch import Launcher
 from ..plugin.main import PluginMain
 from . import pages
 from .pages import Ranges
-from .protocol import FAMILY, KIND, NAMESPACES, PATIENCE, Offer, Request, peer_uid, receive, take
+from .protocol import NAMESPACES, PATIENCE, Offer, Request, make_socket, peer_uid, receive, take
 
 # A shim that has connected says at once what it wants.
 _HESITATION = 5.0
@@ -69,7 +70,7 @@ class Door:
         """What there is to be had, as descriptors; nothing after so many seconds, which may be -1 for ever."""
         return [fd for fd, _ in self._poll.poll(seconds)]
 
-    def accept(self) -> socket.socket | None:
+    def accept(self) -> socket.SocketType | None:
         """Take a request; None when there is none."""
         try:
             # As listener.accept(), without asking the kernel what is known.
@@ -78,7 +79,7 @@ class Door:
             return None
         finally:
             self.tell()
-        return socket.socket(FAMILY, KIND, 0, fd)
+        return make_socket(fd)
 
     def tell(self) -> None:
         """Wake another worker if there are requests: of those that come together, only the first wakes one."""
@@ -199,7 +200,7 @@ def _tell(report: int, line: str) -> None:
         pass  # the server was killed; this request goes on
 
 
-def _accept(door: Door, patience: float, populate: Callable[[], Ranges]) -> tuple[socket.socket, Ranges] | None:
+def _accept(door: Door, patience: float, populate: Callable[[], Ranges]) -> tuple[socket.SocketType, Ranges] | None:
     """Wait for a request; None when there shall be no more. Those that wait already are still taken.
 
     Returns:
@@ -231,7 +232,7 @@ def _is_retired(retire: int) -> bool:
 
 
 def _agree(
-    connection: socket.socket, plugins: Mapping[bytes, Loaded], ready: Ready
+    connection: socket.SocketType, plugins: Mapping[bytes, Loaded], ready: Ready
 ) -> tuple[Loaded, Offer, Request] | None:
     """Take the request if this process can run it exactly as one of its own would."""
     if peer_uid(connection)[1] != os.geteuid():
@@ -324,8 +325,6 @@ def serve(plugin: Loaded, umask: int, request: Request, ready: Ready) -> int:
     if isinstance(status, str):
         print(status, file=sys.stderr)  # noqa: T201 - as Python does at its end
         status = 1
-    import atexit
-
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -250,8 +250,10 @@ def requested_addresses(request: AddRequest[HostLocalConf]) -> tuple[IPAddress, 
             raise InvalidEnvironmentError(
                 f"invalid IP address in CNI_ARGS: IP={wanted}", details="expected one address, such as IP=10.1.2.3"
             ) from exc
-    arguments = structure(find_key(request.conf.args, "cni") or {}, dict[str, Any], path="$.args.cni")
-    conventional = structure(find_key(arguments, "ips") or (), tuple[str, ...], path="$.args.cni.ips")
+    conventional: tuple[str, ...] = ()
+    if request.conf.args:
+        arguments = structure(find_key(request.conf.args, "cni") or {}, dict[str, Any], path="$.args.cni")
+        conventional = structure(find_key(arguments, "ips") or (), tuple[str, ...], path="$.args.cni.ips")
     for texts, path in ((conventional, "$.args.cni.ips"), (request.conf.runtime_config.ips, "$.runtimeConfig.ips")):
         for index, text in enumerate(texts):
             try:
