@@ -1,13 +1,14 @@
 """What shim and worker say to each other, over Unix sockets that keep messages apart (``SOCK_SEQPACKET``).
 
 The shim makes a pair of sockets and puts its request into one end: ``argv[0]`` and the environment, each text ended by
-a NUL, with the descriptors of standard input, output and error, of the working directory and of the network namespace.
-Then it connects to the server, whose workers all wait for connections:
+a NUL, with the descriptors of standard input, output and error and of the working directory. Its network namespace is
+the one the pair was made in, which the kernel tells, as it tells the user. Then the shim connects to the server, whose
+workers all wait for connections:
 
 ====== ============================================ ===============================================
 from   message                                      with it
 ====== ============================================ ===============================================
-shim   ``cnisdk2 TYPE ID NS... UMASK SIZE TIME``    the other end of the pair
+shim   ``cnisdk3 TYPE ID NS... UMASK SIZE TIME``    the other end of the pair
 worker why not, and no more                         the worker ends
 worker ``started``, through the pair                a descriptor of its process, for signals
 worker ``exit STATUS``                              three digits
@@ -24,6 +25,7 @@ When the shim goes away, the kernel kills the worker, as it would have killed th
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
@@ -42,8 +44,8 @@ CONTROL = f"{DIRECTORY}/control.sock"
 METRICS = f"{DIRECTORY}/metrics.prom"
 FALLBACKS = f"{DIRECTORY}/fallbacks"
 
-GREETING = "cnisdk2"
-FILES = 5
+GREETING = "cnisdk3"
+FILES = 4
 
 NAMESPACES = ("mnt", "user", "pid", "uts", "ipc")
 """What a path or a number means depends on these; a worker can only change its network namespace."""
@@ -56,6 +58,7 @@ PATIENCE = 1.0
 _LARGEST = 8 << 20
 _PEER = struct.Struct("=iII")
 _FAMILY, _KIND = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
+_SO_NETNS_COOKIE, _SIOCGSKNS = 71, 0x894C
 _CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 # Numbers, since to combine the library's own names takes longer than a system call.
 
@@ -84,12 +87,16 @@ class Request(NamedTuple):
     Attributes:
         name: ``argv[0]``.
         environ: The environment.
-        files: stdin, stdout, stderr, working directory, network namespace.
+        files: stdin, stdout, stderr, working directory.
+        netns: The network namespace; -1 if it is that of who takes the request.
+        umask: The caller's.
     """
 
     name: str
     environ: dict[str, str]
-    files: array[int]
+    files: Sequence[int]
+    netns: int
+    umask: int
 
 
 def describe(type: str, id: str, namespaces: Sequence[str]) -> bytes:
@@ -126,13 +133,19 @@ def receive(connection: socket.SocketType, flags: int = 0) -> Offer:
         raise DecodingError("not a request of this protocol") from exc
 
 
-def take(offer: Offer) -> Request:
+def take(offer: Offer, netns: bytes) -> Request:
     """Take the request from the shim, which will not run it any more.
+
+    Args:
+        offer: What the shim said of it.
+        netns: The cookie of this process's network namespace.
 
     Raises:
         BlockingIOError: The shim was faster.
+        OSError: The kernel does not let this user into the caller's network namespace.
         DecodingError: (6) It is not what was offered.
     """
+    theirs = _find_netns(offer.end, netns)
     data, files, flags = _receive(offer.end, offer.size, FILES, socket.MSG_DONTWAIT)
     if len(files) != FILES or len(data) != offer.size or flags & _CUT:
         for fd in files:
@@ -140,7 +153,8 @@ def take(offer: Offer) -> Request:
         raise DecodingError("not the request that was offered")
     name, *entries = data.decode(sys.getfilesystemencoding(), "surrogateescape").split("\0")
     pairs = (entry.partition("=") for entry in entries)
-    return Request(name, {key: value for key, divider, value in pairs if divider and key}, files)
+    environ = {key: value for key, divider, value in pairs if divider and key}
+    return Request(name, environ, files, theirs, offer.umask)
 
 
 def _receive(sock: socket.SocketType, size: int, number: int, flags: int = 0) -> tuple[bytes, array[int], int]:
@@ -155,6 +169,23 @@ def _receive(sock: socket.SocketType, size: int, number: int, flags: int = 0) ->
 def make_socket(fd: int) -> socket.SocketType:
     """A socket of this protocol, of the type that has methods but no more."""
     return socket.SocketType(_FAMILY, _KIND, 0, fd)
+
+
+def _find_netns(sock: socket.SocketType, own: bytes) -> int:
+    """A descriptor of the network namespace a socket was made in; -1 if that is the one with this cookie.
+
+    Raises:
+        OSError: The kernel does not give it to this user.
+    """
+    return -1 if own and netns_cookie(sock) == own else fcntl.ioctl(sock, _SIOCGSKNS)
+
+
+def netns_cookie(sock: socket.SocketType) -> bytes:
+    """What the kernel tells apart network namespaces by, since Linux 5.14; before, nothing."""
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    except OSError:
+        return b""
 
 
 def own_namespaces() -> list[str]:

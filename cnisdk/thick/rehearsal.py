@@ -16,7 +16,6 @@ import os
 import signal
 import socket
 import sys
-from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from shutil import rmtree
@@ -92,7 +91,7 @@ def _take_requests(count: int) -> None:
             socket.send_fds(shim, [about + b" 22 23 0"], [there.fileno()])
             protocol.peer_uid(worker)
             offer = protocol.receive(worker)
-            request = protocol.take(offer)
+            request = protocol.take(offer, protocol.netns_cookie(worker))
             offer.end.close()
             for fd in request.files:
                 os.close(fd)
@@ -138,9 +137,9 @@ def _observe(plugin: Loaded, verb: str, environ: Mapping[str, str], conf: Mappin
             stdin, null = os.memfd_create("stdin"), os.open(os.devnull, os.O_RDWR)
             os.write(stdin, json.dumps(conf).encode())
             os.lseek(stdin, 0, os.SEEK_SET)
-            places = (os.open(".", os.O_PATH), os.open("/proc/self/ns/net", os.O_RDONLY))
-            files = array("i", (stdin, null, os.dup(2), *places))
-            if serve(plugin, 0o22, Request("plugin", {**environ, "CNI_COMMAND": verb}, files), ready) == 0:
+            files = (stdin, null, os.dup(2), os.open(".", os.O_PATH))
+            request = Request("plugin", {**environ, "CNI_COMMAND": verb}, files, -1, 0o22)
+            if serve(plugin, request, ready) == 0:
                 with open(writing, "wb") as pipe:
                     pipe.write(pages.dump(pages.touched()))
         finally:

@@ -255,7 +255,7 @@ static void fall_back(const char *reason, const char *why, const char *more)
 static long transmit(int connection, struct iovec *parts, size_t count, const int *files, size_t number)
 {
     union {
-        char data[CMSG_SPACE(5 * sizeof(int))];
+        char data[CMSG_SPACE(4 * sizeof(int))];
         struct cmsghdr align;
     } control;
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = count, .msg_control = control.data};
@@ -340,7 +340,7 @@ static int run(int argc)
     struct timespec time;
     socklen_t size = sizeof peer;
     const char *command = "";
-    int files[5] = {0, 1, 2, -1, -1}, pair[2], signals, worker = -1;
+    int files[4] = {0, 1, 2, -1}, pair[2], signals, worker = -1;
     size_t count = 1, total;
     long connection, length, mask;
     char *at;
@@ -373,13 +373,12 @@ static int run(int argc)
 
     signals = catch_signals();
     files[3] = (int)CALL4(openat, AT_FDCWD, ".", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
-    files[4] = (int)CALL4(openat, AT_FDCWD, "/proc/self/ns/net", O_RDONLY | O_CLOEXEC, 0);
     if (count > PARTS || CALL4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0 || signals < 0 ||
-        transmit(pair[0], parts, count, files, 5) != (long)total)
+        transmit(pair[0], parts, count, files, 4) != (long)total)
         fall_back("large", "the request cannot be handed over", "");
     mask = CALL1(umask, 0);
     CALL1(umask, mask);
-    at = append_namespaces(append(text, "cnisdk2 " SHIM_TYPE " " SHIM_ID), text + sizeof text - 64);
+    at = append_namespaces(append(text, "cnisdk3 " SHIM_TYPE " " SHIM_ID), text + sizeof text - 64);
     *at++ = ' ';
     at = append_number(at, (unsigned long)mask, 8);
     *at++ = ' ';

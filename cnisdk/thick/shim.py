@@ -204,7 +204,7 @@ try:
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     entries = [os.fsencode(name), *(key + b"=" + value for key, value in os.environb.items())]
     request = b"".join(entry + b"\\0" for entry in entries)
-    files = [0, 1, 2, os.open(".", os.O_PATH), os.open("/proc/self/ns/net", os.O_RDONLY)]
+    files = [0, 1, 2, os.open(".", os.O_PATH)]
     socket.send_fds(here, [request], files)
     mask = os.umask(0)
     os.umask(mask)
@@ -212,7 +212,7 @@ try:
 except OSError as error:
     instead("large", f"the request cannot be handed over: {{error}}")
 try:
-    offer = f"cnisdk2 {type} {id} {{spaces}} {{mask:o}} {{len(request)}} {{time.monotonic_ns() // 1000}}"
+    offer = f"cnisdk3 {type} {id} {{spaces}} {{mask:o}} {{len(request)}} {{time.monotonic_ns() // 1000}}"
     end = there
     for number in handled:
         signal.signal(number, handle)

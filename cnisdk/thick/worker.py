@@ -20,7 +20,7 @@ from ..plugin.launch import Launcher
 from ..plugin.main import PluginMain
 from . import pages
 from .pages import Ranges
-from .protocol import NAMESPACES, PATIENCE, Offer, Request, make_socket, peer_uid, receive, take
+from .protocol import NAMESPACES, PATIENCE, Offer, Request, make_socket, netns_cookie, peer_uid, receive, take
 
 # A shim that has connected says at once what it wants.
 _HESITATION = 5.0
@@ -99,13 +99,13 @@ class Ready(NamedTuple):
         signals: Its handlers of signals.
         pid: Its process.
         pidfd: A descriptor of that.
-        netns: Its network namespace.
+        netns: The cookie of its network namespace.
     """
 
     signals: process.Signals
     pid: int
     pidfd: int
-    netns: os.stat_result
+    netns: bytes
 
 
 def prepare() -> Ready:
@@ -118,7 +118,9 @@ def prepare() -> Ready:
     for name, fd, mode in _STREAMS:
         _open_stream(name, fd, mode)
     pid = os.getpid()
-    return Ready(process.Signals(), pid, os.pidfd_open(pid), os.stat("/proc/self/ns/net"))
+    with socket.socket(socket.AF_UNIX) as sock:
+        netns = netns_cookie(sock)
+    return Ready(process.Signals(), pid, os.pidfd_open(pid), netns)
 
 
 def work(
@@ -157,7 +159,7 @@ def work(
     plugin, offer, request = agreed
     status = 1
     try:
-        status = serve(plugin, offer.umask, request, ready)
+        status = serve(plugin, request, ready)
     finally:
         try:
             for fd in (0, 1, 2):
@@ -250,7 +252,7 @@ def _agree(
         connection.send(_refusal(offer.about, plugins).encode() + b"\n")
         return None
     ready.signals.forget()
-    request = take(offer)
+    request = take(offer, ready.netns)
     # From here on the kernel kills this process when the shim is killed, or hangs up; it may have done so already.
     fcntl.fcntl(connection, fcntl.F_SETOWN, ready.pid)
     fcntl.fcntl(connection, fcntl.F_SETSIG, signal.SIGKILL)
@@ -290,18 +292,18 @@ def _open_stream(name: str, fd: int, mode: str) -> None:
     setattr(sys, name, stream)
 
 
-def serve(plugin: Loaded, umask: int, request: Request, ready: Ready) -> int:
+def serve(plugin: Loaded, request: Request, ready: Ready) -> int:
     """Become what a fresh process would be, and run the plugin."""
-    *streams, cwd, netns = request.files
+    *streams, cwd = request.files
     for (name, number, mode), fd in zip(_STREAMS, streams, strict=True):
         os.dup2(fd, number)
         if os.isatty(number):  # those made in advance are for files and pipes
             _open_stream(name, number, mode)
     os.fchdir(cwd)
-    os.umask(umask)
-    theirs, ours = os.fstat(netns), ready.netns
-    if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
-        enter(NetNS("the caller's", os.dup(netns)))
+    os.umask(request.umask)
+    if request.netns >= 0:
+        with NetNS("the caller's", request.netns) as netns:
+            enter(netns)
     for fd in (*request.files, ready.pidfd):
         os.close(fd)
     for key, value in request.environ.items():

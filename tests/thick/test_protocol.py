@@ -1,0 +1,51 @@
+"""What shim and worker say to each other, where the kernel speaks for the shim."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from cnisdk.errors import DecodingError
+from cnisdk.linux import netns
+from cnisdk.testing import Sandbox
+from cnisdk.thick import protocol
+
+
+def offer() -> protocol.Offer:
+    """What a shim in this process offers, with a request of one variable."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with here, open(os.devnull, "rb") as null:
+        socket.send_fds(here, [b"plugin\0KEY=value\0"], [null.fileno()] * protocol.FILES)
+    return protocol.Offer(b"", 0o22, 17, 0.0, protocol.make_socket(there.detach()))
+
+
+def taken(path: str, own: bytes | None) -> tuple[protocol.Request, int, int]:
+    """A request of a shim in that namespace, what its descriptor stands for, and what it should; called on a host."""
+    with netns.open(path) as there:
+        made = there.call(offer)
+    with socket.socket(socket.AF_UNIX) as sock:
+        request = protocol.take(made, protocol.netns_cookie(sock) if own is None else own)
+    made.end.close()
+    return request, 0 if request.netns < 0 else os.fstat(request.netns).st_ino, os.stat(path).st_ino
+
+
+@pytest.mark.parametrize("own", [None, b""], ids=["cookies", "a kernel without cookies"])
+def test_the_namespace_is_the_callers(host: Sandbox, own: bytes | None) -> None:
+    path = str(host.add_netns("blue"))
+    request, inode, expected = host.call(taken, path, own)
+    assert inode == expected
+    assert (request.name, request.environ, request.umask) == ("plugin", {"KEY": "value"}, 0o22)
+
+
+def test_the_workers_own_namespace_needs_no_descriptor(host: Sandbox) -> None:
+    assert host.call(taken, "/proc/self/ns/net", None)[0].netns == -1
+
+
+def test_a_request_is_taken_once() -> None:
+    made = offer()
+    assert protocol.take(made, b"").name == "plugin"
+    with pytest.raises(DecodingError):
+        protocol.take(made, b"")
+    made.end.close()
