@@ -4,7 +4,7 @@ It lies in ``<dataDir>/.cnisdk/<network>/``, where the reference never looks: na
 digit. It is only ever a hint; deleting it costs one scan.
 
 ``owners/<2 hex digits>``
-    The addresses of the owners of one hash: lines of ``<address> <container id> <interface>``.
+    The addresses of the containers of one hash: lines of ``<address> <container id> <interface>``.
 ``used/<family>-<level>-<node>``
     Nodes of the :mod:`.bitmap` of held addresses.
 ``stamp``
@@ -23,11 +23,11 @@ stamp is last. Killed anywhere between, the next one scans. So edits of the inde
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from binascii import crc32
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 
 from ..errors import IOFailureError
 from ..spec.addresses import IPAddress
@@ -39,7 +39,7 @@ DIRECTORY = ".cnisdk"
 _STAMP = "stamp"
 _OWNERS = "owners"
 _USED = "used"
-_FORMAT = "cnisdk-index-1"
+_FORMAT = "cnisdk-index-2"
 # A prime, since what is divided by it is text. More would make buckets shorter, which are read at 2 GB/s, and the scan
 # longer, which may have to make them all, at 0.1 ms or more each.
 _BUCKETS = 251
@@ -48,6 +48,7 @@ _STAMP_SIZE = 256
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _CHECKSUM = 4  # bytes before the content of each file
 _PART = 1 << 16
+_OPEN = 16  # files at a time
 
 
 def read_cursor(directory: int, index: int) -> IPAddress | None:
@@ -67,8 +68,8 @@ def read_cursor(directory: int, index: int) -> IPAddress | None:
 class _FileBitmap(Bitmap):
     """Nodes in files; what was read once is not read again."""
 
-    def __init__(self, directory: int, version: int) -> None:
-        self._directory = directory
+    def __init__(self, files: _Files, version: int) -> None:
+        self._files = files
         self._version = version
         self._cache: dict[str, bytearray] = {}
 
@@ -80,59 +81,115 @@ class _FileBitmap(Bitmap):
         name = self._name(level, node)
         data = self._cache.get(name)
         if data is None:
-            data = self._cache[name] = bytearray(_read(self._directory, name))
+            data = self._cache[name] = bytearray(self._files.read(name))
         return data
 
     def store(self, level: int, node: int, offset: int, value: int) -> None:
         """Write one byte of a node."""
         data = self.load(level, node)
-        before = len(data)
-        data.extend(bytes(max(0, offset + 1 - before)))
+        data.extend(bytes(max(0, offset + 1 - len(data))))
         data[offset] = value
-        _replace(self._directory, self._name(level, node), bytes(data), before)
+        self._files.replace(self._name(level, node), bytes(data))
 
 
-def _read(directory: int, name: str) -> bytes:
-    """The content of a file of the index; nothing when there is none.
-
-    Raises:
-        IndexWrong: Somebody changed it.
-    """
-    try:
-        fd = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=directory)
-    except FileNotFoundError:
-        return b""
-    try:
-        data = part = os.read(fd, _PART)
-        while len(part) == _PART:
-            data += (part := os.read(fd, _PART))
-    finally:
-        os.close(fd)
-    content = data[_CHECKSUM:]
-    if data[:_CHECKSUM] != _checksum(content):
-        raise IndexWrong(f"{name} of the index is damaged")
-    return content
-
-
-def _replace(directory: int, name: str, content: bytes, before: int | None = None) -> None:
-    """Write a file of the index anew.
+class _Files:
+    """The files of an index. What is read is likely to be written next: it is opened once, for both.
 
     Args:
-        directory: That of the index.
-        name: Its name in there.
-        content: What it is to hold.
-        before: How much it held, if that is known. Only what is too long is truncated: ext4 takes half a millisecond.
+        path: Their directory.
+
+    Attributes:
+        directory: A descriptor of it; -1 while it is not open.
     """
-    data = _checksum(content) + content
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=directory)
-    try:
-        rest = data
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-        if (os.fstat(fd).st_size - _CHECKSUM if before is None else before) > len(content):
-            os.ftruncate(fd, len(data))
-    finally:
-        os.close(fd)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._open: dict[str, int] = {}
+        self.directory = -1
+
+    def enter(self) -> None:
+        """Open the directory.
+
+        Raises:
+            OSError: There is none.
+        """
+        self.directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+
+    def close(self) -> None:
+        """Close it, and all files."""
+        for name in list(self._open):
+            self.close_file(name)
+        if self.directory >= 0:
+            os.close(self.directory)
+            self.directory = -1
+
+    def open(self, name: str) -> int:
+        """Open a file that exists, for writing too if that is allowed. The descriptor stays this object's.
+
+        Raises:
+            OSError: There is none, or it cannot be read.
+        """
+        fd = self._open.get(name)
+        if fd is None:
+            if len(self._open) >= _OPEN:
+                self.close_file(next(iter(self._open)))
+            try:
+                fd = os.open(name, os.O_RDWR | _FLAGS, dir_fd=self.directory)
+            except OSError as exc:
+                if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
+                fd = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=self.directory)
+            self._open[name] = fd
+        return fd
+
+    def make(self, name: str) -> int:
+        """As :meth:`open`; makes the file if there is none."""
+        try:
+            return self.open(name)
+        except FileNotFoundError:
+            fd = self._open[name] = os.open(name, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=self.directory)
+            return fd
+
+    def close_file(self, name: str) -> None:
+        """Close a file, if it is open."""
+        fd = self._open.pop(name, None)
+        if fd is not None:
+            os.close(fd)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; nothing when there is none.
+
+        Raises:
+            IndexWrong: Somebody changed it.
+        """
+        try:
+            fd = self.open(name)
+        except FileNotFoundError:
+            return b""
+        data = part = os.pread(fd, _PART, 0)
+        while len(part) == _PART:
+            data += (part := os.pread(fd, _PART, len(data)))
+        content = data[_CHECKSUM:]
+        if data[:_CHECKSUM] != _checksum(content):
+            raise IndexWrong(f"{name} of the index is damaged")
+        return content
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write a file anew.
+
+        Raises:
+            IndexWrong: Somebody has deleted it.
+        """
+        fd = self.make(name)
+        data = _checksum(content) + content
+        at = 0
+        while at < len(data):
+            at += os.pwrite(fd, data[at:], at)
+        state = os.fstat(fd)
+        if not state.st_nlink:
+            raise IndexWrong(f"{name} of the index was deleted")
+        if state.st_size > at:  # ext4 takes half a millisecond to truncate
+            os.ftruncate(fd, at)
 
 
 def _checksum(content: bytes) -> bytes:
@@ -140,7 +197,8 @@ def _checksum(content: bytes) -> bytes:
 
 
 def _bucket(owner: Owner) -> str:
-    text = f"{owner.container_id} {owner.ifname}".encode(errors="surrogateescape")
+    # Of the container alone: with each interface, an old record is looked for that names none.
+    text = owner.container_id.encode(errors="surrogateescape")
     return f"{_OWNERS}/{int.from_bytes(text, 'little') % _BUCKETS:02x}"
 
 
@@ -150,6 +208,20 @@ def _line(lease: Lease) -> bytes:
 
 class IndexWrong(Conflict):
     """The index cannot be read, or says what is not so: the leases themselves must be looked at."""
+
+
+class _Reading:
+    """Inside, what cannot be read of an index means that it is wrong."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: object, trace: object) -> None:
+        if isinstance(exc, OSError):
+            raise IndexWrong(f"cannot read the index {self._path}: {exc.strerror}") from exc
 
 
 class Index(View):
@@ -167,40 +239,34 @@ class Index(View):
         self._boot = boot
         self._reclaims = reclaims
         self._path = path
-        self._home = -1
+        self._files = _Files(path)
+        self._reading = _Reading(path)
         self._used: dict[int, _FileBitmap] = {}
         self._buckets: dict[str, bytes] = {}
 
     def close(self) -> None:
         """Forget the index."""
-        if self._home >= 0:
-            os.close(self._home)
-            self._home = -1
+        self._files.close()
 
     # --- trust --------------------------------------------------------------------------------------------------------
 
     def is_current(self) -> bool:
         """Does the index exist, and describe the directory as it is?"""
         try:
-            self._home = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
-            fd = os.open(_STAMP, os.O_RDONLY | _FLAGS, dir_fd=self._home)
-        except OSError:
-            return False
-        try:
+            self._files.enter()
+            fd = self._files.open(_STAMP)
             written = os.fstat(fd).st_mtime_ns
-            noted = os.read(fd, _STAMP_SIZE)
+            noted = os.pread(fd, _STAMP_SIZE, 0)
             now = os.fstat(self.directory)
             return noted == self._stamp(now) and now.st_mtime_ns < written and bool(self._boot.boot_id)
         except OSError:
             return False
-        finally:
-            os.close(fd)
 
     def _stamp(self, state: os.stat_result) -> bytes:
         # The times of the index's own directories: part of it may have been deleted.
-        owners, used = (
-            os.stat(folder, dir_fd=self._home, follow_symlinks=False).st_mtime_ns for folder in (_OWNERS, _USED)
-        )
+        home = self._files.directory
+        owners = os.stat(_OWNERS, dir_fd=home, follow_symlinks=False).st_mtime_ns
+        used = os.stat(_USED, dir_fd=home, follow_symlinks=False).st_mtime_ns
         text = (
             f"{_FORMAT} boot={self._boot.boot_id} device={state.st_dev} inode={state.st_ino} "
             f"mtime={state.st_mtime_ns} ctime={state.st_ctime_ns} owners={owners} used={used} "
@@ -227,11 +293,7 @@ class Index(View):
             state = os.fstat(self.directory)
         except OSError:
             pass  # not ours: is_current() will want the stamp to be younger
-        fd = os.open(_STAMP, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=self._home)
-        try:
-            os.pwrite(fd, self._stamp(state), 0)
-        finally:
-            os.close(fd)
+        os.pwrite(self._files.make(_STAMP), self._stamp(state), 0)
 
     def find_wrong(self, leases: Collection[Lease]) -> list[str]:
         """Compare with what there is: what the index says that is not so, and what it does not know, in sentences."""
@@ -252,6 +314,7 @@ class Index(View):
 
     def distrust(self) -> None:
         """Have the next one scan."""
+        self._files.close_file(_STAMP)
         try:
             _remove(f"{self._path}/{_STAMP}")
         except OSError:
@@ -262,18 +325,18 @@ class Index(View):
     def _bitmap(self, version: int) -> _FileBitmap:
         bitmap = self._used.get(version)
         if bitmap is None:
-            bitmap = self._used[version] = _FileBitmap(self._home, version)
+            bitmap = self._used[version] = _FileBitmap(self._files, version)
         return bitmap
 
     def _bucket(self, name: str) -> bytes:
         """A bucket of owners; what was read once is not read again, as the directory is locked."""
         lines = self._buckets.get(name)
         if lines is None:
-            lines = self._buckets[name] = _read(self._home, name)
+            lines = self._buckets[name] = self._files.read(name)
         return lines
 
     def _set_bucket(self, name: str, lines: bytes) -> None:
-        _replace(self._home, name, lines, len(self._bucket(name)))
+        self._files.replace(name, lines)
         self._buckets[name] = lines
 
     def find_addresses(self, owner: Owner) -> tuple[IPAddress, ...]:
@@ -283,7 +346,7 @@ class Index(View):
             IndexWrong: One is not so.
         """
         found = []
-        with self._reading():
+        with self._reading:
             bucket = self._bucket(_bucket(owner))
         for line in _lines_of(bucket, owner):
             address = parse_name(line.partition(b" ")[0].decode("ascii", "replace"))
@@ -304,7 +367,7 @@ class Index(View):
 
     def find_free(self, first: IPAddress, last: IPAddress) -> IPAddress | None:
         """See :class:`View`. Whether it is, shows when the lease is made."""
-        with self._reading():
+        with self._reading:
             number = self._bitmap(first.version).find_unused(int(first), int(last))
         return None if number is None else type(first)(number)
 
@@ -327,18 +390,11 @@ class Index(View):
                     yield lease
 
     def _lines(self) -> Iterator[bytes]:
-        with self._reading():
+        with self._reading:
             names = os.listdir(f"{self._path}/{_OWNERS}")
-            buckets = [_read(self._home, f"{_OWNERS}/{name}") for name in names]
+            buckets = [self._files.read(f"{_OWNERS}/{name}") for name in names]
         for bucket in buckets:
             yield from bucket.split(b"\n")
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            raise IndexWrong(f"cannot read the index {self._path}: {exc.strerror}") from exc
 
     # --- writing: only after the directory has changed, or without a stamp -------------------------------------------
 
@@ -391,7 +447,7 @@ class Index(View):
                 if f"{folder}/{entry.name}" not in files or not entry.is_file(follow_symlinks=False):
                     _remove(entry.path)
         for name, text in files.items():
-            _replace(self._home, name, text)
+            self._files.replace(name, text)
         self.trust(since)
 
     def _make_directories(self) -> None:
@@ -404,7 +460,7 @@ class Index(View):
                 if not stat.S_ISDIR(os.lstat(path).st_mode):
                     _remove(path)
                     os.mkdir(path, 0o700)
-        self._home = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+        self._files.enter()
 
 
 def _end(owner: Owner) -> bytes:

@@ -233,6 +233,30 @@ def test_a_change_without_the_lock(store: FileStore, when: str, monkeypatch: pyt
     assert FileStore(store.data_dir, "net").read(lambda view: view.find_free(FREE, FREE)) == FREE
 
 
+@pytest.mark.parametrize("part", ["owners/*", "used/*", "stamp"])
+def test_a_part_that_is_deleted_while_it_is_open(
+    store: FileStore, scans: list[str], part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store, A)
+    real = Index.apply
+
+    def meanwhile(self: Index, *args: object) -> None:
+        for path in Path(store.index_path).glob(part):
+            path.unlink()
+        real(self, *args)  # type: ignore[arg-type]
+
+    count = len(scans)
+    with monkeypatch.context() as patched:
+        patched.setattr(Index, "apply", meanwhile)
+        add(store, A._replace(ifname="eth1"))  # of the same bucket
+    assert len(scans) == count
+    held = FileStore(store.data_dir, "net")
+    assert RoundRobin(held, SETS).find(A) == (IPv4Address("10.0.0.2"),)
+    assert RoundRobin(held, SETS).find(A._replace(ifname="eth1")) == (IPv4Address("10.0.0.3"),)
+    assert RoundRobin(held, SETS).find(B) == ()
+    assert len(scans) == count + 1
+
+
 def test_another_directory_of_the_same_name(store: FileStore, scans: list[str]) -> None:
     add(store, A)
     os.rename(store.path, store.path + "-old")
