@@ -14,8 +14,9 @@ from __future__ import annotations
 import ctypes
 import os
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
+from itertools import chain
 from typing import NamedTuple
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -23,6 +24,9 @@ _POPULATE_READ, _POPULATE_WRITE = 22, 23
 
 # Documentation/admin-guide/mm/pagemap.rst
 _PRESENT, _EXCLUSIVE = 1 << 63, 1 << 56
+
+# So many requests of a kind are remembered: where the server's memory moves on, theirs does.
+_LESSONS = 4
 
 # 32 MiB: no plugin needs that, and each worker would hold it.
 _MOST = 8192
@@ -54,26 +58,13 @@ class Pages(NamedTuple):
 NONE = Pages(frozenset(), frozenset())
 
 
-class _Lessons:
-    """How many requests of one kind touched each page."""
-
-    def __init__(self) -> None:
-        self._number = 0
-        self._written: Counter[int] = Counter()
-        self._read: Counter[int] = Counter()
-
-    def add(self, pages: Pages) -> None:
-        self._number += 1
-        self._written.update(pages.written)
-        self._read.update(pages.read)
-
-    def usual(self) -> Pages:
-        """What at least half of them touched: what is special to one is not worth the memory of every worker."""
-        written, read = (
-            frozenset(number for number, times in counted.items() if 2 * times >= self._number)
-            for counted in (self._written, self._read)
-        )
-        return Pages(written, read)
+def usual(lessons: Collection[Pages]) -> Pages:
+    """What at least half of some requests touched: what is special to one is not worth the memory of every worker."""
+    written, read = (
+        frozenset(number for number, times in Counter(chain.from_iterable(each)).items() if 2 * times >= len(lessons))
+        for each in ([lesson.written for lesson in lessons], [lesson.read for lesson in lessons])
+    )
+    return Pages(written, read)
 
 
 def touched() -> Pages:
@@ -115,7 +106,7 @@ class Populate:
         madvise = ctypes.CDLL(None).madvise
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         self._madvise: Callable[[int, int, int], int] = madvise
-        self._lessons: dict[Kind, _Lessons] = {}
+        self._lessons: dict[Kind, deque[Pages]] = {}
         self._chosen: dict[frozenset[Kind], Ranges] = {}
 
     def learn(self, kind: Kind, pages: Pages, *, fetched: bool = False) -> None:
@@ -127,8 +118,8 @@ class Populate:
             fetched: Whether its worker had fetched pages, which are not among these: it is taken for granted that the
                 request touched those that requests of its kind usually do.
         """
-        lessons = self._lessons.setdefault(kind, _Lessons())
-        lessons.add(pages | lessons.usual() if fetched else pages)
+        lessons = self._lessons.setdefault(kind, deque(maxlen=_LESSONS))
+        lessons.append(pages | usual(lessons) if fetched else pages)
         self._chosen.clear()
 
     def choose(self, kinds: Collection[Kind] | None = None) -> Ranges:
@@ -137,7 +128,7 @@ class Populate:
         if key not in self._chosen:
             pages = NONE
             for kind in key & self._lessons.keys():
-                pages |= self._lessons[kind].usual()
+                pages |= usual(self._lessons[kind])
             self._chosen[key] = [
                 (start * _PAGE, count * _PAGE, advice)
                 for numbers, advice in ((pages.written, _POPULATE_WRITE), (pages.read, _POPULATE_READ))

@@ -56,7 +56,8 @@ REMEMBER = 60.0
 # Of so many requests at a time is it looked at how many came together.
 _SPANS = 256
 
-# The first requests of each plugin and verb show which pages such requests touch, beside those a rehearsal did.
+# The first requests of each plugin and verb show which pages such requests touch, beside those a rehearsal did; and so
+# does one each time their number has doubled.
 _LESSONS = 4
 
 
@@ -246,7 +247,8 @@ class Server:
 
     def _learn(self, type_: str, verb: str) -> str | None:
         """Where a worker is to write down the pages it touched; None when enough is known of such requests."""
-        return f"{self._path('pages')}.{os.getpid()}" if self._learned[type_, verb] < _LESSONS else None
+        number = self._learned[type_, verb]
+        return f"{self._path('pages')}.{os.getpid()}" if number < _LESSONS or number & (number - 1) == 0 else None
 
     def _take_pages(self, pid: str, kind: pages.Kind, *, fetched: bool) -> None:
         path = f"{self._path('pages')}.{pid}"

@@ -26,11 +26,22 @@ def test_what_half_of_the_requests_touch_is_fetched() -> None:
     assert numbers(populate.choose()) == {1, 2, 3}
 
 
+def test_what_is_touched_no_more_is_forgotten() -> None:
+    populate = Populate()
+    populate.learn(KIND, pages(1, 2))
+    for _ in range(4):
+        populate.learn(KIND, pages(2, 3))
+    assert numbers(populate.choose()) == {2, 3}
+
+
 def test_what_was_fetched_counts_as_touched() -> None:
     populate = Populate()
     populate.learn(KIND, pages(1, 2, read=(5,)))  # a rehearsal
     for _ in range(9):
-        populate.learn(KIND, pages(3), fetched=True)  # of which a rehearsal knew nothing
+        populate.learn(KIND, pages(), fetched=True)
+    populate.learn(KIND, pages(3), fetched=True)  # which lies elsewhere by now
+    assert numbers(populate.choose()) == {1, 2, 5}
+    populate.learn(KIND, pages(3), fetched=True)
     assert numbers(populate.choose()) == {1, 2, 3, 5}
 
 
