@@ -29,7 +29,6 @@ import fcntl
 import os
 import socket
 import struct
-import sys
 from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -93,7 +92,7 @@ class Request(NamedTuple):
     """
 
     name: str
-    environ: dict[str, str]
+    environ: dict[bytes, bytes]
     files: Sequence[int]
     netns: int
     umask: int
@@ -151,10 +150,10 @@ def take(offer: Offer, netns: bytes) -> Request:
         for fd in files:
             os.close(fd)
         raise DecodingError("not the request that was offered")
-    name, *entries = data.decode(sys.getfilesystemencoding(), "surrogateescape").split("\0")
-    pairs = (entry.partition("=") for entry in entries)
+    name, *entries = data.split(b"\0")
+    pairs = (entry.partition(b"=") for entry in entries)
     environ = {key: value for key, divider, value in pairs if divider and key}
-    return Request(name, environ, files, theirs, offer.umask)
+    return Request(os.fsdecode(name), environ, files, theirs, offer.umask)
 
 
 def _receive(sock: socket.SocketType, size: int, number: int, flags: int = 0) -> tuple[bytes, array[int], int]:

@@ -138,7 +138,8 @@ def _observe(plugin: Loaded, verb: str, environ: Mapping[str, str], conf: Mappin
             os.write(stdin, json.dumps(conf).encode())
             os.lseek(stdin, 0, os.SEEK_SET)
             files = (stdin, null, os.dup(2), os.open(".", os.O_PATH))
-            request = Request("plugin", {**environ, "CNI_COMMAND": verb}, files, -1, 0o22)
+            variables = {**environ, "CNI_COMMAND": verb}.items()
+            request = Request("plugin", {os.fsencode(k): os.fsencode(v) for k, v in variables}, files, -1, 0o22)
             if serve(plugin, request, ready) == 0:
                 with open(writing, "wb") as pipe:
                     pipe.write(pages.dump(pages.touched()))

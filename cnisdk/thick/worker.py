@@ -173,7 +173,7 @@ def work(
             connection.send(b"exit %03d\n" % status)
         except OSError:
             pass
-        verb = request.environ.get("CNI_COMMAND", "-")
+        verb = os.fsdecode(request.environ.get(b"CNI_COMMAND", b"-"))
         verb = verb if verb.isalpha() and verb.isascii() and len(verb) < 16 else "-"
         waited = min(max(0.0, start - offer.since), PATIENCE)  # its clock may be that of another time namespace
         took = time.monotonic() - start
@@ -312,7 +312,7 @@ def serve(plugin: Loaded, request: Request, ready: Ready) -> int:
     for fd in (*request.files, ready.pidfd):
         os.close(fd)
     for key, value in request.environ.items():
-        os.environ[key] = value
+        os.environb[key] = value
     sys.argv[:] = ["-c", request.name]
     try:
         if isinstance(plugin.main, PluginMain):

@@ -36,7 +36,7 @@ def test_the_namespace_is_the_callers(host: Sandbox, own: bytes | None) -> None:
     path = str(host.add_netns("blue"))
     request, inode, expected = host.call(taken, path, own)
     assert inode == expected
-    assert (request.name, request.environ, request.umask) == ("plugin", {"KEY": "value"}, 0o22)
+    assert (request.name, request.environ, request.umask) == ("plugin", {b"KEY": b"value"}, 0o22)
 
 
 def test_the_workers_own_namespace_needs_no_descriptor(host: Sandbox) -> None:
