@@ -14,8 +14,8 @@ from cnisdk.testing import Sandbox
 from cnisdk.thick import protocol
 from cnisdk.thick.protocol import FALLBACKS, SOCKET
 
-SERVE = [sys.executable, "-I", "-m", "cnisdk.cli.cnisdk", "serve", "--background"]
-"""What starts a server; it is up when this ends."""
+SERVE = [sys.executable, "-I", "-m", "cnisdk.cli.cnisdk", "serve", "--memory", "32", "--background"]
+"""What starts a server; it is up when this ends. Each test that wants one does, so it is a small one."""
 
 
 class Plugins:

@@ -51,7 +51,8 @@ _BUSY = 0.005
 _QUIET = 0.05
 
 REMEMBER = 60.0
-"""Where many requests came together, more will: for so many seconds, as many workers wait as there were requests."""
+"""Where many requests came together, more will: for so many seconds, as many workers wait as there were requests. A
+server that starts expects many."""
 
 # Of so many requests at a time is it looked at how many came together.
 _SPANS = 256
@@ -88,8 +89,9 @@ class Server:
         self._ready, self._limit, self._memory = ready, max(limit, ready), memory << 20
         self._spans: list[tuple[float, float]] = []
         self._kinds: set[pages.Kind] = set()
-        self._recent: frozenset[pages.Kind] = frozenset()
-        self._peak, self._peak_at = 0, -REMEMBER
+        # After a boot, all containers of a node start at once.
+        self._recent = frozenset((name, "ADD") for name in plugins)
+        self._peak, self._peak_at = self._limit, time.monotonic()
         self._retiring = 0
         self._idle: set[int] = set()
         self._busy: set[int] = set()

@@ -92,7 +92,7 @@ from cnisdk.thick.load import load
 from cnisdk.thick import server
 plugins = load({name: Path(sys.argv[1], name).read_bytes() for name in ("probe", "other")})
 server.REMEMBER = float(sys.argv[4])
-server.Server(plugins, sys.argv[2], ready=int(sys.argv[3])).run()
+server.Server(plugins, sys.argv[2], ready=int(sys.argv[3]), limit=16).run()
 """
 
 
@@ -304,6 +304,12 @@ def test_an_environment_that_is_too_large_for_a_message(machine: Machine, kind: 
     assert machine.run(kind, "ADD", "MODE=state", LARGE="x" * 50_000)[2] == ""
 
 
+def test_a_server_that_starts_expects_many(machine: Machine) -> None:
+    machine.serve(ready=2, remember=1)
+    assert idle(machine, lambda count: count == 16) == 16
+    assert idle(machine, lambda count: count == 2) == 2
+
+
 def test_where_many_came_many_wait(machine: Machine) -> None:
     machine.serve(ready=2, remember=0.5)
     assert idle(machine, lambda count: count == 2) == 2
@@ -318,7 +324,8 @@ def test_where_many_came_many_wait(machine: Machine) -> None:
 
 
 def test_one_after_another_is_not_many(machine: Machine) -> None:
-    machine.serve(ready=2)
+    machine.serve(ready=2, remember=0.5)
+    assert idle(machine, lambda count: count == 2) == 2
     for _ in range(12):
         assert machine.run("c", "DEL")[2] == ""
     assert idle(machine, lambda count: count > 2, seconds=1) == 2
@@ -384,7 +391,7 @@ def test_a_signal_reaches_the_plugin(machine: Machine, kind: str) -> None:
 
 
 def test_a_signal_to_a_worker_that_waits_is_not_the_requests(machine: Machine) -> None:
-    server = machine.serve()
+    server = machine.serve(remember=0)
     assert idle(machine, lambda count: count == 2) == 2
     for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
         os.kill(int(pid), signal.SIGTERM)
