@@ -26,7 +26,7 @@ from ..errors import IOFailureError
 from . import pages, protocol
 from .metrics import Metrics
 from .protocol import peer_uid
-from .worker import Door, Loaded, work
+from .worker import Door, Loaded, schedule, work
 
 READY = 4
 """Workers that wait for requests."""
@@ -139,7 +139,8 @@ class Server:
         gc.freeze()  # a worker's collector must not copy all these pages
         gc.set_threshold(100_000)
         self._mine = (self._stop, self._retire, reading, wake, waker, control.fileno())
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        # To be told of a request is no reason to take the processor from it.
+        schedule(os.SCHED_OTHER, os.SCHED_BATCH)
         self._fill(door, plugins)
         notify("READY=1")
         deadline: float | None = None

@@ -116,7 +116,7 @@ def prepare() -> Ready:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setpgid(0, 0)
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    schedule(os.SCHED_BATCH, os.SCHED_OTHER)
     os.environ.clear()
     for name, fd, mode in _STREAMS:
         _open_stream(name, fd, mode)
@@ -178,14 +178,18 @@ def work(
         waited = min(max(0.0, start - offer.since), PATIENCE)  # its clock may be that of another time namespace
         took = time.monotonic() - start
         _tell(report, f"done {ready.pid} {plugin.type} {verb} {status} {took:.6f} {waited:.6f}")
-        _step_back()
+        schedule(os.SCHED_OTHER, os.SCHED_IDLE)  # an answer is waited for, the end of this process is not
         _write_down_pages(learn(plugin.type, verb), fetched, report, f"{plugin.type} {verb}")
         os._exit(status)
 
 
-def _step_back() -> None:
-    """From now on run only where nobody else wants the processor: an answer is waited for, the end of this is not."""
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+def schedule(usual: int, policy: int) -> None:
+    """Make the class of this process in the scheduler another one, unless somebody chose one for it."""
+    try:
+        if os.sched_getscheduler(0) == usual:
+            os.sched_setscheduler(0, policy, os.sched_param(0))
+    except OSError:
+        pass  # not allowed: things take longer, that is all
 
 
 def _write_down_pages(path: str | None, fetched: Ranges, report: int, kind: str) -> None:
