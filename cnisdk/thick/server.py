@@ -198,7 +198,7 @@ class Server:
             # Those that are more than usual hold no more than such requests need as came together. The last go first.
             ranges = self._populate.choose(None if len(self._idle) >= ready - self._ready else self._recent)
             populate = partial(self._populate, ranges)
-            patience = 0 if quiet else _BUSY
+            pause = 0 if quiet else _BUSY
             sys.stdout.flush()
             sys.stderr.flush()
             pid = os.fork()
@@ -207,7 +207,7 @@ class Server:
                     signal.set_wakeup_fd(-1)
                     for fd in self._mine:
                         os.close(fd)
-                    work(door, plugins, self._report, patience, populate, self._learn)
+                    work(door, plugins, self._report, pause, populate, self._learn)
                 finally:
                     os._exit(1)
             self._idle.add(pid)

@@ -132,7 +132,7 @@ def work(
     door: Door,
     plugins: Mapping[bytes, Loaded],
     report: int,
-    patience: float,
+    pause: float,
     populate: Callable[[], Ranges],
     learn: Callable[[str, str], str | None],
 ) -> NoReturn:
@@ -142,12 +142,12 @@ def work(
         door: Where requests come in.
         plugins: By what shims say of them.
         report: A pipe to the server: a line when a request comes, and another when it is done.
-        patience: After so many seconds without a request there is time to fetch memory.
+        pause: Where no request waits, that of others may run: so many seconds later memory is fetched.
         populate: Fetches memory in advance.
         learn: Given type and verb, the file to write down the pages a request touched; None when they are known.
     """
     ready = prepare()
-    accepted = _accept(door, patience, populate)
+    accepted = _accept(door, pause, populate)
     if accepted is None:
         os._exit(0)
     connection, fetched = accepted
@@ -211,16 +211,18 @@ def _tell(report: int, line: str) -> None:
         pass  # the server was killed; this request goes on
 
 
-def _accept(door: Door, patience: float, populate: Callable[[], Ranges]) -> tuple[socket.SocketType, Ranges] | None:
+def _accept(door: Door, pause: float, populate: Callable[[], Ranges]) -> tuple[socket.SocketType, Ranges] | None:
     """Wait for a request; None when there shall be no more. Those that wait already are still taken.
 
     Returns:
         The connection, and what memory was fetched meanwhile.
     """
     fetched: Ranges = []
+    patience = 0
     while True:
         ready = door.wait(patience)
         if not ready:
+            time.sleep(pause)  # not at the door: whoever has fetched memory already is to go first
             fetched = populate()
             patience = -1
             continue
