@@ -15,12 +15,12 @@ import signal
 import socket
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import accumulate
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import IOFailureError
 from . import pages, protocol
@@ -62,6 +62,34 @@ _SPANS = 256
 _LESSONS = 4
 
 
+class Peak(NamedTuple):
+    """How many requests there were at a time, when, and of which kinds."""
+
+    at: float
+    number: int
+    kinds: frozenset[pages.Kind]
+
+
+class Peaks:
+    """The highest of the last :data:`REMEMBER` seconds."""
+
+    def __init__(self, first: Peak) -> None:
+        self._falling = deque([first])
+
+    @property
+    def highest(self) -> Peak:
+        """Of those that are remembered."""
+        return self._falling[0]
+
+    def add(self, peak: Peak) -> None:
+        """Note one, and forget what is too long ago."""
+        while self._falling and self._falling[-1].number <= peak.number:
+            self._falling.pop()  # the new one is remembered longer
+        self._falling.append(peak)
+        while peak.at - self._falling[0].at >= REMEMBER and len(self._falling) > 1:
+            self._falling.popleft()
+
+
 class Server:
     """A resident server.
 
@@ -90,8 +118,7 @@ class Server:
         self._spans: list[tuple[float, float]] = []
         self._kinds: set[pages.Kind] = set()
         # After a boot, all containers of a node start at once.
-        self._recent = frozenset((name, "ADD") for name in plugins)
-        self._peak, self._peak_at = self._limit, time.monotonic()
+        self._peaks = Peaks(Peak(time.monotonic(), self._limit, frozenset((name, "ADD") for name in plugins)))
         self._retiring = 0
         self._idle: set[int] = set()
         self._busy: set[int] = set()
@@ -187,16 +214,17 @@ class Server:
         quiet = not self._busy and now - self._last >= _QUIET
         if len(self._idle) > self._ready // 4 and not quiet:
             return
-        ready = self._ready
         if quiet:
             self._look_back(now)
-            room = self._memory // (_WORKER + pages.size_of(self._populate.choose(self._recent)))
-            ready = max(ready, min(self._peak, self._limit, room))
+        ready, peak = self._ready, self._peaks.highest
+        if quiet:
+            room = self._memory // (_WORKER + pages.size_of(self._populate.choose(peak.kinds)))
+            ready = max(ready, min(peak.number, self._limit, room))
         if (surplus := len(self._idle) - self._retiring - ready) > 0:
             self._retiring += os.write(self._retire, bytes(surplus))
         while len(self._idle) < ready and len(self._idle) + len(self._busy) < self._limit:
             # Those that are more than usual hold no more than such requests need as came together. The last go first.
-            ranges = self._populate.choose(None if len(self._idle) >= ready - self._ready else self._recent)
+            ranges = self._populate.choose(None if len(self._idle) >= ready - self._ready else peak.kinds)
             populate = partial(self._populate, ranges)
             pause = 0 if quiet else _BUSY
             sys.stdout.flush()
@@ -216,10 +244,7 @@ class Server:
 
     def _look_back(self, now: float) -> None:
         """See how many of the requests that have ended were there at a time, those included that waited."""
-        peak = count_together(self._spans)
-        if peak >= self._peak or now - self._peak_at >= REMEMBER:
-            self._peak, self._peak_at = peak, now
-            self._recent = frozenset(self._kinds)
+        self._peaks.add(Peak(now, count_together(self._spans), frozenset(self._kinds)))
         self._spans.clear()
         self._kinds.clear()
 

@@ -22,7 +22,7 @@ from cnisdk.plugin.launch import code_of, interpreter_of, render
 from cnisdk.testing import Sandbox
 from cnisdk.thick import shim
 from cnisdk.thick.metrics import Metrics
-from cnisdk.thick.server import count_together, prepare_directory
+from cnisdk.thick.server import Peak, Peaks, count_together, prepare_directory
 from cnisdk.thick.units import render_units
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -305,13 +305,12 @@ def test_an_environment_that_is_too_large_for_a_message(machine: Machine, kind: 
 
 
 def test_a_server_that_starts_expects_many(machine: Machine) -> None:
-    machine.serve(ready=2, remember=1)
+    machine.serve(ready=2)
     assert idle(machine, lambda count: count == 16) == 16
-    assert idle(machine, lambda count: count == 2) == 2
 
 
 def test_where_many_came_many_wait(machine: Machine) -> None:
-    machine.serve(ready=2, remember=0.5)
+    machine.serve(ready=2, remember=3)
     assert idle(machine, lambda count: count == 2) == 2
     running = [machine.start("c", "ADD", "MODE=wait") for _ in range(12)]
     for process in running:
@@ -329,6 +328,15 @@ def test_one_after_another_is_not_many(machine: Machine) -> None:
     for _ in range(12):
         assert machine.run("c", "DEL")[2] == ""
     assert idle(machine, lambda count: count > 2, seconds=1) == 2
+
+
+def test_the_highest_peak_of_the_last_minute() -> None:
+    peaks = Peaks(Peak(0, 5, frozenset()))
+    seen = []
+    for at, number in ((10, 50), (11, 1), (40, 20), (41, 1), (69, 2), (70, 1), (99, 0), (100, 0), (159, 0)):
+        peaks.add(Peak(at, number, frozenset()))
+        seen.append(peaks.highest.number)
+    assert seen == [50, 50, 50, 50, 50, 20, 20, 2, 0]
 
 
 def test_how_many_came_together() -> None:
