@@ -75,8 +75,9 @@ def start(tmp_path: Path) -> Start:
 
 
 def default_signals() -> None:
-    """A shell's background jobs ignore SIGINT, and what is ignored is inherited."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """A shell's background jobs ignore SIGINT, those of nohup SIGHUP, and what is ignored is inherited."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def wait_until_ready(process: subprocess.Popen[bytes]) -> None:

@@ -133,7 +133,7 @@ class Host:
         }
         process = subprocess.Popen(
             # A suite that runs in the background ignores SIGINT, and so would the plugin.
-            ["env", "--default-signal=INT", self.directory / where / "outer"],
+            ["env", "--default-signal=INT,HUP", self.directory / where / "outer"],
             env=environ,
             cwd=self.directory,
             stdin=subprocess.PIPE,
