@@ -6,6 +6,7 @@ their routes, operational states, packet counters.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from attrs import evolve, fields, frozen
 
 from ..linux import address, link, netns, route, sysctl
+from ..linux.rtnetlink import KernelError
 
 # Where plugins keep what outlives them. The names of namespaces are not state of a plugin, nor are lock files.
 _KEPT_IN = ("/run", "/var/lib", "/etc/cni")
@@ -193,9 +195,15 @@ def _collect_place(
     links = link.list_all(space)
     names = {each.index: each.name for each in links}
     for each in links:
+        try:
+            addresses = address.list_on(each)
+        except KernelError as exc:
+            if exc.errno != errno.ENODEV:
+                raise
+            continue  # it went meanwhile: the kernel takes its time to remove what was in a namespace
         master = names.get(each.master, "")
         found["links"].append(LinkState(place, each.name, each.kind, each.mac, each.mtu, each.up, master, each.alias))
-        for one in address.list_on(each):
+        for one in addresses:
             if not (one.interface.is_link_local and one.interface.version == 6):
                 found["addresses"].append(AddressState(place, each.name, str(one.interface)))
     for way in route.list_all(space):

@@ -45,7 +45,8 @@ def test_the_workers_own_namespace_needs_no_descriptor(host: Sandbox) -> None:
 
 def test_a_request_is_taken_once() -> None:
     made = offer()
-    assert protocol.take(made, b"").name == "plugin"
+    own = protocol.netns_cookie(made.end)
+    assert protocol.take(made, own).name == "plugin"
     with pytest.raises(DecodingError):
-        protocol.take(made, b"")
+        protocol.take(made, own)
     made.end.close()
