@@ -80,9 +80,7 @@ def _leave_running(directory: str) -> int | None:
     import select
     import socket
 
-    from ..thick.server import prepare_directory
-
-    prepare_directory(directory)
+    server.prepare_directory(directory)
     path = os.path.join(directory, f"ready.{os.getpid()}")
     told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     told.bind(path)

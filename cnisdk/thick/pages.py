@@ -1,9 +1,9 @@
 """Which pages of memory requests touch, so that workers have them before a request comes.
 
 A forked process shares its memory with the server, and the kernel copies each page when it is first written to:
-in Python, that is when any object on it is used, since its count of references changes. Some 700 pages a request, at
-3 to 5 microseconds each, are most of what a small request costs. Every worker is a copy of one server, so the pages
-that one request touched are those the next one of its kind will touch: a worker that waits gets them in advance.
+in Python, that is when any object on it is used, since its count of references changes. 1,000 pages a request and more,
+at 2 to 3 microseconds each, are most of what a small request costs. Every worker is a copy of one server, so the pages
+that most requests of a kind touched are those the next one will touch: a worker that waits gets them in advance.
 
 Nothing depends on it: ``madvise(2)`` with MADV_POPULATE_* (Linux 5.14) changes no content; where it fails, the pages
 are copied one by one as they would be anyway.
