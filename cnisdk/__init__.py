@@ -2,6 +2,8 @@
 
 from ._lazy import exports
 
+__version__ = "0.1.0"
+
 TYPE_CHECKING = False  # type checkers know better; importing typing's takes longer than VERSION
 if TYPE_CHECKING:
     from .errors import (
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
         Route as Route,
     )
 
-__getattr__ = exports(
+__all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".errors": "CNIError DecodingError IncompatibleVersionError InternalError InvalidConfigError "
@@ -54,4 +56,5 @@ __getattr__ = exports(
         ".spec.names": "Attachment",
         ".spec.result": "DNS Interface IPConfig Result Route",
     },
+    "errors invoke ipam linux plugin runtime spec testing",
 )

@@ -1,4 +1,4 @@
-"""Names a package offers from its modules, imported when first asked for: a plugin pays only for what it uses."""
+"""Names that a package offers from its modules, imported when first asked for: a plugin pays only for what it uses."""
 
 from __future__ import annotations
 
@@ -7,26 +7,42 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import NamedTuple
+
+    class Exports(NamedTuple):
+        """The three names that a package's ``__init__`` assigns."""
+
+        all: tuple[str, ...]
+        dir: Callable[[], list[str]]
+        getattr: Callable[[str], object]
 
 
-def exports(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
-    """Make a package's ``__getattr__`` (PEP 562).
+def exports(package: str, homes: Mapping[str, str], modules: str = "") -> Exports:
+    """Make a package's ``__all__``, ``__dir__`` and ``__getattr__`` (PEP 562).
 
     Args:
         package: ``__name__`` of the package.
         homes: The names each module gives, separated by spaces, by the module's relative name.
+        modules: The modules and packages inside that users import as such, separated by spaces.
     """
     home_of = {name: module for module, names in homes.items() for name in names.split()}
+    inside = modules.split()
+
+    def __dir__() -> list[str]:
+        own = (name for name in vars(sys.modules[package]) if name.startswith("__"))
+        return sorted({*own, *home_of, *inside})
 
     def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name in inside:
+            return import_module(f".{name}", package)
         try:
             home = home_of[name]
         except KeyError:
             raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
-        from importlib import import_module
-
         value = getattr(import_module(home, package), name)
         setattr(sys.modules[package], name, value)
         return value
 
-    return __getattr__
+    return tuple(home_of), __dir__, __getattr__  # type: ignore[return-value] # the class is for type checkers only

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         plugin_versions as plugin_versions,
     )
 
-__getattr__ = exports(
+__all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".delegate": "Delegate",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         View as View,
     )
 
-__getattr__ = exports(
+__all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".allocator": "Allocator RoundRobin",

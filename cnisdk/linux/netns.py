@@ -36,12 +36,13 @@ class NetNS:
         path: The path it was opened by, verbatim.
     """
 
-    __slots__ = ("_fd", "_identity", "path")
+    __slots__ = ("_fd", "_identity", "_kept", "path")
 
     def __init__(self, path: str, fd: int) -> None:
         status = os.fstat(fd)
         self.path = path
         self._fd = fd
+        self._kept = False
         self._identity = (status.st_dev, status.st_ino)
 
     @property
@@ -75,7 +76,12 @@ class NetNS:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        if not self._kept:
+            self.close()
+
+    def keep(self) -> None:
+        """Leave the namespace open at the end of a ``with``. Only :meth:`close` closes it from here on."""
+        self._kept = True
 
     def close(self) -> None:
         """Let go of the namespace. Closing twice is fine."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     )
     from .undo import UndoStack as UndoStack
 
-__getattr__ = exports(
+__all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".base": "Plugin",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, ClassVar, Generic, NoReturn, cast, get_args, get_origin
+from typing import Any, ClassVar, Generic, cast, get_args, get_origin
 
-from ..errors import InvalidEnvironmentError
+from ..errors import run_all
 from ..spec.config import NetConf
 from ..spec.result import Result
-from ..spec.versions import ALL, SpecVersion, Verb
+from ..spec.versions import ALL, SpecVersion
 from .request import AddRequest, CheckRequest, ConfT, DelRequest, GCRequest, StatusRequest
 
 
@@ -23,6 +23,13 @@ class Plugin(ABC, Generic[ConfT]):
 
     supported_versions: ClassVar[tuple[SpecVersion, ...]] = ALL
     """The versions of the specification the plugin supports, as VERSION reports them."""
+
+    leaves_only_links: ClassVar[bool] = False
+    """Outside the container the plugin leaves nothing, or only links that carry their owner.
+
+    True says that the default ``gc`` removes everything. ``cnisdk install`` warns of a plugin that neither says so nor
+    has a ``gc`` of its own.
+    """
 
     @classmethod
     @cache
@@ -70,28 +77,31 @@ class Plugin(ABC, Generic[ConfT]):
         """Detach the container. What is gone already is fine; so is a namespace that is gone, and no ``prevResult``."""
 
     def check(self, request: CheckRequest[ConfT]) -> None:
-        """Verify that the attachment is as ADD left it, without changing anything. Raise when it is not."""
-        self._not_implemented(Verb.CHECK, "set disableCheck in the network configuration list")
+        """Verify that the attachment is as ADD left it, without changing anything. Raise when it is not.
+
+        Unless overridden, compare the container's interfaces with ``prevResult``, see
+        :func:`cnisdk.plugin.interface.check`, and ask the IPAM plugin. Override it to verify what the result does not
+        describe.
+        """
+        from . import interface
+
+        interface.check(request)
+        request.ipam.check()
 
     def gc(self, request: GCRequest[ConfT]) -> None:
         """Remove what belongs to attachments that are not in ``request.valid_attachments``.
 
-        Unless overridden, the IPAM plugin is asked to, and a plugin without one says that it has no GC.
+        Unless overridden, delete the veths of this network whose owner is not valid, and ask the IPAM plugin. Override
+        it when the plugin leaves anything else outside the container; when it does not, set
+        :attr:`leaves_only_links`.
         """
-        if not request.ipam.configured:
-            self._not_implemented(Verb.GC, "set disableGC in the network configuration list")
-        request.ipam.gc()
+        from ..linux import veth
+
+        run_all(lambda: veth.delete_stale(request.network, request.valid_attachments), request.ipam.gc)
 
     def status(self, request: StatusRequest[ConfT]) -> None:
         """Raise unless the plugin can serve ADD: PluginNotAvailableError (50) or LimitedConnectivityError (51).
 
-        Unless overridden, the IPAM plugin is asked, and a plugin without one says that it has no STATUS.
+        Unless overridden, ask the IPAM plugin. Override it when ADD needs anything that may be missing.
         """
-        if not request.ipam.configured:
-            self._not_implemented(Verb.STATUS, "use a cniVersion before 1.1.0")
         request.ipam.status()
-
-    def _not_implemented(self, verb: Verb, hint: str) -> NoReturn:
-        raise InvalidEnvironmentError(
-            f"CNI_COMMAND={verb}: {type(self).__name__} does not implement {verb}", details=hint
-        )

@@ -73,6 +73,8 @@ def respond(
                 guard(request)
             result = _handle(plugin(), request, notes)
         stdout = b"" if result is None else _print(result, request.version, notes)
+        if not isinstance(request, AddRequest):
+            undo.commit()  # only an ADD is taken back when its reply cannot be delivered
         return Reply(stdout, 0, "".join(notes), undo)
     except BaseException as exc:
         error = _as_cni_error(exc, notes)
@@ -86,7 +88,13 @@ def respond(
 
 def _handle(plugin: Plugin[Any], request: Request[Any], notes: list[str]) -> AnyResult | None:
     if isinstance(request, AddRequest):
-        return plugin.add(request)
+        result: object = plugin.add(request)
+        if not isinstance(result, AnyResult):
+            raise InternalError(
+                f"{type(plugin).__name__}.add returned {type(result).__name__}, expected a cnisdk.Result",
+                details="this is a bug in the plugin; what it did was taken back",
+            )
+        return result
     if isinstance(request, DelRequest):
         notes.extend(f"DEL goes on without what is wrong in its configuration: {each}\n" for each in request.problems)
         plugin.delete(request)

@@ -59,7 +59,10 @@ class _ValidAttachment:
 
 
 class IPAM:
-    """The IPAM plugin a configuration delegates to (spec §4), and what to take back if the request fails."""
+    """The IPAM plugin a configuration delegates to (spec §4), and what to take back if the request fails.
+
+    The verbs do nothing when the configuration names none.
+    """
 
     def __init__(self, conf: NetConf, environ: Mapping[str, str], stdin: bytes, undo: UndoStack) -> None:
         self._type = conf.ipam.type
@@ -89,9 +92,14 @@ class IPAM:
     def add(self) -> Result:
         """Lease addresses. They are released again if this request fails later.
 
+        Returns:
+            What the IPAM plugin leased; an empty result when the configuration names none.
+
         Raises:
             CNIError: What the IPAM plugin reported; it has been told to release what it may have leased.
         """
+        if not self._type:
+            return _empty_result()
         delegate = self.delegate
         forget = self._undo.push(delegate.delete)
         try:
@@ -107,19 +115,29 @@ class IPAM:
 
     def check(self) -> None:
         """Have the IPAM plugin check its leases."""
-        self.delegate.check()
+        if self._type:
+            self.delegate.check()
 
     def delete(self) -> None:
         """Release what this attachment holds."""
-        self.delegate.delete()
+        if self._type:
+            self.delegate.delete()
 
     def gc(self) -> None:
         """Have the IPAM plugin release what no valid attachment holds."""
-        self.delegate.gc()
+        if self._type:
+            self.delegate.gc()
 
     def status(self) -> None:
         """Ask the IPAM plugin whether it can serve ADD."""
-        self.delegate.status()
+        if self._type:
+            self.delegate.status()
+
+
+def _empty_result() -> Result:
+    from ..spec.result import Result
+
+    return Result()
 
 
 class Request(Generic[ConfT]):
@@ -220,20 +238,32 @@ class AttachmentRequest(Request[ConfT]):
         return result
 
     def find_netns(self) -> NetNS | None:
-        """Open the network namespace, or return None when it is gone: no path, nothing there, or no namespace there."""
+        """Open the network namespace, or return None when it is gone: no path, nothing there, or no namespace there.
+
+        It is closed with the request; see :meth:`open_netns`.
+        """
         from ..linux import netns
 
-        return netns.find(self.netns)
+        found = netns.find(self.netns)
+        return None if found is None else self._keep(found)
 
     def open_netns(self) -> NetNS:
         """Open the network namespace.
+
+        The request closes it, after what was registered for undo has run: a ``with`` around it, which is not needed,
+        leaves it open.
 
         Raises:
             InvalidNetNSError: (8) There is nothing at the path, or it is not a network namespace.
         """
         from ..linux import netns
 
-        return netns.open(self.netns)
+        return self._keep(netns.open(self.netns))
+
+    def _keep(self, opened: NetNS) -> NetNS:
+        opened.keep()
+        self.undo_stack.close_at_end(opened.close)
+        return opened
 
 
 class AddRequest(AttachmentRequest[ConfT]):

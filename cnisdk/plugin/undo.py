@@ -1,4 +1,4 @@
-"""What to take back when a request fails: each step's inverse, in reverse order."""
+"""Undo of a request that fails: the inverse of each step, in reverse order."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ class UndoStack:
 
     def __init__(self) -> None:
         self._steps: list[Callable[[], object]] = []
+        self._closers: list[Callable[[], object]] = []
 
     def push(self, inverse: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Callable[[], None]:
         """Remember an inverse. Push it *before* a step that may be interrupted: inverses accept that nothing is there.
@@ -36,9 +37,21 @@ class UndoStack:
         self.push(inverse, *args, **kwargs)
         self._steps.insert(0, self._steps.pop())
 
+    def close_at_end(self, close: Callable[[], object]) -> None:
+        """Remember how to close something that inverses need, such as an open namespace.
+
+        It is closed after the inverses have run, or when they are forgotten. Closing must not raise.
+        """
+        self._closers.append(close)
+
     def commit(self) -> None:
         """Forget every inverse: the work stands."""
         self._steps.clear()
+        self._close()
+
+    def _close(self) -> None:
+        while self._closers:
+            self._closers.pop()()
 
     def unwind(self) -> list[Exception]:
         """Run the inverses, last one first. A failing one does not keep the others from running.
@@ -53,4 +66,5 @@ class UndoStack:
             except Exception as exc:
                 problems.append(exc)
             self._steps.pop()
+        self._close()
         return problems

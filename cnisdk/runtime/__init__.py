@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .network import Network as Network, NetworkPlugin as NetworkPlugin
     from .runner import GCReport as GCReport, Runtime as Runtime
 
-__getattr__ = exports(
+__all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".cache": "DEFAULT_CACHE_DIR Cache CachedAttachment",

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     )
     from .versions import SpecVersion as SpecVersion, Verb as Verb
 
-__getattr__ = exports(
+__all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".addresses": "IPAddress IPInterface IPNetwork",
@@ -58,4 +58,5 @@ __getattr__ = exports(
         ".result": "DNS Interface IPConfig Result Route",
         ".versions": "SpecVersion Verb",
     },
+    "addresses codec config convert names older_results result versions",
 )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .state import State as State, describe_difference as describe_difference
     from .stub import StubPlugin as StubPlugin
 
-__getattr__ = exports(
+__all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".faults": "Fault fail kill",

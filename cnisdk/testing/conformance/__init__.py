@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .runner import Outcome as Outcome, Verdict as Verdict, judge as judge
     from .subject import Subject as Subject
 
-__getattr__ = exports(
+__all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".bench": "Bench",
