@@ -11,10 +11,9 @@ from ..spec.addresses import IPAddress
 from . import lockfile
 from .filestore import SPARE, FileStore
 from .index import DIRECTORY, Index, IndexWrong
-from .records import LAST_RESERVED, parse_name, read_record
+from .place import is_exclusive
+from .records import LAST_RESERVED, BootOf, parse_name, read_record
 from .store import DEFAULT_TIMEOUT, Lease, Owner, insist
-
-BootOf = Literal["this", "earlier", "unknown"]
 
 
 class LeaseFile(NamedTuple):
@@ -24,7 +23,7 @@ class LeaseFile(NamedTuple):
         address: The address.
         owner: Who holds it.
         age: For how long, in seconds.
-        boot: Which boot it was made in; unknown for the reference's.
+        boot: Which boot it was made in; unknown for the reference's, and for another machine's.
     """
 
     address: IPAddress
@@ -85,6 +84,7 @@ def _examine(store: FileStore, directory: int) -> Examination:
     leases: list[LeaseFile] = []
     findings: list[Finding] = []
     now = time.time()
+    exclusive = is_exclusive(directory)
     for name in os.listdir(directory):
         path = f"{store.path}/{name}"
         address = parse_name(name)
@@ -103,9 +103,7 @@ def _examine(store: FileStore, directory: int) -> Examination:
             findings.append(Finding(path, "is empty: its writer was killed before anybody got the address", "delete"))
             continue
         age = max(0.0, now - os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime)
-        boot: BootOf = "unknown"
-        if record.boot:
-            boot = "earlier" if store.boot.is_later_than(record.boot) else "this"
+        boot = store.boot.judge(record.boot, exclusive=exclusive)
         if not record.owner.container_id:
             findings.append(Finding(path, "names no owner, and keeps the address from being handed out", ""))
         elif boot == "earlier" and store.reclaims:

@@ -14,6 +14,7 @@ from ..spec.names import check_network_name
 from . import lockfile
 from .index import DIRECTORY, Index, IndexWrong, read_cursor
 from .memory import MemoryView
+from .place import is_exclusive
 from .records import (
     LAST_RESERVED,
     MODE,
@@ -56,9 +57,10 @@ class _Absent(MemoryView):
 class _Scanned(MemoryView):
     """What a scan of a directory found, where there can be no index of it."""
 
-    def __init__(self, leases: Iterable[Lease], directory: int) -> None:
+    def __init__(self, leases: Iterable[Lease], directory: int, *, exclusive: bool) -> None:
         super().__init__(leases)
         self.directory = directory
+        self.exclusive = exclusive
 
     def find_cursor(self, index: int) -> IPAddress | None:
         return read_cursor(self.directory, index)
@@ -93,7 +95,7 @@ class FileStore(Store):
             the working directory, as in the reference.
         network: Name of the network.
         reclaim_earlier_boots: Take leases of earlier boots of this machine for free: their namespaces died with the
-            power. Leases whose boot is not known are never touched.
+            power. Leases whose boot is not known are never touched, nor any in a directory that other machines may use.
         notice: Told, in a sentence, of each lease that is reclaimed.
         boot: The current boot; None means to ask the kernel.
 
@@ -189,7 +191,7 @@ class FileStore(Store):
                 self._make_directory()
             raise Conflict(f"{self.path} did not exist")
         try:
-            self._change(view.directory, changes)
+            self._change(view.directory, changes, self.boot if view.exclusive else None)
         except Conflict as exc:
             if isinstance(view, Index):
                 raise IndexWrong(str(exc)) from exc
@@ -268,7 +270,7 @@ class FileStore(Store):
     def _scan(self, directory: int, index: Index, *, write: bool) -> Index | _Scanned:
         """Read all leases, reclaim the dead ones, and make the index anew."""
         leases: list[Lease] = []
-        dead, mark = 0, self.boot.mark
+        dead, exclusive = 0, is_exclusive(directory)
         since = os.fstat(directory).st_mtime_ns
         for name in os.listdir(directory):
             address = parse_name(name)
@@ -281,7 +283,7 @@ class FileStore(Store):
                 continue  # somebody deletes leases without the lock
             if record.torn:
                 why = "it is empty: its writer was killed before anybody got the address"
-            elif record.boot not in (b"", mark) and self.boot.is_later_than(record.boot):
+            elif self.boot.judge(record.boot, exclusive=exclusive) == "earlier":
                 why = f"{record.owner} had it in an earlier boot of this machine"
             else:
                 leases.append(Lease(address, record.owner))
@@ -292,24 +294,24 @@ class FileStore(Store):
             elif write and self._notice is not None:
                 self._notice(f"reclaimed {self.path}/{name}: {why}")
         if dead and not write:
-            return _Scanned(
-                leases, directory
-            )  # the dead are gone for the next one that may write; until then, an index would be wrong
+            # The dead are gone for the next one that may write; until then, an index would be wrong.
+            return _Scanned(leases, directory, exclusive=exclusive)
         if dead:
             since = os.fstat(directory).st_mtime_ns
+        index.exclusive = exclusive
         try:
             index.rebuild(leases, since)
         except OSError:
             index.distrust()
-            return _Scanned(leases, directory)
+            return _Scanned(leases, directory, exclusive=exclusive)
         if self._index_is_wrong:  # it may be so again
             self._index_is_wrong = False
-            return _Scanned(leases, directory)
+            return _Scanned(leases, directory, exclusive=exclusive)
         return index
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
-    def _change(self, directory: int, changes: Changes) -> None:
+    def _change(self, directory: int, changes: Changes, boot: Boot | None) -> None:
         """Change the files. What can fail is done first; what fails nevertheless is undone."""
         for lease in changes.reserve:
             if not is_proper(lease.owner):
@@ -319,7 +321,7 @@ class FileStore(Store):
             for lease in changes.release:
                 self._verify(directory, lease)
             for lease in changes.reserve:
-                files.append(_prepare(directory, str(lease.address), content(lease.owner), self.boot))
+                files.append(_prepare(directory, str(lease.address), content(lease.owner), boot))
             for number, address in changes.cursors.items():
                 cursor = _prepare_cursor(directory, f"{LAST_RESERVED}{number}", str(address).encode())
                 if cursor is not None:

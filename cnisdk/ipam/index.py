@@ -39,7 +39,7 @@ DIRECTORY = ".cnisdk"
 _STAMP = "stamp"
 _OWNERS = "owners"
 _USED = "used"
-_FORMAT = "cnisdk-index-2"
+_FORMAT = "cnisdk-index-3"
 # A prime, since what is divided by it is text. More would make buckets shorter, which are read at 2 GB/s, and the scan
 # longer, which may have to make them all, at 0.1 ms or more each.
 _BUCKETS = 251
@@ -232,6 +232,10 @@ class Index(View):
         path: Where the index lies.
         boot: The current boot.
         reclaims: Whether leases of earlier boots were looked for when it was made.
+
+    Attributes:
+        exclusive: Whether no other machine can write to the directory. Set it before :meth:`rebuild`; the stamp keeps
+            it, as finding out takes a look at all mounts.
     """
 
     def __init__(self, directory: int, path: str, boot: Boot, *, reclaims: bool = True) -> None:
@@ -239,6 +243,7 @@ class Index(View):
         self._boot = boot
         self._reclaims = reclaims
         self._path = path
+        self.exclusive = False
         self._files = _Files(path)
         self._reading = _Reading(path)
         self._used: dict[int, _FileBitmap] = {}
@@ -258,6 +263,7 @@ class Index(View):
             written = os.fstat(fd).st_mtime_ns
             noted = os.pread(fd, _STAMP_SIZE, 0)
             now = os.fstat(self.directory)
+            self.exclusive = b" exclusive=True " in noted
             return noted == self._stamp(now) and now.st_mtime_ns < written and bool(self._boot.boot_id)
         except OSError:
             return False
@@ -270,7 +276,7 @@ class Index(View):
         text = (
             f"{_FORMAT} boot={self._boot.boot_id} device={state.st_dev} inode={state.st_ino} "
             f"mtime={state.st_mtime_ns} ctime={state.st_ctime_ns} owners={owners} used={used} "
-            f"reclaims={self._reclaims}\n"
+            f"reclaims={self._reclaims} exclusive={self.exclusive} \n"
         )
         return text.encode().ljust(_STAMP_SIZE)
 

@@ -12,7 +12,7 @@ import os
 import stat
 from functools import cache
 from ipaddress import IPv4Address
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..spec.addresses import IPAddress, parse_address
 from .store import NOBODY, Owner
@@ -21,6 +21,11 @@ LAST_RESERVED = "last_reserved_ip."
 BOOT_ATTRIBUTE = "user.cnisdk.boot"
 MODE = 0o600
 _SIZE, _SIZE_MAX = 512, 64 * 1024
+
+# What /etc/machine-id holds, of 32 digits, before a machine has an id of its own (machine-id(5)).
+_NO_MACHINE = ("", "uninitialized")
+
+BootOf = Literal["this", "earlier", "unknown"]
 
 # As spec/names.py has it, but of bytes, and without the price of compiling expressions on the way to a lease.
 _IN_NAMES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
@@ -33,8 +38,8 @@ class Boot(NamedTuple):
 
     Attributes:
         boot_id: The kernel's random id of the boot; empty when it cannot be read.
-        machine_id: The machine's own, so that a directory shared by machines does not make each other's leases look
-            old; may be empty.
+        machine_id: The machine's own; empty when it has none. Another machine's leases are not of an earlier boot, and
+            a machine that cannot be told from others knows of no earlier boot.
     """
 
     boot_id: str
@@ -43,22 +48,40 @@ class Boot(NamedTuple):
     @property
     def mark(self) -> bytes:
         """What leases of this boot carry. Fits, with its name, into an inode of ext4, so it costs no block."""
-        return f"{self.boot_id.replace('-', '')}.{self.machine_id[:12]}".encode() if self.boot_id else b""
+        machine_id = "" if self.machine_id in _NO_MACHINE else self.machine_id[:12]
+        return f"{self.boot_id.replace('-', '')}.{machine_id}".encode() if self.boot_id else b""
 
     def is_later_than(self, mark: bytes) -> bool:
         """Is a mark certainly of an earlier boot of this machine?"""
-        boot_id, dot, machine_id = mark.partition(b".")
-        ours = self.mark.partition(b".")
-        return bool(dot and ours[1]) and machine_id == ours[2] and boot_id != ours[0] and len(boot_id) == len(ours[0])
+        boot_id, _, machine_id = mark.partition(b".")
+        our_boot, _, our_machine = self.mark.partition(b".")
+        return (
+            our_machine != b""
+            and machine_id == our_machine
+            and boot_id != our_boot
+            and len(boot_id) == len(our_boot)
+        )
+
+    def judge(self, mark: bytes, *, exclusive: bool) -> BootOf:
+        """Say which boot a mark is of.
+
+        Args:
+            mark: What the lease carries; empty for no mark.
+            exclusive: Whether the lease lies where no other machine can write: see :mod:`.place`. Machines made of one
+                image may have one machine id, so elsewhere no boot is certain to be an earlier one.
+        """
+        if mark and mark == self.mark:
+            return "this"
+        return "earlier" if exclusive and self.is_later_than(mark) else "unknown"
 
 
 @cache
 def current_boot(proc: str = "/proc", etc: str = "/etc") -> Boot:
     """The boot of this machine; with empty parts where they cannot be read."""
-    return Boot(
-        _read_line(f"{proc}/sys/kernel/random/boot_id"),
-        _read_line(f"{etc}/machine-id"),
-    )
+    machine_id = _read_line(f"{etc}/machine-id")
+    if len(machine_id) != 32 or machine_id.strip("0123456789abcdef") or not machine_id.strip("0"):
+        machine_id = ""
+    return Boot(_read_line(f"{proc}/sys/kernel/random/boot_id"), machine_id)
 
 
 def _read_line(path: str) -> str:
