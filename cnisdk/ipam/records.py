@@ -56,10 +56,7 @@ class Boot(NamedTuple):
         boot_id, _, machine_id = mark.partition(b".")
         our_boot, _, our_machine = self.mark.partition(b".")
         return (
-            our_machine != b""
-            and machine_id == our_machine
-            and boot_id != our_boot
-            and len(boot_id) == len(our_boot)
+            our_machine != b"" and machine_id == our_machine and boot_id != our_boot and len(boot_id) == len(our_boot)
         )
 
     def judge(self, mark: bytes, *, exclusive: bool) -> BootOf:
