@@ -15,7 +15,7 @@ PACKAGE = ROOT / "cnisdk"
 
 # A layer may import the layers of the rows above it, and itself. The rows are docs/architecture.md's, bottom first.
 LAYERS = [
-    {"errors", "_lazy"},
+    {"errors", "_lazy", "_signals"},
     {"spec"},
     {"invoke", "ipam", "linux"},
     {"plugin", "runtime"},

@@ -91,24 +91,35 @@ class RoundRobin(Allocator):
         self._on_duplicate = on_duplicate
         self._timeout = timeout
 
-    def allocate(self, owner: Owner, requested: Sequence[IPAddress] = ()) -> tuple[IPConfig, ...]:
-        """See :class:`Allocator`. Of several requested addresses in one range set, only one can be had."""
-        return self.allocate_new(owner, requested)[0]
+    def allocate(
+        self, owner: Owner, requested: Sequence[IPAddress] = (), *, new: list[Lease] | None = None
+    ) -> tuple[IPConfig, ...]:
+        """See :class:`Allocator`. Of several requested addresses in one range set, only one can be had.
 
-    def allocate_new(
-        self, owner: Owner, requested: Sequence[IPAddress] = ()
-    ) -> tuple[tuple[IPConfig, ...], tuple[Lease, ...]]:
-        """As :meth:`allocate`, and say which leases are new: those a caller that fails later has to give back."""
+        Args:
+            owner: The attachment.
+            requested: Addresses it must get among others.
+            new: A list to note the leases in that this call makes, for a caller that has to give them back if it fails
+                later. They are noted before they are made. So :func:`release_exactly` with the same list can be
+                registered first, and no signal finds a lease that nobody knows of.
+        """
         choice = self._assign(tuple(dict.fromkeys(requested)))
+        noted: list[Lease] = [] if new is None else new
 
-        def change(transaction: Transaction) -> tuple[tuple[IPConfig, ...], tuple[Lease, ...]]:
+        def change(transaction: Transaction) -> tuple[IPConfig, ...]:
+            noted.clear()  # it may run again
             held = find_held(transaction, owner)
             configs = tuple(
                 self._one(transaction, owner, index, held, choice.get(index)) for index in range(len(self._pools))
             )
-            return configs, tuple(Lease(ip.address.ip, owner) for ip in configs if ip.address.ip not in held)
+            noted.extend(Lease(ip.address.ip, owner) for ip in configs if ip.address.ip not in held)
+            return configs
 
-        return self._store.update(change, timeout=self._timeout)
+        try:
+            return self._store.update(change, timeout=self._timeout)
+        except Exception:
+            noted.clear()  # the store has made none, or has taken them back
+            raise
 
     def _assign(self, requested: tuple[IPAddress, ...]) -> dict[int, IPAddress]:
         """Which range set gives which requested address."""
@@ -219,6 +230,8 @@ def release(store: Store, owner: Owner, *, timeout: float = DEFAULT_TIMEOUT) -> 
 
 def release_exactly(store: Store, leases: Sequence[Lease], *, timeout: float = DEFAULT_TIMEOUT) -> None:
     """Take back these leases, as far as they still are: the inverse of an allocation."""
+    if not leases:
+        return
 
     def change(transaction: Transaction) -> None:
         for lease in leases:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
+from .._signals import HeldBack
 from ..errors import CNIError, InvalidConfigError, IOFailureError, PluginNotAvailableError
 from ..spec.addresses import IPAddress
 from ..spec.names import check_network_name
@@ -149,7 +150,7 @@ class FileStore(Store):
 
     @contextmanager
     def locked(self, deadline: float, *, write: bool) -> Iterator[int | None]:
-        """Open the directory and hold its lock.
+        """Open the directory and hold its lock, and signals back until both are given back.
 
         Args:
             deadline: When to give up waiting, as ``time.monotonic()`` counts.
@@ -163,26 +164,27 @@ class FileStore(Store):
             IOFailureError: (5) The directory cannot be opened.
             Conflict: The directory was deleted or replaced meanwhile.
         """
-        try:
-            directory = os.open(self.path, _OPEN_DIRECTORY)
-        except FileNotFoundError:
-            yield None
-            return
-        except OSError as exc:
-            self._fail("open", exc)
-        lock: int | None = None
-        try:
+        with HeldBack() as signals:
             try:
-                lock = self._lock(directory, deadline, write)
-                if not _is_at(directory, self.path):
-                    raise Conflict(f"{self.path} was replaced")
+                directory = os.open(self.path, _OPEN_DIRECTORY)
+            except FileNotFoundError:
+                yield None
+                return
             except OSError as exc:
-                self._fail("lock", exc)
-            yield directory
-        finally:
-            if lock is not None:
-                os.close(lock)
-            os.close(directory)
+                self._fail("open", exc)
+            lock: int | None = None
+            try:
+                try:
+                    lock = self._lock(directory, deadline, write, signals)
+                    if not _is_at(directory, self.path):
+                        raise Conflict(f"{self.path} was replaced")
+                except OSError as exc:
+                    self._fail("lock", exc)
+                yield directory
+            finally:
+                if lock is not None:
+                    os.close(lock)
+                os.close(directory)
 
     def commit(self, view: View, changes: Changes) -> None:
         """See :class:`Store`."""
@@ -232,15 +234,15 @@ class FileStore(Store):
 
     # --- the directory ------------------------------------------------------------------------------------------------
 
-    def _lock(self, directory: int, deadline: float, write: bool) -> int | None:
+    def _lock(self, directory: int, deadline: float, write: bool, signals: HeldBack) -> int | None:
         try:
-            return lockfile.acquire(directory, self.path, deadline, create=True)
+            return lockfile.acquire(directory, self.path, deadline, signals, create=True)
         except FileNotFoundError as exc:
             raise Conflict(f"{self.path} was deleted") from exc
         except OSError as exc:
             # Where nobody can make a lock file, nobody can make leases either: reading needs no lock.
             if not write and exc.errno in (errno.EROFS, errno.EACCES, errno.ENOSPC):
-                return lockfile.acquire(directory, self.path, deadline, create=False)
+                return lockfile.acquire(directory, self.path, deadline, signals, create=False)
             raise
 
     def _make_directory(self) -> None:

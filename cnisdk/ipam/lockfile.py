@@ -8,6 +8,7 @@ import os
 import threading
 import time
 
+from .._signals import HeldBack
 from ..errors import TryAgainLaterError
 
 NAME = "lock"
@@ -41,11 +42,15 @@ class _Wait:
                 os.close(self._fd)
             self._done.set()
 
-    def wait(self, timeout: float) -> bool:
+    def wait(self, timeout: float, signals: HeldBack) -> bool:
         """Return whether the lock was had in time. If not, or if this raises, the descriptor is taken care of."""
-        threading.Thread(target=self._run, name="cni-flock", daemon=True).start()
+        threading.Thread(target=self._run, name="cni-flock", daemon=True).start()  # it lets no signal in, either
         try:
-            self._done.wait(timeout)
+            try:
+                signals.let_through()
+                self._done.wait(timeout)
+            finally:
+                signals.hold()
         except BaseException:  # a signal
             self._give_up(close=True)
             raise
@@ -64,13 +69,14 @@ class _Wait:
             return self._abandoned
 
 
-def acquire(directory: int, path: str, deadline: float, *, create: bool) -> int | None:
+def acquire(directory: int, path: str, deadline: float, signals: HeldBack, *, create: bool) -> int | None:
     """Take the lock of a directory.
 
     Args:
         directory: A descriptor of it.
         path: Its path, for messages.
         deadline: When to give up, as ``time.monotonic()`` counts.
+        signals: Those that the caller holds back until it has given the lock back. They end a wait, and nothing else.
         create: Whether the lock file may be made.
 
     Returns:
@@ -95,7 +101,7 @@ def acquire(directory: int, path: str, deadline: float, *, create: bool) -> int 
                 os.close(fd)
                 raise
             inode = os.fstat(fd)
-            if not _Wait(fd).wait(min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)):
+            if not _Wait(fd).wait(min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX), signals):
                 raise TryAgainLaterError(
                     f"the lock {path}/{NAME} was not free in time",
                     details=describe_holder(inode.st_dev, inode.st_ino) + "; try again",

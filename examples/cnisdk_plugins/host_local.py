@@ -31,7 +31,7 @@ from cnisdk import (
     TryAgainLaterError,
     UnknownContainerError,
 )
-from cnisdk.ipam import FileStore, Owner, RangeSet, RoundRobin
+from cnisdk.ipam import FileStore, Lease, Owner, RangeSet, RoundRobin
 from cnisdk.ipam.allocator import release, release_exactly, retain
 from cnisdk.ipam.ranges import make_range_set, parse_range
 from cnisdk.ipam.store import DEFAULT_TIMEOUT, in_order
@@ -107,8 +107,9 @@ class HostLocal(Plugin[HostLocalConf]):
         allocator = open_allocator(request.conf, store)
         dns = read_resolv_conf(conf.resolv_conf) if conf.resolv_conf else DNS()
         owner = Owner(request.container_id, request.ifname)
-        ips, new = allocator.allocate_new(owner, requested_addresses(request))
+        new: list[Lease] = []
         request.undo(release_exactly, store, new, timeout=conf.lock_timeout)
+        ips = allocator.allocate(owner, requested_addresses(request), new=new)
         return Result(ips=ips, routes=conf.routes, dns=dns)
 
     def delete(self, request: DelRequest[HostLocalConf]) -> None:
