@@ -62,6 +62,7 @@ def respond(
     undo = UndoStack()
     version = CURRENT
     notes: list[str] = []
+    verb: Verb | None = None
     try:
         verb = parse_verb(environ)
         if verb is Verb.VERSION:
@@ -79,11 +80,22 @@ def respond(
     except BaseException as exc:
         error = _as_cni_error(exc, notes)
         problems = undo.unwind()
-        if problems:
+        if isinstance(exc, Terminated) and not problems:
+            error = ended_by_signal(exc, verb)
+        elif problems:
             failed = "; ".join(f"cleaning up failed too: {problem}" for problem in problems)
             details = f"{error.details}; {failed}" if error.details else failed
             error = type(error)(error.msg, details=details, code=error.code)
         return Reply(print_error(error, version), 1, "".join(notes), undo)
+
+
+def ended_by_signal(exc: Terminated, verb: Verb | None) -> CNIError:
+    """The error of a request that a signal ended, after everything that its undo knew of was taken back."""
+    if verb in (Verb.DEL, Verb.GC):
+        details = "it may be done in part; run it again"
+    else:
+        details = "everything done so far was taken back"
+    return TryAgainLaterError(f"ended by signal {exc.signum}", details=details)
 
 
 def _handle(plugin: Plugin[Any], request: Request[Any], notes: list[str]) -> AnyResult | None:
@@ -121,7 +133,7 @@ def _as_cni_error(exc: BaseException, notes: list[str]) -> CNIError:
     if isinstance(exc, CNIError):
         return exc
     if isinstance(exc, Terminated):
-        return TryAgainLaterError(f"ended by signal {exc.signum}", details="everything done so far was taken back")
+        return TryAgainLaterError(f"ended by signal {exc.signum}")
     if not isinstance(exc, Exception):
         return InternalError(f"ended by {type(exc).__name__}")
     from traceback import format_exception

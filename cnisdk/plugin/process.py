@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import IOFailureError
 from ..invoke import local
-from ..spec.versions import Verb
+from ..spec.codec import loads
+from ..spec.versions import SpecVersion, Verb
 from .launch import Launcher, this_launcher
-from .main import Reply, Terminated, print_error, refuse_own_netns, respond
+from .main import Reply, Terminated, ended_by_signal, print_error, refuse_own_netns, respond
 from .undo import UndoStack
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def serve(main: PluginMain, launcher: Launcher | None = None, signals: Signals |
         )
         return _deliver(Reply(print_error(error), 1, "", UndoStack()), _take_stdout(), signals)
     except Terminated as exc:
-        return 128 + exc.signum
+        return _deliver(Reply(print_error(ended_by_signal(exc, None)), 1, "", UndoStack()), _take_stdout(), signals)
     stdout = _take_stdout()
     run_delegates_here(signals, launcher)
     reply = respond(main.plugin, os.environ, stdin, guard=refuse_own_netns, interruptible=signals)
@@ -169,13 +170,29 @@ def _say(text: str) -> None:
         pass
 
 
+def _take_back(reply: Reply, exc: Terminated) -> Reply:
+    """Take a result back that was not written yet, and answer that a signal ended the request."""
+    problems = reply.undo.unwind()
+    error = ended_by_signal(exc, None)
+    if problems:
+        error = type(error)(error.msg, details="; ".join(f"cleaning up failed: {problem}" for problem in problems))
+    version = SpecVersion.parse(str(loads(reply.stdout)["cniVersion"]))
+    return Reply(print_error(error, version), 1, reply.stderr, reply.undo)
+
+
 def _deliver(reply: Reply, stdout: int, signals: Signals) -> int:
     """Write the reply. A result that cannot be delivered is taken back."""
+    if reply.status == 0 and reply.stdout:
+        try:
+            with signals:
+                pass  # raises what has come since the handler ended: there is still time to answer with an error
+        except Terminated as exc:
+            reply = _take_back(reply, exc)
     if reply.stderr:
         _say(reply.stderr)
     try:
         # What failed has been taken back already: there is nothing more a signal could ask for.
-        with signals if reply.status == 0 else nullcontext():
+        with signals if reply.status == 0 and reply.stdout else nullcontext():
             rest = memoryview(reply.stdout)
             while rest:
                 rest = rest[os.write(stdout, rest) :]

@@ -8,10 +8,14 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from cnisdk.plugin.main import Reply
+from cnisdk.plugin.process import Signals, _deliver
+from cnisdk.plugin.undo import UndoStack
 
 PLUGIN = """
 import os, select, sys
@@ -201,3 +205,54 @@ def test_notes_need_no_stderr(start: Start) -> None:
     process = start(shell="2>&-", CNI_COMMAND="")
     assert process.communicate(b"", timeout=30)[0] == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_a_signal_while_the_configuration_is_read_is_answered(start: Start, command: str) -> None:
+    process = start(CNI_COMMAND=command)
+    assert process.stdin is not None
+    # More than a pipe takes: when it is written, the plugin has begun to read, and waits for more.
+    os.write(process.stdin.fileno(), b" " * (1 << 16) + b"{")
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=30)
+    assert json.loads(stdout) == {
+        "cniVersion": "1.1.0",
+        "code": 11,
+        "msg": "ended by signal 15",
+        "details": "everything done so far was taken back",
+    }
+    assert process.returncode == 1
+    assert b"print" not in stderr
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    """Those of this process, which has got SIGTERM while nothing could be interrupted."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    late = Signals()
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield late
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_before_the_answer_is_written_is_answered(signals: Signals) -> None:
+    undone: list[str] = []
+    undo = UndoStack()
+    undo.push(undone.append, "first")
+    reading, writing = os.pipe()
+    assert _deliver(Reply(b'{"cniVersion": "0.4.0", "ips": []}', 0, "", undo), writing, signals) == 1
+    os.close(writing)
+    with open(reading) as answer:
+        document = json.load(answer)
+    assert (document["cniVersion"], document["code"], undone) == ("0.4.0", 11, ["first"])
+
+
+def test_a_signal_after_a_del_has_done_its_work_changes_nothing(signals: Signals) -> None:
+    """There is nothing to deliver that could be lost."""
+    reading, writing = os.pipe()
+    assert _deliver(Reply(b"", 0, "", UndoStack()), writing, signals) == 0
+    os.close(writing)
+    with open(reading) as answer:
+        assert answer.read() == ""
