@@ -271,10 +271,9 @@ class _Child:
     def spawn(self, argv: list[str], environ: Mapping[str, str], actions: Sequence[tuple[int, ...]]) -> None:
         import signal
 
-        # A signal handler that raises right after the start would leave a child nobody knows.
-        held = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-        try:
+        from .._signals import HeldBack
+
+        with HeldBack():  # a signal handler that raises right after the start would leave a child nobody knows
             self.pid = os.posix_spawn(
                 argv[0],
                 argv,
@@ -285,8 +284,6 @@ class _Child:
                 # Python ignores these two, and what is ignored stays so across exec.
                 setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
             )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if hasattr(os, "pidfd_open"):
             try:
                 self._pidfd = os.pidfd_open(self.pid)

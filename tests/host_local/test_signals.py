@@ -129,9 +129,7 @@ def test_a_signal_ends_a_wait_for_the_lock(network: Network, signals: Signals, v
     fcntl.flock(lock, fcntl.LOCK_EX)
     waiter = threading.Thread(target=terminate_when_waiting, args=(os.fstat(lock).st_ino,))
     waiter.start()
-    reply = respond(
-        HostLocal, environment(verb, "me", "eth0", {}), json.dumps(conf).encode(), interruptible=signals
-    )
+    reply = respond(HostLocal, environment(verb, "me", "eth0", {}), json.dumps(conf).encode(), interruptible=signals)
     waiter.join()
     assert (reply.status, json.loads(reply.stdout)["code"]) == (1, 11)
     os.close(lock)
