@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from attrs import frozen
 
+from .._signals import HeldBack
 from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError
 from ..spec.codec import find_key, json_field, loads, show_path, structure, structure_leniently
 from ..spec.config import NetConf, parse_args
@@ -268,6 +269,14 @@ class AttachmentRequest(Request[ConfT]):
 
 class AddRequest(AttachmentRequest[ConfT]):
     """ADD: attach a container to the network."""
+
+    def step(self) -> HeldBack:
+        """Hold signals back inside ``with``: make something in there, and register its :meth:`undo`.
+
+        A signal, which ends a request at any line, then cannot come between the two and leave something behind that
+        nobody takes back. It is raised when the block ends, so wait for nothing in there.
+        """
+        return HeldBack()
 
     def undo(self, inverse: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Run this, after those given later, if the request fails from here on.

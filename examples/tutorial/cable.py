@@ -31,8 +31,9 @@ class Cable(Plugin[CableConf]):
 
     def add(self, request: AddRequest[CableConf]) -> Result:
         with request.open_netns() as netns:
-            pair = veth.create(netns, request.ifname, owner=request.attachment, mtu=request.conf.mtu)
-            request.undo(pair.delete)
+            with request.step():
+                pair = veth.create(netns, request.ifname, owner=request.attachment, mtu=request.conf.mtu)
+                request.undo(pair.delete)
             pair.host.join(request.conf.bridge)
             leased = request.ipam.add()
             pair.container.configure(leased)

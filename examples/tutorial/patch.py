@@ -19,8 +19,9 @@ class Patch(Plugin[PatchConf]):
 
     def add(self, request: AddRequest[PatchConf]) -> Result:
         with request.open_netns() as netns:
-            pair = veth.create(netns, request.ifname, owner=request.attachment, mtu=request.conf.mtu)
-            request.undo(pair.delete)  # runs only if something below fails
+            with request.step():  # which no signal interrupts
+                pair = veth.create(netns, request.ifname, owner=request.attachment, mtu=request.conf.mtu)
+                request.undo(pair.delete)  # runs only if something below fails
             pair.host.join(request.conf.bridge)
             leased = request.ipam.add()  # released again if something below fails
             pair.container.configure(leased)

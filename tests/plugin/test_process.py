@@ -10,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from cnisdk.plugin.main import Reply
+from cnisdk import AddRequest, DelRequest, NetConf, Plugin, Result
+from cnisdk.plugin.main import Reply, respond
 from cnisdk.plugin.process import Signals, _deliver
 from cnisdk.plugin.undo import UndoStack
 
@@ -226,33 +228,60 @@ def test_a_signal_while_the_configuration_is_read_is_answered(start: Start, comm
 
 
 @pytest.fixture
-def signals() -> Iterator[Signals]:
-    """Those of this process, which has got SIGTERM while nothing could be interrupted."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    late = Signals()
-    os.kill(os.getpid(), signal.SIGTERM)
-    yield late
+def handlers() -> Iterator[None]:
+    """Have the test runner's handlers of signals back after the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def test_a_signal_before_the_answer_is_written_is_answered(signals: Signals) -> None:
+def late() -> Signals:
+    """This process has got SIGTERM while nothing could be interrupted."""
+    signals = Signals()
+    os.kill(os.getpid(), signal.SIGTERM)
+    return signals
+
+
+def test_a_signal_before_the_answer_is_written_is_answered(handlers: None) -> None:
     undone: list[str] = []
     undo = UndoStack()
     undo.push(undone.append, "first")
     reading, writing = os.pipe()
-    assert _deliver(Reply(b'{"cniVersion": "0.4.0", "ips": []}', 0, "", undo), writing, signals) == 1
+    assert _deliver(Reply(b'{"cniVersion": "0.4.0", "ips": []}', 0, "", undo), writing, late()) == 1
     os.close(writing)
     with open(reading) as answer:
         document = json.load(answer)
     assert (document["cniVersion"], document["code"], undone) == ("0.4.0", 11, ["first"])
 
 
-def test_a_signal_after_a_del_has_done_its_work_changes_nothing(signals: Signals) -> None:
+def test_a_signal_after_a_del_has_done_its_work_changes_nothing(handlers: None) -> None:
     """There is nothing to deliver that could be lost."""
     reading, writing = os.pipe()
-    assert _deliver(Reply(b"", 0, "", UndoStack()), writing, signals) == 0
+    assert _deliver(Reply(b"", 0, "", UndoStack()), writing, late()) == 0
     os.close(writing)
     with open(reading) as answer:
         assert answer.read() == ""
+
+
+class Maker(Plugin[NetConf]):
+    """Makes something, and is told to end before it could say how to take that back."""
+
+    made: ClassVar[list[str]] = []
+
+    def add(self, request: AddRequest[NetConf]) -> Result:
+        with request.step():
+            self.made.append("link")
+            os.kill(os.getpid(), signal.SIGTERM)
+            request.undo(self.made.remove, "link")
+        raise AssertionError("the signal was lost")
+
+    def delete(self, request: DelRequest[NetConf]) -> None:
+        pass
+
+
+def test_no_signal_comes_between_a_step_and_its_undo(handlers: None) -> None:
+    reply = respond(Maker, ENVIRON, CONFIG, interruptible=Signals())
+    assert json.loads(reply.stdout)["msg"] == "ended by signal 15"
+    assert Maker.made == []
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
