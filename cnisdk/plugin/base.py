@@ -5,13 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, ClassVar, Generic, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast, get_args, get_origin
 
 from ..errors import run_all
+from ..spec.codec import check_class, make_converter
 from ..spec.config import NetConf
 from ..spec.result import Result
 from ..spec.versions import ALL, SpecVersion
 from .request import AddRequest, CheckRequest, ConfT, DelRequest, GCRequest, StatusRequest
+
+if TYPE_CHECKING:
+    from cattrs import BaseConverter
 
 
 class Plugin(ABC, Generic[ConfT]):
@@ -30,6 +34,34 @@ class Plugin(ABC, Generic[ConfT]):
     True says that the default ``gc`` removes everything. ``cnisdk install`` warns of a plugin that neither says so nor
     has a ``gc`` of its own.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class whose configuration could not be read: the first request would be too late.
+
+        Raises:
+            TypeError: The configuration is no attrs class, or has an annotation that no JSON value is read into.
+        """
+        super().__init_subclass__(**kwargs)
+        check_class(cls.conf_class(), cls.converter())
+
+    @classmethod
+    def configure_converter(cls, converter: BaseConverter) -> None:
+        """Add hooks for types of your own to the converter that reads this plugin's configuration.
+
+        Unless overridden, the plugin shares a converter with the others. For ``when: datetime``, write
+        ``converter.register_structure_hook(datetime, lambda value, _: datetime.fromisoformat(value))``. A hook that
+        raises refuses the value: code 7, with its path and what the exception says.
+        """
+
+    @classmethod
+    @cache
+    def converter(cls) -> BaseConverter | None:
+        """Return the plugin's own converter; None when it adds no hooks."""
+        if cls.configure_converter.__func__ is Plugin.configure_converter.__func__:  # type: ignore[attr-defined]
+            return None
+        converter = make_converter()
+        cls.configure_converter(converter)
+        return converter
 
     @classmethod
     @cache

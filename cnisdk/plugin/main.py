@@ -67,7 +67,9 @@ def respond(
         verb = parse_verb(environ)
         if verb is Verb.VERSION:
             return Reply(_version_document(plugin.supported_versions), 0, "", undo)
-        request = parse_request(verb, environ, stdin, plugin.conf_class(), plugin.supported_versions)
+        request = parse_request(
+            verb, environ, stdin, plugin.conf_class(), plugin.supported_versions, plugin.converter()
+        )
         undo, version = request.undo_stack, request.version
         with interruptible or nullcontext():
             if guard is not None:

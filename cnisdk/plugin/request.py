@@ -12,7 +12,7 @@ from attrs import frozen
 
 from .._signals import HeldBack
 from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError
-from ..spec.codec import find_key, json_field, loads, show_path, structure, structure_leniently
+from ..spec.codec import find_key, json_field, loads, show_path, structure
 from ..spec.config import NetConf, parse_args
 from ..spec.convert import structure_result, upgrade
 from ..spec.names import Attachment, check_container_id, check_ifname, check_network_name, check_plugin_type
@@ -20,6 +20,8 @@ from ..spec.versions import PREV_RESULT_SINCE, SpecVersion, Verb, negotiate
 from .undo import UndoStack
 
 if TYPE_CHECKING:
+    from cattrs import BaseConverter
+
     from ..invoke import Delegate
     from ..linux.netns import NetNS
     from ..spec.result import Result
@@ -370,6 +372,7 @@ def parse_request(
     stdin: bytes,
     conf_class: type[ConfT],
     supported: tuple[SpecVersion, ...],
+    converter: BaseConverter | None = None,
 ) -> Request[ConfT]:
     """Make a typed request of what the runtime handed over.
 
@@ -388,9 +391,11 @@ def parse_request(
     version = negotiate(_text(document, "cniVersion"), supported, verb)
     problems: list[CNIError] = []
     if verb is Verb.DEL:
-        conf, problems = structure_leniently(document, conf_class)
+        from ..spec.lenient import structure_leniently
+
+        conf, problems = structure_leniently(document, conf_class, converter=converter)
     else:
-        conf = structure(document, conf_class)
+        conf = structure(document, conf_class, converter=converter)
     request: Request[ConfT] = _CLASSES[verb](verb, version, conf, document, environ, stdin)
     if isinstance(request, DelRequest):
         request.problems = tuple(problems)

@@ -8,6 +8,7 @@ Writing: the keys, their order, the indentation and what is left out are those o
 """
 
 import json
+import pathlib
 from collections.abc import Callable, Mapping
 from ipaddress import (
     IPv4Address,
@@ -18,7 +19,7 @@ from ipaddress import (
     IPv6Network,
 )
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 import attrs
 from cattrs import BaseConverter
@@ -26,6 +27,7 @@ from cattrs import BaseConverter
 from ..errors import CNIError, DecodingError, InvalidConfigError
 from .addresses import IPAddress, IPInterface, IPNetwork, parse_address, parse_interface, parse_network
 from .names import shorten
+from .value import Value
 
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
@@ -52,22 +54,35 @@ def key_of(attribute: "attrs.Attribute[Any]") -> str:
     """The JSON key of an attrs field."""
     key = attribute.metadata.get(_KEY)
     if key is None:
-        first, *rest = attribute.name.split("_")
+        first, *rest = attribute.name.strip("_").split("_")
         key = first + "".join(word.capitalize() for word in rest)
     return str(key)
 
 
 class Mismatch(ValueError):
-    """A value that is not what its place asks for; carries where it stands."""
+    """A value that is not what its place asks for.
 
-    def __init__(self, value: object, expected: str, path: Path = ()) -> None:
-        super().__init__(f"expected {expected}")
+    Attributes:
+        value: The JSON value.
+        problem: What is wrong with it, to be read after the value: ``, expected an integer``.
+        path: Where it stands, seen from the hook that raised this.
+    """
+
+    def __init__(self, value: object, expected: str = "", path: Path = (), *, problem: str = "") -> None:
+        self.problem = problem or f", expected {expected}"
+        super().__init__(self.problem)
         self.value = value
-        self.expected = expected
         self.path = path
 
 
-_MISSING = object()
+class UnsupportedAnnotationError(TypeError):
+    """A configuration class has an annotation that no JSON value is read into.
+
+    Raised when the class of the plugin is defined. The message names class and field, and what to write instead.
+    """
+
+
+MISSING = object()
 
 
 def show_path(path: Path, root: str = "$") -> str:
@@ -85,7 +100,7 @@ def show_path(path: Path, root: str = "$") -> str:
 
 def _show(value: object) -> str:
     """Show a wrong value. Of objects and arrays only the kind: they may hold what must not be logged."""
-    if value is _MISSING:
+    if value is MISSING:
         return "is missing"
     if isinstance(value, Mapping):
         return "is an object"
@@ -109,6 +124,41 @@ def _exactly(*types: type, expected: str) -> Hook:
     return hook
 
 
+def _rare(value: Any, kind: Any) -> Any:
+    """Stand for a type for which cattrs has a hook of its own, and :mod:`.annotations` has another."""
+    raise AssertionError(kind)
+
+
+_EXACT: dict[type, Hook] = {
+    bool: _exactly(bool, expected="true or false"),
+    int: _exactly(int, expected="an integer"),
+    float: _exactly(float, int, expected="a number"),
+    str: _exactly(str, expected="a string"),
+    bytes: _rare,
+    pathlib.Path: _rare,
+}
+_EXACT_HOOKS = frozenset(_EXACT.values())
+
+
+def get_hook(kind: Any, converter: BaseConverter) -> Hook:
+    """Return the function that reads an annotation.
+
+    Raises:
+        UnsupportedAnnotationError: There is none.
+    """
+    hook = converter.get_structure_hook(kind)
+    # cattrs hands a subclass of str or int, such as an Enum, to the hook of its base.
+    if hook in _EXACT_HOOKS and (_EXACT.get(kind) is not hook or hook is _rare):
+        return _make_rare_hook(kind, converter)
+    return hook
+
+
+def _make_rare_hook(kind: Any, converter: BaseConverter) -> Hook:
+    from .annotations import make_hook
+
+    return make_hook(kind, converter)
+
+
 def _text(parse: Callable[[str], Any], expected: str, *types: type) -> Hook:
     """A hook for values written as strings. ``types``: what the parsed value may be; none means anything."""
 
@@ -126,57 +176,81 @@ def _text(parse: Callable[[str], Any], expected: str, *types: type) -> Hook:
     return hook
 
 
-def _step(hook: Hook, value: Any, kind: Any, step: str | int) -> Any:
+def structure_part(hook: Hook, value: Any, kind: Any, step: str | int) -> Any:
     """Structure a part, and put its place before the path of what went wrong in it."""
     try:
         return hook(value, kind)
     except Mismatch as exc:
         exc.path = (step, *exc.path)
         raise
-    except (ValueError, TypeError) as exc:  # a validator or hook of a plugin's author
-        raise Mismatch(value, str(exc), (step,)) from exc
+    except UnsupportedAnnotationError:
+        raise
+    except Exception as exc:  # a hook of a plugin's author
+        raise Mismatch(value, path=(step,), problem=_own_words(exc)) from exc
+
+
+def _own_words(exc: Exception) -> str:
+    """What a check of a plugin's author says of a value. attrs' own validators put it first of several arguments."""
+    text = str(exc.args[0]) if exc.args else ""
+    return f": {text}" if text and isinstance(exc, (ValueError, TypeError)) else f": {type(exc).__name__}: {text}"
 
 
 def _tuple_hook(kind: Any, converter: BaseConverter) -> Hook:
     item = get_args(kind)[0]
-    item_hook = converter.get_structure_hook(item)
+    item_hook = get_hook(item, converter)
 
     def hook(value: Any, _: Any) -> tuple[Any, ...]:
         if type(value) is not list and type(value) is not tuple:
             raise Mismatch(value, "an array")
-        return tuple(_step(item_hook, part, item, index) for index, part in enumerate(value))
+        return tuple(structure_part(item_hook, part, item, index) for index, part in enumerate(value))
 
     return hook
 
 
 def _mapping_hook(kind: Any, converter: BaseConverter) -> Hook:
-    arguments = get_args(kind)
-    item = arguments[1] if arguments else Any
-    item_hook = converter.get_structure_hook(item)
+    item = get_args(kind)[1]
+    item_hook = get_hook(item, converter)
 
     def hook(value: Any, _: Any) -> dict[str, Any]:
         if type(value) is not dict and not isinstance(value, Mapping):
             raise Mismatch(value, "an object")
-        return {key: _step(item_hook, part, item, key) for key, part in value.items()}
+        return {key: structure_part(item_hook, part, item, key) for key, part in value.items()}
 
     return hook
 
 
+_in_the_making: set[tuple[int, Any]] = set()
+
+
 def _class_hook(cls: Any, converter: BaseConverter) -> Hook:
+    key = id(converter), cls
+    if key in _in_the_making:  # a class that has itself as a part
+        return lambda value, kind: get_hook(cls, converter)(value, kind)  # noqa: PLW0108 - which is there by then
+    _in_the_making.add(key)
+    try:
+        return _make_class_hook(cls, converter)
+    finally:
+        _in_the_making.discard(key)
+
+
+def get_attributes(cls: Any) -> tuple["attrs.Attribute[Any]", ...]:
+    """Return the fields of an attrs class, with types in place of annotations that its module postpones."""
     attributes = attrs.fields(cls)
-    if any(isinstance(attribute.type, str) for attribute in attributes):  # the author's module postpones annotations
+    if any(isinstance(attribute.type, str) for attribute in attributes):
         attributes = attrs.fields(attrs.resolve_types(cls))
+    return tuple(attributes)
+
+
+def _make_class_hook(cls: Any, converter: BaseConverter) -> Hook:
+    attributes = get_attributes(cls)
     keeps_extra = any(attribute.name == "extra" for attribute in attributes)
     readable = {
         key_of(attribute): attribute for attribute in attributes if attribute.name != "extra" and attribute.init
     }
     by_folded = {key.lower(): key for key in readable}
     # Of each key what it takes to read it, apart from the class's own description, which is large.
-    fields = {
-        key: (attribute.alias, attribute.type, converter.get_structure_hook(attribute.type))
-        for key, attribute in readable.items()
-    }
-    required = [key for key, attribute in readable.items() if attribute.default is attrs.NOTHING]
+    fields = {key: (str(each.alias), each.type, _field_hook(cls, each, converter)) for key, each in readable.items()}
+    required = [each for each in readable.values() if each.default is attrs.NOTHING]
 
     def hook(value: Any, _: Any) -> Any:
         if type(value) is not dict and not isinstance(value, Mapping):
@@ -189,32 +263,49 @@ def _class_hook(cls: Any, converter: BaseConverter) -> Hook:
                 extra[given] = part
             elif part is not None and (given == key or value.get(key) is None):
                 alias, kind, part_hook = fields[key]
-                arguments[alias] = _step(part_hook, part, kind, given)
-        for key in required:
-            alias, kind, _ = fields[key]
-            if alias not in arguments:
-                raise Mismatch(_MISSING, _describe(kind), (key,))
+                arguments[alias] = structure_part(part_hook, part, kind, given)
+        for attribute in required:
+            if attribute.alias not in arguments:
+                raise missing_key(attribute)
         if keeps_extra and extra:
             arguments["extra"] = extra
         try:
             return cls(**arguments)
-        except (ValueError, TypeError) as exc:  # what the class itself checks
-            raise Mismatch(value, str(exc)) from exc
+        except Exception as exc:  # what a validator, a converter or the class itself checks
+            from .lenient import find_blamed
+
+            key = find_blamed(cls, arguments, exc)
+            if key is None:
+                raise Mismatch(value, problem=_own_words(exc)) from exc
+            given = next((each for each in value if by_folded.get(each.lower()) == key), key)
+            raise Mismatch(value.get(given, MISSING), path=(given,), problem=_own_words(exc)) from exc
 
     return hook
 
 
-def _describe(kind: Any) -> str:
-    """What a missing value should have been."""
-    return {str: "a string", int: "an integer", bool: "true or false", **_EXPECTED}.get(kind, "a value")
+def _field_hook(cls: Any, attribute: "attrs.Attribute[Any]", converter: BaseConverter) -> Hook:
+    try:
+        return get_hook(Any if attribute.type is None else attribute.type, converter)
+    except UnsupportedAnnotationError as exc:
+        raise UnsupportedAnnotationError(f"{cls.__qualname__}.{attribute.name}: {exc}") from None
+
+
+def missing_key(attribute: "attrs.Attribute[Any]") -> Mismatch:
+    """Say that a required key is missing."""
+    kinds = {str: "a string", int: "an integer", bool: "true or false", **_EXPECTED}
+    return Mismatch(MISSING, kinds.get(attribute.type, "a value"), (key_of(attribute),))
 
 
 def _is_tuple(kind: Any) -> bool:
-    return get_origin(kind) is tuple
+    return get_origin(kind) is tuple and get_args(kind)[1:] == (...,)
+
+
+def _is_class(kind: Any) -> bool:
+    return isinstance(kind, type) and get_origin(kind) is None and attrs.has(kind)
 
 
 def _is_mapping(kind: Any) -> bool:
-    return get_origin(kind) in (dict, Mapping)
+    return get_origin(kind) in (dict, Mapping) and get_args(kind)[0] is str
 
 
 def _is_optional(kind: Any) -> bool:
@@ -223,7 +314,7 @@ def _is_optional(kind: Any) -> bool:
 
 def _optional_hook(kind: Any, converter: BaseConverter) -> Hook:
     inner: Any = Union[tuple(part for part in get_args(kind) if part is not type(None))]  # noqa: UP007 - made of a tuple
-    inner_hook = converter.get_structure_hook(inner)
+    inner_hook = get_hook(inner, converter)
     # Runtimes written in Go send "" for an address that is not set.
     absent = (None, "") if inner in _TEXTS else (None,)
 
@@ -253,20 +344,16 @@ _TEXTS: dict[Any, Hook] = {
 def make_converter() -> BaseConverter:
     """A cattrs converter with this package's rules, for authors who add hooks for types of their own."""
     converter = BaseConverter(detailed_validation=False)
-    for kind, hook in (
-        (bool, _exactly(bool, expected="true or false")),
-        (int, _exactly(int, expected="an integer")),
-        (float, _exactly(float, int, expected="a number")),
-        (str, _exactly(str, expected="a string")),
-    ):
+    for kind, hook in _EXACT.items():
         converter.register_structure_hook(kind, hook)
     # Later registrations are asked first.
+    converter.register_structure_hook_factory(lambda kind: True, _make_rare_hook)
     converter.register_structure_hook_func(lambda kind: kind is Any or kind is object, lambda value, _: value)
     converter.register_structure_hook_factory(_is_mapping, _mapping_hook)
     converter.register_structure_hook_factory(_is_tuple, _tuple_hook)
     converter.register_structure_hook_factory(_is_optional, _optional_hook)
     converter.register_structure_hook_factory(_TEXTS.__contains__, lambda kind: _TEXTS[kind])
-    converter.register_structure_hook_factory(attrs.has, _class_hook)
+    converter.register_structure_hook_factory(_is_class, _class_hook)
 
     for text_type in (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network):
         converter.register_unstructure_hook(text_type, str)
@@ -277,7 +364,7 @@ def make_converter() -> BaseConverter:
 _shared: BaseConverter | None = None
 
 
-def _converter() -> BaseConverter:
+def get_converter() -> BaseConverter:
     """The converter of this package, made on first use."""
     global _shared
     if _shared is None:
@@ -309,9 +396,10 @@ def structure(
             what was expected.
     """
     try:
-        return (converter or _converter()).structure(value, cls)
+        used = converter or get_converter()
+        return cast("T", get_hook(cls, used)(value, cls))
     except Mismatch as exc:
-        raise _complain(exc, what, path, error) from exc
+        raise complain(exc, what, path, error) from exc
 
 
 def find_key(document: Mapping[str, Any], key: str) -> Any:
@@ -321,45 +409,28 @@ def find_key(document: Mapping[str, Any], key: str) -> Any:
     return document.get(key)
 
 
-def structure_leniently(
-    value: object, cls: type[T], *, what: str = "network configuration"
-) -> tuple[T, list[CNIError]]:
-    """Make a typed object, leaving out what is wrong: DEL must work with a configuration that became invalid.
+def complain(mismatch: Mismatch, what: str, root: str, error: type[CNIError]) -> CNIError:
+    """Make the error that a runtime is told."""
+    place = show_path(mismatch.path, root)
+    return error(f"invalid {what}: {place} {_show(mismatch.value)}{mismatch.problem}")
 
-    Returns:
-        The object, with the default in each place that was wrong, and what :func:`structure` would have raised for
-        each.
+
+def check_class(cls: type[Any], converter: BaseConverter | None = None) -> None:
+    """Verify that configurations can be read into a class. Costs what the first configuration would cost.
 
     Raises:
-        InvalidConfigError: (7) Something the class cannot do without is wrong or missing.
+        UnsupportedAnnotationError: It has an annotation that no JSON value is read into.
+        TypeError: It is no attrs class, or one of its bases is none.
     """
-    problems: list[CNIError] = []
-    while True:
-        try:
-            return _converter().structure(value, cls), problems
-        except Mismatch as exc:
-            problem = _complain(exc, what, "$", InvalidConfigError)
-            wrong = exc.path[:-1] if exc.value is _MISSING else exc.path  # what lacks a part goes as a whole
-            if not wrong:
-                raise problem from exc
-            problems.append(problem)
-            value = _without(value, wrong)
-
-
-def _without(value: Any, path: Path) -> Any:
-    """A copy of the value that lacks what the path leads to."""
-    step, rest = path[0], path[1:]
-    if isinstance(step, int):
-        kept = [part for index, part in enumerate(value) if rest or index != step]
-        if rest:
-            kept[step] = _without(kept[step], rest)
-        return kept
-    return {key: _without(part, rest) if key == step else part for key, part in value.items() if rest or key != step}
-
-
-def _complain(mismatch: Mismatch, what: str, root: str, error: type[CNIError]) -> CNIError:
-    place = show_path(mismatch.path, root)
-    return error(f"invalid {what}: {place} {_show(mismatch.value)}, expected {mismatch.expected}")
+    for each in cls.__mro__:
+        if each is Value:
+            break
+        if "__attrs_attrs__" not in vars(each):
+            raise TypeError(f"{each.__qualname__} is no attrs class: put @frozen(kw_only=True) above it")
+    try:
+        get_hook(cls, converter or get_converter())
+    except NameError:
+        pass  # an annotation names what the module defines later
 
 
 # --- unstructuring ----------------------------------------------------------------------------------------------------
@@ -396,7 +467,7 @@ _PLAIN = frozenset({str, int, bool, float})
 
 def unstructure(value: object) -> Any:
     """Make JSON values of typed objects: keys in the reference's order, absent and empty ones left out."""
-    return _converter().unstructure(value)
+    return get_converter().unstructure(value)
 
 
 # --- text -------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import example, given, strategies as st
 
 from cnisdk import DecodingError, InvalidConfigError
 from cnisdk.spec import IPAddress, NetConf, NetConfList, dumps, dumps_compact, json_field, loads, structure, unstructure
-from cnisdk.spec.codec import structure_leniently
+from cnisdk.spec.lenient import structure_leniently
 
 
 @frozen(kw_only=True)

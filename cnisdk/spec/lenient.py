@@ -1,0 +1,172 @@
+"""Configurations that became invalid: DEL must work nevertheless, with defaults in place of what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+
+import attrs
+from cattrs import BaseConverter
+
+from ..errors import CNIError, InvalidConfigError
+from .codec import (
+    MISSING,
+    Mismatch,
+    Path,
+    complain,
+    find_key,
+    get_attributes,
+    get_converter,
+    get_hook,
+    key_of,
+    missing_key,
+)
+
+T = TypeVar("T")
+
+
+def structure_leniently(
+    value: object,
+    cls: type[T],
+    *,
+    what: str = "network configuration",
+    path: str = "$",
+    converter: BaseConverter | None = None,
+) -> tuple[T, list[CNIError]]:
+    """Make a typed object, leaving out what is wrong.
+
+    Returns:
+        The object, with the default in each place that was wrong, and what :func:`.codec.structure` would have raised
+        for each. A required key that is missing or wrong has its type's empty value: ``""``, ``0``, ``False``, ``()``,
+        the first of an Enum or Literal, or None.
+
+    Raises:
+        InvalidConfigError: (7) The value is not of the kind at all: no object, for a class.
+    """
+    used = converter or get_converter()
+    hook = get_hook(cls, used)
+    problems: list[CNIError] = []
+    while True:
+        try:
+            return cast("T", hook(value, cls)), problems
+        except Mismatch as exc:
+            problem = complain(exc, what, path, InvalidConfigError)
+            wrong = exc.path[:-1] if exc.value is MISSING else exc.path  # what lacks a part goes as a whole
+            if wrong:
+                problems.append(problem)
+                value = _without(value, wrong)
+            elif attrs.has(cls) and isinstance(value, Mapping):
+                problems.append(problem)
+                return cast("T", _without_checks(value, cls, used, what, path, problems)), problems
+            else:
+                raise problem from exc
+
+
+def _without(value: Any, path: Path) -> Any:
+    """A copy of the value that lacks what the path leads to."""
+    step, rest = path[0], path[1:]
+    if isinstance(step, int):
+        kept = [part for index, part in enumerate(value) if rest or index != step]
+        if rest:
+            kept[step] = _without(kept[step], rest)
+        return kept
+    return {key: _without(part, rest) if key == step else part for key, part in value.items() if rest or key != step}
+
+
+def _without_checks(
+    document: Mapping[str, Any],
+    cls: Any,
+    converter: BaseConverter,
+    what: str,
+    path: str,
+    problems: list[CNIError],
+) -> Any:
+    """Make an object whose class would refuse to be made of this document."""
+    arguments: dict[str, Any] = {}
+    known = set()
+    for attribute in get_attributes(cls):
+        key = key_of(attribute)
+        known.add(key.lower())
+        part = find_key(document, key)
+        if attribute.name == "extra":
+            continue
+        if part is None:
+            if attribute.default is attrs.NOTHING:
+                missing = complain(missing_key(attribute), what, path, InvalidConfigError)
+                if all(each.msg != missing.msg for each in problems):
+                    problems.append(missing)
+            continue
+        try:
+            kind: Any = Any if attribute.type is None else attribute.type
+            arguments[str(attribute.alias)], found = structure_leniently(
+                part, kind, what=what, path=f"{path}.{key}", converter=converter
+            )
+            problems.extend(found)
+        except InvalidConfigError as exc:
+            problems.append(exc)
+    if "extra" in attrs.fields_dict(cls):
+        arguments["extra"] = {key: part for key, part in document.items() if key.lower() not in known}
+    return _make_unchecked(cls, arguments)
+
+
+def _make_unchecked(cls: Any, arguments: Mapping[str, Any]) -> Any:
+    """Make an instance of an attrs class without running its validators or its own checks."""
+    instance = cls.__new__(cls)
+    for attribute in get_attributes(cls):
+        if str(attribute.alias) in arguments:
+            try:
+                value = _convert(instance, attribute, arguments[str(attribute.alias)])
+            except Exception:
+                value = empty_value(attribute.type)
+        elif attribute.default is attrs.NOTHING:
+            value = empty_value(attribute.type)
+        elif isinstance(attribute.default, attrs.Factory):  # type: ignore[arg-type] # a class, whatever its stub says
+            factory: Any = attribute.default
+            value = factory.factory(instance) if factory.takes_self else factory.factory()
+        else:
+            value = attribute.default
+        object.__setattr__(instance, attribute.name, value)
+    return instance
+
+
+def _convert(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> Any:
+    """Run the converter of a field."""
+    converter: Any = attribute.converter
+    if converter is None:
+        return value
+    return converter(*((value, instance, attribute) if isinstance(converter, attrs.Converter) else (value,)))
+
+
+def empty_value(kind: Any) -> Any:
+    """Return what stands in the place of a required value of a type."""
+    origin = get_origin(kind) or kind
+    if origin is Literal:
+        return get_args(kind)[0]
+    if origin is Union or not isinstance(origin, type):
+        return None
+    if origin in (str, int, float, bool, list, tuple, set, frozenset, dict):
+        return origin()
+    if attrs.has(origin):
+        return _make_unchecked(origin, {})
+    if hasattr(origin, "__members__"):
+        return next(iter(cast("Iterable[Any]", origin)))
+    return {} if issubclass(origin, Mapping) else None
+
+
+def find_blamed(cls: type[Any], arguments: Mapping[str, Any], error: Exception) -> str | None:
+    """Find the field whose validator or converter raised an error.
+
+    Returns:
+        Its JSON key; None when the error came from the class as a whole.
+    """
+    instance = _make_unchecked(cls, arguments)
+    for attribute in get_attributes(cls):
+        try:
+            if str(attribute.alias) in arguments:
+                _convert(instance, attribute, arguments[str(attribute.alias)])
+            if attribute.validator is not None:
+                attribute.validator(instance, attribute, getattr(instance, attribute.name))
+        except Exception as own:
+            if type(own) is type(error) and own.args[:1] == error.args[:1]:
+                return key_of(attribute)
+    return None
