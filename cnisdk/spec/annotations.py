@@ -101,9 +101,7 @@ def _choice(values: Mapping[Any, Any], kind: Any) -> Hook:
     """A hook for one of some JSON values. Types are compared, too: true is not 1."""
     chosen = {(type(value), value): meaning for value, meaning in values.items()}
     if not all(plain in (str, int, float, bool) for plain, _ in chosen):
-        raise UnsupportedAnnotationError(
-            f"{name_of(kind)} has values that JSON has not: write strings, numbers or booleans"
-        )
+        raise UnsupportedAnnotationError(f"{name_of(kind)} has values that JSON has not: write text or numbers")
     shown = [_show(value) for value in values]
     expected = f"one of {', '.join(shown)}" if len(shown) > 1 else "".join(shown)
 
@@ -166,9 +164,7 @@ def _set(make: Callable[[list[Any]], Any]) -> Callable[[Any, BaseConverter], Hoo
     def factory(kind: Any, converter: BaseConverter) -> Hook:
         for item in get_args(kind):
             if (get_origin(item) or item) in _LISTS | _MUTABLE_SETS | _MAPPINGS:
-                raise UnsupportedAnnotationError(
-                    f"a set cannot hold {name_of(item)}: write tuple[{name_of(item)}, ...]"
-                )
+                raise UnsupportedAnnotationError(f"a set cannot hold {name_of(item)}: write tuple[…, ...]")
         return _array(make)(kind, converter)
 
     return factory
