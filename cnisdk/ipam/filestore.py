@@ -46,6 +46,7 @@ _HINTS = {
     errno.EACCES: "check owner, mode and, with SELinux, the label of the directory",
     errno.EPERM: "check owner, mode and attributes of the directory",
     errno.ENOTDIR: "a part of the path is no directory; remove it, or set dataDir to another directory",
+    errno.ELOOP: "a part of the path is a symbolic link that leads to itself",
     errno.ENAMETOOLONG: "file names have at most 255 bytes; give the network a shorter name",
     errno.EMFILE: "the process has too many files open",
 }
@@ -167,7 +168,9 @@ class FileStore(Store):
         with HeldBack() as signals:
             try:
                 directory = os.open(self.path, _OPEN_DIRECTORY)
-            except FileNotFoundError:
+            except FileNotFoundError as exc:
+                if find_dangling(self.path) is not None:
+                    self._fail("open", exc)
                 yield None
                 return
             except OSError as exc:
@@ -215,6 +218,9 @@ class FileStore(Store):
         path = self.path
         while not os.path.lexists(path):
             path = os.path.dirname(path) or os.curdir
+        dangling = find_dangling(path)
+        if dangling is not None:
+            raise PluginNotAvailableError(f"cannot write the address store {self.path}", details=dangling)
         problem = 0
         if not os.path.isdir(path):
             problem = errno.ENOTDIR
@@ -238,6 +244,8 @@ class FileStore(Store):
         try:
             return lockfile.acquire(directory, self.path, deadline, signals, create=True)
         except FileNotFoundError as exc:
+            if os.fstat(directory).st_nlink:
+                raise  # not deleted: the file is a link that leads nowhere
             raise Conflict(f"{self.path} was deleted") from exc
         except OSError as exc:
             # Where nobody can make a lock file, nobody can make leases either: reading needs no lock.
@@ -265,7 +273,7 @@ class FileStore(Store):
                     os.rmdir(path)
                 except OSError:
                     pass  # somebody uses it already
-            if isinstance(exc, FileNotFoundError):
+            if isinstance(exc, FileNotFoundError) and not _is_never_found(exc.filename):
                 raise Conflict(f"{self.path} was deleted") from exc
             self._fail("make", exc)
 
@@ -345,7 +353,7 @@ class FileStore(Store):
                     _unlink(directory, file.name)
             # In a directory that was deleted, the kernel refuses with ENOENT or EPERM.
             gone = isinstance(exc, OSError) and not os.fstat(directory).st_nlink
-            if gone or isinstance(exc, FileExistsError | FileNotFoundError):
+            if gone or isinstance(exc, FileExistsError):
                 raise Conflict(f"{self.path} is not as it was: {exc}") from exc
             if isinstance(exc, OSError):
                 self._fail("change", exc)
@@ -366,11 +374,41 @@ class FileStore(Store):
     def _failure(self, action: str, exc: OSError) -> CNIError:
         """Say which path the kernel refused, and why."""
         number = exc.errno or 0
+        dangling = find_dangling(f"{self.path}/{lockfile.NAME}") if number == errno.ENOENT else None
         return IOFailureError(
             f"cannot {action} the address store {self.path}: {exc.strerror or exc} "
             f"({errno.errorcode.get(number, 'unknown error')})",
-            details=_HINTS.get(number, ""),
+            details=dangling or _HINTS.get(number, ""),
         )
+
+
+def find_dangling(path: str) -> str | None:
+    """Find a symbolic link on a path that leads nowhere, and say so: a disk that is not mounted, perhaps.
+
+    Returns:
+        A sentence; None when there is no such link, so that what is missing may be made.
+    """
+    while path and path != os.path.dirname(path):
+        if os.path.islink(path) and not os.path.exists(path):
+            return f"{path} is a symbolic link to {os.readlink(path)}, which does not exist"
+        path = os.path.dirname(path)
+    return None
+
+
+def _is_never_found(path: str) -> bool:
+    """Can nothing be made at a path, although what is above it is there? Or has somebody deleted that meanwhile?"""
+    if find_dangling(path) is not None:
+        return True
+    if os.path.basename(path) == lockfile.NAME or not os.path.isdir(os.path.dirname(path) or os.curdir):
+        return False
+    try:  # once more: in procfs, and in a working directory that was deleted, it will never do
+        os.mkdir(path)
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _is_at(directory: int, path: str) -> bool:
@@ -434,7 +472,10 @@ def _publish(directory: int, file: _File) -> None:
                 raise  # the directory was deleted; otherwise there is no /proc
         else:
             return
-    _unlink(directory, SPARE)
+    try:
+        os.unlink(SPARE, dir_fd=directory)
+    except FileNotFoundError:
+        pass
     fd = os.open(SPARE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE, dir_fd=directory)
     try:
         fill(fd, file.data, file.boot)

@@ -470,3 +470,36 @@ def test_the_kernel_modules_are_never_imported(network: Network) -> None:
     done = subprocess.run([sys.executable, "-c", script], input=stdin, env=env, capture_output=True, check=True)
     assert json.loads(done.stdout)["ips"]
     assert done.stderr == b"\n"
+
+
+# --- links that lead nowhere ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["ADD", "CHECK", "DEL", "GC", "STATUS"])
+@pytest.mark.parametrize("place", ["above", "dataDir", "network", "lock"])
+def test_a_link_that_leads_nowhere_is_named_at_once(network: Network, place: str, verb: str) -> None:
+    """A disk that is not mounted: no verb waits, and a DEL does not say that nothing was leased."""
+    conf = network.conf(V4, version="1.1.0") | attachments()
+    if place == "lock":
+        assert ours("ADD", conf, "other").status == 0
+        (network.path / "lock").unlink()
+    else:
+        network.data_dir.mkdir(exist_ok=True)
+    link = {
+        "above": network.data_dir / "disk",
+        "dataDir": network.data_dir / "disk",
+        "network": network.path,
+        "lock": network.path / "lock",
+    }[place]
+    if place in ("above", "dataDir"):
+        conf["ipam"]["dataDir"] = f"{link}/state" if place == "above" else str(link)
+    link.symlink_to("/nowhere/at/all")
+    before = sorted(network.data_dir.rglob("*"))
+    answer = ours(verb, conf | {"ipam": conf["ipam"] | {"lockTimeout": 3600}})  # it would take an hour
+    refused(answer, 50 if verb == "STATUS" else 5, str(link), "/nowhere/at/all")
+    assert sorted(network.data_dir.rglob("*")) == before
+
+
+def test_a_place_where_nothing_can_be_made_is_named_at_once(network: Network) -> None:
+    conf = network.conf(V4, dataDir="/proc/self/here", lockTimeout=3600)
+    refused(ours("ADD", conf), 5, "/proc/self/here", "ENOENT")
