@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidConfigError, IOFailureError
-from ..spec.addresses import IPAddress, IPInterface
+from ..spec.addresses import IPAddress, IPInterface, specified
 from . import address, link, route, rtnetlink, sysctl
 from .link import Link
 from .netns import NetNS
@@ -22,7 +22,8 @@ def configure(end: Link, result: Result, *, enabledad: bool = False, timeout: fl
 
     Addresses come before it is up, so that going up announces them (gratuitous ARP, unsolicited neighbour
     advertisement); routes after. A route without a next hop goes to the first gateway of its family, and onto the link
-    where there is none or where its scope is link. Several routes to one destination coexist.
+    where there is none, where its scope is link, or where its next hop is ``0.0.0.0`` or ``::``. Several routes to one
+    destination coexist; the one that was added last goes first.
 
     Args:
         end: The link, in ``end.netns``.
@@ -123,8 +124,8 @@ def _belongs(ip: IPConfig, result: Result, ifname: str) -> bool:
 def _gateways(ips: Iterable[IPConfig]) -> dict[int, IPAddress]:
     gateways: dict[int, IPAddress] = {}
     for ip in ips:
-        if ip.gateway is not None:
-            gateways.setdefault(ip.gateway.version, ip.gateway)
+        if (gateway := specified(ip.gateway)) is not None:
+            gateways.setdefault(gateway.version, gateway)
     return gateways
 
 
@@ -181,9 +182,12 @@ def _route_requests(end: Link, routes: Iterable[Route], gateways: dict[int, IPAd
 
 
 def _next_hop(wanted: Route, gateways: dict[int, IPAddress]) -> IPAddress | None:
-    """The route's own next hop, or else the gateway of its family, unless its scope says that it ends on the link."""
+    """The route's own next hop, or else the gateway of its family, unless its scope says that it ends on the link.
+
+    An own next hop of ``0.0.0.0`` or ``::`` says that there is none: the route leads onto the link.
+    """
     if wanted.gw is not None:
-        return wanted.gw
+        return specified(wanted.gw)
     ends_here = wanted.scope is not None and wanted.scope >= address.SCOPE_LINK
     return None if ends_here else gateways.get(wanted.dst.version)
 

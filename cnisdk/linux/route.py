@@ -83,7 +83,10 @@ def add_request(
     mtu: int = 0,
     advmss: int = 0,
 ) -> Request:
-    """Add a route behind those there are to the same destination, as ``ip route append``: several next hops coexist.
+    """Add a route before those there are to the same destination, as ``ip route prepend`` and the reference plugins do.
+
+    Several next hops coexist. Of two networks with a default route, the one attached last has the say for IPv4; IPv6
+    spreads over equal routes in whatever order they came.
 
     Args:
         index: Index of the link.
@@ -117,7 +120,7 @@ def add_request(
     if metrics:
         body += attribute(_RTA_METRICS, *metrics)
     what = f"cannot add route {describe(dst, gw)} to link {name}"
-    return Request(rtnetlink.NEWROUTE, body, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_APPEND)
+    return Request(rtnetlink.NEWROUTE, body, what, rtnetlink.F_ACK | rtnetlink.F_CREATE)
 
 
 def dump(sock: Socket) -> list[KernelRoute]:

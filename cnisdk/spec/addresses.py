@@ -39,6 +39,11 @@ def parse_address(text: str) -> IPAddress:
     return address
 
 
+def specified(address: IPAddress | None) -> IPAddress | None:
+    """Return the address, or None for ``0.0.0.0`` and ``::``, which as a gateway stand for none."""
+    return None if address is None or address.is_unspecified else address
+
+
 def parse_interface(text: str) -> IPInterface:
     """Read an address with its prefix length; the host part is kept.
 

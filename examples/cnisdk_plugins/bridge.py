@@ -42,7 +42,7 @@ from cnisdk.linux import address, bridge, layer3, link, masquerade, rtnetlink, s
 from cnisdk.linux.bridge import VLANs
 from cnisdk.linux.link import Link
 from cnisdk.linux.netns import NetNS
-from cnisdk.spec.addresses import IPInterface, parse_interface, parse_network
+from cnisdk.spec.addresses import IPInterface, parse_interface, parse_network, specified
 from cnisdk.spec.codec import find_key, structure
 from cnisdk.spec.names import check_ifname
 
@@ -269,7 +269,7 @@ class Bridge(Plugin[BridgeConf]):
             request.ipam.check()
         with rtnetlink.sharing(), request.open_netns() as netns:
             container = check_container(request, result, netns)
-            master = check_bridge(conf, result)
+            master = check_bridge(conf)
             check_port(conf, result, container, master)
             own = own_ips(result, request.ifname)
             if conf.serves_gateway and request.ipam.configured:
@@ -352,7 +352,7 @@ def with_gateways(conf: BridgeConf, leased: Result) -> Result:
         # A network of one address has no other that could be the gateway.
         ips = tuple(
             ip
-            if ip.gateway or ip.address.network.num_addresses == 1
+            if specified(ip.gateway) or ip.address.network.num_addresses == 1
             else evolve(ip, gateway=ip.address.network.network_address + 1)
             for ip in ips
         )
@@ -367,7 +367,7 @@ def with_gateways(conf: BridgeConf, leased: Result) -> Result:
 
 def gateway_addresses(ips: Iterable[IPConfig]) -> list[IPInterface]:
     """The addresses the bridge serves as gateway, each with the prefix length of its subnet, IPv4 first."""
-    found = [parse_interface(f"{ip.gateway}/{ip.address.network.prefixlen}") for ip in ips if ip.gateway is not None]
+    found = [parse_interface(f"{ip.gateway}/{ip.address.network.prefixlen}") for ip in ips if specified(ip.gateway)]
     return sorted(dict.fromkeys(found), key=lambda each: each.version)
 
 
@@ -431,7 +431,7 @@ def _check_mac(described: Interface, there: Link) -> None:
         raise IOFailureError(f"interface {there.name} has the hardware address {there.mac}, not {described.mac}")
 
 
-def check_bridge(conf: BridgeConf, result: Result) -> Link:
+def check_bridge(conf: BridgeConf) -> Link:
     """Verify the bridge."""
     master = link.get(conf.bridge)
     if master.kind != "bridge":
@@ -440,9 +440,8 @@ def check_bridge(conf: BridgeConf, result: Result) -> Link:
         raise IOFailureError(f"bridge {conf.bridge} is down")
     if conf.promisc_mode and not master.promisc:
         raise IOFailureError(f"bridge {conf.bridge} is not promiscuous, which $.promiscMode asks for")
-    for described in result.interfaces:
-        if described.name == conf.bridge and not described.sandbox:
-            _check_mac(described, master)
+    # Not its hardware address: that may follow the ports of a bridge that somebody else made, and no attachment asked
+    # for one.
     return master
 
 

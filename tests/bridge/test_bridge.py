@@ -194,6 +194,30 @@ def test_routes_with_all_their_attributes(bench: Bench) -> None:
     assert "mtu 0 instead of 1300" in bench.run("CHECK", conf | {"prevResult": result}).error["details"]
 
 
+def test_a_route_whose_gateway_is_zeros_leads_onto_the_link(bench: Bench) -> None:
+    bench.host.add_netns("c1")
+    routes = [{"dst": "10.2.0.0/16", "gw": "0.0.0.0"}, {"dst": "2001:db8:2::/48", "gw": "::"}]
+    conf = config(isGateway=True, ipam=DUAL_STACK | {"routes": routes})
+    result = bench.run("ADD", conf).result
+    for family, dst in (("-4", "10.2.0.0/16"), ("-6", "2001:db8:2::/48")):
+        (shown,) = bench.host.ip(family, "route", "show", dst, netns="c1")
+        assert ("gateway" in shown, shown["dev"]) == (False, "eth0")
+    assert result["routes"] == routes
+    bench.run("CHECK", conf | {"prevResult": result}).must_succeed()
+
+
+def test_check_of_a_bridge_whose_hardware_address_follows_its_ports(bench: Bench) -> None:
+    """A bridge that an administrator made, or the reference plugin without a gateway, is nobody's attachment."""
+    bench.host.add_netns("c1")
+    bench.host.run(["ip", "link", "add", "br0", "type", "bridge"])
+    result = bench.run("ADD", config()).result
+    said = result["interfaces"][0]["mac"]
+    bench.host.run(["ip", "link", "add", "p0", "address", "02:00:00:00:00:01", "type", "veth", "peer", "name", "p1"])
+    bench.host.run(["ip", "link", "set", "p0", "master", "br0"])
+    assert link(bench.host, "br0")["address"] == "02:00:00:00:00:01" != said
+    bench.run("CHECK", config(prevResult=result)).must_succeed()
+
+
 def kernel_state(bench: Bench) -> Any:
     """What CHECK could change, without what changes by itself (timers)."""
 

@@ -114,3 +114,32 @@ def test_neighbours_on_one_bridge_reach_each_other(mixed: Bench, bench: Bench, g
     bench.using(go, go).run("ADD", conf, "c2").must_succeed()
     bench.host.run(["ip", "netns", "exec", "c1", "ping", "-n", "-c", "1", "-W", "3", "10.1.0.3"])
     bench.host.run(["ip", "netns", "exec", "c2", "ping", "-n", "-c", "1", "-W", "3", "10.1.0.2"])
+
+
+def test_routes_of_two_networks_come_in_the_same_order(bench: Bench, go: Path) -> None:
+    """Of two equal routes, of one result or of two networks, the kernel uses the one that the reference puts first."""
+    shown = []
+    for number, plugin in enumerate((bench.plugins, go)):
+        bench.host.add_netns(container := f"c{number}")
+        for ifname, net in (("eth0", 1), ("eth1", 2)):
+            routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+            routes += [{"dst": "10.9.0.0/16", "gw": f"10.{net}.0.{hop}"} for hop in (8, 9)]
+            ranges = [[{"subnet": f"10.{net}.0.0/24"}], [{"subnet": f"2001:db8:{net}::/64"}]]
+            ipam = {"type": "host-local", "ranges": ranges, "routes": routes}
+            conf = config(name=f"net{net}", bridge=f"br{net}", ipam=ipam)
+            bench.using(plugin).run("ADD", conf, container, CNI_IFNAME=ifname).must_succeed()
+        shown.append(
+            [
+                (
+                    each["dst"],
+                    each.get("gateway"),
+                    each.get("dev"),
+                    [hop["gateway"] for hop in each.get("nexthops", [])],
+                )
+                for family in ("-4", "-6")
+                for each in bench.host.ip(family, "route", netns=container)
+                if each["protocol"] == "boot"
+            ]
+        )
+    assert shown[0] == shown[1]
+    assert shown[1][0] == ("default", "10.2.0.1", "eth1", [])

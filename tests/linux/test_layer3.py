@@ -124,10 +124,30 @@ def test_several_next_hops_to_one_destination(host: Sandbox) -> None:
         ),
     )
     result = host.call(attach, result)
-    assert [each["gateway"] for each in routes(host, "route", "show", "10.2.0.0/16")] == ["10.1.0.8", "10.1.0.9"]
+    # As with the reference, the last one comes first; IPv6 has one route with several next hops.
+    assert [each["gateway"] for each in routes(host, "route", "show", "10.2.0.0/16")] == ["10.1.0.9", "10.1.0.8"]
     (six,) = routes(host, "-6", "route", "show", "2001:db8:2::/48")
     assert [each["gateway"] for each in six["nexthops"]] == ["2001:db8::8", "2001:db8::9"]
     host.call(verify, result)
+
+
+@pytest.mark.parametrize(
+    ("address", "none", "dst"),
+    [("10.1.0.5/24", "0.0.0.0", "10.2.0.0/16"), ("2001:db8::5/64", "::", "2001:db8:2::/48")],
+)
+def test_a_gateway_of_zeros_is_none(host: Sandbox, address: str, none: str, dst: str) -> None:
+    """In a route, it is no next hop even where there is a gateway; of an address, it is no gateway for routes."""
+    host.add_netns("blue")
+    gateway = str(ip_interface(address).network[1])
+    for result in (
+        Result(ips=(ip(address, gateway),), routes=(to(dst, none),)),
+        Result(ips=(ip(address, none),), routes=(to(dst),)),
+    ):
+        result = host.call(attach, result)
+        (there,) = routes(host, "-6" if ":" in dst else "-4", "route", "show", dst)
+        assert ("gateway" in there, there["dev"]) == (False, "eth0")
+        host.call(verify, result)
+        host.call(lambda: veth.delete(Attachment("mynet", "blue", "eth0")))
 
 
 def test_a_next_hop_that_a_route_before_makes_reachable(host: Sandbox) -> None:
