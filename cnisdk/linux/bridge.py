@@ -120,7 +120,7 @@ def ensure(
             )
         if vlan_filtering and not bridge.vlan_filtering:
             _filter_vlans(sock, bridge)
-        refuse_advertisements(name)
+        sysctl.refuse_advertisements(name)
         requests = []
         if promisc and not bridge.promisc:
             requests.append(link.promisc_request(bridge.index, name, True))
@@ -184,18 +184,6 @@ def _locked(kind: int, patience: float) -> Iterator[bool]:
         yield held
     finally:
         os.close(fd)
-
-
-def refuse_advertisements(name: str) -> None:
-    """Let a link of the calling thread's namespace ignore router advertisements and redirects, verified.
-
-    On a bridge or its ports, any container could otherwise give this host routes. Without IPv6 there is nothing to do.
-
-    Raises:
-        SysctlError: (5) It cannot be set, or did not stay.
-    """
-    sysctl.ensure_if_present(f"net/ipv6/conf/{name}/accept_ra", "0")
-    sysctl.ensure_if_present(f"net/ipv6/conf/{name}/accept_redirects", "0")
 
 
 def ensure_addresses(bridge: Link, addresses: Sequence[IPInterface], *, force: bool = False) -> None:
@@ -296,7 +284,7 @@ def ensure_vlan_gateway(bridge: Link, vlan: int) -> Link:
         own, other = link.parse(gateway), link.parse(port)  # type: ignore[arg-type]
         set_vlans(other, VLANs(access=vlan))
         for name_ in (other.name, own.name):
-            refuse_advertisements(name_)
+            sysctl.refuse_advertisements(name_)
         sock.send([link.up_request(other.index, other.name), link.up_request(own.index, own.name)])
         return own._replace(up=True)
 

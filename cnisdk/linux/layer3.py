@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidConfigError, IOFailureError
-from ..spec.addresses import IPAddress, IPInterface, specified
+from ..spec.addresses import IPAddress, specified
 from . import address, link, route, rtnetlink, sysctl
 from .link import Link
 from .netns import NetNS
@@ -17,23 +17,37 @@ if TYPE_CHECKING:
     from ..spec.result import IPConfig, Result, Route
 
 
-def configure(end: Link, result: Result, *, enabledad: bool = False, timeout: float = 5.0) -> None:
+def configure(
+    end: Link,
+    result: Result,
+    *,
+    enabledad: bool = False,
+    accept_ra: bool | None = None,
+    peer: Link | None = None,
+    timeout: float = 5.0,
+) -> None:
     """Give a link the addresses and routes of a result and set it up.
 
-    Addresses come before it is up, so that going up announces them (gratuitous ARP, unsolicited neighbour
-    advertisement); routes after. A route without a next hop goes to the first gateway of its family, and onto the link
-    where there is none, where its scope is link, or where its next hop is ``0.0.0.0`` or ``::``. Several routes to one
-    destination coexist; the one that was added last goes first.
+    Addresses come before it is up, and the kernel announces them as it goes up; routes after.
+
+    A route without a next hop goes to the first gateway of its family, and onto the link where there is none, where its
+    scope is link, or where its next hop is ``0.0.0.0`` or ``::``. Several routes to one destination coexist; the one
+    that was added last goes first.
 
     Args:
         end: The link, in ``end.netns``.
         result: Its addresses without an interface, or with this link's; all its routes.
         enabledad: Ask, and wait, whether other hosts have an IPv6 address, instead of using it at once.
-        timeout: Seconds to wait for that.
+        accept_ra: Leave it to the kernel's setting whether the link hears router advertisements (true), or have it hear
+            none (false). None has it hear none where the result brings IPv6 addresses, and else leaves it.
+        peer: The other end of a veth, a port of a bridge in the calling thread's namespace: it drops frames until it is
+            operational, so that is waited for, and then the addresses are announced again. It may have been moved out
+            of that namespace.
+        timeout: Seconds to wait for duplicate address detection, and for the other end.
 
     Raises:
         InvalidConfigError: (7) An address names another interface.
-        IOFailureError: (5) The kernel refused, or another host has an address.
+        IOFailureError: (5) The kernel refused, another host has an address, or the other end is not operational.
     """
     ips = list(_own_ips(result, end.name))
     gateways = _gateways(ips)
@@ -41,7 +55,8 @@ def configure(end: Link, result: Result, *, enabledad: bool = False, timeout: fl
     groups = rtnetlink.GROUP_IPV6_IFADDR if enabledad else 0
 
     def prepare() -> Socket:
-        _prepare(end.name, ipv4=4 in _versions(addresses), ipv6=6 in _versions(addresses), enabledad=enabledad)
+        ipv6 = any(each.version == 6 for each in addresses)
+        _prepare(end.name, ipv6=ipv6, enabledad=enabledad, hear=not ipv6 if accept_ra is None else accept_ra)
         return Socket(groups)
 
     sock = end.netns.call(prepare) if end.netns is not None else prepare()
@@ -57,6 +72,34 @@ def configure(end: Link, result: Result, *, enabledad: bool = False, timeout: fl
         if enabledad:
             address.wait_for_dad(sock, end, [each for each in addresses if each.version == 6], timeout)
             _send(sock, [], _route_requests(end, result.routes, gateways))
+        if peer is not None:
+            try:
+                peer = peer.refresh()
+                if peer.peer_index == end.index and not peer.running:
+                    peer.wait_running(timeout)
+            except link.LinkNotFoundError:
+                pass
+            sock.exchange(_announce_requests(end))
+
+
+def announce(end: Link) -> None:
+    """Tell the neighbours of a link that its addresses are here now, once frames get through.
+
+    Neighbours remember for half a minute and longer which hardware address had an IP address before. The kernel sends a
+    gratuitous ARP for each IPv4 address (RFC 5227, section 3) and an unsolicited neighbour advertisement for each IPv6
+    address (RFC 4861, section 7.2.6) when a link goes up, if :func:`configure` could set ``arp_notify`` and
+    ``ndisc_notify``; and when its hardware address is set, even to the one that it has, which is what this does. A
+    packet socket could send the same, but the kernel takes 10 ms and more to close one.
+
+    Links that refuse it (an ipvlan, which has its parent's hardware address) have announced their addresses on going
+    up. Behind a bridge that runs the spanning tree protocol no frame gets through for twice its forward delay: waiting
+    for that would hold up ADD, so there it is lost.
+
+    Args:
+        end: The link, configured and up.
+    """
+    with rtnetlink.connect(end.netns) as sock:
+        sock.exchange(_announce_requests(end))
 
 
 def verify(netns: NetNS | None, ifname: str, result: Result) -> Link:
@@ -101,10 +144,6 @@ def verify(netns: NetNS | None, ifname: str, result: Result) -> Link:
     return end
 
 
-def _versions(addresses: Iterable[IPInterface]) -> set[int]:
-    return {each.version for each in addresses}
-
-
 def _own_ips(result: Result, ifname: str) -> Iterator[IPConfig]:
     for position, ip in enumerate(result.ips):
         if not _belongs(ip, result, ifname):
@@ -129,24 +168,27 @@ def _gateways(ips: Iterable[IPConfig]) -> dict[int, IPAddress]:
     return gateways
 
 
-def _prepare(ifname: str, *, ipv4: bool, ipv6: bool, enabledad: bool) -> None:
+def _announce_requests(end: Link) -> list[Request]:
+    return [link.set_request(f"cannot announce link {end.name}", index=end.index, mac=end.mac)] if end.mac else []
+
+
+def _prepare(ifname: str, *, ipv6: bool, enabledad: bool, hear: bool) -> None:
     """Set what must be set before the addresses are added, in the namespace of the calling thread."""
-    conf4, conf6 = f"net/ipv4/conf/{ifname}", f"net/ipv6/conf/{ifname}"
-    if ipv4:
-        _try(f"{conf4}/arp_notify", "1")
+    conf6 = f"net/ipv6/conf/{ifname}"
+    # As the reference, whatever the addresses are: IPv6 has one of the link in any case.
+    _try(f"net/ipv4/conf/{ifname}/arp_notify", "1")
+    if enabledad:
+        _try(f"{conf6}/enhanced_dad", "1")
+    _try(f"{conf6}/accept_dad", "1" if enabledad else "0")
     if ipv6:
         # Container runtimes disable IPv6 where they expect none.
         for each in ("lo", ifname):
             sysctl.ensure(f"net/ipv6/conf/{each}/disable_ipv6", "0")
-        sysctl.ensure_if_present(f"{conf6}/keep_addr_on_down", "1")
-        if enabledad:
-            _try(f"{conf6}/enhanced_dad", "1")
-        _try(f"{conf6}/accept_dad", "1" if enabledad else "0")
+        _try(f"{conf6}/keep_addr_on_down", "1")
         _try(f"{conf6}/ndisc_notify", "1")
-        # Addresses come from the configuration; a router advertisement, which any neighbour can send, adds others.
-        sysctl.ensure_if_present(f"{conf6}/accept_ra", "0")
-    elif ipv4:
-        _try(f"{conf6}/accept_ra", "0")
+    if not hear:
+        # A router advertisement, which any neighbour can send, adds addresses and routes of its own.
+        sysctl.refuse_advertisements(ifname, redirects=False)
 
 
 def _try(key: str, value: str) -> None:

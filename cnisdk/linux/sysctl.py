@@ -90,7 +90,11 @@ def _ensure(key: str, value: str) -> bool | None:
         except OSError as error:
             raise SysctlError(
                 f"cannot set sysctl {key} from {before} to {value}: {errno.errorcode.get(error.errno or 0)}",
-                details=f"{_ROOT}{key} must be writable" if error.errno in (errno.EROFS, errno.EACCES) else "",
+                details=(
+                    f"{_ROOT}{key} must be writable, or have the value {value} beforehand"
+                    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+                    else ""
+                ),
             ) from error
         after = _read(reading, key)
     finally:
@@ -135,3 +139,31 @@ def enable_forwarding(*, ipv4: bool = False, ipv6: bool = False) -> None:
         ensure("net/ipv4/ip_forward", "1")
     if ipv6:
         ensure("net/ipv6/conf/all/forwarding", "1")
+
+
+def refuse_advertisements(ifname: str, *, redirects: bool = True) -> None:
+    """Let a link ignore router advertisements, verified: any neighbour could otherwise give it addresses and routes.
+
+    Nothing need be set where the kernel has no IPv6. A link whose IPv6 is disabled hears none, so there a setting that
+    cannot be written is no failure.
+
+    Args:
+        ifname: The link, in the calling thread's namespace.
+        redirects: Ignore redirects too.
+
+    Raises:
+        SysctlError: (5) It cannot be set, or did not stay.
+    """
+    keys = ("accept_ra", "accept_redirects") if redirects else ("accept_ra",)
+    try:
+        for key in keys:
+            ensure_if_present(f"net/ipv6/conf/{ifname}/{key}", "0")
+    except SysctlError as error:
+        if find(f"net/ipv6/conf/{ifname}/disable_ipv6") == "1":
+            return
+        beforehand = " and ".join(f"net.ipv6.conf.default.{key}=0" for key in keys)
+        raise SysctlError(
+            error.msg,
+            details=f"{_ROOT}net must be writable; where it cannot be, set {beforehand} in the link's network "
+            "namespace beforehand: new links take that over",
+        ) from error

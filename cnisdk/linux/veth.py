@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import InvalidEnvironmentError, IOFailureError
 from ..spec.names import Attachment, network_tag_prefixes, short_hash
-from . import bridge, link, rtnetlink
+from . import bridge, link, rtnetlink, sysctl
 from .attributes import attribute, text, uint32
 from .bridge import Port
 from .link import Link
@@ -39,14 +39,22 @@ class ContainerEnd(Link):
 
     __slots__ = ()
 
-    def configure(self, result: Result, *, enabledad: bool = False, timeout: float = 5.0) -> None:
-        """Give it the result's addresses, set it up, and add the result's routes.
+    def configure(
+        self, result: Result, *, enabledad: bool = False, accept_ra: bool | None = None, timeout: float = 5.0
+    ) -> None:
+        """Give it the result's addresses, set it up, add the result's routes, and announce the addresses.
 
-        See :func:`cnisdk.linux.layer3.configure`.
+        They are announced when frames get through the other end, which is waited for: the port of a bridge drops them
+        until the kernel has seen that the link has carrier. See :func:`cnisdk.linux.layer3.configure` and
+        :func:`cnisdk.linux.layer3.announce`.
+
+        Raises:
+            IOFailureError: (5) The kernel refused, or the other end is not operational after ``timeout`` seconds.
         """
         from . import layer3
 
-        layer3.configure(self, result, enabledad=enabledad, timeout=timeout)
+        peer = Link(index=self.peer_index, name=f"with index {self.peer_index}")
+        layer3.configure(self, result, enabledad=enabledad, accept_ra=accept_ra, peer=peer, timeout=timeout)
 
 
 class VethPair(NamedTuple):
@@ -113,7 +121,7 @@ def create(
             ),
         )
         try:
-            bridge.refuse_advertisements(host.name)
+            sysctl.refuse_advertisements(host.name)
             if port is not None and port.vlans is not None:
                 bridge.set_vlans(host, port.vlans)
             sock.send([link.up_request(host.index, host.name)])

@@ -118,6 +118,8 @@ class BridgeConf(NetConf):
         preserve_default_vlan: Leave the bridge's default VLAN on the port.
         macspoofchk: Drop what the container sends from another MAC than its own.
         enabledad: Wait for duplicate address detection of IPv6 addresses.
+        accept_ra: The container hears router advertisements, as far as its namespace's settings say; None has it hear
+            none where IPAM gives IPv6 addresses.
         disable_container_interface: Leave the container's end down.
         port_isolation: The port cannot talk to other isolated ports.
     """
@@ -136,6 +138,7 @@ class BridgeConf(NetConf):
     preserve_default_vlan: bool = False
     macspoofchk: bool = False
     enabledad: bool = False
+    accept_ra: bool | None = json_field("acceptRA", default=None)
     disable_container_interface: bool = False
     port_isolation: bool = False
 
@@ -225,7 +228,7 @@ class Bridge(Plugin[BridgeConf]):
                 spoofcheck.add(owner, pair.host.name, pair.container.mac)
             if request.ipam.configured:
                 leased = with_gateways(conf, request.ipam.add())
-                pair.container.configure(leased, enabledad=conf.enabledad)
+                pair.container.configure(leased, enabledad=conf.enabledad, accept_ra=conf.accept_ra)
                 gateway = serve_gateway(conf, master, leased.ips) if conf.serves_gateway else None
                 if conf.ip_masq:
                     request.undo(masquerade.delete, owner)
@@ -234,8 +237,7 @@ class Bridge(Plugin[BridgeConf]):
                 leased, gateway = Result(), None
                 if not conf.disable_container_interface:
                     pair.container.set_up()
-            if not conf.disable_container_interface:
-                pair.host.wait_running()
+                    pair.host.wait_running()
             result = leased.with_interfaces(master.refresh(), pair.host, pair.container)
             if gateway is not None:
                 result = evolve(result, interfaces=(*result.interfaces, gateway.interface))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cnisdk.testing import Sandbox
+from cnisdk.testing import Host
 
 from ..modes import Plugins
 
@@ -48,7 +48,7 @@ class Bench:
         ipam: ``CNI_PATH``: where the IPAM plugin is.
     """
 
-    def __init__(self, host: Sandbox, plugins: Path, ipam: Path) -> None:
+    def __init__(self, host: Host, plugins: Path, ipam: Path) -> None:
         self.host = host
         self.plugins = plugins
         self.ipam = ipam
@@ -103,7 +103,7 @@ def _files() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def bench(host: Sandbox, plugins: Plugins) -> Iterator[Bench]:
+def bench(host: Host, plugins: Plugins) -> Iterator[Bench]:
     with plugins.on(host):
         yield Bench(host, plugins.directory, plugins.directory)
 

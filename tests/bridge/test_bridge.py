@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cnisdk.testing import Sandbox
+from cnisdk.testing import Container, Sandbox
 
 from .conftest import DUAL_STACK, Bench, config
 
@@ -75,8 +75,86 @@ def test_router_advertisements_are_off(bench: Bench) -> None:
     for name in ("br0", host_end(result)):
         for key in ("accept_ra", "accept_redirects"):
             assert bench.host.run(["cat", f"/proc/sys/net/ipv6/conf/{name}/{key}"]).stdout == "0\n"
-    inside = bench.host.run(["ip", "netns", "exec", "c1", "cat", "/proc/sys/net/ipv6/conf/eth0/accept_ra"]).stdout
-    assert inside == "0\n"
+    for conf, heard in (
+        (config(ipam=DUAL_STACK), 0),
+        (config(), 1),  # the container may get its IPv6 addresses from a router of the bridge's network
+        (config(ipam=DUAL_STACK, acceptRA=True), 1),
+    ):
+        bench.run("DEL", conf).must_succeed()
+        bench.run("ADD", conf).must_succeed()
+        inside = ["ip", "netns", "exec", "c1", "cat", "/proc/sys/net/ipv6/conf/eth0/accept_ra"]
+        assert bench.host.run(inside).stdout == f"{heard}\n", conf
+
+
+def test_neighbours_of_a_restarted_container_reach_it_at_once(bench: Bench) -> None:
+    """They remember its addresses with the hardware address of the link before, and are told of the new one."""
+    host = bench.host
+    wanted = ["10.1.0.9", "2001:db8:1::9"]
+    conf = config(isGateway=True, ipam=DUAL_STACK)
+    pinned = conf | {"runtimeConfig": {"ips": wanted}}
+    for name in ("c1", "c2"):
+        host.add_netns(name)
+    bench.run("ADD", conf, "c2").must_succeed()
+    before = after = bench.run("ADD", pinned).result["interfaces"][2]["mac"]
+    neighbours = {}
+    for stage in ("before", "after"):
+        assert [reaches(host, "c2", each) for each in wanted] == [True, True], stage
+        shown = host.ip("neigh", "show", netns="c2")
+        neighbours[stage] = {each["lladdr"] for each in shown if each["dst"] in wanted}
+        if stage == "before":
+            bench.run("DEL", conf).must_succeed()
+            with Container(host, "c2").capture("eth0") as seen:
+                after = bench.run("ADD", pinned).result["interfaces"][2]["mac"]
+                for address in wanted:
+                    frame = seen.wait_for(lambda each: each.announces and str(each.target) == address)  # noqa: B023
+                    assert frame.source == after
+    assert neighbours == {"before": {before}, "after": {after}}
+
+
+def read_only_settings(host: Sandbox) -> None:
+    """As in a container that is given only what it needs."""
+    options = "remount,bind,ro,nosuid,nodev,noexec"
+    host.run(["sh", "-euc", f"mount --bind /proc/sys /proc/sys; mount -o {options} /proc/sys"])
+
+
+def setting(host: Sandbox, key: str, value: int) -> None:
+    host.run(["sh", "-c", f"echo {value} > /proc/sys/net/{key}"])
+
+
+def test_settings_that_cannot_be_written_and_need_not_be(bench: Bench) -> None:
+    """A host without IPv6 addresses, and one whose new links refuse advertisements already, need no setting."""
+    bench.host.add_netns("c1")
+    for key, value in (("disable_ipv6", 1), ("accept_redirects", 0)):
+        setting(bench.host, f"ipv6/conf/default/{key}", value)
+    setting(bench.host, "ipv4/ip_forward", 1)
+    setting(bench.host, "ipv6/conf/default/accept_ra", 1)
+    read_only_settings(bench.host)
+    conf = config(isGateway=True)
+    result = bench.run("ADD", conf).result
+    bench.run("CHECK", conf | {"prevResult": result}).must_succeed()
+
+
+def test_settings_that_cannot_be_written_and_must_be(bench: Bench) -> None:
+    bench.host.add_netns("c1")
+    before = bench.state()
+    read_only_settings(bench.host)
+    error = bench.run("ADD", config()).error
+    assert (error["code"], "cannot set sysctl net/ipv6/conf/br0/accept_ra from 1 to 0" in error["msg"]) == (5, True)
+    # The way out is named, and is one.
+    wanted = [f"net.ipv6.conf.default.{key}=0" for key in ("accept_ra", "accept_redirects")]
+    assert [each for each in wanted if each in error["details"]] == wanted
+    assert bench.state() == before
+    bench.host.run(["umount", "/proc/sys"])
+    for each in wanted:
+        key, value = each.split("=")
+        setting(bench.host, key.removeprefix("net.").replace(".", "/"), int(value))
+    read_only_settings(bench.host)
+    bench.run("ADD", config()).must_succeed()
+    bench.run("DEL", config()).must_succeed()
+    # In the container, they are set only where IPAM gives IPv6 addresses, and a key says that they need not be.
+    error = bench.run("ADD", config(ipam=DUAL_STACK)).error
+    assert "cannot set sysctl net/ipv6/conf/eth0/accept_ra from 1 to 0" in error["msg"]
+    bench.run("ADD", config(ipam=DUAL_STACK, acceptRA=True)).must_succeed()
 
 
 def test_layer_2(bench: Bench) -> None:

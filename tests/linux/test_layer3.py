@@ -11,7 +11,7 @@ from cnisdk.errors import InvalidConfigError, IOFailureError
 from cnisdk.linux import bridge, layer3, link, netns, route, sysctl, veth
 from cnisdk.spec import Interface, IPConfig, Result, Route
 from cnisdk.spec.names import Attachment
-from cnisdk.testing import Sandbox
+from cnisdk.testing import Host, Sandbox
 
 pytestmark = pytest.mark.kernel
 
@@ -156,22 +156,27 @@ def test_a_next_hop_that_a_route_before_makes_reachable(host: Sandbox) -> None:
     host.call(verify, host.call(attach, result))
 
 
+SETTINGS = (
+    "ipv4/conf/eth0/arp_notify",
+    "ipv6/conf/lo/disable_ipv6",
+    *(
+        f"ipv6/conf/eth0/{each}"
+        for each in ("accept_ra", "accept_dad", "ndisc_notify", "keep_addr_on_down", "disable_ipv6")
+    ),
+)
+
+
+def settings() -> dict[str, str | None]:
+    with netns.open(BLUE) as blue:
+        return blue.call(lambda: {each.rpartition("/")[2]: sysctl.find(f"net/{each}") for each in SETTINGS})
+
+
 def test_settings_of_the_interface(host: Sandbox) -> None:
     host.add_netns("blue")
-
-    def read() -> dict[str, str | None]:
-        keys = ["ipv4/conf/eth0/arp_notify", "ipv6/conf/lo/disable_ipv6"]
-        keys += [
-            f"ipv6/conf/eth0/{each}"
-            for each in ("accept_ra", "accept_dad", "ndisc_notify", "keep_addr_on_down", "disable_ipv6")
-        ]
-        with netns.open(BLUE) as blue:
-            return blue.call(lambda: {each.rpartition("/")[2]: sysctl.find(f"net/{each}") for each in keys})
-
     host.run(["ip", "netns", "exec", "blue", "sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"])
     host.run(["ip", "netns", "exec", "blue", "sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6"])
     host.call(attach, DUAL)
-    assert host.call(read) == {
+    assert host.call(settings) == {
         "arp_notify": "1",
         "accept_ra": "0",
         "accept_dad": "0",
@@ -181,12 +186,53 @@ def test_settings_of_the_interface(host: Sandbox) -> None:
     }
 
 
-def test_without_addresses_the_container_may_hear_routers(host: Sandbox) -> None:
+@pytest.mark.parametrize("addresses", ["10.1.0.5/24", "2001:db8::5/64", ""])
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_routers_are_heard_unless_ipv6_addresses_come_from_ipam(
+    host: Sandbox, addresses: str, asked: bool | None
+) -> None:
+    """Or as asked. What else concerns an address is set for either family, as the reference does."""
     host.add_netns("blue")
-    host.call(attach, Result())
-    with_ra = "cat /proc/sys/net/ipv6/conf/eth0/accept_ra"
-    assert host.run(["ip", "netns", "exec", "blue", "sh", "-c", with_ra]).stdout == "1\n"
+    result = Result(ips=(ip(addresses),) if addresses else ())
+
+    def work() -> None:
+        with netns.open(BLUE) as blue:
+            pair = veth.create(blue, "eth0", owner=Attachment("mynet", "blue", "eth0"))
+            pair.container.configure(result, accept_ra=asked)
+
+    host.call(work)
+    heard = asked if asked is not None else ":" not in addresses
+    seen = host.call(settings)
+    assert (seen["accept_ra"], seen["arp_notify"], seen["accept_dad"]) == (str(int(heard)), "1", "0")
     assert "UP" in host.ip("link", "show", "eth0", netns="blue")[0]["flags"]
+
+
+@pytest.mark.parametrize("kind", ["macvlan", "veth"])
+def test_addresses_are_announced(host: Host, kind: str) -> None:
+    """To whoever hears the link, when asked: once frames get through, whatever plugin made it."""
+    host.add_netns("blue")
+    host.run(["ip", "link", "add", "p0", "type", "veth", "peer", "name", "p1"])
+    made = ["ip", "link", "add", "link", "p0", "name", "eth0", "netns", "blue", "type", "macvlan", "mode", "bridge"]
+    host.run(made if kind == "macvlan" else ["ip", "link", "set", "p0", "netns", "blue", "name", "eth0"])
+    host.run(["sh", "-euc", "ip link set p1 up; if [ -e /proc/sys/net/ipv4/conf/p0 ]; then ip link set p0 up; fi"])
+
+    def work(configure: bool) -> str:
+        with netns.open(BLUE) as blue:
+            end = link.get("eth0", blue)
+            if configure:
+                layer3.configure(end, DUAL)
+            layer3.announce(end)
+            return end.mac
+
+    host.call(work, True)
+    with host.capture("p1") as seen:
+        mac = host.call(work, False)
+        arp = seen.wait_for(lambda frame: frame.announces and frame.kind.startswith("arp"))
+        advertised = seen.wait_for(lambda frame: frame.announces and str(frame.target) == "2001:db8::5")
+    assert (arp.source, arp.destination, str(arp.target)) == (mac, "ff:ff:ff:ff:ff:ff", "10.1.0.5")
+    assert (advertised.source, advertised.kind) == (mac, "neighbour advertisement")
+    # RFC 4861, section 4.4: neither from a router nor asked for, and it overrides what is remembered.
+    assert advertised.data[14 + 40 + 4] == 0x20
 
 
 def test_an_address_of_another_interface_is_refused(host: Sandbox) -> None:
@@ -332,7 +378,7 @@ def test_refused_work_leaves_the_thread_where_it_was(host: Sandbox, monkeypatch:
         monkeypatch.setattr(layer3, "_prepare", fail)
 
     def on_the_host() -> None:
-        monkeypatch.setattr(bridge, "refuse_advertisements", lambda name: fail() if name != "br0" else None)
+        monkeypatch.setattr(sysctl, "refuse_advertisements", lambda name, **_: fail() if name != "br0" else None)
 
     host.call(attempt, in_the_container)
     host.call(lambda: veth.delete(Attachment("mynet", "blue", "eth0")))

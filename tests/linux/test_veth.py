@@ -98,7 +98,7 @@ def test_no_pair_is_left_when_they_cannot_be_turned_off(host: Sandbox, monkeypat
 
 def test_the_host_end_is_up_only_when_they_are_off(host: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     host.add_netns("blue")
-    original = bridge.refuse_advertisements
+    original = sysctl.refuse_advertisements
     seen: list[tuple[str, bool]] = []
 
     def look(name: str) -> None:
@@ -106,7 +106,7 @@ def test_the_host_end_is_up_only_when_they_are_off(host: Sandbox, monkeypatch: p
         original(name)
 
     def work() -> list[tuple[str, bool]]:
-        monkeypatch.setattr(bridge, "refuse_advertisements", look)
+        monkeypatch.setattr(sysctl, "refuse_advertisements", look)
         create()
         return seen
 
