@@ -23,10 +23,12 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol, cast
 
+from .. import __version__
 from ..errors import CNIError
 
 COMMANDS = {
     "install": ("install", "write a launcher for each registered plugin into a directory"),
+    "uninstall": ("uninstall", "remove launchers, and put back what they replaced"),
     "leases": ("leases", "show the addresses host-local has handed out"),
     "gc": ("gc", "release leases and cached attachments whose container is gone"),
     "fsck": ("fsck", "find broken state, and repair it"),
@@ -65,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = available()
     if name not in commands:
         parser = _overview(commands)
+        if name == "--version":
+            print(f"cnisdk {__version__}")
+            return 0
         if name in ("-h", "--help"):
             parser.print_help()
             return 0

@@ -16,7 +16,7 @@ from ..errors import CNIError, InternalError, InvalidConfigError, IOFailureError
 from ..invoke.call import interpret
 from ..invoke.process import execute
 from ..invoke.version import parse_versions
-from ..plugin import launch
+from ..plugin import Plugin, PluginMain, launch
 from ..plugin.launch import MARK, code_of, interpreter_of
 from ..spec.codec import dumps_compact, loads
 from ..spec.names import check_plugin_type
@@ -24,6 +24,9 @@ from ..thick.protocol import DIRECTORY
 
 GROUP = "cnisdk.plugins"
 """The entry point group in which distributions register plugins: ``type = "module:attribute"``."""
+
+KEPT = ".before-cnisdk"
+"""What follows the name of a program that a launcher took the place of."""
 
 # Importing a plugin for the first time may have to compile everything it needs.
 _TIMEOUT = 60.0
@@ -130,9 +133,8 @@ def ask_versions(plugin: Registered, interpreter: str, paths: Sequence[str] | No
         answer = parse_versions(interpret(finished, path, "VERSION"), path)
     except CNIError as exc:
         message = str(exc)
-        if b"ModuleNotFoundError" in finished.stderr:
-            last = finished.stderr.strip().splitlines()[-1].decode(errors="replace")
-            message = f"{last}; {interpreter} -I does not see PYTHONPATH: install the package that has it"
+        if "ModuleNotFoundError" in exc.msg:
+            message = f"{exc.msg}; {interpreter} -I does not see PYTHONPATH: install the package that has it"
         raise InternalError(f'plugin "{plugin.type}" ({path}) does not run', details=message) from exc
     return dumps_compact({"cniVersion": answer.cni_version, "supportedVersions": answer.supported})
 
@@ -192,7 +194,12 @@ def write_executable(path: str, content: bytes, mode: int = 0o755) -> None:
         raise IOFailureError(f"cannot write {path}: {exc.strerror}") from exc
 
 
-def _read(path: str) -> bytes | None:
+def read(path: str) -> bytes | None:
+    """Read a file; None when it is missing.
+
+    Raises:
+        IOFailureError: (5) It cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             return file.read(1 << 22)
@@ -216,8 +223,9 @@ def register(subparsers: Any) -> None:
         "install",
         help="write a launcher for each registered plugin into a directory",
         description="Write an executable launcher for each plugin that an installed Python package registers under the "
-        f"entry point group {GROUP}, under the name container runtimes look for. A file of that name is replaced, also "
-        "while it runs. Run it again after upgrading or moving the Python installation; --check tells when it is due.",
+        f"entry point group {GROUP}, under the name container runtimes look for. An older launcher of that name is "
+        "replaced, also while it runs; another program is not, unless --force says so. Run it again after upgrading or "
+        "moving the Python installation; --check tells when it is due.",
         epilog="examples:\n"
         "  cnisdk install --list\n"
         "  cnisdk install --dest /opt/cni/bin\n"
@@ -242,6 +250,11 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--units", metavar="DIR", help="write systemd units for the server there, such as /etc/systemd/system"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help=f"replace other programs, too; each is kept beside as NAME{KEPT}, from where `cnisdk uninstall` takes it",
     )
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
@@ -281,8 +294,10 @@ def run(args: argparse.Namespace) -> int:
             wanted = File(render(plugin, interpreter, versions, paths))
             if args.thick:
                 wanted = _shim(plugin, interpreter_of(interpreter, paths), wanted.content, versions, args.directory)
-            if not (_check if args.check else _install)(os.path.join(destination, plugin.type), wanted):
+            path = os.path.join(destination, plugin.type)
+            if not (_check(path, wanted) if args.check else _install(path, wanted, force=args.force)):
                 status = 1
+            _warn_of_default_gc(plugin)
         except CNIError as exc:
             print(f"cnisdk install: {exc} (code {exc.code})", file=sys.stderr)
             status = 1
@@ -340,7 +355,7 @@ def _write_units(directory: str, interpreter: str, runtime: str) -> None:
 
     for name, text in render_units(interpreter, runtime).items():
         path = os.path.join(directory, name)
-        present = _read(path)
+        present = read(path)
         if present == text:
             print(f"{path}: up to date")
         else:
@@ -348,27 +363,65 @@ def _write_units(directory: str, interpreter: str, runtime: str) -> None:
             print(f"{path}: {'installed' if present is None else 'updated'}")
 
 
-def _install(path: str, wanted: File) -> bool:
-    present = _read(path)
-    if present is not None and wanted.is_in(present) and os.access(path, os.X_OK):
+def _warn_of_default_gc(plugin: Registered) -> None:
+    """Say of a plugin with the default GC, which removes links only, that nobody declared that to be enough."""
+    try:
+        main = launch.find_main(plugin.module, plugin.attribute)
+    except Exception:
+        return  # VERSION, which was asked just now, said what is wrong
+    if isinstance(main, PluginMain) and main.plugin.gc is Plugin.gc and not main.plugin.leaves_only_links:
+        print(
+            f"cnisdk install: note: {plugin.type} has no GC of its own: links that carry their owner are collected, "
+            "and its IPAM plugin is asked. If it leaves nothing else, let its class say leaves_only_links = True",
+            file=sys.stderr,
+        )
+
+
+def _install(path: str, wanted: File, *, force: bool) -> bool:
+    present = read(path)
+    ours = present is not None and not os.path.islink(path) and is_launcher(present)
+    if present is not None and ours and wanted.is_in(present) and os.access(path, os.X_OK):
         print(f"{path}: up to date")
         return True
-    write_executable(path, wanted.make() if wanted.make else wanted.content)
-    if present is None:
-        print(f"{path}: installed")
-    elif is_launcher(present):
-        print(f"{path}: updated")
+    foreign = os.path.lexists(path) and not ours
+    if foreign and not force:
+        raise InvalidConfigError(
+            f"{path} is {_describe(path)}, nothing was changed",
+            details=f"--force replaces it and keeps it as {path}{KEPT}",
+        )
+    content = wanted.make() if wanted.make else wanted.content
+    if foreign:
+        _keep(path)
+    write_executable(path, content)
+    if foreign:
+        print(f"{path}: installed; the other program is kept as {path}{KEPT}")
     else:
-        print(f"{path}: installed in place of another program")
+        print(f"{path}: {'updated' if ours else 'installed'}")
     return True
 
 
+def _describe(path: str) -> str:
+    return f"a symbolic link to {os.readlink(path)}" if os.path.islink(path) else "another program"
+
+
+def _keep(path: str) -> None:
+    """Give a foreign program a second name. The first one stays until the launcher takes its place."""
+    try:
+        os.link(path, f"{path}{KEPT}", follow_symlinks=False)
+    except FileExistsError as exc:
+        raise InvalidConfigError(
+            f"{path} is {_describe(path)}, and {path}{KEPT} exists already", details="remove one of the two"
+        ) from exc
+    except OSError as exc:
+        raise IOFailureError(f"cannot keep {path} as {path}{KEPT}: {exc.strerror}") from exc
+
+
 def _check(path: str, wanted: File) -> bool:
-    present = _read(path)
+    present = read(path)
     if present is None:
         print(f"{path}: missing")
-    elif not is_launcher(present):
-        print(f"{path}: is another program")
+    elif os.path.islink(path) or not is_launcher(present):
+        print(f"{path}: is {_describe(path)}")
     elif not wanted.is_in(present):
         print(f"{path}: out of date")
     elif not os.access(path, os.X_OK):
@@ -384,7 +437,7 @@ def _report_orphans(destination: str, registered: dict[str, Registered]) -> bool
     found = False
     for name in sorted(os.listdir(destination)) if os.path.isdir(destination) else ():
         path = os.path.join(destination, name)
-        if name not in registered and os.path.isfile(path) and is_launcher(_read(path) or b""):
+        if name not in registered and os.path.isfile(path) and is_launcher(read(path) or b""):
             print(f"{path}: its plugin is not installed any more; remove the file")
             found = True
     return found

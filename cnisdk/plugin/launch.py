@@ -3,7 +3,10 @@
 A launcher is a small shell script. It answers VERSION by itself, which is what runtimes ask most: Podman for every
 plugin of every network in every command. For everything else it becomes the interpreter of its installation, isolated
 (``-I``) from the environment and the directory it is run in. Where modules are was looked up when it was written, so
-that Python need not look for it again (``-S``): 3 ms.
+that Python need not look for it again (``-S``): 3 ms. When the interpreter, the SDK or the plugin's package is gone,
+it answers an error of the specification that says so.
+
+Programs read a launcher back by the line of JSON in it.
 """
 
 from __future__ import annotations
@@ -34,7 +37,18 @@ def code_of(module: str, attribute: str, paths: Sequence[str] | None) -> str:
             finds out by itself.
     """
     more = "" if paths is None else f"import sys\nsys.path += {list(paths)!r}\n"
-    return f"{more}from {__name__} import launch\n{_call(module, attribute)}"
+    return f"{more}{_IMPORT}{_call(module, attribute)}"
+
+
+# Without the SDK, nothing but this text is there to say so.
+_IMPORT = f"""try:
+    from {__name__} import launch
+except ImportError as error:
+    import json, sys
+    print(json.dumps({{"cniVersion": "1.1.0", "code": 5, "msg": f"the plugin cannot be started: {{error}}", "details":
+        f"install the plugin's package again for {{sys.executable}}, or remove the plugin's executable"}}))
+    sys.exit(1)
+"""
 
 
 def interpreter_of(interpreter: str, paths: Sequence[str] | None) -> list[str]:
@@ -51,13 +65,27 @@ def render(about: str, argv: Sequence[str], code: str, versions: str) -> bytes:
         code: The program, see :func:`code_of`.
         versions: The plugin's answer to VERSION, in one line.
     """
+    import json
+
+    contents = json.dumps({"about": about, "argv": list(argv), "code": code, "versions": versions})
+    gone = {
+        "cniVersion": "1.1.0",
+        "code": 5,
+        "msg": f"the plugin cannot be started: there is no program {argv[0]}",
+        "details": "install its Python environment again, then run `cnisdk install`; or remove this file",
+    }
     text = f"""#!/bin/sh
 # CNI plugin, {MARK}: change nothing here, it will be overwritten.
 # {" ".join(about.split())}
+# {contents}
 if [ "$CNI_COMMAND" = VERSION ]; then
     printf '%s\\n' {quote(versions)}
     exit
 fi
+[ -x {quote(argv[0])} ] || {{
+    printf '%s\\n' {quote(json.dumps(gone))}
+    exit 1
+}}
 exec {" ".join(quote(each) for each in argv[:1])} {" ".join(argv[1:])} -c {quote(code)} "$0" "$@"
 """
     return text.encode(errors="surrogateescape")
@@ -106,22 +134,16 @@ def parse_launcher(content: bytes) -> Launcher | None:
     Returns:
         What it says, provided that it is to the byte what :func:`render` would have written; else None.
     """
+    import json
+
     try:
-        lines = content.decode(errors="surrogateescape").split("\n", 8)
-        about = lines[2].removeprefix("# ")
-        module, _, attribute = about.partition(": ")[2].partition(" of ")[0].partition(":")
-        versions = _unquote(lines[4].removeprefix("    printf '%s\\n' "))
-        command = "\n".join(lines[7:]).removeprefix("exec ").removesuffix(' "$0" "$@"\n')
-        switched, _, code = command.partition(" -c '")
-        interpreter, _, switches = switched.rpartition("' ")
-        argv = (_unquote(f"{interpreter}'"), *switches.split(" "))
-        code = _unquote(f"'{code}")
-    except IndexError:
+        told = json.loads(content.split(b"\n", 4)[3].removeprefix(b"# "))
+        about, argv, code, versions = (told[key] for key in ("about", "argv", "code", "versions"))
+        if render(about, argv, code, versions) != content:
+            return None
+    except (IndexError, KeyError, TypeError, ValueError):
         return None
-    head = code.removesuffix(_call(module, attribute))
-    if head == code or render(about, argv, code, versions) != content:
-        return None
-    return Launcher(argv, head, module, attribute)
+    return _read_code(tuple(argv), code)
 
 
 def this_launcher() -> Launcher | None:
@@ -130,15 +152,16 @@ def this_launcher() -> Launcher | None:
         at = sys.orig_argv.index("-c")
     except ValueError:
         return None
-    head, call, arguments = sys.orig_argv[at + 1].rpartition("launch(")
-    if not sys.flags.isolated or not call or not head.endswith(f"from {__name__} import launch\n"):
+    return _read_code(tuple(sys.orig_argv[:at]), sys.orig_argv[at + 1]) if sys.flags.isolated else None
+
+
+def _read_code(argv: tuple[str, ...], code: str) -> Launcher | None:
+    """Read the program of a launcher, see :func:`code_of`."""
+    head, call, arguments = code.rpartition("launch(")
+    if not call or not head.endswith(_IMPORT):
         return None
     module, attribute = (each[1:-1] for each in arguments.removesuffix(")\n").split(", "))
-    return Launcher(tuple(sys.orig_argv[:at]), head, module, attribute)
-
-
-def _unquote(word: str) -> str:
-    return word[1:-1].replace("'\"'\"'", "'")
+    return Launcher(argv, head, module, attribute)
 
 
 def _call(module: str, attribute: str) -> str:
@@ -154,7 +177,10 @@ def launch(module: str, attribute: str) -> NoReturn:
     """
     # Importing makes many objects and drops few: looking for those that are no longer used finds none.
     gc.disable()
-    main = find_main(module, attribute)
+    try:
+        main = find_main(module, attribute)
+    except Exception as exc:
+        _refuse(module, attribute, exc)
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER)
     gc.enable()
@@ -163,6 +189,24 @@ def launch(module: str, attribute: str) -> NoReturn:
     except SystemExit as exc:
         status = exc.code
     end(status)
+
+
+def _refuse(module: str, attribute: str, error: Exception) -> NoReturn:
+    """Answer that the plugin cannot be imported. Uses nothing that may be what is missing."""
+    import json
+
+    gone = isinstance(error, ImportError)
+    if gone:
+        details = f"install the plugin's package again for {sys.executable}, or remove the plugin's executable"
+    else:
+        from traceback import print_exception
+
+        print_exception(error)
+        details = "this is a bug in the plugin; its traceback is on stderr"
+    msg = f"the plugin {module}:{attribute} cannot be started: {type(error).__name__}: {error}"
+    document = {"cniVersion": "1.1.0", "code": 5 if gone else 999, "msg": msg, "details": details}
+    sys.stdout.write(f"{json.dumps(document)}\n")
+    raise SystemExit(1)
 
 
 def find_main(module: str, attribute: str) -> Callable[[], Any]:

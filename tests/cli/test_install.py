@@ -1,5 +1,6 @@
 """cnisdk install, in virtual environments with plugins of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,8 @@ from cnisdk import NetConf, Plugin, PluginMain, Result
 
 class Noop(Plugin[NetConf]):
     """noop: does nothing"""
+
+    leaves_only_links = True
 
     def add(self, request):
         return Result()
@@ -151,7 +155,9 @@ def test_check(shared: Environment, tmp_path: Path) -> None:
     assert check() == (1, "dotted: is another program\nnoop: out of date\n")
     assert check("noop") == (1, "noop: out of date\n")
     done = shared.install("--dest", str(tmp_path))
-    assert done.stdout == f"{tmp_path}/dotted: installed in place of another program\n{tmp_path}/noop: updated\n"
+    assert (done.returncode, done.stdout) == (1, f"{tmp_path}/noop: updated\n")
+    done = shared.install("--dest", str(tmp_path), "--force")
+    assert done.returncode == 0
     assert (tmp_path / "noop").read_bytes() == first
     (tmp_path / "noop").chmod(0o644)
     (tmp_path / "gone").write_bytes(first)
@@ -170,19 +176,19 @@ def test_a_file_that_is_being_run_is_replaced(shared: Environment, tmp_path: Pat
     running.chmod(0o755)
     with subprocess.Popen([running, "60"]) as process:
         try:
-            assert shared.install("--dest", str(tmp_path), "noop").returncode == 0
+            assert shared.install("--dest", str(tmp_path), "--force", "noop").returncode == 0
             assert process.poll() is None
         finally:
             process.kill()
     assert run(running, "VERSION").stdout == VERSIONS
-    assert os.listdir(tmp_path) == ["noop"]
+    assert sorted(os.listdir(tmp_path)) == ["noop", "noop.before-cnisdk"]
 
 
 def test_a_link_is_replaced_and_not_followed(shared: Environment, tmp_path: Path) -> None:
     target = tmp_path / "precious"
     target.write_text("x")
     (tmp_path / "noop").symlink_to(target)
-    assert shared.install("--dest", str(tmp_path), "noop").returncode == 0
+    assert shared.install("--dest", str(tmp_path), "--force", "noop").returncode == 0
     assert target.read_text() == "x"
     assert not (tmp_path / "noop").is_symlink()
 
@@ -219,8 +225,15 @@ def test_a_plugin_that_cannot_be_imported_does_not_stop_the_others(
     environment.register({"broken": "no_such_module:main", "wrong": "demo_plugins:nothing"}, "broken-plugins")
     done = environment.install("--dest", str(tmp_path / "bin"))
     assert done.returncode == 1
-    assert 'plugin "broken" (no_such_module:main) does not run; ModuleNotFoundError' in done.stderr
-    assert 'plugin "wrong" (demo_plugins:nothing) does not run; netplugin failed: ' in done.stderr
+    assert (
+        'plugin "broken" (no_such_module:main) does not run; the plugin no_such_module:main cannot be started: '
+        "ModuleNotFoundError: No module named 'no_such_module'; "
+    ) in done.stderr
+    assert "-I does not see PYTHONPATH: install the package that has it" in done.stderr
+    assert (
+        'plugin "wrong" (demo_plugins:nothing) does not run; the plugin demo_plugins:nothing cannot be started: '
+        in (done.stderr)
+    )
     assert sorted(os.listdir(tmp_path / "bin")) == ["dotted", "noop"]
 
 
@@ -255,3 +268,109 @@ def test_no_plugin_at_all(make: Callable[[str], Environment], tmp_path: Path) ->
     done = environment.install("--dest", str(tmp_path / "bin"))
     assert done.returncode == 1
     assert "no plugin is registered under cnisdk.plugins" in done.stderr
+
+
+def test_a_plugin_whose_gc_may_not_be_enough_is_named(make: Callable[[str], Environment], tmp_path: Path) -> None:
+    environment = make("venv")
+    module = environment.site / "demo_plugins.py"
+    module.write_text(module.read_text().replace("leaves_only_links = True", ""))
+    done = environment.install("--dest", str(tmp_path / "bin"), "noop")
+    assert done.returncode == 0
+    assert "note: noop has no GC of its own" in done.stderr
+
+
+# --- what is there already --------------------------------------------------------------------------------------------
+
+
+def uninstall(environment: Environment, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [environment.python, "-m", "cnisdk", "uninstall", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_another_program_is_replaced_only_by_force_and_comes_back(shared: Environment, tmp_path: Path) -> None:
+    program = tmp_path / "noop"
+    program.write_bytes(b"\x7fELF another program")
+    done = shared.install("--dest", str(tmp_path))
+    assert done.returncode == 1
+    assert f"{program} is another program, nothing was changed; --force replaces it and keeps it as" in done.stderr
+    assert program.read_bytes() == b"\x7fELF another program"
+
+    done = shared.install("--dest", str(tmp_path), "--force", "noop")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{program}: installed; the other program is kept as {program}.before-cnisdk\n"
+    assert run(program, "VERSION").stdout == VERSIONS
+    assert shared.install("--dest", str(tmp_path), "noop").stdout == f"{program}: up to date\n"
+
+    done = uninstall(shared, "--dest", str(tmp_path))
+    assert done.returncode == 0
+    assert done.stdout == f"{tmp_path}/dotted: removed\n{program}: removed; the program it replaced is back\n"
+    assert program.read_bytes() == b"\x7fELF another program"
+    assert os.listdir(tmp_path) == ["noop"]
+
+
+def test_a_symbolic_link_is_another_program_even_if_it_leads_to_a_launcher(shared: Environment, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    shared.install("--dest", str(away), "noop")
+    (tmp_path / "noop").symlink_to(away / "noop")
+    done = shared.install("--dest", str(tmp_path), "noop")
+    assert done.returncode == 1
+    assert f"is a symbolic link to {away}/noop, nothing was changed" in done.stderr
+    assert (
+        f"{tmp_path}/noop: is a symbolic link to" in shared.install("--dest", str(tmp_path), "--check", "noop").stdout
+    )
+    assert shared.install("--dest", str(tmp_path), "--force", "noop").returncode == 0
+    assert not (tmp_path / "noop").is_symlink()
+    assert run(tmp_path / "noop", "VERSION").stdout == VERSIONS
+    assert uninstall(shared, "--dest", str(tmp_path)).returncode == 0
+    assert (tmp_path / "noop").readlink() == away / "noop"
+    assert run(away / "noop", "VERSION").stdout == VERSIONS
+
+
+def test_uninstall_removes_what_it_is_told_and_nothing_of_others(shared: Environment, tmp_path: Path) -> None:
+    shared.install("--dest", str(tmp_path))
+    (tmp_path / "other").write_text("#!/bin/sh\n")
+    done = uninstall(shared, "--dest", str(tmp_path), "noop", "other")
+    assert done.returncode == 1
+    assert "is named 'other', nothing was removed; `cnisdk install` did not write it" in done.stderr
+    assert "there is no such file" in uninstall(shared, "--dest", str(tmp_path), "absent").stderr
+    assert uninstall(shared, "--dest", str(tmp_path), "noop").stdout == f"{tmp_path}/noop: removed\n"
+    assert sorted(os.listdir(tmp_path)) == ["dotted", "other"]
+
+
+# --- what a launcher needs is gone ------------------------------------------------------------------------------------
+
+
+def answer(launcher: Path) -> dict[str, Any]:
+    done = run(launcher, "ADD")
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    assert set(document) == {"cniVersion", "code", "msg", "details"}
+    assert isinstance(document, dict)
+    return document
+
+
+def test_an_interpreter_that_is_gone_is_said_in_json(make: Callable[[str], Environment], tmp_path: Path) -> None:
+    environment = make('it\'s "gone"')
+    environment.install("--dest", str(tmp_path), "noop")
+    os.rename(environment.directory, tmp_path / "away")
+    error = answer(tmp_path / "noop")
+    assert (error["code"], error["msg"]) == (
+        5,
+        f"the plugin cannot be started: there is no program {environment.python}",
+    )
+    assert "`cnisdk install`" in error["details"]
+    assert run(tmp_path / "noop", "VERSION").stdout == VERSIONS
+
+
+@pytest.mark.parametrize("missing", ["cnisdk", "attr", "demo_plugins.py"])
+def test_a_package_that_is_gone_is_said_in_json(
+    make: Callable[[str], Environment], tmp_path: Path, missing: str
+) -> None:
+    environment = make("venv")
+    environment.install("--dest", str(tmp_path), "noop")
+    os.rename(environment.site / missing, tmp_path / "away")
+    error = answer(tmp_path / "noop")
+    assert error["code"] == 5
+    assert error["msg"].startswith("the plugin ")
+    assert f"No module named '{missing.removesuffix('.py')}" in error["msg"]
+    assert f"install the plugin's package again for {environment.python}" in error["details"]

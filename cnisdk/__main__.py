@@ -1,0 +1,8 @@
+"""``python -m cnisdk``: the command ``cnisdk``."""
+
+import sys
+
+from .cli.cnisdk import main
+
+if __name__ == "__main__":
+    sys.exit(main())
