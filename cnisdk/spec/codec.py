@@ -4,7 +4,8 @@ Reading: keys match the Go way (an exact match first, then in any case), ``null`
 the attribute ``extra`` where a class has one, and no value is coerced: ``"false"`` is no bool, ``1.5`` and ``true`` are
 no ints. A wrong value is named by its JSON path.
 
-Writing: the keys, their order, the indentation and what is left out are those of the reference tools.
+Writing: the keys, their order, the indentation and what is left out are those of the reference tools. So are numbers:
+one without a fraction is written as an integer.
 """
 
 import json
@@ -27,7 +28,7 @@ from cattrs import BaseConverter
 from ..errors import CNIError, DecodingError, InvalidConfigError
 from .addresses import IPAddress, IPInterface, IPNetwork, parse_address, parse_interface, parse_network
 from .names import shorten
-from .value import Value
+from .value import Deferred, Value
 
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
@@ -53,10 +54,13 @@ def json_field(key: str | None = None, *, always: bool = False, default: Any = a
 def key_of(attribute: "attrs.Attribute[Any]") -> str:
     """The JSON key of an attrs field."""
     key = attribute.metadata.get(_KEY)
-    if key is None:
-        first, *rest = attribute.name.strip("_").split("_")
-        key = first + "".join(word.capitalize() for word in rest)
-    return str(key)
+    return camel_case(attribute.name) if key is None else str(key)
+
+
+def camel_case(name: str) -> str:
+    """The JSON key of a name: ``cni_version`` is ``cniVersion``."""
+    first, *rest = name.strip("_").split("_")
+    return first + "".join(word.capitalize() for word in rest)
 
 
 class Mismatch(ValueError):
@@ -210,11 +214,16 @@ def _tuple_hook(kind: Any, converter: BaseConverter) -> Hook:
 def _mapping_hook(kind: Any, converter: BaseConverter) -> Hook:
     item = get_args(kind)[1]
     item_hook = get_hook(item, converter)
+    takes_null = item is Any or item is object or _is_optional(item)
 
     def hook(value: Any, _: Any) -> dict[str, Any]:
         if type(value) is not dict and not isinstance(value, Mapping):
             raise Mismatch(value, "an object")
-        return {key: structure_part(item_hook, part, item, key) for key, part in value.items()}
+        return {
+            key: structure_part(item_hook, part, item, key)
+            for key, part in value.items()
+            if part is not None or takes_null  # null is absent here as well
+        }
 
     return hook
 
@@ -304,6 +313,21 @@ def _is_class(kind: Any) -> bool:
     return isinstance(kind, type) and get_origin(kind) is None and attrs.has(kind)
 
 
+def _is_deferred(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Deferred)
+
+
+def _deferred_hook(cls: Any, converter: BaseConverter) -> Hook:
+    def hook(value: Any, _: Any) -> Any:
+        if type(value) is not dict and not isinstance(value, Mapping):
+            raise Mismatch(value, "an object")
+        made = cls()
+        made.__dict__.update(document=value, _converter=converter)
+        return made
+
+    return hook
+
+
 def _is_mapping(kind: Any) -> bool:
     return get_origin(kind) in (dict, Mapping) and get_args(kind)[0] is str
 
@@ -354,10 +378,15 @@ def make_converter() -> BaseConverter:
     converter.register_structure_hook_factory(_is_optional, _optional_hook)
     converter.register_structure_hook_factory(_TEXTS.__contains__, lambda kind: _TEXTS[kind])
     converter.register_structure_hook_factory(_is_class, _class_hook)
+    converter.register_structure_hook_factory(_is_deferred, _deferred_hook)
 
     for text_type in (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network):
         converter.register_unstructure_hook(text_type, str)
+    converter.register_unstructure_hook(float, _plain_number)
     converter.register_unstructure_hook_factory(attrs.has, _unstructure_hook)
+    converter.register_unstructure_hook_factory(
+        _is_deferred, lambda _: lambda value: converter.unstructure(dict(value.document))
+    )
     return converter
 
 
@@ -456,13 +485,22 @@ def _unstructure_hook(cls: Any, converter: BaseConverter) -> Callable[[Any], dic
                 continue
             document[key] = value if type(value) in _PLAIN else converter.unstructure(value)
         for key, value in getattr(instance, "extra", {}).items():
-            document.setdefault(key, value)
+            if key not in document:
+                document[key] = value if type(value) in _PLAIN else converter.unstructure(value)
         return document
 
     return hook
 
 
-_PLAIN = frozenset({str, int, bool, float})
+_PLAIN = frozenset({str, int, bool})
+
+# From here on the reference writes numbers with an exponent.
+_LARGE = 1e21
+
+
+def _plain_number(value: float) -> int | float:
+    """A number as the reference writes it: tools write 1e6 and 1400.0, and no plugin takes those for an integer."""
+    return int(value) if value.is_integer() and abs(value) < _LARGE else value
 
 
 def unstructure(value: object) -> Any:

@@ -4,12 +4,13 @@ Subclass :class:`NetConf` (and :class:`IPAMConf`) with the fields of a plugin; u
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from attrs import field, frozen
 
 from ..errors import InvalidEnvironmentError
-from .codec import json_field
+from .codec import json_field, show_path, structure
+from .lazy import LazyField, LazyObject, lazy_field
 from .names import shorten
 from .result import DNS
 from .value import Value
@@ -59,21 +60,45 @@ class RuntimeDNS(Value):
     options: tuple[str, ...] = ()
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class RuntimeConfig(Value):
-    """Capability arguments (``runtimeConfig``), by the names of the conventions. Those not known stay in ``extra``."""
+class _AliasesField(LazyField[tuple[str, ...] | Mapping[str, tuple[str, ...]]]):
+    """The capability ``aliases`` in either of its two shapes."""
 
-    ips: tuple[str, ...] = ()
-    mac: str = ""
-    ip_ranges: tuple[tuple[IPRange, ...], ...] = ()
-    port_mappings: tuple[PortMapping, ...] = ()
-    bandwidth: Bandwidth | None = None
-    dns: RuntimeDNS | None = None
-    aliases: tuple[str, ...] = ()
-    infiniband_guid: str = json_field("infinibandGUID", default="")
-    device_id: str = json_field("deviceID", default="")
-    cgroup_path: str = ""
-    extra: Mapping[str, object] = field(factory=dict)
+    def read(self, instance: LazyObject) -> tuple[str, ...] | Mapping[str, tuple[str, ...]]:
+        given = self.find(instance)
+        if given is not None and isinstance(instance.document[given], Mapping):
+            path = show_path((given,), instance.path)
+            return structure(instance.document[given], dict[str, tuple[str, ...]], path=path)
+        return super().read(instance)
+
+
+class RuntimeConfig(LazyObject):
+    """Capability arguments (``runtimeConfig``), by the names of the conventions. Those not known stay in ``extra``.
+
+    Runtimes send what a plugin never asked for, and in shapes of their own. So each is read when it is asked for, and
+    only the plugin that uses it can find it wrong: InvalidConfigError (7), in DEL a warning. Subclass it, and give your
+    configuration the field ``runtime_config`` with that type, for capabilities of your own.
+    """
+
+    path = "$.runtimeConfig"
+
+    ips = lazy_field(tuple[str, ...], ())
+    mac = lazy_field(str, "")
+    ip_ranges = lazy_field(tuple[tuple[IPRange, ...], ...], ())
+    port_mappings = lazy_field(tuple[PortMapping, ...], ())
+    bandwidth = lazy_field(Bandwidth, cast("Bandwidth | None", None))
+    dns = lazy_field(RuntimeDNS, cast("RuntimeDNS | None", None))
+    aliases = _AliasesField(tuple[str, ...], (), None)
+    infiniband_guid = lazy_field(str, "", key="infinibandGUID")
+    device_id = lazy_field(str, "", key="deviceID")
+    cgroup_path = lazy_field(str, "")
+
+    def aliases_in(self, network: str) -> tuple[str, ...]:
+        """The further names of the container on a network.
+
+        The conventions have ``aliases`` as an array; Podman sends an object with an array for each network.
+        """
+        aliases = self.aliases
+        return aliases.get(network, ()) if isinstance(aliases, Mapping) else aliases
 
 
 @frozen(kw_only=True, eq=False, repr=False)

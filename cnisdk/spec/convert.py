@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 from attrs import evolve
 
 from ..errors import DecodingError, IncompatibleVersionError
-from .codec import dumps, loads, structure
+from .codec import dumps, find_key, loads, structure
 from .older_results import FamilyConfig, OlderInterface, Result020, Result040, Result100, VersionedIPConfig
 from .result import Interface, IPConfig, Result, Route
 from .versions import ALL, V0_1_0, V0_2_0, V0_3_0, V0_3_1, V0_4_0, V1_0_0, V1_1_0, SpecVersion
@@ -105,11 +105,49 @@ def parse_result(data: bytes, default_version: str = "", *, what: str = "result"
 def structure_result(
     document: object, default_version: str = "", *, what: str = "result", path: str = "$"
 ) -> AnyResult:
-    """Make a typed result of a parsed one; see :func:`parse_result`."""
+    """Make a typed result of a parsed one; see :func:`parse_result`. Entries that are null are left out."""
+    document = without_null_entries(document)
     written = document.get("cniVersion") if isinstance(document, Mapping) else None
     version = SpecVersion.parse(written if isinstance(written, str) and written else default_version)
     result = structure(document, shape_of(version), what=what, path=path, error=DecodingError)
     return evolve(result, cni_version=str(version))
+
+
+def without_null_entries(document: Any) -> Any:
+    """A parsed result of any version without the entries of ``interfaces``, ``ips`` and ``routes`` that are null.
+
+    The reference accepts them, and plugins written in Go crash when one is handed on. Addresses point at the same
+    interfaces as before; one that pointed at such an entry points at none. A result without any is returned as it is.
+    """
+    if not isinstance(document, Mapping):
+        return document
+    cleaned = dict(document)
+    for key, value in document.items():
+        folded = key.lower()
+        if folded in ("ip4", "ip6") or (folded in ("ips", "routes", "interfaces") and not isinstance(value, list)):
+            cleaned[key] = without_null_entries(value)
+        elif folded in ("ips", "routes", "interfaces") and None in value:
+            cleaned[key] = [each for each in value if each is not None]
+            if folded == "interfaces":
+                _renumber(cleaned, value)
+    return document if cleaned == document else cleaned
+
+
+def _renumber(cleaned: dict[str, Any], interfaces: list[Any]) -> None:
+    """Have the addresses point at the places their interfaces have without the entries that are null."""
+    kept = [index for index, each in enumerate(interfaces) if each is not None]
+    for key, ips in cleaned.items():
+        if key.lower() == "ips" and isinstance(ips, list):
+            cleaned[key] = [_pointing(ip, kept, len(interfaces)) for ip in ips]
+
+
+def _pointing(ip: Any, kept: list[int], count: int) -> Any:
+    index = find_key(ip, "interface") if isinstance(ip, dict) else None
+    if type(index) is not int or not 0 <= index < count:
+        return ip
+    if index in kept:
+        return {key: kept.index(index) if key.lower() == "interface" else value for key, value in ip.items()}
+    return {key: value for key, value in ip.items() if key.lower() != "interface"}
 
 
 def print_result(result: AnyResult) -> bytes:
@@ -137,7 +175,9 @@ def _to_040_from_020(old: Result020, lost: list[Lost]) -> Result040:
 
 def _to_100_from_040(old: Result040, lost: list[Lost]) -> Result100:
     return Result100(
-        interfaces=old.interfaces,
+        interfaces=tuple(
+            Interface(name=link.name, mac=link.mac, sandbox=link.sandbox, extra=link.extra) for link in old.interfaces
+        ),
         ips=tuple(
             IPConfig(interface=ip.interface, address=ip.address, gateway=ip.gateway, extra=ip.extra) for ip in old.ips
         ),
@@ -148,18 +188,14 @@ def _to_100_from_040(old: Result040, lost: list[Lost]) -> Result100:
 
 
 def _to_110_from_100(old: Result100, lost: list[Lost]) -> Result:
-    return Result(
-        interfaces=tuple(
-            Interface(name=link.name, mac=link.mac, sandbox=link.sandbox, extra=link.extra) for link in old.interfaces
-        ),
-        ips=old.ips,
-        routes=old.routes,
-        dns=old.dns,
-        extra=old.extra,
-    )
+    return Result(interfaces=old.interfaces, ips=old.ips, routes=old.routes, dns=old.dns, extra=old.extra)
 
 
 def _to_100_from_110(new: Result, lost: list[Lost]) -> Result100:
+    return Result100(interfaces=new.interfaces, ips=new.ips, routes=new.routes, dns=new.dns, extra=new.extra)
+
+
+def _to_040_from_100(new: Result100, lost: list[Lost]) -> Result040:
     for index, link in enumerate(new.interfaces):
         _lose(
             lost,
@@ -168,21 +204,11 @@ def _to_100_from_110(new: Result, lost: list[Lost]) -> Result100:
             socketPath=link.socket_path or None,
             pciID=link.pci_id or None,
         )
-    return Result100(
+    return Result040(
         interfaces=tuple(
             OlderInterface(name=link.name, mac=link.mac, sandbox=link.sandbox, extra=link.extra)
             for link in new.interfaces
         ),
-        ips=new.ips,
-        routes=new.routes,
-        dns=new.dns,
-        extra=new.extra,
-    )
-
-
-def _to_040_from_100(new: Result100, lost: list[Lost]) -> Result040:
-    return Result040(
-        interfaces=new.interfaces,
         ips=tuple(
             VersionedIPConfig(
                 version=str(ip.address.version),

@@ -6,13 +6,13 @@ from attrs import field, frozen
 
 from .addresses import IPAddress, IPInterface
 from .codec import json_field
-from .result import DNS, IPConfig, Route
+from .result import DNS, Interface, IPConfig, Route
 from .value import Value
 
 
 @frozen(kw_only=True, eq=False, repr=False)
 class OlderInterface(Value):
-    """A link, before 1.1.0 added ``mtu``, ``socketPath`` and ``pciID``."""
+    """A link as 0.3.0 to 0.4.0 wrote it, without ``mtu``, ``socketPath`` and ``pciID``."""
 
     name: str = json_field(always=True)
     mac: str = ""
@@ -22,10 +22,14 @@ class OlderInterface(Value):
 
 @frozen(kw_only=True, eq=False, repr=False)
 class Result100(Value):
-    """A result of 1.0.0."""
+    """A result of 1.0.0.
+
+    The specification gave interfaces their ``mtu``, ``socketPath`` and ``pciID`` in 1.1.0. The reference reads and writes
+    them in 1.0.0 as well, so they are typed here too: nothing is lost between the two.
+    """
 
     cni_version: str = json_field(always=True, default="1.0.0")
-    interfaces: tuple[OlderInterface, ...] = ()
+    interfaces: tuple[Interface, ...] = ()
     ips: tuple[IPConfig, ...] = ()
     routes: tuple[Route, ...] = ()
     dns: DNS = json_field(always=True, default=DNS())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
@@ -26,3 +27,13 @@ class Value:
     def __repr__(self) -> str:
         fields = ", ".join(f"{each.name}={getattr(self, each.name)!r}" for each in self.__attrs_attrs__)
         return f"{type(self).__qualname__}({fields})"
+
+
+class Deferred:
+    """Base of objects that keep the JSON object they are made of, and read it later; see :mod:`.lazy`."""
+
+    document: Mapping[str, Any]
+    """The object as it was parsed."""
+
+    def __init__(self) -> None:
+        self.__dict__["document"] = {}
