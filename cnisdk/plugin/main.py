@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import CNIError, InternalError, InvalidNetNSError, IOFailureError, TryAgainLaterError
-from ..spec.codec import dumps, dumps_compact
+from ..spec.codec import dumps, dumps_compact, find_key, loads
 from ..spec.convert import AnyResult, convert_result, print_result
-from ..spec.versions import CURRENT, SpecVersion, Verb
+from ..spec.versions import ALL, CURRENT, SpecVersion, Verb
 from .base import Plugin
 from .request import AddRequest, CheckRequest, DelRequest, GCRequest, Request, StatusRequest, parse_request, parse_verb
 from .undo import UndoStack
@@ -60,7 +60,7 @@ def respond(
         interruptible: Entered around the handler: inside, and only there, a signal may raise :class:`Terminated`.
     """
     undo = UndoStack()
-    version = CURRENT
+    version: SpecVersion | None = None
     notes: list[str] = []
     verb: Verb | None = None
     try:
@@ -88,7 +88,22 @@ def respond(
             failed = "; ".join(f"cleaning up failed too: {problem}" for problem in problems)
             details = f"{error.details}; {failed}" if error.details else failed
             error = type(error)(error.msg, details=details, code=error.code)
-        return Reply(print_error(error, version), 1, "".join(notes), undo)
+        return Reply(print_error(error, version or version_written(stdin)), 1, "".join(notes), undo)
+
+
+def version_written(stdin: bytes) -> SpecVersion:
+    """The version of a configuration that was not read yet, or is broken; the newest where it cannot be known."""
+    import re
+
+    try:
+        document = loads(stdin)
+        written = find_key(document, "cniVersion") or "" if isinstance(document, dict) else None
+    except CNIError:
+        found = re.search(rb'"cniVersion"\s*:\s*"([0-9.]{1,20})"', stdin, re.IGNORECASE)
+        written = found[1].decode() if found else None
+    if written == "":
+        return ALL[0]
+    return next((each for each in ALL if str(each) == written), CURRENT)
 
 
 def ended_by_signal(exc: Terminated, verb: Verb | None) -> CNIError:
@@ -110,8 +125,11 @@ def _handle(plugin: Plugin[Any], request: Request[Any], notes: list[str]) -> Any
             )
         return result
     if isinstance(request, DelRequest):
-        notes.extend(f"DEL goes on without what is wrong in its configuration: {each}\n" for each in request.problems)
-        plugin.delete(request)
+        try:
+            plugin.delete(request)
+        finally:
+            said = "DEL goes on without what is wrong in its configuration"
+            notes.extend(f"{said}: {each}\n" for each in request.problems)
     elif isinstance(request, CheckRequest):
         plugin.check(request)
     elif isinstance(request, GCRequest):
@@ -123,9 +141,13 @@ def _handle(plugin: Plugin[Any], request: Request[Any], notes: list[str]) -> Any
 
 def _print(result: AnyResult, version: SpecVersion, notes: list[str]) -> bytes:
     conversion = convert_result(result, version)
-    # Interfaces have no place before 0.3.0 and some of their fields none before 1.1.0: that is known and harmless. An
-    # address or a route that the runtime does not hear of is not.
-    serious = [str(lost) for lost in conversion.lost if lost.path.startswith(("$.ips", "$.routes"))]
+    # Interfaces, and which of them an address is on, have no place before 0.3.0 and some of their fields none before
+    # 1.0.0: that is known and harmless. An address or a route that the runtime does not hear of is not.
+    serious = [
+        str(lost)
+        for lost in conversion.lost
+        if lost.path.startswith(("$.ips", "$.routes")) and not lost.path.endswith("].interface")
+    ]
     if serious:
         notes.append(f"a result of version {version} has no place for {', '.join(serious)}\n")
     return print_result(conversion.result)

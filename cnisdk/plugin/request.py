@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from .._signals import HeldBack
 from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError
 from ..spec.codec import find_key, json_field, loads, show_path, structure
-from ..spec.config import NetConf, parse_args
+from ..spec.config import NetConf, RuntimeConfig, parse_args
 from ..spec.convert import structure_result, upgrade
 from ..spec.names import Attachment, check_container_id, check_ifname, check_network_name, check_plugin_type
 from ..spec.versions import PREV_RESULT_SINCE, SpecVersion, Verb, negotiate
@@ -95,8 +95,13 @@ class IPAM:
     def add(self) -> Result:
         """Lease addresses. They are released again if this request fails later.
 
+        The result of an IPAM plugin is abbreviated (spec §5, "Delegated plugins (IPAM)"): the interfaces, and which of
+        them an address is on, are for this plugin to fill in. Some IPAM plugins send them nevertheless. They mean
+        nothing here and are left out, as the reference's plugins do.
+
         Returns:
-            What the IPAM plugin leased; an empty result when the configuration names none.
+            What the IPAM plugin leased; an empty result when the configuration names none. Its addresses belong to no
+            interface yet: :meth:`cnisdk.Result.with_interfaces` gives them the container's.
 
         Raises:
             CNIError: What the IPAM plugin reported; it has been told to release what it may have leased.
@@ -106,7 +111,7 @@ class IPAM:
         delegate = self.delegate
         forget = self._undo.push(delegate.delete)
         try:
-            return delegate.add()
+            return _abbreviate(delegate.add())
         except CNIError:
             forget()  # the delegate has been told to DEL already
             raise
@@ -135,6 +140,13 @@ class IPAM:
         """Ask the IPAM plugin whether it can serve ADD."""
         if self._type:
             self.delegate.status()
+
+
+def _abbreviate(result: Result) -> Result:
+    """The result without interfaces, and with addresses that belong to none."""
+    if not result.interfaces and all(ip.interface is None for ip in result.ips):
+        return result
+    return evolve(result, interfaces=(), ips=tuple(evolve(ip, interface=None) for ip in result.ips))
 
 
 def _empty_result() -> Result:
@@ -297,9 +309,10 @@ class DelRequest(AttachmentRequest[ConfT]):
 
     Attributes:
         problems: What was wrong with the configuration. Defaults stand in its place, since DEL must work nevertheless.
+            A capability argument that is wrong is added when it is asked for.
     """
 
-    problems: tuple[CNIError, ...] = ()
+    problems: list[CNIError]
 
     @property
     def prev_result(self) -> Result | None:
@@ -398,7 +411,9 @@ def parse_request(
         conf = structure(document, conf_class, converter=converter)
     request: Request[ConfT] = _CLASSES[verb](verb, version, conf, document, environ, stdin)
     if isinstance(request, DelRequest):
-        request.problems = tuple(problems)
+        request.problems = problems
+        if isinstance(conf.runtime_config, RuntimeConfig):  # an author's own class was structured with the rest
+            conf.runtime_config.leniently(problems.append)
     elif isinstance(request, GCRequest):
         request.valid_attachments = _valid_attachments(document, conf.name)
     elif isinstance(request, AddRequest | CheckRequest):

@@ -155,7 +155,7 @@ def parse_plugin(document: object, path: str = "", place: tuple[str | int, ...] 
     if not isinstance(capabilities, dict):
         raise _wrong(path, (*place, "capabilities"), capabilities, "an object")
     for key, value in capabilities.items():
-        if type(value) is not bool:
+        if value is not None and type(value) is not bool:  # null is absent, here as elsewhere
             raise _wrong(path, (*place, "capabilities", key), value, "true or false")
     return NetworkPlugin(kind, document, frozenset(key for key, value in capabilities.items() if value))
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         print_result as print_result,
         upgrade as upgrade,
     )
+    from .lazy import LazyObject as LazyObject, lazy_field as lazy_field
     from .names import Attachment as Attachment
     from .older_results import Result020 as Result020, Result040 as Result040, Result100 as Result100
     from .result import (
@@ -53,10 +54,11 @@ __all__, __dir__, __getattr__ = exports(
         ".codec": "dumps dumps_compact json_field loads make_converter structure unstructure",
         ".config": "Bandwidth IPAMConf IPRange NetConf NetConfList PortMapping RuntimeConfig RuntimeDNS parse_args",
         ".convert": "AnyResult Conversion Lost convert_result parse_result print_result upgrade",
+        ".lazy": "LazyObject lazy_field",
         ".names": "Attachment",
         ".older_results": "Result020 Result040 Result100",
         ".result": "DNS Interface IPConfig Result Route",
         ".versions": "SpecVersion Verb",
     },
-    "addresses codec config convert names older_results result versions",
+    "addresses codec config convert lazy names older_results result versions",
 )

@@ -122,6 +122,7 @@ def without_null_entries(document: Any) -> Any:
     if not isinstance(document, Mapping):
         return document
     cleaned = dict(document)
+    interfaces: list[Any] = []
     for key, value in document.items():
         folded = key.lower()
         if folded in ("ip4", "ip6") or (folded in ("ips", "routes", "interfaces") and not isinstance(value, list)):
@@ -129,7 +130,9 @@ def without_null_entries(document: Any) -> Any:
         elif folded in ("ips", "routes", "interfaces") and None in value:
             cleaned[key] = [each for each in value if each is not None]
             if folded == "interfaces":
-                _renumber(cleaned, value)
+                interfaces = value
+    if interfaces:
+        _renumber(cleaned, interfaces)
     return document if cleaned == document else cleaned
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar, cast, overload
 
 from attrs.exceptions import FrozenInstanceError

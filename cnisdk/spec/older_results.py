@@ -24,8 +24,8 @@ class OlderInterface(Value):
 class Result100(Value):
     """A result of 1.0.0.
 
-    The specification gave interfaces their ``mtu``, ``socketPath`` and ``pciID`` in 1.1.0. The reference reads and writes
-    them in 1.0.0 as well, so they are typed here too: nothing is lost between the two.
+    The specification gave interfaces their ``mtu``, ``socketPath`` and ``pciID`` in 1.1.0. The reference reads and
+    writes them in 1.0.0 as well, so they are typed here too: nothing is lost between the two.
     """
 
     cni_version: str = json_field(always=True, default="1.0.0")

@@ -110,7 +110,7 @@ def test_add_answers_in_the_version_of_the_configuration(version: str) -> None:
     else:
         assert document["ips"][0]["interface"] == 0
         assert document["ips"][0].get("version") == ("4" if version < "1" else None)
-        assert document["interfaces"][0].get("mtu") == (1500 if version == "1.1.0" else None)
+        assert document["interfaces"][0].get("mtu") == (1500 if version >= "1.0.0" else None)
 
 
 @pytest.mark.parametrize("command", ["DEL", "CHECK", "STATUS"])
@@ -274,6 +274,57 @@ def test_delete_works_with_a_configuration_that_became_invalid(seen: list[Any]) 
     assert reply.status == 0
     assert "$.size is 'x'" in reply.stderr
     assert (seen[0].conf.size, seen[0].prev_result) == (0, None)
+
+
+class UsesIPs(Minimal):
+    def add(self, request: AddRequest[Conf]) -> Result:
+        assert request.conf.runtime_config.ips is not None
+        return Result()
+
+    def delete(self, request: DelRequest[Conf]) -> None:
+        assert request.conf.runtime_config.ips == ()
+
+
+def test_a_wrong_capability_argument_fails_only_the_plugin_that_uses_it() -> None:
+    """Podman sends ``aliases`` as an object, which is no list of names."""
+    runtime_config = {"aliases": {"web": ["db"]}, "ips": {"web": ["192.0.2.2"]}}
+    assert respond(Minimal, environ("ADD"), config(runtimeConfig=runtime_config)).status == 0
+    error = failure(respond(UsesIPs, environ("ADD"), config(runtimeConfig=runtime_config)))
+    assert error["code"] == 7
+    assert "$.runtimeConfig.ips is an object, expected an array" in error["msg"]
+
+
+def test_a_wrong_capability_argument_does_not_keep_delete_from_working() -> None:
+    reply = respond(UsesIPs, environ("DEL"), config(runtimeConfig={"ips": 5}))
+    assert reply.status == 0
+    assert "$.runtimeConfig.ips is 5, expected an array" in reply.stderr
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
+def test_an_ordinary_add_of_an_old_version_says_nothing_on_stderr(version: str) -> None:
+    reply = respond(Recorder, environ("ADD"), config(version))
+    assert (reply.status, reply.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "stdin", "version"),
+    [
+        ({}, config("0.4.0"), "0.4.0"),
+        ({"CNI_COMMAND": "NOPE"}, config("0.3.1"), "0.3.1"),
+        ({"CNI_COMMAND": "ADD"}, b'{"CNIVersion":"0.2.0"}', "0.2.0"),
+        ({"CNI_COMMAND": "ADD"}, b"{}", "0.1.0"),
+        (environ("ADD"), b'{"cniVersion": "1.0.0", "name": "net",}', "1.0.0"),
+        (environ("ADD"), config("1.0.0", name="/"), "1.0.0"),
+        (environ("CHECK"), config("0.3.0"), "0.3.0"),
+        (environ("ADD"), config("7.0.0"), "1.1.0"),
+        (environ("ADD"), b"nothing", "1.1.0"),
+        (environ("ADD"), b"[]", "1.1.0"),
+    ],
+)
+def test_an_error_before_the_configuration_is_read_has_its_version(
+    variables: dict[str, str], stdin: bytes, version: str
+) -> None:
+    assert failure(respond(Recorder, variables, stdin))["cniVersion"] == version
 
 
 def test_the_previous_result_comes_in_the_current_shape(seen: list[Any]) -> None:

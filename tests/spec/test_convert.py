@@ -23,7 +23,8 @@ from cnisdk.spec import (
     print_result,
     upgrade,
 )
-from cnisdk.spec.convert import CONVERTERS, SHAPES
+from cnisdk.spec.convert import CONVERTERS, SHAPES, structure_result
+from cnisdk.spec.older_results import Result100
 from cnisdk.spec.versions import ALL
 
 # A full result of each version, as the reference's type tests have it: two addresses, two routes, name resolution,
@@ -171,8 +172,62 @@ def test_from_040_to_020_and_back() -> None:
     assert up == expected
 
 
-def test_what_1_0_0_cannot_hold_is_told() -> None:
-    conversion = convert_result(parse_result(FULL_110), SpecVersion(1, 0, 0))
+def test_the_mtu_of_an_interface_is_typed_in_1_0_0_as_in_1_1_0() -> None:
+    """As the reference has it, whose type is the same for both; the specification has the key since 1.1.0."""
+    document = loads(FULL_110)
+    old = structure_result({**document, "cniVersion": "1.0.0"})
+    assert isinstance(old, Result100)
+    assert (old.interfaces[0].mtu, old.interfaces[0].extra) == (1500, {})
+    assert print_result(upgrade(old)) == FULL_110
+    down = convert_result(parse_result(FULL_110), SpecVersion(1, 0, 0))
+    assert down.lost == ()
+    assert loads(print_result(down.result))["interfaces"] == document["interfaces"]
+
+
+@pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+def test_null_entries_are_no_entries(version: str) -> None:
+    """As the reference's library prints a nil pointer in a slice."""
+    ip = {"address": "192.0.2.2/24", "version": "4"}
+    result = upgrade(
+        structure_result(
+            {
+                "cniVersion": version,
+                "Interfaces": [None, {"name": "a"}, None, {"name": "b"}],
+                "ips": [None, {**ip, "interface": 3}, {**ip, "interface": 0}, {**ip, "Interface": 7}, None],
+                "routes": [None, {"dst": "0.0.0.0/0"}],
+            }
+        )
+    )
+    assert [each.name for each in result.interfaces] == ["a", "b"]
+    assert [each.interface for each in result.ips] == [1, None, 7]
+    assert len(result.routes) == 1
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
+def test_null_routes_of_a_family_are_no_routes(version: str) -> None:
+    result = upgrade(
+        structure_result(
+            {"cniVersion": version, "ip4": {"ip": "192.0.2.2/24", "routes": [None, {"dst": "0.0.0.0/0"}]}, "ip6": None}
+        )
+    )
+    assert len(result.routes) == 1
+
+
+@pytest.mark.parametrize("version", [str(version) for version in ALL])
+def test_gateways_of_a_route_are_handed_on(version: str) -> None:
+    """The key ``gws`` is in no version of the specification; some plugins use it for several next hops."""
+    gws = [{"gw": "192.0.2.1", "weight": 1}]
+    route = {"dst": "0.0.0.0/0", "gws": gws}
+    ips = {"ip4": {"ip": "192.0.2.2/24", "routes": [route]}} if version < "0.3" else {"routes": [route]}
+    result = upgrade(structure_result({"cniVersion": version, **ips}))
+    ip = IPConfig(address=IPv4Interface("192.0.2.2/24"))
+    printed = loads(print_result(convert_result(evolve(result, ips=(ip,)), SpecVersion.parse(version)).result))
+    routes = printed["ip4"]["routes"] if version < "0.3" else printed["routes"]
+    assert routes == [route]
+
+
+def test_what_0_4_0_cannot_hold_is_told() -> None:
+    conversion = convert_result(parse_result(FULL_110), SpecVersion(0, 4, 0))
     assert [str(lost) for lost in conversion.lost] == [
         "$.interfaces[0].mtu (1500)",
         "$.interfaces[0].socketPath (/path/to/vhost/fd)",
