@@ -4,7 +4,7 @@ Subclass :class:`NetConf` (and :class:`IPAMConf`) with the fields of a plugin; u
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from attrs import field, frozen
 
@@ -85,8 +85,8 @@ class RuntimeConfig(LazyObject):
     mac = lazy_field(str, "")
     ip_ranges = lazy_field(tuple[tuple[IPRange, ...], ...], ())
     port_mappings = lazy_field(tuple[PortMapping, ...], ())
-    bandwidth = lazy_field(Bandwidth, cast("Bandwidth | None", None))
-    dns = lazy_field(RuntimeDNS, cast("RuntimeDNS | None", None))
+    bandwidth: LazyField[Bandwidth | None] = lazy_field(Bandwidth, None)
+    dns: LazyField[RuntimeDNS | None] = lazy_field(RuntimeDNS, None)
     aliases = _AliasesField(tuple[str, ...], (), None)
     infiniband_guid = lazy_field(str, "", key="infinibandGUID")
     device_id = lazy_field(str, "", key="deviceID")

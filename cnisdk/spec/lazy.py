@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, NoReturn, TypeVar, cast, overload
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar, overload
 
 from attrs.exceptions import FrozenInstanceError
 
@@ -81,7 +81,7 @@ class LazyObject(Deferred):
 class LazyField(Generic[T]):
     """A part of a :class:`LazyObject`; see :func:`lazy_field`."""
 
-    def __init__(self, kind: Any, default: T, key: str | None) -> None:
+    def __init__(self, kind: type[T], default: T, key: str | None) -> None:
         self.kind = kind
         self.default = default
         self.key = key or ""
@@ -120,7 +120,7 @@ class LazyField(Generic[T]):
             value, problems = self.default, [exc]
         for problem in problems:
             on_problem(problem)
-        return cast(T, value)
+        return value
 
     def find(self, instance: LazyObject) -> str | None:
         """The key as it is written; None when the part is absent."""
@@ -141,10 +141,10 @@ class LazyField(Generic[T]):
             return self.default
         path = show_path((given,), instance.path)
         converter = instance.__dict__.get("_converter")
-        return cast(T, structure(instance.document[given], self.kind, path=path, converter=converter))
+        return structure(instance.document[given], self.kind, path=path, converter=converter)
 
 
-def lazy_field(kind: Any, default: T, *, key: str | None = None) -> LazyField[T]:
+def lazy_field(kind: type[T], default: T, *, key: str | None = None) -> LazyField[T]:
     """Declare a part of a :class:`LazyObject`.
 
     Args:
