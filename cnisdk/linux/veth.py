@@ -64,7 +64,7 @@ class VethPair(NamedTuple):
     container: ContainerEnd
 
     def delete(self) -> None:
-        """Delete both ends; absence is fine.
+        """Delete both ends of this pair, and no other of the attachment; absence is fine.
 
         Raises:
             KernelError: (5) The kernel refused.
@@ -91,6 +91,10 @@ def create(
     The host end is up when this returns, ignores router advertisements (verified), and carries the owner's tag as its
     alias. Nothing is left when it fails.
 
+    Of several that make the pair of one attachment at the same moment, one succeeds. Take back what it made with
+    :meth:`VethPair.delete`, which knows it from what another call made, not with :func:`delete`. Make the pair before
+    you ask an IPAM plugin, so that the others fail before they touch the attachment's lease.
+
     Args:
         netns: The container's namespace.
         ifname: Name of the end in there.
@@ -100,7 +104,7 @@ def create(
         port: Plug the host end into this bridge before it is up.
 
     Raises:
-        InvalidEnvironmentError: (4) The container has an interface of that name.
+        InvalidEnvironmentError: (4) The attachment has a pair, or the container an interface of that name.
         IOFailureError: (5) The kernel refused.
     """
     # Addresses are given even where nobody asked for one: that marks them as set, and udev's
@@ -143,7 +147,7 @@ def find_host_end(owner: Attachment) -> HostEnd | None:
 
 
 def delete(owner: Attachment, *, netns: NetNS | None = None) -> bool:
-    """Delete the veth of an attachment. Absence is fine, and so is a namespace that is gone.
+    """Delete the veth of an attachment, whichever call made it: for DEL. Absence and a namespace that is gone are fine.
 
     Args:
         owner: The attachment.
@@ -214,6 +218,7 @@ def _create(
         # request would change the alias of another owner's link.
         (taken,) = sock.exchange([link.get_request(name=name, what=f"link {name}")])
         if not isinstance(taken, KernelError):
+            _check_not_attached(taken, owner)
             continue
         created, *changed, found = sock.exchange(
             [
@@ -225,7 +230,8 @@ def _create(
         )
         if isinstance(created, KernelError):
             if created.errno == errno.EEXIST and not isinstance(found, KernelError):
-                continue  # somebody took the name this moment
+                _check_not_attached(found, owner)
+                continue  # another owner took the name this moment
             raise _explain(created, netns, ifname)
         if isinstance(found, KernelError):
             raise found
@@ -241,6 +247,25 @@ def _create(
         f"no free name for the host end of {owner}",
         details=f"links {', '.join(host_names(owner))} exist; DEL of this attachment removes those it owns",
     )
+
+
+def _check_not_attached(taken: bytes | None, owner: Attachment) -> None:
+    """Refuse a second pair of one attachment: another ADD of it came first, perhaps at this moment."""
+    assert taken is not None
+    there = link.parse(taken)
+    if _is_own(there, owner):
+        raise InvalidEnvironmentError(
+            f"CNI_IFNAME {owner.ifname} already exists: {owner} is attached",
+            details=f"by link {there.name}: DEL it first",
+        )
+
+
+def _is_own(there: Link, owner: Attachment) -> bool:
+    """Is a link of a name derived from the attachment its host end?
+
+    One without alias counts: nobody else makes veths of that name but by a coincidence of 32 bits.
+    """
+    return there.kind == "veth" and there.alias in (owner.tag, "")
 
 
 def _create_request(netns: NetNS, ifname: str, name: str, *, mtu: int | None, mac: str, port: Port | None) -> Request:
@@ -283,10 +308,7 @@ def _explain(error: KernelError, netns: NetNS, ifname: str) -> Exception:
 
 
 def _host_ends(sock: rtnetlink.Socket, owner: Attachment) -> list[Link]:
-    """The links with a name derived from the attachment that are its own.
-
-    One without alias counts: nobody else makes veths of that name but by a coincidence of 32 bits.
-    """
+    """The links with a name derived from the attachment that are its own."""
     answers = sock.exchange([link.get_request(name=name, what=f"link {name}") for name in host_names(owner)])
     ends = []
     for answer in answers:
@@ -295,6 +317,6 @@ def _host_ends(sock: rtnetlink.Socket, owner: Attachment) -> list[Link]:
                 raise answer
         elif answer is not None:
             found = link.parse(answer)
-            if found.kind == "veth" and found.alias in (owner.tag, ""):
+            if _is_own(found, owner):
                 ends.append(found)
     return ends

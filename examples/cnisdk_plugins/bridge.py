@@ -220,9 +220,10 @@ class Bridge(Plugin[BridgeConf]):
                     vlan_filtering=vlans is not None,
                     before_making=lambda: request.undo(bridge.delete_unused, conf.bridge),
                 )
-                request.undo(veth.delete, owner)
                 port = bridge.Port(master, hairpin=conf.hairpin_mode, isolated=conf.port_isolation, vlans=vlans)
-                pair = veth.create(netns, request.ifname, owner=owner, mtu=conf.mtu, mac=mac, port=port)
+                with request.step():
+                    pair = veth.create(netns, request.ifname, owner=owner, mtu=conf.mtu, mac=mac, port=port)
+                    request.undo(pair.delete)
             if conf.macspoofchk:
                 request.undo(spoofcheck.delete, owner)
                 spoofcheck.add(owner, pair.host.name, pair.container.mac)

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from cnisdk.testing import Container, Sandbox
+from cnisdk.errors import InvalidEnvironmentError
+from cnisdk.linux import veth
+from cnisdk.testing import Container, Host, Sandbox
+from cnisdk_plugins.bridge import Bridge
 
 from .conftest import DUAL_STACK, Bench, config
 
@@ -502,6 +505,37 @@ def test_a_second_add_leaves_the_first_alone(bench: Bench) -> None:
     assert error["code"] == 4
     assert bench.state() == before
     bench.run("CHECK", conf | {"prevResult": result}).must_succeed()
+
+
+def test_two_adds_of_one_attachment_at_the_same_moment(bench: Bench) -> None:
+    """One succeeds, and what the other takes back is not the first one's."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    conf = config(isGateway=True, macspoofchk=True)
+    bench.host.add_netns("c1")
+    bench.run("ADD", conf).must_succeed()  # so that none waits for the bridge to be made
+    bench.run("DEL", conf).must_succeed()
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda _: bench.run("ADD", conf), range(3)))
+        (result,) = [answer.document for answer in answers if answer.status == 0]
+        assert [answer.error["code"] for answer in answers if answer.status] == [4, 4]
+        bench.run("CHECK", conf | {"prevResult": result}).must_succeed()
+        bench.run("DEL", conf).must_succeed()
+        assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
+
+
+def test_the_loser_of_a_race_leaves_the_winner_alone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looked before the winner made the link, and fails as it makes its own."""
+    plugin = host.plugin(Bridge, {"bridge": "br0", "ipam": host.stub().conf, "macspoofchk": True})
+    container = host.container("c1")
+    plugin.add(container)
+    before = host.state()
+    monkeypatch.setattr(veth, "find_host_end", lambda owner: None)
+    with pytest.raises(InvalidEnvironmentError, match="CNI_IFNAME eth0 already exists"):
+        plugin.add(container)
+    assert host.state() == before
+    plugin.check(container)
 
 
 def test_a_full_range(bench: Bench) -> None:

@@ -12,6 +12,7 @@ import pytest
 from cnisdk.errors import InvalidEnvironmentError, IOFailureError
 from cnisdk.linux import bridge, link, netns, rtnetlink, sysctl, veth
 from cnisdk.linux.rtnetlink import Request, Socket
+from cnisdk.plugin.undo import UndoStack
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Sandbox
 
@@ -143,6 +144,56 @@ def test_the_same_attachment_twice(host: Sandbox) -> None:
     with pytest.raises(InvalidEnvironmentError, match="CNI_IFNAME eth0 already exists"):
         host.call(create)
     assert [each["ifname"] for each in host.ip("link", "show")] == ["lo", "br0", name]
+
+
+def test_the_same_attachment_with_another_namespace(host: Sandbox) -> None:
+    """The other namespace has no such interface, but two pairs of one attachment would be one too many."""
+    host.add_netns("blue")
+    host.add_netns("red")
+    name = host.call(create)
+
+    def attach() -> None:
+        with netns.open("/run/netns/red") as red:
+            veth.create(red, "eth0", owner=OWNER)
+
+    with pytest.raises(InvalidEnvironmentError, match=r"CNI_IFNAME eth0 already exists: .* is attached"):
+        host.call(attach)
+    assert [each["ifname"] for each in host.ip("link", "show")] == ["lo", "br0", name]
+
+
+def test_one_of_several_at_once_succeeds_and_the_others_take_nothing_back(host: Sandbox) -> None:
+    """What an author writes: each that fails takes back what it made, and nothing else."""
+    host.add_netns("blue")
+    host.call(bridge.ensure, "br0")
+
+    def add(number: int) -> None:
+        undo = UndoStack()
+        with netns.open(BLUE) as blue:
+            try:
+                pair = veth.create(blue, "eth0", owner=OWNER)
+                undo.push(pair.delete)
+                if number:  # something later fails in all but one
+                    raise IOFailureError("injected")
+            except (IOFailureError, InvalidEnvironmentError):
+                undo.unwind()
+                os._exit(1)
+        os._exit(0)
+
+    def strike() -> list[int]:
+        children = []
+        for number in range(4):
+            pid = os.fork()
+            if pid == 0:
+                add(number)
+            children.append(pid)
+        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+
+    for _ in range(5):
+        first, *others = host.call(strike)
+        left = [each["ifname"] for each in host.ip("link", "show")]
+        assert left == ["lo", "br0", *([] if first else [veth.host_names(OWNER)[0]])]
+        assert others == [1, 1, 1]
+        host.call(lambda: veth.delete(OWNER))
 
 
 def test_a_name_of_another_owner_is_passed_over(host: Sandbox) -> None:
