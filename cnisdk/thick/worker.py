@@ -167,8 +167,7 @@ def work(
         status = serve(plugin, request, ready)
     finally:
         try:
-            for fd in (0, 1, 2):
-                os.close(fd)  # who reads to their end is not to wait until this process is gone
+            _close_all_but(connection.fileno(), report)
             fcntl.fcntl(connection, fcntl.F_SETFL, 0)  # no longer a reason to be killed
             connection.send(b"exit %03d\n" % status)
         except OSError:
@@ -181,6 +180,20 @@ def work(
         schedule(os.SCHED_OTHER, os.SCHED_IDLE)  # an answer is waited for, the end of this process is not
         _write_down_pages(learn(plugin.type, verb), fetched, report, f"{plugin.type} {verb}")
         os._exit(status)
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close every other descriptor, copies of the caller's streams among them.
+
+    A runtime reads a plugin's output to its end. The end must come with the exit status, not with the end of this
+    process.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        if (fd := int(name)) not in kept:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # the one that listed them
 
 
 def schedule(usual: int, policy: int) -> None:

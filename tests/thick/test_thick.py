@@ -66,6 +66,8 @@ class Probe(Plugin[NetConf]):
             os.environ["LEAKED"] = "1"
             sys.modules["leaked"] = sys
             os.chdir("/")
+        if mode == "keep":
+            return Result(extra={"kept": [os.dup(fd) for fd in (0, 1, 2)], "pid": os.getpid()})
         if mode == "wait":
             request.undo(os.write, 2, b"UNDONE\\n")
             os.write(2, b"READY %d\\n" % os.getpid())
@@ -86,10 +88,12 @@ def other():
 """
 
 SERVE = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from cnisdk.thick.load import load
-from cnisdk.thick import server
+from cnisdk.thick import server, worker
+if sys.argv[5:] == ["linger"]:  # each worker stops, where nothing more is to do than to end
+    worker._write_down_pages = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)
 plugins = load({name: Path(sys.argv[1], name).read_bytes() for name in ("probe", "other")})
 server.REMEMBER = float(sys.argv[4])
 server.Server(plugins, sys.argv[2], ready=int(sys.argv[3]), limit=16).run()
@@ -146,7 +150,7 @@ class Machine:
     def socket(self) -> Path:
         return Path(self.installation.runtime, "server.sock")
 
-    def serve(self, ready: int = 2, remember: float = 60) -> subprocess.Popen[str]:
+    def serve(self, ready: int = 2, remember: float = 60, *more: str) -> subprocess.Popen[str]:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(self.installation.directory)])}
         before = self.socket.stat().st_ino if self.socket.exists() else 0
         argv: list[str | Path] = [
@@ -157,6 +161,7 @@ class Machine:
             self.installation.runtime,
             str(ready),
             str(remember),
+            *more,
         ]
         server = self.host.popen(argv, env=env)
         self.servers.append(server)
@@ -417,6 +422,17 @@ def test_a_killed_shim_takes_the_worker_with_it(machine: Machine) -> None:
     poll.register(fd, select.POLLIN)
     assert poll.poll(10_000)
     os.close(fd)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_end_of_the_answer_does_not_wait_for_the_end_of_the_worker(machine: Machine, kind: str) -> None:
+    """A runtime reads stdout and stderr, pipes, to their end; the plugin itself keeps copies of them."""
+    machine.serve(2, 60, "linger")
+    status, stdout, stderr = machine.run(kind, "ADD", "MODE=keep")
+    assert (status, stderr) == (0, "")
+    pid = json.loads(stdout)["pid"]
+    assert Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "RST"  # it is there still
+    os.kill(pid, signal.SIGKILL)
 
 
 def status_of(machine: Machine) -> dict[str, int]:
