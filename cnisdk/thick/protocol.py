@@ -8,13 +8,15 @@ workers all wait for connections:
 ====== ============================================ ===============================================
 from   message                                      with it
 ====== ============================================ ===============================================
-shim   ``cnisdk3 TYPE ID NS... UMASK SIZE TIME``    the other end of the pair
+shim   ``cnisdk4 TYPE ID KIND UMASK SIZE TIME``     the other end of the pair
 worker why not, and no more                         the worker ends
 worker ``started``, through the pair                a descriptor of its process, for signals
 worker ``exit STATUS``                              three digits
 ====== ============================================ ===============================================
 
-NS are the caller's namespaces, SIZE the bytes of the request, and TIME is the clock (CLOCK_MONOTONIC, in microseconds).
+KIND is the caller's personality(2), SIZE the bytes of the request, and TIME is the clock (CLOCK_MONOTONIC, in
+microseconds). What the caller may do, and in which namespaces it is, it does not say: the worker asks the kernel
+(:mod:`.peer`).
 
 Whoever receives the request from the pair runs it, and the other side never does: the worker, or the shim itself when
 its patience is over or its connection ended. So nothing is run twice, nothing of the caller's stays open in the queue
@@ -43,11 +45,8 @@ CONTROL = f"{DIRECTORY}/control.sock"
 METRICS = f"{DIRECTORY}/metrics.prom"
 FALLBACKS = f"{DIRECTORY}/fallbacks"
 
-GREETING = "cnisdk3"
+GREETING = "cnisdk4"
 FILES = 4
-
-NAMESPACES = ("mnt", "user", "pid", "uts", "ipc")
-"""What a path or a number means depends on these; a worker can only change its network namespace."""
 
 PATIENCE = 1.0
 """Seconds a shim waits for a worker. A process of its own takes a tenth of that, but a burst makes everybody wait."""
@@ -66,7 +65,7 @@ class Offer(NamedTuple):
     """What a shim wants run.
 
     Attributes:
-        about: Plugin, installation and namespaces, as :func:`describe` writes them.
+        about: Plugin, installation and personality, as :func:`describe` writes them.
         umask: The caller's.
         size: Bytes of the request.
         since: When it began to wait, on the clock of :func:`time.monotonic`, in seconds.
@@ -98,15 +97,15 @@ class Request(NamedTuple):
     umask: int
 
 
-def describe(type: str, id: str, namespaces: Sequence[str]) -> bytes:
+def describe(type: str, id: str) -> bytes:
     """What a shim says of the request it wants run.
 
     Args:
         type: Type of the plugin.
         id: What launcher the shim would run, see :func:`.shim.identify`.
-        namespaces: The caller's, as in ``/proc/self/ns``.
     """
-    return " ".join((GREETING, type, id, *namespaces)).encode()
+    with open("/proc/self/personality", encoding="ascii") as file:
+        return f"{GREETING} {type} {id} {int(file.read(), 16):x}".encode()
 
 
 def receive(connection: socket.SocketType, flags: int = 0) -> Offer:
@@ -185,11 +184,6 @@ def netns_cookie(sock: socket.SocketType) -> bytes:
         return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     except OSError:
         return b""
-
-
-def own_namespaces() -> list[str]:
-    """The namespaces of this process, as a shim would say them."""
-    return [os.readlink(f"/proc/self/ns/{kind}") for kind in NAMESPACES]
 
 
 def peer_uid(connection: socket.SocketType) -> tuple[int, int]:

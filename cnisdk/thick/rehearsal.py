@@ -30,6 +30,7 @@ from ..plugin.base import Plugin
 from ..plugin.main import PluginMain, refuse_own_netns, respond
 from . import pages, protocol
 from .pages import Kind, Pages
+from .peer import Border
 from .protocol import Request
 from .worker import Loaded, prepare, serve
 
@@ -55,7 +56,8 @@ def rehearse(plugins: Mapping[str, Loaded], launchers: Mapping[str, bytes]) -> t
     Raises:
         InternalError: (999) This process is not in its own network namespace any more.
     """
-    _take_requests(_ROUNDS)
+    border = Border()
+    _take_requests(_ROUNDS, border)
     lessons: dict[Kind, Pages] = {}
     problems: list[str] = []
     if not any(map(_offers, plugins.values())):
@@ -71,7 +73,7 @@ def rehearse(plugins: Mapping[str, Loaded], launchers: Mapping[str, bytes]) -> t
                     if not _offers(plugin):
                         continue
                     try:
-                        for verb, touched in _perform(type_, plugin, directory, sandbox):
+                        for verb, touched in _perform(type_, plugin, directory, sandbox, border):
                             lessons[type_, verb] = lessons.get((type_, verb), pages.NONE) | touched
                     except Exception as exc:  # of the plugin's author: it shows when it is used
                         problems.append(f"plugin {type_} cannot be rehearsed: {exc}")
@@ -80,16 +82,16 @@ def rehearse(plugins: Mapping[str, Loaded], launchers: Mapping[str, bytes]) -> t
     return lessons, problems
 
 
-def _take_requests(count: int) -> None:
+def _take_requests(count: int, border: Border) -> None:
     """Take requests as workers do, from shims that are not there."""
     for _ in range(count):
         shim, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with shim, worker, here, there, open(os.devnull, "rb") as null:
             socket.send_fds(here, [b"plugin\0CNI_COMMAND=ADD\0"], [null.fileno()] * protocol.FILES)
-            about = protocol.describe("rehearsal", "none", protocol.own_namespaces())
+            about = protocol.describe("rehearsal", "none")
             socket.send_fds(shim, [about + b" 22 23 0"], [there.fileno()])
-            protocol.peer_uid(worker)
+            border.judge(worker)
             offer = protocol.receive(worker)
             request = protocol.take(offer, protocol.netns_cookie(worker))
             offer.end.close()
@@ -97,7 +99,7 @@ def _take_requests(count: int) -> None:
                 os.close(fd)
 
 
-def _perform(type_: str, plugin: Loaded, directory: str, sandbox: str) -> Iterator[tuple[str, Pages]]:
+def _perform(type_: str, plugin: Loaded, directory: str, sandbox: str, border: Border) -> Iterator[tuple[str, Pages]]:
     """Attach, check and detach a container with each configuration the plugin offers.
 
     Yields:
@@ -123,17 +125,17 @@ def _perform(type_: str, plugin: Loaded, directory: str, sandbox: str) -> Iterat
                 _ask(plugin, "CHECK", environ, conf)
             _ask(plugin, "DEL", environ, conf)
         for verb in ("ADD", "DEL"):
-            yield verb, _observe(plugin, verb, environ, conf)
+            yield verb, _observe(plugin, verb, environ, conf, border)
 
 
-def _observe(plugin: Loaded, verb: str, environ: Mapping[str, str], conf: Mapping[str, Any]) -> Pages:
+def _observe(plugin: Loaded, verb: str, environ: Mapping[str, str], conf: Mapping[str, Any], border: Border) -> Pages:
     """Have a copy of this process serve a request as a worker does, and say what it touched."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             ready = prepare()
-            _take_requests(1)
+            _take_requests(1, border)
             stdin, null = os.memfd_create("stdin"), os.open(os.devnull, os.O_RDWR)
             os.write(stdin, json.dumps(conf).encode())
             os.lseek(stdin, 0, os.SEEK_SET)

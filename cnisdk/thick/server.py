@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from ..errors import IOFailureError
 from . import pages, protocol
 from .metrics import Metrics
+from .peer import Border
 from .protocol import peer_uid
 from .worker import Door, Loaded, schedule, work
 
@@ -147,8 +148,8 @@ class Server:
         control = listen(self._path(protocol.CONTROL), socket.SOCK_STREAM)
         identity = None if not own else os.stat(self._path(protocol.SOCKET)).st_ino
         listener.setblocking(False)
-        namespaces = protocol.own_namespaces()
-        plugins = {protocol.describe(each.type, each.id, namespaces): each for each in self._plugins.values()}
+        plugins = {protocol.describe(each.type, each.id): each for each in self._plugins.values()}
+        self._border = Border()
         stop, self._stop = os.pipe()
         retire, self._retire = os.pipe()
         os.set_blocking(retire, False)
@@ -235,7 +236,7 @@ class Server:
                     signal.set_wakeup_fd(-1)
                     for fd in self._mine:
                         os.close(fd)
-                    work(door, plugins, self._report, pause, populate, self._learn)
+                    work(door, plugins, self._border, self._report, pause, populate, self._learn)
                 finally:
                     os._exit(1)
             self._idle.add(pid)

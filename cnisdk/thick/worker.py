@@ -20,7 +20,8 @@ from ..plugin.launch import Launcher
 from ..plugin.main import PluginMain
 from . import pages
 from .pages import Ranges
-from .protocol import NAMESPACES, PATIENCE, Offer, Request, make_socket, netns_cookie, peer_uid, receive, take
+from .peer import Border
+from .protocol import PATIENCE, Offer, Request, make_socket, netns_cookie, receive, take
 
 # What plugins look up in /proc: the first time, the kernel makes all that lies on the way.
 _FIRST = ("/proc/self/ns/net", "/proc/self/fd/0")
@@ -131,6 +132,7 @@ def prepare() -> Ready:
 def work(
     door: Door,
     plugins: Mapping[bytes, Loaded],
+    border: Border,
     report: int,
     pause: float,
     populate: Callable[[], Ranges],
@@ -141,6 +143,7 @@ def work(
     Args:
         door: Where requests come in.
         plugins: By what shims say of them.
+        border: Judges callers.
         report: A pipe to the server: a line when a request comes, and another when it is done.
         pause: Where no request waits, that of others may run: so many seconds later memory is fetched.
         populate: Fetches memory in advance.
@@ -154,7 +157,7 @@ def work(
     start = time.monotonic()
     _tell(report, f"busy {ready.pid}")
     try:
-        agreed = _agree(connection, plugins, ready)
+        agreed = _agree(connection, plugins, border, ready)
     except (CNIError, OSError):
         agreed = None  # the shim runs the plugin itself
     if agreed is None:
@@ -258,11 +261,12 @@ def _is_retired(retire: int) -> bool:
 
 
 def _agree(
-    connection: socket.SocketType, plugins: Mapping[bytes, Loaded], ready: Ready
+    connection: socket.SocketType, plugins: Mapping[bytes, Loaded], border: Border, ready: Ready
 ) -> tuple[Loaded, Offer, Request] | None:
     """Take the request if this process can run it exactly as one of its own would."""
-    if peer_uid(connection)[1] != os.geteuid():
-        connection.send(b"only the server's own user may use it\n")
+    # While the shim still puts its request together. Who is no caller to work for is not waited for, either.
+    if (reason := border.judge(connection)) is not None:
+        connection.send(reason.encode() + b"\n")
         return None
     try:
         offer = receive(connection, socket.MSG_DONTWAIT)
@@ -300,8 +304,7 @@ def _refusal(about: bytes, plugins: Mapping[bytes, Loaded]) -> str:
             continue  # another plugin
         if theirs[:3] != ours[:3]:
             return "it is of another version: restart it, or run `cnisdk install --thick` again"
-        kinds = (kind for kind, here, there in zip(NAMESPACES, ours[3:], theirs[3:], strict=False) if here != there)
-        return f"the caller is in another {next(kinds, 'unknown')} namespace"
+        return "the caller has another personality (setarch)"
     return "it has no such plugin"
 
 
