@@ -123,11 +123,14 @@ class Server:
         self._retiring = 0
         self._idle: set[int] = set()
         self._busy: set[int] = set()
+        # Those that have answered: only their end is left, which may take long where others need the processors.
+        self._ending: set[int] = set()
         self._buffer = b""
         self._stopping = False
         self._last = -_QUIET
         self._populate = pages.Populate()
         self._learned: Counter[pages.Kind] = Counter()
+        self._lessons: Counter[pages.Kind] = Counter()
         for plugin in plugins.values():
             for verb, touched in plugin.lessons.items():
                 self._populate.learn((plugin.type, verb), touched)
@@ -146,6 +149,7 @@ class Server:
         own = listener is None
         listener = listener or listen(self._path(protocol.SOCKET), socket.SOCK_SEQPACKET)
         control = listen(self._path(protocol.CONTROL), socket.SOCK_STREAM)
+        control.setblocking(False)
         identity = None if not own else os.stat(self._path(protocol.SOCKET)).st_ino
         listener.setblocking(False)
         plugins = {protocol.describe(each.type, each.id): each for each in self._plugins.values()}
@@ -169,14 +173,15 @@ class Server:
         self._mine = (self._stop, self._retire, reading, wake, waker, control.fileno())
         # To be told of a request is no reason to take the processor from it.
         schedule(os.SCHED_OTHER, os.SCHED_BATCH)
-        self._fill(door, plugins)
+        more = self._fill(door, plugins)
         notify("READY=1")
         deadline: float | None = None
         poll = select.poll()
         for fd in (reading, wake, control.fileno()):
             poll.register(fd, select.POLLIN)
         while True:
-            events = dict(poll.poll(_QUIET * 1000 if self._spans or len(self._idle) < self._ready else 1000))
+            soon = self._spans or len(self._idle) < self._ready
+            events = dict(poll.poll(0 if more else _QUIET * 1000 if soon else 1000))
             if wake in events:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
@@ -185,6 +190,7 @@ class Server:
             if control.fileno() in events:
                 self._answer(control)
             if self._stopping:
+                more = False
                 if deadline is None:
                     notify("STOPPING=1")
                     deadline = time.monotonic() + GRACE
@@ -192,7 +198,7 @@ class Server:
                 if (not self._idle and not self._busy) or time.monotonic() > deadline:
                     break
             else:
-                self._fill(door, plugins)
+                more = self._fill(door, plugins)
             self.metrics.write(len(self._idle), len(self._busy))
         self._hear(reading)
         self.metrics.write(0, 0, now=True)
@@ -208,13 +214,19 @@ class Server:
     def _end(self, number: int, _: FrameType | None) -> None:
         self._stopping = True
 
-    def _fill(self, door: Door, plugins: Mapping[bytes, Loaded]) -> None:
+    def _fill(self, door: Door, plugins: Mapping[bytes, Loaded]) -> bool:
+        """Fork a worker if one is missing.
+
+        Returns:
+            True if more are. One at a time: where the machine is busy a fork takes long, and the server must hear
+            signals and questions in between.
+        """
         # To fork, and what a new worker does first, takes time from requests that run, and requests come in groups: as
         # long as others wait, it can wait too.
         now = time.monotonic()
         quiet = not self._busy and now - self._last >= _QUIET
         if len(self._idle) > self._ready // 4 and not quiet:
-            return
+            return False
         if quiet:
             self._look_back(now)
         ready, peak = self._ready, self._peaks.highest
@@ -223,25 +235,28 @@ class Server:
             ready = max(ready, min(peak.number, self._limit, room))
         if (surplus := len(self._idle) - self._retiring - ready) > 0:
             self._retiring += os.write(self._retire, bytes(surplus))
-        while len(self._idle) < ready and len(self._idle) + len(self._busy) < self._limit:
-            # Those that are more than usual hold no more than such requests need as came together. The last go first.
-            ranges = self._populate.choose(None if len(self._idle) >= ready - self._ready else peak.kinds)
-            populate = partial(self._populate, ranges)
-            pause = 0 if quiet else _BUSY
-            sys.stdout.flush()
-            sys.stderr.flush()
+        if len(self._idle) >= ready or len(self._idle) + len(self._busy) + len(self._ending) >= self._limit:
+            return False
+        # Those that are more than usual hold no more than such requests need as came together. The last go first.
+        ranges = self._populate.choose(None if len(self._idle) >= ready - self._ready else peak.kinds)
+        populate = partial(self._populate, ranges)
+        pause = 0 if quiet else _BUSY
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
             pid = os.fork()
-            if pid == 0:
-                try:
-                    signal.set_wakeup_fd(-1)
-                    for fd in self._mine:
-                        os.close(fd)
-                    work(door, plugins, self._border, self._report, pause, populate, self._learn)
-                finally:
-                    os._exit(1)
-            self._idle.add(pid)
-            if not quiet:
-                break  # one for each that was taken
+        except OSError:  # too many processes, or no memory: later there may be room
+            return False
+        if pid == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                for fd in self._mine:
+                    os.close(fd)
+                work(door, plugins, self._border, self._report, pause, populate, self._learn)
+            finally:
+                os._exit(1)
+        self._idle.add(pid)
+        return quiet  # else one for each that was taken
 
     def _look_back(self, now: float) -> None:
         """See how many of the requests that have ended were there at a time, those included that waited."""
@@ -263,16 +278,22 @@ class Server:
                 self._busy.add(int(pid))
             elif what == "pages":
                 self._take_pages(pid, (rest[0], rest[1]), fetched=rest[2] != "0")
-            elif rest[2] == "declined":
-                self.metrics.declined += 1
             else:
-                type_, verb, status, took, waited = rest
-                self.metrics.count(type_, verb, int(status), float(took))
-                self._spans.append((self._last - float(took) - float(waited), self._last))
-                self._kinds.add((type_, verb))
-                self._learned[type_, verb] += 1
+                self._busy.discard(int(pid))
+                self._ending.add(int(pid))
+                self._count(*rest)
         if len(self._spans) >= _SPANS:
             self._look_back(self._last)
+
+    def _count(self, type_: str, verb: str, status: str, took: str, waited: str) -> None:
+        """Count a request that was answered, or declined."""
+        if status == "declined":
+            self.metrics.declined += 1
+            return
+        self.metrics.count(type_, verb, int(status), float(took))
+        self._spans.append((self._last - float(took) - float(waited), self._last))
+        self._kinds.add((type_, verb))
+        self._learned[type_, verb] += 1
 
     def _learn(self, type_: str, verb: str) -> str | None:
         """Where a worker is to write down the pages it touched; None when enough is known of such requests."""
@@ -282,8 +303,12 @@ class Server:
     def _take_pages(self, pid: str, kind: pages.Kind, *, fetched: bool) -> None:
         path = f"{self._path('pages')}.{pid}"
         with contextlib.suppress(OSError, ValueError):
-            with open(path, "rb") as file:
-                self._populate.learn(kind, pages.load(file.read()), fetched=fetched)
+            # When many requests come together, each of their workers takes itself for one of the first.
+            if self._lessons[kind] < _LESSONS + self._learned[kind].bit_length():
+                self._lessons[kind] += 1
+                with open(path, "rb") as file:
+                    self._populate.learn(kind, pages.load(file.read()), fetched=fetched)
+        with contextlib.suppress(OSError):
             os.unlink(path)
 
     def _reap(self, reading: int, door: Door) -> None:
@@ -296,21 +321,21 @@ class Server:
                 return
             self._hear(reading)  # what it said before it ended
             if os.WIFSIGNALED(status):
-                self.metrics.died += 1
+                self.metrics.died += pid not in self._ending
                 door.tell()  # it may have been woken for a request, and died before it took it
             if pid in self._idle and self._retiring:
                 self._retiring -= 1
-            self._idle.discard(pid)
-            self._busy.discard(pid)
+            for workers in (self._idle, self._busy, self._ending):
+                workers.discard(pid)
 
     def _answer(self, control: socket.socket) -> None:
-        """Tell somebody how the server is."""
+        """Tell the one who asks how the server is. Nobody is waited for: what is told fits into any socket."""
         try:
             connection, _ = control.accept()
         except OSError:
             return
         with connection:
-            connection.settimeout(1)
+            connection.setblocking(False)
             with contextlib.suppress(OSError):
                 if peer_uid(connection)[1] == os.geteuid():
                     status = {
@@ -393,7 +418,7 @@ def notify(state: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
         sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 

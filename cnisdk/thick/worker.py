@@ -19,12 +19,16 @@ from ..plugin import process
 from ..plugin.launch import Launcher
 from ..plugin.main import PluginMain
 from . import pages
+from .metrics import create
 from .pages import Ranges
 from .peer import Border
 from .protocol import PATIENCE, Offer, Request, make_socket, netns_cookie, receive, take
 
 # What plugins look up in /proc: the first time, the kernel makes all that lies on the way.
 _FIRST = ("/proc/self/ns/net", "/proc/self/fd/0")
+
+# Added to the niceness: a tenth of the processor's time, where others want it too.
+_UNHURRIED = 10
 
 # A shim that has connected says at once what it wants.
 _HESITATION = 5.0
@@ -180,7 +184,9 @@ def work(
         waited = min(max(0.0, start - offer.since), PATIENCE)  # its clock may be that of another time namespace
         took = time.monotonic() - start
         _tell(report, f"done {ready.pid} {plugin.type} {verb} {status} {took:.6f} {waited:.6f}")
-        schedule(os.SCHED_OTHER, os.SCHED_IDLE)  # an answer is waited for, the end of this process is not
+        # An answer is waited for, the end of this process is not. SCHED_IDLE would be too little: on a busy machine,
+        # such a process does not end for seconds, and holds a worker's place and locks of the kernel as long.
+        os.nice(_UNHURRIED)
         _write_down_pages(learn(plugin.type, verb), fetched, report, f"{plugin.type} {verb}")
         os._exit(status)
 
@@ -213,18 +219,21 @@ def _write_down_pages(path: str | None, fetched: Ranges, report: int, kind: str)
         return
     try:
         data = pages.dump(pages.touched().without(fetched))
-        with open(path, "wb") as file:
+        with create(path) as file:
             file.write(data)
-        _tell(report, f"pages {os.getpid()} {kind} {len(fetched)}")
+        if not _tell(report, f"pages {os.getpid()} {kind} {len(fetched)}"):
+            os.unlink(path)
     except (OSError, ValueError):
         pass  # the next requests take longer, that is all
 
 
-def _tell(report: int, line: str) -> None:
+def _tell(report: int, line: str) -> bool:
+    """Report to the server; False if it is gone. The request goes on nevertheless."""
     try:
         os.write(report, f"{line}\n".encode())  # less than PIPE_BUF: in one piece
     except OSError:
-        pass  # the server was killed; this request goes on
+        return False
+    return True
 
 
 def _accept(door: Door, pause: float, populate: Callable[[], Ranges]) -> tuple[socket.SocketType, Ranges] | None:
