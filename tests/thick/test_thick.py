@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -22,8 +24,10 @@ from cnisdk.plugin.launch import code_of, interpreter_of, render
 from cnisdk.testing import Sandbox
 from cnisdk.thick import shim
 from cnisdk.thick.metrics import Metrics
-from cnisdk.thick.server import Peak, Peaks, count_together, prepare_directory
+from cnisdk.thick.peer import Border
+from cnisdk.thick.server import Peak, Peaks, Server, count_together, prepare_directory
 from cnisdk.thick.units import render_units
+from cnisdk.thick.worker import Door
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = '{"cniVersion":"1.1.0","supportedVersions":["1.0.0"]}'
@@ -433,6 +437,56 @@ def test_the_end_of_the_answer_does_not_wait_for_the_end_of_the_worker(machine: 
     pid = json.loads(stdout)["pid"]
     assert Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "RST"  # it is there still
     os.kill(pid, signal.SIGKILL)
+
+
+def test_a_worker_that_does_not_end_keeps_nothing_waiting(machine: Machine) -> None:
+    """On a busy machine the end of a process takes any time; here it never comes."""
+    server = machine.serve(2, 60, "linger")
+    workers = [json.loads(machine.run("c", "ADD", "MODE=keep")[1])["pid"] for _ in range(3)]
+    deadline = time.monotonic() + 20
+    while (status := status_of(machine))["requests"] < 3 and time.monotonic() < deadline:
+        pass  # the shim knows sooner than the server that a request is answered
+    assert (status["requests"], status["busy"]) == (3, 0)
+    assert all(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "RST" for pid in workers)
+    server.terminate()
+    assert server.wait(20) == 0  # the kernel ends them then: a stopped process that nobody can continue
+
+
+class Forks:
+    """Stands for os.fork() in a server: makes no process, and counts."""
+
+    def __init__(self, error: OSError | None = None) -> None:
+        self.count, self.error = 0, error
+
+    def __call__(self) -> int:
+        if self.error:
+            raise self.error
+        self.count += 1
+        return 1_000_000 + self.count
+
+
+def fill(path: Path, forks: Forks) -> list[tuple[bool, int]]:
+    """What a server that starts says each time it was asked to fill its pool, and the forks until then."""
+    server = Server({}, str(path), ready=4, limit=16)
+    server._border = Border()
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fork", forks)
+        for _ in range(20):
+            said.append((server._fill(cast(Door, None), {}), forks.count))
+    return said
+
+
+def test_a_server_that_fills_its_pool_looks_up_after_each_fork(tmp_path: Path) -> None:
+    """A busy machine lets it wait for each: it is to answer and to end all the same."""
+    said = fill(tmp_path, Forks())
+    assert said == [(True, count) for count in range(1, 17)] + [(False, 16)] * 4
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM])
+def test_a_server_that_may_not_fork_goes_on(tmp_path: Path, number: int) -> None:
+    """And does not try without a pause, either."""
+    assert fill(tmp_path, Forks(OSError(number, os.strerror(number)))) == [(False, 0)] * 20
 
 
 def status_of(machine: Machine) -> dict[str, int]:
