@@ -367,7 +367,9 @@ static int run(int argc)
     *at++ = ' ';
     CALL2(clock_gettime, CLOCK_MONOTONIC, &time);
     at = append_number(at, (unsigned long)time.tv_sec * 1000000 + (unsigned long)time.tv_nsec / 1000, 10);
-    if (transmit((int)connection, &(struct iovec){text, (size_t)(at - text)}, 1, &pair[1], 1) < 0)
+    length = transmit((int)connection, &(struct iovec){text, (size_t)(at - text)}, 1, &pair[1], 1);
+    /* A worker that has hung up already may have said why. */
+    if (length < 0 && length != -EPIPE && length != -ECONNRESET)
         fall_back("lost", "the server ended before it took the request", "");
 
     do {
@@ -387,6 +389,8 @@ static int run(int argc)
                 CALL4(pidfd_send_signal, worker, number, NULL, 0);
         }
         length = receive((int)connection, text, sizeof text, NULL, MSG_DONTWAIT);
+        if (length == -ECONNRESET) /* told once: that it hung up without reading. Then comes what it said. */
+            length = receive((int)connection, text, sizeof text, NULL, MSG_DONTWAIT);
     } while (length == -EAGAIN);
     if (length > 0 && starts_with(text, "exit "))
         return (text[5] - '0') * 100 + (text[6] - '0') * 10 + (text[7] - '0');

@@ -170,6 +170,11 @@ for fd in (0, 1, 2):
         os.execv("/bin/sh", ["sh", "-c", launcher, name])
 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 connection.settimeout({patience!r})
+def hear():
+    try:
+        return connection.recv(512)
+    except ConnectionResetError:
+        return connection.recv(512)
 def take_back():
     try:
         return bool(end is None or end.recv(8, socket.MSG_DONTWAIT))
@@ -215,15 +220,18 @@ try:
     end = there
     for number in handled:
         signal.signal(number, handle)
-    socket.send_fds(connection, [offer.encode()], [there.fileno()])
-    text = connection.recv(512)
+    try:
+        socket.send_fds(connection, [offer.encode()], [there.fileno()])
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    text = hear()
 except TimeoutError:
     if take_back():
         instead("late", "the server does not answer in time")
     end.close()
     connection.settimeout(None)
     try:
-        text = connection.recv(512)
+        text = hear()
     except OSError:
         text = b""
 except OSError:
