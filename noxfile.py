@@ -60,6 +60,13 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session
+def man(session: nox.Session) -> None:
+    """Write the manual pages in docs/man, made from the parsers."""
+    session.install(".[cli]", *group("test"))
+    session.run("python", "docs/publish_man.py", env={"COLUMNS": "80"})
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Attach three namespaces to a bridge network inside a private sandbox and show each step."""
     session.install(".[cli]", "./examples")

@@ -25,6 +25,9 @@ from typing import Any, Protocol, cast
 
 from .. import __version__
 from ..errors import CNIError
+from .parsers import Parser
+
+_DESCRIPTION = "Tools for plugins of the Container Network Interface (CNI)."
 
 COMMANDS = {
     "install": ("install", "write a launcher for each registered plugin into a directory"),
@@ -33,6 +36,7 @@ COMMANDS = {
     "gc": ("gc", "release leases and cached attachments whose container is gone"),
     "fsck": ("fsck", "find broken state, and repair it"),
     "conform": ("conform", "test any plugin executable against the specification"),
+    "completion": ("completion", "print the completion of a shell for cnisdk and cnitool"),
     "serve": ("serve", "run plugins in a resident process"),
 }
 """Name of a subcommand: its module, and one line for the help."""
@@ -67,18 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = available()
     if name not in commands:
         parser = _overview(commands)
-        if name == "--version":
-            print(f"cnisdk {__version__}")
-            return 0
-        if name in ("-h", "--help"):
-            parser.print_help()
-            return 0
+        if name in ("-h", "--help", "--version"):
+            parser.parse_args([name])
         if not name:
             parser.print_help(sys.stderr)
             return 2
         parser.error(f"unknown command {name!r}, expected one of: {', '.join(commands)}")
     command = cast(Command, import_module(f".{COMMANDS[name][0]}", __package__))
-    parser = argparse.ArgumentParser(prog="cnisdk", allow_abbrev=False)
+    parser = Parser(prog="cnisdk")
     command.register(parser.add_subparsers(required=True))
     args = parser.parse_args(arguments)
     try:
@@ -96,15 +96,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _overview(commands: dict[str, str]) -> argparse.ArgumentParser:
     width = max(map(len, commands), default=0)
-    return argparse.ArgumentParser(
+    parser = Parser(
         prog="cnisdk",
         usage="cnisdk COMMAND [ARGUMENTS]",
-        description="Tools for plugins of the Container Network Interface (CNI).",
+        description=_DESCRIPTION,
         epilog="commands:\n"
         + "".join(f"  {name:{width}}  {text}\n" for name, text in commands.items())
         + "\n`cnisdk COMMAND --help` tells more about each. To attach namespaces to networks, see `cnitool --help`.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"cnisdk {__version__}")
+    return parser
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the program with all its commands, as completion and the manual page need it."""
+    parser = Parser(prog="cnisdk", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"cnisdk {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name in available():
+        cast(Command, import_module(f".{COMMANDS[name][0]}", __package__)).register(subparsers)
+    return parser
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
+from .. import __version__
 from ..errors import CNIError, InvalidEnvironmentError, IOFailureError
 from ..invoke.find import split_path
 from ..runtime.cache import DEFAULT_CACHE_DIR
@@ -24,6 +25,7 @@ from ..spec.codec import loads
 from ..spec.config import parse_args
 from ..spec.convert import print_result
 from ..spec.names import Attachment, shorten
+from .parsers import Parser
 
 _VERBS = ("add", "check", "del", "gc", "status")
 
@@ -33,8 +35,8 @@ Attach network namespaces to networks of the Container Network Interface (CNI), 
   add     attach NETNS to NETWORK; print the result as JSON
   check   check that the attachment is as `add` left it
   del     detach it again; what is gone already is no error
-  gc      detach everything that was attached to NETWORK, but for what --valid names,
-          and have its plugins clear away what nothing owns any more
+  gc      detach everything that was attached to NETWORK, but for what --valid
+          names, and have its plugins clear away what nothing owns any more
   status  ask whether NETWORK can take containers
 """
 
@@ -44,25 +46,21 @@ environment (the options come first):
   NETCONFPATH  directory with network configuration; /etc/cni/net.d if unset
   CNI_ARGS     arguments for the plugins, KEY=VALUE;KEY=VALUE
   CAP_ARGS     capability arguments, a JSON object such as
-               {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+               {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}
   CNI_IFNAME   name of the interface in the namespace; eth0 if unset
 
 The container's id is made from the path of NETNS, so `check` and `del` need the same path as `add`. An `add` that
 fails takes back what it did, unless NETNS was attached to NETWORK before. `check` and `del` use the arguments of the
-`add` where none are given. The exit status is 0, or 1 with a message on standard error.
+`add` where none are given.
+
+The exit status is 0; 1 with a message on standard error if it did not work out; 2
+for a mistake in the arguments.
 
 example:
   ip netns add testing
   CNI_PATH=/opt/cni/bin cnitool add mynet /var/run/netns/testing
   CNI_PATH=/opt/cni/bin cnitool del mynet /var/run/netns/testing
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Exit with 1 as the Go tool does, not with argparse's 2."""
-        self.print_usage(sys.stderr)
-        self.exit(1, f"cnitool: {message}\n")
 
 
 def container_id(netns: str) -> str:
@@ -83,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
+    parser = make_parser()
     if not arguments:
         parser.print_help()
         return 0
@@ -99,15 +97,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the program."""
+    parser = Parser(
         prog="cnitool",
         usage="cnitool [OPTIONS] {add,check,del,gc,status} NETWORK [NETNS]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"cnitool (cnisdk) {__version__}")
     parser.add_argument("verb", choices=_VERBS, metavar="COMMAND", help="one of the commands above")
     parser.add_argument("network", metavar="NETWORK", help="name of the network")
     parser.add_argument(

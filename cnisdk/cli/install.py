@@ -231,7 +231,6 @@ def register(subparsers: Any) -> None:
         "  cnisdk install --dest /opt/cni/bin\n"
         "  cnisdk install --dest /opt/cni/bin bridge host-local\n"
         "  cnisdk install --dest /opt/cni/bin --check",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "types", nargs="*", metavar="TYPE", help="plugin types to install; all that are registered if none"

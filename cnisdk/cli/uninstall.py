@@ -20,7 +20,6 @@ def register(subparsers: Any) -> None:
         "Containers that are running are not disturbed, but nothing can detach them until a plugin of the same type "
         "is there again.",
         epilog="examples:\n  cnisdk uninstall --dest /opt/cni/bin\n  cnisdk uninstall --dest /opt/cni/bin bridge",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("types", nargs="*", metavar="TYPE", help="plugin types to remove; all that are ours if none")
     parser.add_argument("--dest", metavar="DIR", required=True, help="the plugin directory, such as /opt/cni/bin")

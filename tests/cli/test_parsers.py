@@ -1,0 +1,61 @@
+"""Help, mistakes, completion and manual pages: the same for every command."""
+
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cnisdk.cli import cnisdk, cnitool
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = [("cnisdk", name) for name in cnisdk.available()] + [("cnisdk",), ("cnitool",)]
+MAINS = {"cnisdk": cnisdk.main, "cnitool": cnitool.main}
+
+
+def status_of(program: str, *arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        MAINS[program](arguments)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_fits_a_terminal(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert status_of(*command, "--help") == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_mistake_in_the_arguments_ends_with_2(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*command, "--no-such-option") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: ")
+
+
+@pytest.mark.parametrize("program", ["cnisdk", "cnitool"])
+def test_version(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(program, "--version") == 0
+    assert capsys.readouterr().out.split()[-1] == "0.1.0"
+
+
+@pytest.mark.parametrize(("line", "completed"), [("cnitool --cache", "--cache-dir"), ("cnisdk fs", "fsck")])
+def test_bash_completes(line: str, completed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    program, word = line.split()
+    assert cnisdk.main(["completion", "bash", program]) == 0
+    script = capsys.readouterr().out
+    ask = f'COMP_WORDS=({program} {word}); COMP_CWORD=1; _shtab_{program}; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    answer = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == [completed]
+
+
+@pytest.mark.parametrize("program", ["cnisdk", "cnitool"])
+def test_the_manual_page_is_made_of_the_parser(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python docs/publish_man.py` writes it. Other releases of Python break lines elsewhere."""
+    monkeypatch.setenv("COLUMNS", "80")
+    rendered = runpy.run_path(str(ROOT / "docs" / "publish_man.py"))["render"](program)
+    assert rendered.split() == (ROOT / "docs" / "man" / f"{program}.1").read_text().split()
