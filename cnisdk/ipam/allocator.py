@@ -171,7 +171,7 @@ class RoundRobin(Allocator):
             if free is None:
                 raise TryAgainLaterError(
                     f"{prefix}no IP addresses available in range set: {pool.range_set}",
-                    details=f"all {pool.size()} are held; delete attachments, run GC, or enlarge {pool.range_set.path}",
+                    details=_exhausted(pool),
                 )
             address = free
         transaction.reserve(address, owner)
@@ -200,8 +200,17 @@ class RoundRobin(Allocator):
         if pool is not None:
             raise PluginNotAvailableError(
                 f"no IP addresses available in range set: {pool.range_set}",
-                details=f"all {pool.size()} are held; delete attachments, run GC, or enlarge {pool.range_set.path}",
+                details=_exhausted(pool),
             )
+
+
+def _exhausted(pool: Pool) -> str:
+    """Say what to do about a pool that has no free address."""
+    size = pool.size()
+    if size == 0:
+        return f"{pool.range_set.path} has no address beside network, broadcast and gateway: enlarge it"
+    held = "its only address is held" if size == 1 else f"all {size} are held"
+    return f"{held}; delete attachments, run GC, or enlarge {pool.range_set.path}"
 
 
 def find_held(view: View, owner: Owner) -> tuple[IPAddress, ...]:

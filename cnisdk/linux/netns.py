@@ -156,7 +156,10 @@ def open(path: str) -> NetNS:
         # Looking at it first: to open a device or a named pipe can have effects, or block.
         look = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NetNSNotFoundError(f"network namespace {path} does not exist") from error
+        named = f"/run/netns/{path}"
+        known = "/" not in path and os.path.exists(named)
+        details = f"expected a path; a namespace of that name is at {named}" if known else ""
+        raise NetNSNotFoundError(f"network namespace {path} does not exist", details=details) from error
     except (OSError, ValueError) as error:
         raise _cannot_open(path, error) from error
     try:

@@ -54,6 +54,13 @@ HEADER = struct.Struct("=IHHII")
 _DUMP_ATTEMPTS = 20
 
 
+# What an errno means where the kernel says no more.
+_ADVICE = {
+    errno.EPERM: "it takes CAP_NET_ADMIN in the user namespace that owns the network namespace",
+    errno.EXFULL: "a bridge has at most 1024 ports (BR_MAX_PORTS): use a second network with a bridge of its own",
+}
+
+
 class KernelError(IOFailureError):
     """Code 5: the kernel refused a request.
 
@@ -64,7 +71,10 @@ class KernelError(IOFailureError):
     """
 
     def __init__(self, what: str, number: int, *, position: int = 0, reason: str = "") -> None:
-        super().__init__(f"{what}: {errno.errorcode.get(number, number)}: {os.strerror(number)}", details=reason)
+        super().__init__(
+            f"{what}: {errno.errorcode.get(number, number)}: {os.strerror(number)}",
+            details=reason or _ADVICE.get(number, ""),
+        )
         self.errno = number
         self.position = position
         self.reason = reason

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..errors import CNIError, InternalError, InvalidNetNSError, IOFailureError, TryAgainLaterError
 from ..spec.codec import dumps, dumps_compact, find_key, loads
+from ..spec.config import NetConf
 from ..spec.convert import AnyResult, convert_result, print_result
 from ..spec.versions import ALL, CURRENT, SpecVersion, Verb
 from .base import Plugin
@@ -115,8 +116,19 @@ def ended_by_signal(exc: Terminated, verb: Verb | None) -> CNIError:
     return TryAgainLaterError(f"ended by signal {exc.signum}", details=details)
 
 
+def _note_misspelt(conf: NetConf, notes: list[str]) -> None:
+    """Name keys that look misspelt. A runtime asks CHECK and DEL of the same configuration: ADD alone says it."""
+    for path, part in (("$", conf), ("$.ipam", conf.ipam)):
+        if part.extra:
+            from ..spec.spelling import find_misspelt
+
+            for key, meant in find_misspelt(part.extra, type(part)):
+                notes.append(f"{path}.{key} is not known: did you mean {meant}?\n")
+
+
 def _handle(plugin: Plugin[Any], request: Request[Any], notes: list[str]) -> AnyResult | None:
     if isinstance(request, AddRequest):
+        _note_misspelt(request.conf, notes)
         result: object = plugin.add(request)
         if not isinstance(result, AnyResult):
             raise InternalError(

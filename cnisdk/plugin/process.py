@@ -188,15 +188,16 @@ def _deliver(reply: Reply, stdout: int, signals: Signals) -> int:
                 pass  # raises what has come since the handler ended: there is still time to answer with an error
         except Terminated as exc:
             reply = _take_back(reply, exc)
-    if reply.stderr:
-        _say(reply.stderr)
     try:
         # What failed has been taken back already: there is nothing more a signal could ask for.
         with signals if reply.status == 0 and reply.stdout else nullcontext():
             rest = memoryview(reply.stdout)
             while rest:
                 rest = rest[os.write(stdout, rest) :]
+            if reply.stderr:
+                _say(reply.stderr)  # after the document it belongs to
     except (OSError, Terminated) as exc:
+        _say(reply.stderr)
         for problem in (exc, *reply.undo.unwind()):
             _say(f"the reply could not be delivered, its work is taken back: {problem}\n")
         return 1

@@ -210,3 +210,10 @@ def test_other_threads_stay_too(host: Sandbox) -> None:
         assert set(seen.values()) == before | {f"net:[{blue.inode}]"}
 
     in_blue(host, work)
+
+
+def test_a_bare_name_is_answered_with_the_path(host: Sandbox) -> None:
+    path = host.add_netns("blue")
+    with pytest.raises(netns.NetNSNotFoundError) as caught:
+        host.call(netns.open, "blue")
+    assert caught.value.details == f"expected a path; a namespace of that name is at {path}"

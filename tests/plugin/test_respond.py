@@ -380,3 +380,16 @@ def test_gc_with_a_malformed_list_removes_nothing(value: object, seen: list[Any]
 def test_gc_matches_its_key_in_any_case(seen: list[Any]) -> None:
     assert respond(Recorder, environ("GC"), config("1.1.0", **{"CNI.dev/Valid-Attachments": []})).status == 0
     assert len(seen) == 1
+
+
+def test_a_key_that_looks_misspelt_is_named_once_and_is_no_error() -> None:
+    keys = {"sise": 3, "size": 1, "unrelated": True, "ipam": {"tipe": "host-local", "subnet": "10.0.0.0/24"}}
+    reply = respond(Recorder, environ("ADD"), config(**keys))
+    assert (reply.status, reply.stderr) == (
+        0,
+        "$.sise is not known: did you mean size?\n$.ipam.tipe is not known: did you mean type?\n",
+    )
+    assert respond(Recorder, environ("CHECK"), config(**keys)).stderr == ""
+    assert respond(Recorder, environ("DEL"), config(**keys)).stderr == ""
+    minimal = respond(Minimal, environ("ADD"), config(isDefaultGatway=True))
+    assert (minimal.status, minimal.stderr) == (0, "")
