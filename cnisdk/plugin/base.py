@@ -91,6 +91,21 @@ class Plugin(ABC, Generic[ConfT]):
         """
         return ()
 
+    @classmethod
+    def conformance(cls) -> Mapping[str, Any]:
+        """How ``cnisdk conform`` is to try the plugin, where it is not told otherwise.
+
+        Unless overridden, nothing is said, and the suite finds out what it can with the required keys alone.
+
+        Returns:
+            All optional: ``conf``, the configuration without ``cniVersion``, ``name`` and ``type``, in which the
+            plugin ``stub-ipam`` leases addresses, and ``{number}`` in a text becomes the number of the attachment;
+            ``kind``: ``interface``, ``chained`` or ``ipam``; ``ifname``, if not ``eth0``; ``setup``, shell commands
+            that prepare a host on which the link ``up0`` and the bridge ``up1`` are already. For a chained plugin the
+            suite makes an interface, and the ``prevResult`` that tells of it.
+        """
+        return {}
+
     @abstractmethod
     def add(self, request: AddRequest[ConfT]) -> Result:
         """Attach the container, and say how.

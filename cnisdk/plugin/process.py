@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from types import FrameType
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import IOFailureError
 from ..invoke import local
-from ..spec.codec import loads
+from ..spec.codec import dumps, loads
 from ..spec.versions import SpecVersion, Verb
 from .launch import Launcher, this_launcher
 from .main import Reply, Terminated, ended_by_signal, print_error, refuse_own_netns, respond
@@ -39,7 +40,10 @@ def serve(main: PluginMain, launcher: Launcher | None = None, signals: Signals |
     """
     command = os.environ.get("CNI_COMMAND", "")
     if not command:
-        _say(main.about)
+        if sys.orig_argv[-1] == "--conformance":
+            _declare(main)
+        else:
+            _say(main.about)
         return 0
     signals = signals or Signals()
     try:
@@ -178,6 +182,11 @@ def _take_back(reply: Reply, exc: Terminated) -> Reply:
         error = type(error)(error.msg, details="; ".join(f"cleaning up failed: {problem}" for problem in problems))
     version = SpecVersion.parse(str(loads(reply.stdout)["cniVersion"]))
     return Reply(print_error(error, version), 1, reply.stderr, reply.undo)
+
+
+def _declare(main: PluginMain) -> None:
+    """Tell ``cnisdk conform``, which asks with an argument that no runtime gives, how to try the plugin."""
+    os.write(1, dumps(dict(main.plugin.conformance())))
 
 
 def _deliver(reply: Reply, stdout: int, signals: Signals) -> int:

@@ -19,7 +19,7 @@ def write_launchers(directory: Path) -> list[str]:
     for entry in entry_points(group=GROUP):
         code = f"from {entry.module} import {entry.attr}; {entry.attr}()"
         path = directory / entry.name
-        path.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)}\n")
+        path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"\n')
         path.chmod(0o755)
         types.append(entry.name)
     return sorted(types)

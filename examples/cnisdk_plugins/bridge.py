@@ -202,6 +202,11 @@ class Bridge(Plugin[BridgeConf]):
         ipam = {"type": "host-local", "dataDir": directory, "ranges": ranges, "routes": routes}
         return ({"bridge": "rehearsal", "isGateway": True, "hairpinMode": True, "ipam": ipam},)
 
+    @classmethod
+    def conformance(cls) -> dict[str, Any]:
+        conf = {"bridge": "cni0", "isGateway": True, "ipMasq": True, "capabilities": {"mac": True}}
+        return {"kind": "interface", "conf": {**conf, "ipam": {"type": "stub-ipam"}}}
+
     def add(self, request: AddRequest[BridgeConf]) -> Result:
         conf, owner = request.conf, request.attachment
         conf.validate()

@@ -101,6 +101,12 @@ class HostLocal(Plugin[HostLocalConf]):
         routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
         return ({"ipam": {"type": "host-local", "dataDir": directory, "ranges": ranges, "routes": routes}},)
 
+    @classmethod
+    def conformance(cls) -> dict[str, Any]:
+        ranges = [[{"subnet": "10.22.0.0/26"}]]  # few enough to run out of
+        conf = {"capabilities": {"ips": True}, "ipam": {"type": "host-local", "ranges": ranges}}
+        return {"kind": "ipam", "conf": conf}
+
     def add(self, request: AddRequest[HostLocalConf]) -> Result:
         conf = request.conf.ipam
         store = open_store(request.conf)

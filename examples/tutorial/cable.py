@@ -29,6 +29,10 @@ class CableConf(NetConf):
 class Cable(Plugin[CableConf]):
     """Plug a container into an existing Linux bridge."""
 
+    @classmethod
+    def conformance(cls) -> dict[str, object]:
+        return {"kind": "interface", "conf": {"bridge": "up1", "ipam": {"type": "stub-ipam"}}}
+
     def add(self, request: AddRequest[CableConf]) -> Result:
         with request.open_netns() as netns:
             with request.step():
