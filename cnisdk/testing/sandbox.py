@@ -203,24 +203,10 @@ class Sandbox:
             What it returned, pickled and unpickled.
         """
         self._check_open()
-        reading, writing = os.pipe()
-        parent, directory = os.getpid(), os.getcwd()
-        with _forking():
-            child = os.fork()
-        if child == 0:
-            self._call_in_child(writing, parent, directory, lambda: function(*args, **kwargs))
-        os.close(writing)
-        try:
-            with open(reading, "rb") as pipe:
-                answer = pipe.read()
-        finally:
-            _, status = os.waitpid(child, 0)
-        if not answer:
-            raise ProcessEndedError(repr(function), status)
-        returned, value = pickle.loads(answer)
-        if returned:
-            return value  # type: ignore[no-any-return]
-        raise value
+        directory = os.getcwd()
+        pipe, pid = fork_call(lambda: function(*args, **kwargs), lambda: self._enter(directory))
+        answer: T = take_answer(pipe, pid, repr(function))
+        return answer
 
     # -- conveniences --------------------------------------------------------------------------------------------------
 
@@ -268,27 +254,6 @@ class Sandbox:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), "setns")
 
-    def _call_in_child(self, pipe: int, parent: int, directory: str, work: Callable[[], object]) -> NoReturn:
-        status = 1
-        try:
-            try:
-                self._enter(directory)
-                _die_with(parent)
-                answer: tuple[bool, object] = (True, work())
-            except BaseException as error:
-                answer = (False, error)
-            try:
-                data = pickle.dumps(answer)
-                pickle.loads(data)
-            except Exception as error:
-                data = pickle.dumps((False, RuntimeError(f"cannot hand over {answer[1]!r}: {error}")))
-            with open(pipe, "wb") as writer:
-                writer.write(data)
-            status = 0
-        finally:
-            # No atexit handlers, no flushing of the parent's buffers, no pytest in the child.
-            os._exit(status)
-
     def _popen_run(
         self,
         argv: Sequence[str | os.PathLike[str]],
@@ -313,6 +278,67 @@ class Sandbox:
                 process.kill()
                 raise
         return subprocess.CompletedProcess(list(argv), process.returncode, stdout, stderr)
+
+
+def fork_call(work: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> tuple[int, int]:
+    """Call a function in a forked process, which is killed when the thread that forked it ends.
+
+    Args:
+        work: What to call; what it changes in memory is lost.
+        prepare: Called before, as long as the process may still change its credentials.
+
+    Returns:
+        A pipe that can be read when there is an answer, and the process: for :func:`take_answer`.
+    """
+    reading, writing = os.pipe()
+    parent = os.getpid()
+    with _forking():
+        child = os.fork()
+    if child == 0:
+        _call_in_child(writing, parent, prepare, work)
+    os.close(writing)
+    return reading, child
+
+
+def take_answer(pipe: int, pid: int, what: str = "a function") -> Any:
+    """Wait for the end of :func:`fork_call`, and return what the function returned, or raise what it raised.
+
+    Raises:
+        ProcessEndedError: The process ended without an answer.
+    """
+    try:
+        with open(pipe, "rb") as file:
+            answer = file.read()
+    finally:
+        _, status = os.waitpid(pid, 0)
+    if not answer:
+        raise ProcessEndedError(what, status)
+    returned, value = pickle.loads(answer)
+    if returned:
+        return value
+    raise value
+
+
+def _call_in_child(pipe: int, parent: int, prepare: Callable[[], object], work: Callable[[], object]) -> NoReturn:
+    status = 1
+    try:
+        try:
+            prepare()
+            _die_with(parent)
+            answer: tuple[bool, object] = (True, work())
+        except BaseException as error:
+            answer = (False, error)
+        try:
+            data = pickle.dumps(answer)
+            pickle.loads(data)
+        except Exception as error:
+            data = pickle.dumps((False, RuntimeError(f"cannot hand over {answer[1]!r}: {error}")))
+        with open(pipe, "wb") as writer:
+            writer.write(data)
+        status = 0
+    finally:
+        # No atexit handlers, no flushing of the parent's buffers, no pytest in the child.
+        os._exit(status)
 
 
 class _forking(warnings.catch_warnings):
