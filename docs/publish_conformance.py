@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cnisdk.testing.conformance import Level, Outcome, Verdict, judge, select
+from cnisdk.testing.conformance.identify import identify
 from cnisdk.testing.conformance.report import Report
-from cnisdk.testing.conformance.subject import identify
 from cnisdk.testing.launchers import write_launchers
 
 PAGE = Path(__file__).with_name("conformance.md")
@@ -65,7 +65,7 @@ import pytest
 
 from cnisdk.testing.conformance import select
 from cnisdk.testing.conformance.runner import Verdict, run_case
-from cnisdk.testing.conformance.subject import identify
+from cnisdk.testing.conformance.identify import identify
 
 
 @pytest.mark.parametrize("case", select(), ids=lambda case: case.id)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..testing.conformance.runner import Outcome
     from ..testing.conformance.subject import Subject
 
-Advance = Callable[["Case | None"], None]
+Advance = Callable[["Outcome"], None]
 
 
 def register(subparsers: Any) -> None:
@@ -31,11 +31,16 @@ def register(subparsers: Any) -> None:
         description="Judge plugins by a catalogue of cases, each keyed to a sentence of the CNI specification. "
         "Each case runs on a throw-away host of its own; root is not needed, and the host's network is not touched.",
         epilog="exit status: 0 no case at the --fail-on level or above failed; 1 one did; 2 wrong use; "
-        "3 the suite itself could not finish a case",
+        "3 the suite itself could not finish a case; 4 a plugin was not judged, since its ADD does not work with this "
+        "configuration",
         allow_abbrev=False,
     )
     parser.add_argument("plugin", nargs="*", metavar="PLUGIN", help="executable of a plugin")
-    parser.add_argument("--conf", metavar="FILE", help="its network configuration (JSON); well-known plugins have one")
+    parser.add_argument(
+        "--conf",
+        metavar="FILE",
+        help="its network configuration (JSON); by default what it declares, or what is known of its name",
+    )
     parser.add_argument(
         "--ipam", metavar="DIR", action="append", default=[], help="directory with plugins it delegates to (repeatable)"
     )
@@ -47,6 +52,10 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--only", metavar="PATTERN", action="append", default=[], help="only cases of this name; * and ? (repeatable)"
     )
+    parser.add_argument(
+        "-j", "--jobs", type=_positive, metavar="N", help="cases at the same time (default: the number of processors)"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="print each case as it ends")
     parser.add_argument("--list", action="store_true", help="list the cases, and do nothing")
     parser.add_argument("--fail-on", choices=["must", "should", "opinion"], default="must", help="default: must")
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
@@ -54,19 +63,26 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--html", metavar="FILE", help="write a web page with the matrix")
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def run(args: argparse.Namespace) -> int:
     """Judge, report, and tell by the status how it went."""
     from ..testing.conformance.case import Kind, Level
     from ..testing.conformance.catalogue import select
-    from ..testing.conformance.runner import exit_status
-    from ..testing.conformance.subject import identify
+    from ..testing.conformance.identify import identify
+    from ..testing.conformance.runner import UNJUDGED, exit_status
     from ..testing.sandbox import SandboxUnavailable
 
     kind = Kind(args.kind) if args.kind else None
     if args.list:
         for case in select(kind, args.only):
             kinds = "/".join(sorted(map(str, case.kinds)))
-            print(f"{case.id:46} {case.level!s:8} {kinds}\n    {case.section}: {case.says}")
+            print(f"{case.id:46} {case.level!s:8} {kinds}\n    {case.section}: {case.sentence}")
         return 0
     if not args.plugin:
         print("cnisdk conform: name the executable of a plugin, or ask for --list", file=sys.stderr)
@@ -79,13 +95,13 @@ def run(args: argparse.Namespace) -> int:
     try:
         for path in args.plugin:
             subject = identify(path, conf=conf, kind=kind, search=args.ipam, ifname=args.ifname, setup=args.setup)
-            reports.append(_judge(subject, select(subject.kind, args.only), _described(args)))
+            reports.append(_judge(subject, select(subject.kind, args.only), args))
     except SandboxUnavailable as unavailable:
         raise CNIError(str(unavailable), code=999) from unavailable
     finally:
         _write(args, reports)
     level = {"must": Level.MUST, "should": Level.SHOULD, "opinion": Level.OPINION}[args.fail_on]
-    return max(exit_status(report.outcomes, level) for report in reports)
+    return max(UNJUDGED if each.subject.problem else exit_status(each.outcomes, level) for each in reports)
 
 
 def _described(args: argparse.Namespace) -> str:
@@ -95,23 +111,38 @@ def _described(args: argparse.Namespace) -> str:
     return shlex.join(word for option, value in given if value for word in (option, value))
 
 
-def _judge(subject: Subject, cases: Sequence[Case], options: str) -> Report:
+def _judge(subject: Subject, cases: Sequence[Case], args: argparse.Namespace) -> Report:
+    from ..testing.conformance.catalogue import place_of
     from ..testing.conformance.report import Report, as_text
     from ..testing.conformance.runner import judge
 
     outcomes: list[Outcome] = []
-    with _progress(f"{subject.name} ({subject.kind})", cases) as advance:
-        for outcome in judge(subject, cases):
-            outcomes.append(outcome)
-            advance(outcome.case)
-    report = Report(subject, outcomes, options)
+    if not subject.problem:
+        jobs = args.jobs or len(os.sched_getaffinity(0))
+        with _progress(f"{subject.name} ({subject.kind})", len(cases), args.verbose) as advance:
+            for outcome in judge(subject, cases, jobs=jobs):
+                outcomes.append(outcome)
+                advance(outcome)
+    report = Report(subject, sorted(outcomes, key=lambda each: place_of(each.case)), _described(args))
     print(as_text(report), flush=True)
     return report
 
 
 @contextmanager
-def _progress(title: str, cases: Sequence[Case]) -> Iterator[Advance]:
-    """A bar on a terminal, if the extra ``cli`` is installed; nothing otherwise."""
+def _progress(title: str, cases: int, verbose: bool) -> Iterator[Advance]:
+    """Tell how far it is, on standard error: a line for each case, or a bar on a terminal."""
+    if verbose:
+        ended = 0
+
+        def tell(outcome: Outcome) -> None:
+            nonlocal ended
+            ended += 1
+            text = f"{ended:3}/{cases} {outcome.verdict!s:14} {outcome.case.id} [{outcome.case.level}]"
+            print(f"{text}, {outcome.seconds:.1f} s", file=sys.stderr, flush=True)
+
+        print(f"{title}, {cases} cases", file=sys.stderr, flush=True)
+        yield tell
+        return
     if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
         try:
             from rich.console import Console
@@ -120,10 +151,11 @@ def _progress(title: str, cases: Sequence[Case]) -> Iterator[Advance]:
             pass
         else:
             with Progress(console=Console(stderr=True), transient=True) as progress:
-                task = progress.add_task(title, total=len(cases))
-                yield lambda case: progress.update(task, advance=1, description=f"{title} {case.id if case else ''}")
+                task = progress.add_task(title, total=cases)
+                yield lambda outcome: progress.update(task, advance=1, description=f"{title} {outcome.case.id}")
             return
-    yield lambda case: None
+    print(f"{title}, {cases} cases; -v tells of each as it ends", file=sys.stderr, flush=True)
+    yield lambda outcome: None
 
 
 def _read_conf(path: str) -> dict[str, Any]:

@@ -64,7 +64,7 @@ WIRES = [
     ("uses another name inside", "add-creates-the-interface", 'peer name "$CNI_IFNAME"', "peer name eth7"),
     (
         "tells no sandbox",
-        "add-creates-the-interface",
+        "the-sandbox-is-the-netns",
         '"$(inside ip link show "$CNI_IFNAME" | mac)" "$CNI_NETNS"',
         '"$(inside ip link show "$CNI_IFNAME" | mac)" ""',
     ),
@@ -187,8 +187,32 @@ WIRES = [
         'DEL)\n    require CNI_CONTAINERID CNI_IFNAME\n    end=$(host_end "$CNI_CONTAINERID" "$CNI_IFNAME")\n',
         'DEL)\n    require CNI_CONTAINERID CNI_IFNAME\n    end=$(cat "/var/lib/cni/$CNI_CONTAINERID") || exit 0\n',
     ),
+    (
+        "changes what it refuses",
+        "a-refused-add-changes-nothing",
+        '    ip link add "$end"',
+        '    inside ip link del "$CNI_IFNAME" 2>/dev/null\n    ip link add "$end"',
+    ),
     ("works on the host", "the-plugins-own-netns-is-refused", '[ "$(stat -L -c %i "$CNI_NETNS")" !=', "[ x !="),
     ("prints two documents", "the-plugins-own-netns-gets-one-document", "    exit 1\n", "    echo '{}'\n    exit 1\n"),
+    (
+        "makes something in DEL",
+        "del-of-a-container-never-added-changes-nothing",
+        "DEL)\n",
+        "DEL)\n    [ $CNI_CONTAINERID = warm ] || ip link add wire7 type veth peer name wire8\n",
+    ),
+    (
+        "works in one version",
+        "every-version-it-claims-works",
+        "case $version in 1",
+        "case $version in 1.0.0) fail 1 no ;; 1",
+    ),
+    (
+        "wants a netns or a result to delete",
+        "del-without-netns-and-prev-result",
+        "DEL)\n",
+        'DEL)\n    [ -n "$CNI_NETNS" ] || case $config in *prevResult*) ;; *) fail 7 "what is it?" ;; esac\n',
+    ),
     ("reads one buffer", "a-configuration-of-a-megabyte", "config=$(cat)", "config=$(head -c 65536)"),
     (
         "works one at a time",
@@ -217,6 +241,7 @@ POOLS = [
         '    [ $n -gt 50 ] && fail 50 "no address is left"\n    ;;',
         "    ;;",
     ),
+    ("leases nothing", "ipam-returns-addresses", '\\"ips\\": [{', '\\"pis\\": [{'),
     (
         "tells interfaces",
         "ipam-result-is-abbreviated",
@@ -260,6 +285,12 @@ POOLS = [
 ECHOES = [
     ("ignores prevResult", "prev-result-is-passed-through", 'conf["prevResult"]', '{"cniVersion": conf["cniVersion"]}'),
     (
+        "loses routes",
+        "every-part-of-prev-result-survives",
+        "    print(json",
+        '    result["routes"] = result["routes"][:1]\n    print(json',
+    ),
+    (
         "loses name servers",
         "every-part-of-prev-result-survives",
         "    print(json",
@@ -272,9 +303,11 @@ def method(name: str, *body: str) -> str:
     return "\n        ".join([f"def {name}(self, request):", *body])
 
 
+_SWALLOWED = ("try: super().status(request)", "except Exception: pass")
 BRIDGES = [
     ("keeps GC to itself", "gc-reaches-the-delegate", method("gc", "pass")),
     ("keeps STATUS to itself", "status-asks-the-delegate", method("status", "pass")),
+    ("is ready whatever its delegate says", "the-delegates-status-is-returned", method("status", *_SWALLOWED)),
     ("leaves addresses leased", "del-and-check-reach-the-delegate", method("delete", "pass")),
     (
         "swallows errors",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from cnisdk.cli import cnisdk
-from cnisdk.testing.conformance import CASES, Level, Verdict, select
+from cnisdk.testing.conformance import CASES, Level, Verdict, judge, select
 from cnisdk.testing.conformance.case import Kind
+from cnisdk.testing.conformance.known import KNOWN
 from cnisdk.testing.conformance.report import Report, as_html, as_json, as_junit, as_text
 from cnisdk.testing.conformance.runner import Outcome, exit_status
 
@@ -25,6 +27,10 @@ def test_every_case_says_what_it_holds_plugins_to() -> None:
     for case in CASES:
         assert re.match('§[1-5] "', case.section), case.id
         assert case.says
+        # The level is the word of the sentence: what stands in a note is ours.
+        words = {Level.MUST: "must|required", Level.SHOULD: "should"}
+        if case.level in words:
+            assert re.search(rf"(?i)\b({words[case.level]})\b", case.says), case.id
         assert case.means.endswith(".")
         assert case.kinds
 
@@ -79,6 +85,96 @@ def test_a_run(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "http" not in page  # self-contained
     # Only what is asked for decides the status.
     assert cnisdk.main(["conform", subject.path, "--only", "success-prints*"]) == 0
+
+
+@pytest.mark.kernel
+def test_a_plugin_that_cannot_be_configured_is_not_judged(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that says what it said, and what to give."""
+    subject = make(Kind.INTERFACE, ("ADD)\n", "ADD)\n    [ -e /run/fabric ] || fail 7 'no fabric is configured'\n"))
+    given = [subject.path, "--junit", str(tmp_path / "junit.xml"), "--json", str(tmp_path / "json")]
+    assert cnisdk.main(["conform", *given]) == 4
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "not judged" in line
+    assert "no fabric is configured" in line
+    assert "--conf" in line
+    assert "--setup" in line
+    (plugin,) = json.loads((tmp_path / "json").read_text())["plugins"]
+    assert "no fabric is configured" in plugin["problem"]
+    assert plugin["cases"] == []
+    assert ElementTree.fromstring((tmp_path / "junit.xml").read_text())[0].get("errors") == "1"
+    # Prepared as it wants, it is judged.
+    assert cnisdk.main(["conform", subject.path, "--setup", "touch /run/fabric", "--only", "success-prints*"]) == 0
+
+
+@pytest.mark.kernel
+def test_a_host_that_cannot_be_prepared_says_so(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cnisdk.main(["conform", make(Kind.INTERFACE).path, "--setup", "echo no such fabric >&2; false"]) == 4
+    assert "no such fabric" in capsys.readouterr().out
+
+
+@pytest.mark.kernel
+def test_a_chained_plugin_that_does_nothing_is_pointed_out(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cnisdk.main(["conform", make(Kind.CHAINED).path, "--only", "success-prints*"]) == 0
+    assert "changes nothing that the suite can see" in capsys.readouterr().out
+
+
+@pytest.mark.kernel
+def test_a_plugin_says_itself_how_to_try_it(tmp_path: Path) -> None:
+    from cnisdk.testing.conformance.identify import identify
+
+    program = tmp_path / "whatever"
+    program.write_text(f"#!{sys.executable}\nfrom cnisdk_plugins.host_local import main\nmain()\n")
+    program.chmod(0o755)
+    subject = identify(str(program), conf=None)
+    assert (subject.kind, subject.conf["ipam"]["type"]) == (Kind.IPAM, "host-local")
+
+
+@pytest.mark.kernel
+@pytest.mark.interop
+@pytest.mark.parametrize("name", sorted(KNOWN.keys() - {"dummy", "tap"}))  # which are of a later version
+def test_the_table_fits_the_reference_plugins(go: Path, name: str) -> None:
+    from cnisdk.testing.conformance.identify import identify
+
+    subject = identify(str(go / name))
+    assert subject.remark == ""
+    unsupported = "operation not supported" in subject.problem  # by this kernel
+    assert not subject.problem or unsupported or (name == "dhcp" and "dialing DHCP daemon" in subject.problem)
+
+
+@pytest.mark.kernel
+def test_each_case_is_told_as_it_ends_and_all_in_order(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    only = [word for each in ("version-*", "del-twice") for word in ("--only", each)]
+    assert cnisdk.main(["conform", make(Kind.INTERFACE).path, *only, "-v", "-j", "2"]) == 0
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert re.fullmatch(r"  1/3 passed +[a-z-]+ \[MUST\], \d+\.\d s", lines[1])
+    assert len(lines) == 4
+
+
+@pytest.mark.kernel
+def test_an_add_ends_at_the_same_point_each_time(make: Make) -> None:
+    noted = '    : >"/run/wire.$CNI_CONTAINERID"\n    rm "/run/wire.$CNI_CONTAINERID"\n'
+    subject = make(Kind.INTERFACE, ('    ip link add "$end"', f'{noted}    ip link add "$end"'))
+    # One stops before the call, the other is told of the signal when it returns.
+    for name, number in (("killed-in-add", 2), ("terminated-in-add", 1)):
+        first, second = (judge(subject, select(only=[name])) for _ in range(2))
+        (one,), (other,) = first, second
+        assert one.verdict is Verdict.FAILED
+        assert (one.expected, one.seen) == (other.expected, other.seen)
+        assert f"at change {number} of" in one.expected
+
+
+@pytest.mark.kernel
+def test_what_every_del_leaves_is_reported_once(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    noted = '    : >"/run/wire.$CNI_CONTAINERID"\n'
+    subject = make(Kind.INTERFACE, ('    ip link add "$end"', f'{noted}    ip link add "$end"'))
+    assert cnisdk.main(["conform", subject.path, "--only", "del-*", "-j", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("✗ ") == 1
+    assert "✗ del-leaves-nothing  [SHOULD" in printed
+    assert "/run/wire.c1" in printed
 
 
 @pytest.mark.kernel
@@ -152,7 +248,7 @@ def test_reports_survive_any_text(make: Make) -> None:
 @pytest.mark.kernel
 def test_kinds_are_found_out(make: Make) -> None:
     """By asking, for names nobody knows."""
-    from cnisdk.testing.conformance.subject import identify
+    from cnisdk.testing.conformance.identify import identify
 
     paths = {kind: make(kind).path for kind in (Kind.INTERFACE, Kind.CHAINED)}
     for kind, path in paths.items():

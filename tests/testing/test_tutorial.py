@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cnisdk.testing.conformance import Verdict, judge, select
-from cnisdk.testing.conformance.subject import STUB, identify
+from cnisdk.testing.conformance.identify import identify
+from cnisdk.testing.conformance.known import STUB
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "examples" / "tutorial"
 

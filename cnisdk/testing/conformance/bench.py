@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -22,16 +23,26 @@ from ..hosts import Container, Host
 from ..running import SYSTEM_PATH
 from ..state import State
 from ..stub import HOME, StubPlugin
-from .case import Broken, Kind, NotApplicable
-from .subject import STUB, Subject
+from . import tracing
+from .case import Broken, Kind, NotApplicable, Unprepared
+from .known import STUB
+from .subject import Subject
+from .tracing import Traced
 
 _TIMEOUT = 60.0  # a request on a machine that has no time for it takes half of that
 _PATIENCE = 1.0
 # The kernel removes namespaces one batch after another, for all of the machine's sandboxes together.
-SETTLING = 3.0
+_SETTLING = 30.0
+_MARK = "cnisdk-mark"
+_MAIN = 254  # the table of routes that needs no name
 TEMPORARY = "/run/cnisdk-testing/tmp"
 # Where plugins that do not ask for the temporary directory leave things, and where they log.
 WATCHED = ("/tmp", "/var/tmp", "/var/log")
+
+
+def watched_for(path: str) -> list[str]:
+    """The places to watch on a host for a plugin: all but the one it is in itself."""
+    return [place for place in WATCHED if place != os.path.dirname(path)]
 
 
 class Answer(NamedTuple):
@@ -121,6 +132,7 @@ class Bench:
         self.results: dict[tuple[str, str], Any] = {}
         self.containers: dict[str, Container] = {}
         self._numbers: dict[str, int] = {}
+        self._attachments: dict[tuple[str, str], int] = {}
         self._leaders: set[int] = set()  # first processes of requests that have not come to an end
         self._daemons: set[int] = set()  # sessions of what the preparation of the host has started
 
@@ -182,21 +194,32 @@ class Bench:
             "dns": {"nameservers": ["10.24.0.1"]},
         }
 
+    def occupy(self, container: Container) -> None:
+        """Give a container an interface that is no plugin's, of the name that requests ask for."""
+        self.shell(f"ip link add {self.subject.ifname} type veth peer name foreign0", container.name)
+
+    def leased(self, **keys: Any) -> dict[str, Any]:
+        """What an IPAM plugin answers that leases one address."""
+        ip = {"address": "10.9.0.9/24", "gateway": "10.9.0.1"}
+        return self.in_version({"ips": [ip], **keys}, self.subject.version)
+
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def document(self, container: Container | None = None, ifname: str = "", **keys: Any) -> dict[str, Any]:
         """The configuration of a request; None as a key's value takes it out."""
-        conf = self.subject.document(self._numbers.get(container.id, 1) if container else 1)
-        known = self.results.get((container.id, ifname or self.subject.ifname)) if container else None
+        attachment = (container.id if container else "", ifname or self.subject.ifname)
+        number = self._attachments.setdefault(attachment, len(self._attachments) + 1) if container else 1
+        conf = self.subject.document(number)
+        known = self.results.get(attachment)
         if known is not None:
             conf["prevResult"] = self.in_version(known, conf["cniVersion"])
         return {key: value for key, value in {**conf, **keys}.items() if value is not None}
 
-    def in_version(self, result: Any, version: str) -> Any:
+    def in_version(self, result: Any, version: str) -> dict[str, Any]:
         """A result in the words of a version: before 1.0.0, addresses tell their family."""
         if version.startswith("1."):
             return {**result, "cniVersion": version}
-        result = json.loads(json.dumps(result))
+        result = copy.deepcopy(result)
         for each in result.get("ips", []):
             each.setdefault("version", "6" if ":" in each["address"] else "4")
         return {**result, "cniVersion": version}
@@ -263,11 +286,7 @@ class Bench:
         """Start one request, in a session of its own; the script gets its command line with ``data`` as stdin."""
         wanted: dict[str, str | None] = {**self.environ(verb, container, ifname), **(environ or {})}
         variables = {key: value for key, value in wanted.items() if value is not None}
-        words = [f"{key}={shlex.quote(value)}" for key, value in variables.items()]
-        shown = data.decode(errors="replace")
-        if len(shown) > 2000:
-            shown = f"…{len(data)} bytes…"
-        self.script.append(f"env -i {' '.join(words)} {shlex.quote(self.subject.path)} <<'END'\n{shown}\nEND")
+        self._note(variables, data)
         argv: list[str] = [self.subject.path]
         if limits:
             argv = ["prlimit", *(f"--{_LIMITS[which]}={value}" for which, value in limits), *argv]
@@ -275,6 +294,30 @@ class Bench:
         process = self.host.popen(argv, env=variables, text=False, start_new_session=True, **{**pipes, **options})
         self._leaders.add(process.pid)
         return process
+
+    def trace(self, container: Container, *, at: int = 0, number: int = 0, waits: bool = False) -> Traced:
+        """Run an ADD, and send it a signal before its Nth change; the arguments are those of :func:`.tracing.run`.
+
+        Raises:
+            NotApplicable: This machine does not allow it.
+        """
+        data = json.dumps(self.document(container)).encode()
+        environ = self.environ("ADD", container)
+        self._note(environ, data)
+        try:
+            traced = self.host.call(tracing.run, [self.subject.path], environ, data, at=at, number=number, waits=waits)
+        except tracing.Untraceable as exc:
+            raise NotApplicable(f"a plugin cannot be stopped at a system call: {exc}") from exc
+        self.end(traced.leader)
+        return traced
+
+    def _note(self, variables: Mapping[str, str], data: bytes) -> None:
+        """Write a request into the script."""
+        words = [f"{key}={shlex.quote(value)}" for key, value in variables.items()]
+        shown = data.decode(errors="replace")
+        if len(shown) > 2000:
+            shown = f"…{len(data)} bytes…"
+        self.script.append(f"env -i {' '.join(words)} {shlex.quote(self.subject.path)} <<'END'\n{shown}\nEND")
 
     def finish(
         self, verb: str, process: subprocess.Popen[Any], data: bytes | None = None, timeout: float = _TIMEOUT
@@ -316,7 +359,7 @@ class Bench:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        until(lambda: not any(True for _ in self.living(leader)), SETTLING)
+        until(lambda: not any(True for _ in self.living(leader)), _SETTLING)
         self._leaders.discard(leader)
         return left
 
@@ -348,10 +391,16 @@ class Bench:
     # -- whole verbs ---------------------------------------------------------------------------------------------------
 
     def add(self, container: Container, ifname: str = "", **keys: Any) -> Result:
-        """Attach a container, which must work, and return the result in the current shape."""
-        answer = self.request("ADD", container, ifname, **keys).must_succeed()
-        version = str(keys.get("cniVersion", self.subject.version))
-        return self.parse(answer, version)
+        """Attach a container, which the case needs, and return the result in the current shape.
+
+        Raises:
+            Unprepared: It does not work. A case that is about ADD uses :meth:`request`.
+        """
+        answer = self.request("ADD", container, ifname, **keys)
+        try:
+            return self.parse(answer.must_succeed(), str(keys.get("cniVersion", self.subject.version)))
+        except Broken as broken:
+            raise Unprepared(f"it needs an ADD that works, and this one does not: {broken.seen}") from broken
 
     def parse(self, answer: Answer, version: str) -> Result:
         """The result in the current shape."""
@@ -402,7 +451,9 @@ class Bench:
             for each in state.addresses
             if each.link != "lo" or each.address not in ("127.0.0.1/8", "::1/128")  # the kernel's own
         }
-        found |= {f"route {each.place or 'host'}: {each.dst} {each.link}" for each in state.routes}
+        for way in state.routes:
+            table = f" table {way.table}" if way.table != _MAIN else ""
+            found.add(f"route {way.place or 'host'}: {way.dst} {way.link}{table}")
         found |= {f"rule {each.place or 'host'}: {each.rule}" for each in state.rules}
         # Tables stay empty behind those who looked for something in them.
         found |= {f"nft {each.place or 'host'}: {each.chain}: {each.line}" for each in state.nft if each.chain}
@@ -421,17 +472,48 @@ class Bench:
         """Attach and detach once, so that what is made once for all is there; return the footprint of that."""
         container = self.container("warm")
         self.add(container)
-        self.delete(container)
+        answer = self.request("DEL", container)
+        if answer.status != 0:
+            raise Unprepared(f"it needs a DEL that works, and this one does not: {answer.show()}")
         return self.footprint()
+
+    def settle(self) -> None:
+        """Wait until the kernel has removed every namespace that is gone, with what was in it.
+
+        It does so in the order in which they went: when a link of a namespace that goes now has gone, they have.
+        """
+        link = f"ip link add {_MARK}0 type veth peer name {_MARK}1 netns {_MARK}"
+        self.host.run(["sh", "-euc", f"ip netns add {_MARK}; {link}; ip netns del {_MARK}"])
+        until(lambda: f"{_MARK}0" not in self.host.links(), _SETTLING)
+
+    def remains(self, known: frozenset[str]) -> frozenset[str]:
+        """What there is beyond what is known, and beyond what every DEL of this plugin leaves: that is said once."""
+
+        def left() -> frozenset[str]:
+            new = self.footprint() - known
+            return frozenset(each for each in new if self._likeness(each) not in self.subject.leaks)
+
+        found = left()
+        if found:
+            self.settle()
+            until(lambda: not left(), _PATIENCE)  # for what a resident server still has to let go of
+            found = left()
+        return found
+
+    def _likeness(self, item: str) -> str:
+        """An item without what tells one attachment from another."""
+        names = "|".join(sorted(map(re.escape, self.containers), key=len, reverse=True))
+        alike = re.sub(rf"(?<![A-Za-z0-9])({names})(?![A-Za-z0-9])", "@", item) if names else item
+        return re.sub(r"[0-9a-f]*[0-9][0-9a-f]*", "#", alike)
 
     @contextmanager
     def leaving_nothing(self, what: str, before: frozenset[str] | None = None) -> Iterator[None]:
         """The block leaves nothing behind that was not there before it."""
         known = self.footprint() if before is None else before
         yield
-        # The kernel takes its time to remove what was in a namespace that is gone.
-        if not until(lambda: self.footprint() <= known, SETTLING):
-            raise Broken(f"nothing left {what}", listed(self.footprint() - known))
+        left = self.remains(known)
+        if left:
+            raise Broken(f"nothing left {what}", listed(left), map(self._likeness, left))
 
     @contextmanager
     def changing_nothing(self, what: str) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,17 +41,40 @@ CHAINED = frozenset({Kind.CHAINED})
 ATTACHING = INTERFACE | CHAINED
 
 
-class Broken(AssertionError):
-    """The plugin does not do what the case asks for."""
+class Sentence(NamedTuple):
+    """Words of the specification.
 
-    def __init__(self, expected: str, seen: str) -> None:
+    Attributes:
+        section: Where they stand; the version, if a later one has left them out.
+        words: The words, ``[...]`` for what is left out.
+    """
+
+    section: str
+    words: str
+
+
+class Broken(AssertionError):
+    """The plugin does not do what the case asks for.
+
+    Attributes:
+        expected: What was expected.
+        seen: What was seen.
+        left: What was left behind, where that is what is wrong.
+    """
+
+    def __init__(self, expected: str, seen: str, left: Iterable[str] = ()) -> None:
         super().__init__(f"expected {expected}, saw {seen}")
         self.expected = expected
         self.seen = seen
+        self.left = frozenset(left)
 
 
 class NotApplicable(Exception):
     """The case asks for something this plugin does not have, or this machine cannot do."""
+
+
+class Unprepared(NotApplicable):
+    """Something failed that the case needs, but is not about: its sentence says nothing of that."""
 
 
 class Case(NamedTuple):
@@ -61,7 +84,9 @@ class Case(NamedTuple):
         id: Its name, for ``--only``.
         level: How much the specification insists.
         section: Where in the specification.
-        says: What it says there, or what we hold.
+        says: What it says there, word for word, except that ``[...]`` stands for what is left out; for an opinion
+            possibly what we hold.
+        note: What we have to say about it.
         means: What a failure means for an operator.
         kinds: The kinds of plugins it applies to.
         check: Returns when the plugin passes; raises :class:`Broken` or :class:`NotApplicable` otherwise.
@@ -71,9 +96,15 @@ class Case(NamedTuple):
     level: Level
     section: str
     says: str
+    note: str
     means: str
     kinds: frozenset[Kind]
     check: Check
+
+    @property
+    def sentence(self) -> str:
+        """What is held against a plugin, in one text."""
+        return f"{self.says} ({self.note})" if self.note else self.says
 
 
 class Chapter:
@@ -83,12 +114,26 @@ class Chapter:
         self.cases: list[Case] = []
 
     def case(
-        self, level: Level, section: str, says: str, *, means: str, kinds: frozenset[Kind] = EVERY
+        self, level: Level, sentence: Sentence, *, means: str, note: str = "", kinds: frozenset[Kind] = EVERY
     ) -> Callable[[Check], Check]:
         """Make a case of a function; its name is the case's."""
 
         def collect(check: Check) -> Check:
-            self.cases.append(Case(check.__name__.replace("_", "-"), level, section, says, means, kinds, check))
+            self.add(check.__name__.replace("_", "-"), level, sentence, check, means=means, note=note, kinds=kinds)
             return check
 
         return collect
+
+    def add(
+        self,
+        id: str,
+        level: Level,
+        sentence: Sentence,
+        check: Check,
+        *,
+        means: str,
+        note: str = "",
+        kinds: frozenset[Kind] = EVERY,
+    ) -> None:
+        """Add a case: a row of a table, whose check is a function that other rows share."""
+        self.cases.append(Case(id, level, sentence.section, sentence.words, note, means, kinds, check))

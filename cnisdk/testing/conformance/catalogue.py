@@ -23,3 +23,11 @@ def select(kind: Kind | None = None, only: Iterable[str] = ()) -> list[Case]:
         if (kind is None or kind in case.kinds)
         and (not patterns or any(fnmatchcase(case.id, pattern) for pattern in patterns))
     ]
+
+
+def place_of(case: Case) -> int:
+    """The place of a case in the catalogue, to sort by."""
+    return _PLACES.get(case.id, len(_PLACES))
+
+
+_PLACES = {case.id: place for place, case in enumerate(CASES)}

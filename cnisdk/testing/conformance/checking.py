@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ...spec.result import Result
 from ..hosts import Container
 from .bench import Bench, listed
-from .case import ATTACHING, INTERFACE, Chapter, Kind, Level, NotApplicable
+from .case import ATTACHING, CHAINED, INTERFACE, Chapter, Kind, Level, NotApplicable, Sentence
+from .sentences import (
+    CHECK_AFTER_ADD,
+    CHECK_BESIDE_THE_RESULT,
+    CHECK_OF_THE_RESULT,
+    CHECK_PROBES,
+    CHECK_UNREACHABLE,
+)
 
 chapter = Chapter()
 case = chapter.case
@@ -15,12 +23,7 @@ case = chapter.case
 MUST, SHOULD, OPINION = Level.MUST, Level.SHOULD, Level.OPINION
 
 
-@case(
-    MUST,
-    '§2 "CHECK"',
-    "The plugin must handle CHECK being called immediately after an ADD",
-    means="A runtime that checks (CRI-O) takes healthy containers for broken ones.",
-)
+@case(MUST, CHECK_AFTER_ADD, means="A runtime that checks (CRI-O) takes healthy containers for broken ones.")
 def check_after_add(bench: Bench) -> None:
     container = bench.container()
     bench.add(container)
@@ -29,8 +32,7 @@ def check_after_add(bench: Bench) -> None:
 
 @case(
     MUST,
-    '§2 "CHECK"',
-    "The plugin must handle CHECK being called immediately after an ADD",
+    CHECK_AFTER_ADD,
     means="Networks without addresses (bridge with `ipam: {}`) cannot be used with a runtime that checks.",
     kinds=INTERFACE,
 )
@@ -45,30 +47,21 @@ def check_without_ipam(bench: Bench) -> None:
 
 @case(
     MUST,
-    '§2 "CHECK"',
-    "The plugin must handle CHECK being called immediately after an ADD. (A route without gw goes by the default "
-    "gateway of its subnet: the result is right, and so is the kernel's route that has one.)",
+    CHECK_AFTER_ADD,
+    note="A route without gw goes by the default gateway of its subnet: the result is right, and so is the kernel's "
+    "route that has one.",
     means="Networks with routes to other subnets cannot be used with a runtime that checks.",
     kinds=INTERFACE,
 )
 def check_of_a_route_without_gateway(bench: Bench) -> None:
-    ip = {"address": "10.9.0.9/24", "gateway": "10.9.0.1"} | (
-        {"version": "4"} if bench.subject.version < "1.0.0" else {}
-    )
-    leased = {"cniVersion": bench.subject.version, "ips": [ip], "routes": [{"dst": "10.98.0.0/16"}]}
-    bench.stub.answer("ADD", leased)
+    bench.stub.answer("ADD", bench.leased(routes=[{"dst": "10.98.0.0/16"}]))
     bench.stub.answer("CHECK")
     container = bench.container()
     bench.add(container)
     bench.check(container).must_succeed("success right after an ADD with a route without gw")
 
 
-@case(
-    SHOULD,
-    '§2 "CHECK"',
-    "CHECK is a way for a runtime to probe the status of an existing container.",
-    means="CHECK hides what is wrong, or makes it worse.",
-)
+@case(OPINION, CHECK_PROBES, note="It does not change it.", means="CHECK hides what is wrong, or makes it worse.")
 def check_changes_nothing(bench: Bench) -> None:
     bench.need_check()
     container, ifname = bench.container(), bench.subject.ifname
@@ -92,135 +85,157 @@ def check_changes_nothing(bench: Bench) -> None:
         bench.check(container)
 
 
-def _damaged(bench: Bench, damage: Callable[[Container, Result], str]) -> None:
-    container = bench.container()
-    result = bench.add(container)
-    if bench.check(container).status != 0:
-        raise NotApplicable("CHECK fails before any damage, as another case says")
-    what = damage(container, result)
-    bench.check(container).must_fail(f"an error, since {what}")
+# -- what CHECK is to notice ----------------------------------------------------------------------------------------
+
+Hurt = Callable[[Bench, Container, Result], str]
 
 
-_DAMAGE = (
-    "The plugin should return an error if a resource included in the CNI Result type (interface, address or route) was "
-    "created by the plugin, and is listed in prevResult, but is missing or in an invalid state."
-)
-_UNSEEN = "A container without network is reported as healthy."
+class Damage(NamedTuple):
+    """Something of an attachment that is taken away.
+
+    Attributes:
+        case: The name of the case.
+        sentence: What the plugin is held to.
+        hurt: Does it, and says what is wrong then; raises NotApplicable where there is nothing of the kind.
+        means: What a failure means for an operator.
+        kinds: The kinds of plugins it applies to.
+    """
+
+    case: str
+    sentence: Sentence
+    hurt: Hurt
+    means: str = "A container without network is reported as healthy."
+    kinds: frozenset[Kind] = INTERFACE
 
 
-@case(SHOULD, '§2 "CHECK"', _DAMAGE, means=_UNSEEN, kinds=INTERFACE)
-def check_notices_a_missing_address(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        if not result.ips:
-            raise NotApplicable("its result has no addresses")
-        address = str(result.ips[0].address)
-        bench.shell(f"ip addr del {address} dev {bench.subject.ifname}", container.name)
-        return f"the address {address} is gone"
+def _inside(find: Callable[[Bench, Result], str], command: str, wrong: str) -> Hurt:
+    """Run a command in the container, ``@`` for what was found and ``%`` for the interface."""
 
-    _damaged(bench, damage)
+    def hurt(bench: Bench, container: Container, result: Result) -> str:
+        found = find(bench, result)
+        bench.shell(command.replace("@", found).replace("%", bench.subject.ifname), container.name)
+        return wrong.replace("@", found)
 
-
-@case(SHOULD, '§2 "CHECK"', _DAMAGE, means=_UNSEEN, kinds=INTERFACE)
-def check_notices_a_missing_route(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        if not result.routes:
-            raise NotApplicable("its result has no routes")
-        dst = result.routes[0].dst
-        bench.shell(f"ip route del {dst}", container.name)
-        return f"the route to {dst} is gone"
-
-    _damaged(bench, damage)
+    return hurt
 
 
-@case(SHOULD, '§2 "CHECK"', _DAMAGE, means=_UNSEEN, kinds=INTERFACE)
-def check_notices_a_link_that_is_down(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        bench.shell(f"ip link set {bench.subject.ifname} down", container.name)
-        return f"{bench.subject.ifname} is down"
+def _outside(find: Callable[[Bench, Result], list[str]], command: str, wrong: str, otherwise: str) -> Hurt:
+    """Run a command on the host for each thing found, ``@`` for its name."""
 
-    _damaged(bench, damage)
+    def hurt(bench: Bench, container: Container, result: Result) -> str:
+        found = find(bench, result)
+        if not found:
+            raise NotApplicable(otherwise)
+        for each in found:
+            bench.shell(command.replace("@", each))
+        return wrong.replace("@", listed(found))
 
-
-@case(SHOULD, '§2 "CHECK"', _DAMAGE, means=_UNSEEN, kinds=INTERFACE)
-def check_notices_a_missing_link(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        if bench.subject.ifname == "lo":
-            raise NotApplicable("lo cannot be removed")
-        bench.shell(f"ip link del {bench.subject.ifname}", container.name)
-        return f"{bench.subject.ifname} is gone"
-
-    _damaged(bench, damage)
+    return hurt
 
 
-@case(
-    SHOULD,
-    '§2 "CHECK"',
-    "The plugin should return an error if it is aware of a condition where the container is generally unreachable.",
-    means=_UNSEEN,
-    kinds=INTERFACE,
-)
-def check_notices_a_port_without_bridge(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        ports = [link for link in bench.state().of("").links if link.master]
-        if not ports:
-            raise NotApplicable("it plugs nothing into a bridge")
-        bench.shell(f"ip link set {ports[0].name} nomaster")
-        return f"{ports[0].name} is in no bridge any more"
-
-    _damaged(bench, damage)
+def _ifname(bench: Bench, result: Result) -> str:
+    return bench.subject.ifname
 
 
-@case(
-    SHOULD,
-    '§2 "CHECK"',
-    "The plugin should return an error if it is aware of a condition where the container is generally unreachable.",
-    means=_UNSEEN,
-    kinds=INTERFACE,
-)
-def check_notices_a_missing_bridge(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        masters = {link.master for link in bench.state().of("").links if link.master}
-        if not masters:
-            raise NotApplicable("it plugs nothing into a bridge")
-        for master in sorted(masters):
-            bench.shell(f"ip link del {master}")
-        return f"{listed(masters)} is gone"
-
-    _damaged(bench, damage)
+def _removable(bench: Bench, result: Result) -> str:
+    if bench.subject.ifname == "lo":
+        raise NotApplicable("lo cannot be removed")
+    return bench.subject.ifname
 
 
-@case(
-    SHOULD,
-    '§2 "CHECK"',
-    "The plugin should return an error if it is aware of a condition where the container is generally unreachable.",
-    means=_UNSEEN,
-    kinds=INTERFACE,
-)
-def check_notices_a_host_end_that_is_down(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        ends = [each.name for each in result.interfaces if not each.sandbox]
-        veths = [link.name for link in bench.state().of("").links if link.kind == "veth" and link.name in ends]
-        if not veths:
-            raise NotApplicable("its result has no host end of a veth")
-        bench.shell(f"ip link set {veths[0]} down")
-        return f"the host end {veths[0]} is down"
-
-    _damaged(bench, damage)
+def _address(bench: Bench, result: Result) -> str:
+    if not result.ips:
+        raise NotApplicable("its result has no addresses")
+    return str(result.ips[0].address)
 
 
-@case(
-    SHOULD,
-    '§2 "CHECK"',
-    "The plugin should return an error if other resources not tracked in the Result type [...] are missing or are in "
-    "an invalid state: Firewall rules, Traffic shaping controls, IP reservations, [...]",
-    means="After `nft flush ruleset` or a firewall reload, published ports and masquerading are gone, unnoticed.",
-    kinds=ATTACHING,
-)
-def check_notices_missing_rules(bench: Bench) -> None:
-    def damage(container: Container, result: Result) -> str:
-        if not bench.state().nft:
-            raise NotApplicable("it makes no firewall rules")
-        bench.shell("nft flush ruleset")
-        return "the firewall rules are gone"
+def _route(bench: Bench, result: Result) -> str:
+    if not result.routes:
+        raise NotApplicable("its result has no routes")
+    return str(result.routes[0].dst)
 
-    _damaged(bench, damage)
+
+def _ports(bench: Bench, result: Result) -> list[str]:
+    return [link.name for link in bench.state().of("").links if link.master][:1]
+
+
+def _bridges(bench: Bench, result: Result) -> list[str]:
+    return sorted({link.master for link in bench.state().of("").links if link.master})
+
+
+def _host_ends(bench: Bench, result: Result) -> list[str]:
+    told = [each.name for each in result.interfaces if not each.sandbox]
+    return [link.name for link in bench.state().of("").links if link.kind == "veth" and link.name in told][:1]
+
+
+def _rules(bench: Bench, result: Result) -> list[str]:
+    return ["the firewall rules"] if bench.state().nft else []
+
+
+def _shaped(bench: Bench, result: Result) -> list[str]:
+    return [name for name in _host_ends(bench, result) if "qdisc tbf" in bench.shell(f"tc qdisc show dev {name}")]
+
+
+_NO_BRIDGE = "it plugs nothing into a bridge"
+
+for _damage in (
+    Damage(
+        "check-notices-a-missing-address",
+        CHECK_OF_THE_RESULT,
+        _inside(_address, "ip addr del @ dev %", "the address @ is gone"),
+    ),
+    Damage(
+        "check-notices-a-missing-route",
+        CHECK_OF_THE_RESULT,
+        _inside(_route, "ip route del @", "the route to @ is gone"),
+    ),
+    Damage(
+        "check-notices-a-link-that-is-down",
+        CHECK_OF_THE_RESULT,
+        _inside(_ifname, "ip link set @ down", "@ is down"),
+    ),
+    Damage(
+        "check-notices-a-missing-link",
+        CHECK_OF_THE_RESULT,
+        _inside(_removable, "ip link del @", "@ is gone"),
+    ),
+    Damage(
+        "check-notices-a-port-without-bridge",
+        CHECK_UNREACHABLE,
+        _outside(_ports, "ip link set @ nomaster", "@ is in no bridge any more", _NO_BRIDGE),
+    ),
+    Damage(
+        "check-notices-a-missing-bridge",
+        CHECK_UNREACHABLE,
+        _outside(_bridges, "ip link del @", "@ is gone", _NO_BRIDGE),
+    ),
+    Damage(
+        "check-notices-a-host-end-that-is-down",
+        CHECK_UNREACHABLE,
+        _outside(_host_ends, "ip link set @ down", "the host end @ is down", "its result has no host end of a veth"),
+    ),
+    Damage(
+        "check-notices-missing-rules",
+        CHECK_BESIDE_THE_RESULT,
+        _outside(_rules, "nft flush ruleset", "@ are gone", "it makes no firewall rules"),
+        means="After `nft flush ruleset` or a firewall reload, published ports and masquerading are gone, unnoticed.",
+        kinds=ATTACHING,
+    ),
+    Damage(
+        "check-notices-missing-shaping",
+        CHECK_BESIDE_THE_RESULT,
+        _outside(_shaped, "tc qdisc del dev @ root", "the shaping of @ is gone", "it shapes no traffic"),
+        means="A container takes all of the node's bandwidth, unnoticed.",
+        kinds=CHAINED,
+    ),
+):
+
+    def _notices(bench: Bench, hurt: Hurt = _damage.hurt) -> None:
+        container = bench.container()
+        result = bench.add(container)
+        if bench.check(container).status != 0:
+            raise NotApplicable("CHECK fails before any damage, as another case says")
+        wrong = hurt(bench, container, result)
+        bench.check(container).must_fail(f"an error, since {wrong}")
+
+    chapter.add(_damage.case, SHOULD, _damage.sentence, _notices, means=_damage.means, kinds=_damage.kinds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .bench import TEMPORARY, Bench, listed
 from .case import ATTACHING, IPAM, Broken, Chapter, Level, NotApplicable
+from .sentences import DEL_UNDOES, error_code
 
 chapter = Chapter()
 case = chapter.case
@@ -12,9 +13,9 @@ MUST, SHOULD, OPINION = Level.MUST, Level.SHOULD, Level.OPINION
 
 
 @case(
-    SHOULD,
-    '§5 "Error"',
-    "5: I/O failure. For example, failed to read network config bytes from stdin. (A full disk is one, not a success.)",
+    OPINION,
+    error_code(5),
+    note="A full disk is one, not a success.",
     means="After a disk was full, addresses are lost for ever, or two containers have the same.",
     kinds=IPAM,
 )
@@ -47,9 +48,8 @@ _STATE = ("/var/lib/cni", "/run/cni", TEMPORARY)
 
 @case(
     SHOULD,
-    '§5 "Error"',
-    "5: I/O failure. For example, failed to read network config bytes from stdin. (A full disk is one, not a success "
-    "that DEL cannot undo.)",
+    DEL_UNDOES,
+    note="As much after an ADD while the disk was full.",
     means="After a disk was full, links and rules of dead containers stay for ever, or containers cannot be removed.",
     kinds=ATTACHING,
 )

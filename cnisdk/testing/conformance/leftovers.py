@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .bench import Bench, listed
-from .case import INTERFACE, Broken, Chapter, Level
+from .case import INTERFACE, Broken, Chapter, Level, Sentence
+from .sentences import DEL_UNDOES, DELEGATE_CONFIGURED, STDOUT
 
 chapter = Chapter()
 case = chapter.case
@@ -12,9 +13,9 @@ MUST, SHOULD, OPINION = Level.MUST, Level.SHOULD, Level.OPINION
 
 
 @case(
-    SHOULD,
-    '§2 "Execution protocol"',
-    "A plugin is an executable that ends; what goes on belongs to the system, not to a request.",
+    OPINION,
+    Sentence('§2 "Overview"', "The CNI protocol is based on execution of binaries invoked by the container runtime."),
+    note="A binary ends; what goes on belongs to the system, not to a request.",
     means="Processes pile up on the node, or hold files of containers that are gone.",
 )
 def no_processes_are_left(bench: Bench) -> None:
@@ -26,10 +27,10 @@ def no_processes_are_left(bench: Bench) -> None:
 
 
 @case(
-    SHOULD,
-    '§2 "Execution protocol"',
-    "The plugin provides a result via standard out. (It is complete when nobody can write to it any more: runtimes "
-    "read to its end, and so to the end of every process that has inherited it.)",
+    OPINION,
+    STDOUT,
+    note="It is complete when no process can write to it any more: runtimes read to its end, and so to the end of "
+    "every process that has inherited it.",
     means="The runtime waits for ever for a plugin that ended long ago.",
 )
 def no_descriptors_are_left_open(bench: Bench) -> None:
@@ -45,9 +46,9 @@ def no_descriptors_are_left_open(bench: Bench) -> None:
 
 @case(
     OPINION,
-    '§4 "Delegated plugin execution procedure"',
-    "Execute that plugin with the same environment and configuration that it received. (And with nothing else: what is "
-    "open beside the standard streams is a lock, a namespace or a socket of the plugin that delegates.)",
+    DELEGATE_CONFIGURED,
+    note="And with nothing else: what is open beside the standard streams is a lock, a namespace or a socket of the "
+    "plugin that delegates.",
     means="A delegate that lives on (a DHCP client) keeps the namespaces of dead containers, and locks, for ever.",
     kinds=INTERFACE,
 )
@@ -63,8 +64,8 @@ def the_delegate_inherits_no_descriptors(bench: Bench) -> None:
 
 @case(
     OPINION,
-    '§2 "Execution protocol"',
-    "The specification is silent on temporary files; a node has thousands of containers in its life.",
+    DEL_UNDOES,
+    note="The specification is silent on temporary files; a node has thousands of containers in its life.",
     means="/tmp fills up, with a directory for every container that ever ran.",
 )
 def no_temporary_files_and_mounts(bench: Bench) -> None:

@@ -3,65 +3,85 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from .bench import Bench, listed, until
-from .case import ATTACHING, INTERFACE, Broken, Chapter, Kind, Level, NotApplicable
+from .case import ATTACHING, INTERFACE, Broken, Chapter, Kind, Level, NotApplicable, Sentence
+from .sentences import (
+    ADD_CREATES,
+    ADD_TAKES_EXISTING,
+    DEL_AGAIN,
+    DEL_UNDOES,
+    DEL_WITH_LESS,
+    DEL_WITHOUT,
+    NOT_PARALLEL,
+    ONE_DOCUMENT,
+    PRIMARY_KEY,
+    SAME_CONFIGURATION,
+    SUCCESS_INTERFACES,
+    SUCCESS_IPS,
+    SUCCESS_SANDBOX,
+)
 
 chapter = Chapter()
 case = chapter.case
 
 MUST, SHOULD, OPINION = Level.MUST, Level.SHOULD, Level.OPINION
 
-_NO_ERROR = (
-    "Plugins should generally complete a DEL action without error even if some resources are missing. For example, an "
-    "IPAM plugin should generally release an IP allocation and return success even if the container network namespace "
-    "no longer exists"
-)
 _STUCK = "The container cannot be removed: kubelet retries for ever, and its address is not freed."
 
 
 @case(
-    MUST,
-    '§2 "ADD"',
-    "create the interface defined by CNI_IFNAME inside the container at CNI_NETNS, or adjust [its] configuration",
-    means="The container has no interface, or the runtime is told of another one.",
+    SHOULD,
+    ADD_CREATES,
+    means="The container has no interface, or one of another name.",
     kinds=INTERFACE,
 )
 def add_creates_the_interface(bench: Bench) -> None:
     container = bench.container()
+    bench.request("ADD", container).must_succeed()
+    inside = [link.name for link in bench.state().of(container.name).links]
+    if bench.subject.ifname not in inside:
+        raise Broken(f"a link {bench.subject.ifname} in the container", f"links {listed(inside)}")
+
+
+@case(
+    SHOULD,
+    SUCCESS_SANDBOX,
+    means="The runtime does not find the container's addresses in the result.",
+    kinds=INTERFACE,
+)
+def the_sandbox_is_the_netns(bench: Bench) -> None:
+    container = bench.container()
     result = bench.add(container)
-    ifname = bench.subject.ifname
-    inside = {link.name: link for link in bench.state().of(container.name).links}
-    if ifname not in inside:
-        raise Broken(f"a link {ifname} in the container", f"links {listed(inside)}")
-    told = [each for each in result.interfaces if each.sandbox]
-    if [(each.name, each.sandbox) for each in told] != [(ifname, container.netns)]:
-        raise Broken(f"{ifname} with sandbox {container.netns} in the result", str(result.interfaces))
-    if told[0].mac and told[0].mac.lower() != inside[ifname].mac:
-        raise Broken(f"the hardware address {inside[ifname].mac} in the result", told[0].mac)
-    if told[0].mtu and told[0].mtu != inside[ifname].mtu:
-        raise Broken(f"the MTU {inside[ifname].mtu} in the result", str(told[0].mtu))
+    told = [each.sandbox for each in result.interfaces if each.name == bench.subject.ifname]
+    if told != [container.netns]:
+        raise Broken(f"{bench.subject.ifname} with sandbox {container.netns} in the result", str(result.interfaces))
 
 
 @case(
     MUST,
-    '§5 "ADD Success"',
-    "ips: IPs assigned by this attachment. routes: Routes created by this attachment.",
+    SUCCESS_IPS,
     means="What `kubectl` and `podman inspect` show is not what the container has.",
     kinds=INTERFACE,
 )
 def the_result_is_what_the_kernel_has(bench: Bench) -> None:
     container = bench.container()
     result = bench.add(container)
-    state = bench.state().of(container.name)
-    present = {each.address for each in state.addresses}
+    state = bench.state()
+    inside, outside = state.of(container.name), state.of("")
     for ip in result.ips:
+        if ip.interface is None:  # it may be one outside the container
+            present = {each.address for each in (*inside.addresses, *outside.addresses)}
+        elif ip.interface >= len(result.interfaces):
+            raise Broken(f"the address {ip.address} with the index of an interface", f"{ip} of {result.interfaces}")
+        else:
+            of = result.interfaces[ip.interface]
+            where = inside if of.sandbox else outside
+            present = {each.address for each in where.addresses if each.link == of.name}
         if str(ip.address) not in present:
-            raise Broken(f"the address {ip.address} in the container", f"addresses {listed(present)}")
-        if ip.interface is None or result.interfaces[ip.interface].name != bench.subject.ifname:
-            raise Broken(f"the address {ip.address} with the index of {bench.subject.ifname}", str(ip))
-    ways = {each.dst for each in state.routes}
+            raise Broken(f"the address {ip.address} where the result tells it", f"addresses {listed(present)}")
+    ways = {each.dst for each in inside.routes}
     for route in result.routes:
         if str(route.dst) not in ways:
             raise Broken(f"a route to {route.dst} in the container", f"routes to {listed(ways)}")
@@ -69,43 +89,42 @@ def the_result_is_what_the_kernel_has(bench: Bench) -> None:
 
 @case(
     MUST,
-    '§5 "ADD Success"',
-    "name, mac and sandbox of each interface [...] created by the attachment, including any host-level interfaces",
-    means="Tools that look for a container's host end do not find it.",
+    SUCCESS_INTERFACES,
+    means="Tools that look for a container's interface, or for its host end, do not find it.",
     kinds=INTERFACE,
 )
 def interfaces_of_the_result_exist(bench: Bench) -> None:
-    result = bench.add(bench.container())
-    outside = {link.name: link.mac for link in bench.state().of("").links}
+    container = bench.container()
+    result = bench.add(container)
+    state = bench.state()
+    if bench.subject.ifname not in [each.name for each in result.interfaces]:
+        raise Broken(f"{bench.subject.ifname} in the result", str(result.interfaces))
     for each in result.interfaces:
-        if not each.sandbox and (each.name not in outside or (each.mac and each.mac.lower() != outside[each.name])):
-            raise Broken(f"{each.name} with {each.mac} on the host", str(outside.get(each.name, "no such link")))
+        own = each.name == bench.subject.ifname
+        if each.sandbox and not own:
+            continue
+        place = container.name if own else ""
+        links = [link for link in state.of(place).links if link.name == each.name]
+        if not links or (each.mac and each.mac.lower() != links[0].mac) or (each.mtu and each.mtu != links[0].mtu):
+            expected = f"a link that is as the result tells in {place or 'the host'}: {each}"
+            raise Broken(expected, listed(map(str, links)) or "no such link")
 
 
 @case(
     MUST,
-    '§2 "ADD"',
-    "If an interface of the requested name already exists in the container, the CNI plugin MUST return with an error.",
+    ADD_TAKES_EXISTING,
     means="An interface of somebody else is taken over, and deleted later.",
     kinds=INTERFACE,
 )
 def the_interface_exists_already(bench: Bench) -> None:
-    container = bench.container()
     if bench.subject.ifname == "lo":
         raise NotApplicable("it works on lo, which always exists")
-    bench.add(container, "other0")
-    bench.shell(f"ip link add {bench.subject.ifname} type veth peer name foreign0", container.name)
-    with bench.changing_nothing("by an ADD for an interface that exists"):
-        bench.request("ADD", container).must_fail(f"an error, since {bench.subject.ifname} exists")
+    container = bench.container()
+    bench.occupy(container)
+    bench.request("ADD", container).must_fail(f"an error, since {bench.subject.ifname} exists")
 
 
-@case(
-    MUST,
-    '§2 "DEL"',
-    "delete the interface defined by CNI_IFNAME inside the container at CNI_NETNS, or undo any modifications applied "
-    "in the plugin's ADD functionality",
-    means="Interfaces, rules and addresses of dead containers pile up.",
-)
+@case(SHOULD, DEL_UNDOES, means="Interfaces, rules and addresses of dead containers pile up.")
 def del_leaves_nothing(bench: Bench) -> None:
     bench.warm()
     container = bench.container()
@@ -114,13 +133,7 @@ def del_leaves_nothing(bench: Bench) -> None:
         bench.delete(container)
 
 
-@case(
-    MUST,
-    '§2 "DEL"',
-    "Plugins MUST accept multiple DEL calls for the same (CNI_CONTAINERID, CNI_IFNAME) pair, and return success if the "
-    "interface in question, or any modifications added, are missing.",
-    means=_STUCK,
-)
+@case(MUST, DEL_AGAIN, means=_STUCK)
 def del_twice(bench: Bench) -> None:
     container = bench.container()
     bench.add(container)
@@ -130,78 +143,83 @@ def del_twice(bench: Bench) -> None:
     bench.request("DEL", container, prevResult=conf.get("prevResult")).must_succeed("success the third time")
 
 
-@case(
-    MUST,
-    '§2 "DEL"',
-    "Plugins MUST accept multiple DEL calls [...] and return success if the interface in question, or any "
-    "modifications added, are missing.",
-    means=_STUCK,
-)
+@case(MUST, DEL_AGAIN, means=_STUCK)
 def del_of_a_container_never_added(bench: Bench) -> None:
-    container = bench.container()
-    with bench.leaving_nothing("by DEL of what was never there"):
-        bench.request("DEL", container, prevResult=None).must_succeed("success for a container never added")
+    bench.request("DEL", bench.container(), prevResult=None).must_succeed("success for a container never added")
 
 
-@case(
-    SHOULD,
-    '§2 "DEL"',
-    "When CNI_NETNS and/or prevResult are not provided, the plugin should clean up as many resources as possible (e.g. "
-    "releasing IPAM allocations) and return a successful response. (0.4.0)",
-    means="What a container had leaks when its namespace went first, as after every node reboot and OOM kill.",
-)
-def del_without_netns(bench: Bench) -> None:
-    before = bench.warm()
-    container = bench.container()
-    bench.add(container)
-    bench.shell(f"ip netns del {container.name}")
-    with bench.leaving_nothing("after DEL with an empty CNI_NETNS", before):
-        bench.request("DEL", container, environ={"CNI_NETNS": ""}, prevResult=None).must_succeed(
-            "success with CNI_NETNS empty and without prevResult"
-        )
+class Less(NamedTuple):
+    """What a DEL has to do without.
+
+    Attributes:
+        case: The name of the case.
+        sentence: What the plugin is held to.
+        what: It, in words.
+        means: What a failure means for an operator.
+        commands: What happens to the container before, ``@`` for its name.
+        netns: ``CNI_NETNS`` of the request; None means as it was at ADD.
+        prev_result: The result of the ADD is sent along.
+    """
+
+    case: str
+    sentence: Sentence
+    what: str
+    means: str
+    commands: str = ""
+    netns: str | None = None
+    prev_result: bool = True
 
 
-@case(SHOULD, '§2 "DEL"', _NO_ERROR, means=_STUCK)
-def del_with_a_netns_that_is_gone(bench: Bench) -> None:
-    before = bench.warm()
-    container = bench.container()
-    bench.add(container)
-    bench.shell(f"ip netns del {container.name}")
-    with bench.leaving_nothing("after DEL with a CNI_NETNS that is gone", before):
-        bench.delete(container)
+_LEAKS = "What a container had leaks when its namespace went first, as after every node reboot and OOM kill."
 
+for _less in (
+    Less("del-without-netns", DEL_WITHOUT, "with an empty CNI_NETNS", _LEAKS, commands="ip netns del @", netns=""),
+    Less(
+        "del-without-netns-and-prev-result",
+        DEL_WITHOUT,
+        "with an empty CNI_NETNS and without prevResult",
+        _LEAKS,
+        commands="ip netns del @",
+        netns="",
+        prev_result=False,
+    ),
+    Less(
+        "del-without-prev-result",
+        DEL_WITHOUT,
+        "without prevResult",
+        "After a failed ADD runtimes send no prevResult: what it left leaks.",
+        prev_result=False,
+    ),
+    Less("del-with-a-netns-that-is-gone", DEL_WITH_LESS, "with a CNI_NETNS that is gone", _STUCK, "ip netns del @"),
+    # As when only the mount is gone: after a reboot with a persistent /run, or `umount`.
+    Less(
+        "del-with-a-netns-that-is-a-plain-file",
+        DEL_WITH_LESS,
+        "with a CNI_NETNS that is a plain file",
+        _STUCK,
+        "ip netns del @; : >/run/netns/@",
+    ),
+):
 
-@case(SHOULD, '§2 "DEL"', _NO_ERROR, means=_STUCK)
-def del_with_a_netns_that_is_a_plain_file(bench: Bench) -> None:
-    """As when only the mount is gone: after a reboot with a persistent /run, or `umount`."""
-    before = bench.warm()
-    container = bench.container()
-    bench.add(container)
-    bench.shell(f"ip netns del {container.name}; : >{container.netns}")
-    with bench.leaving_nothing("after DEL with a CNI_NETNS that is a plain file", before):
-        bench.delete(container)
+    def _with_less(bench: Bench, less: Less = _less) -> None:
+        before = bench.warm()
+        container = bench.container()
+        known = before if less.commands else before | bench.footprint()
+        bench.add(container)
+        if less.commands:
+            bench.shell(less.commands.replace("@", container.name))
+        keys: dict[str, Any] = {} if less.prev_result else {"prevResult": None}
+        environ = {} if less.netns is None else {"CNI_NETNS": less.netns}
+        with bench.leaving_nothing(f"after DEL {less.what}", known):
+            bench.request("DEL", container, environ=environ, **keys).must_succeed(f"success {less.what}")
 
-
-@case(
-    SHOULD,
-    '§2 "DEL"',
-    "When CNI_NETNS and/or prevResult are not provided, the plugin should clean up as many resources as possible (e.g. "
-    "releasing IPAM allocations) and return a successful response. (0.4.0)",
-    means="After a failed ADD runtimes send no prevResult: what it left leaks.",
-)
-def del_without_prev_result(bench: Bench) -> None:
-    before = bench.warm()
-    container = bench.container()
-    known = bench.footprint()
-    bench.add(container)
-    with bench.leaving_nothing("after DEL without prevResult", before | known):
-        bench.request("DEL", container, prevResult=None).must_succeed("success without prevResult")
+    chapter.add(_less.case, SHOULD, _less.sentence, _with_less, means=_less.means)
 
 
 @case(
     OPINION,
-    '§2 "DEL"',
-    "The parameters of DEL should be those of ADD; but administrators edit configurations while containers run.",
+    SAME_CONFIGURATION,
+    note="But administrators edit configurations while containers run.",
     means=_STUCK,
 )
 def del_with_a_changed_configuration(bench: Bench) -> None:
@@ -216,9 +234,8 @@ def del_with_a_changed_configuration(bench: Bench) -> None:
 
 @case(
     OPINION,
-    '§2 "Overview of lifecycle"',
-    "The container runtime must not invoke parallel operations for the same container. (Kubelet does, when an ADD "
-    "takes longer than it waits.)",
+    NOT_PARALLEL,
+    note="Kubelet does, when an ADD takes longer than it waits.",
     means="What an ADD does after the DEL that came too early is never taken back.",
 )
 def del_before_add_has_finished(bench: Bench) -> None:
@@ -250,10 +267,8 @@ def del_before_add_has_finished(bench: Bench) -> None:
 
 
 @case(
-    MUST,
-    '§2 "Overview of lifecycle"',
-    "The attachment is identified by (CNI_CONTAINERID, CNI_IFNAME): a container may be attached to a network more than "
-    "once, under different interface names.",
+    SHOULD,
+    PRIMARY_KEY,
     means="Removing one interface of a pod cuts off the other.",
     kinds=ATTACHING,
 )
@@ -264,7 +279,7 @@ def two_attachments_of_one_container(bench: Bench) -> None:
     if bench.subject.kind is Kind.CHAINED:
         bench.attach(container, "net1")
     bench.add(container)
-    bench.add(container, "net1")
+    bench.request("ADD", container, "net1").must_succeed("success for a second interface of the container")
     before = bench.footprint()
     healthy = bench.subject.checks and bench.check(container, "net1").status == 0
     bench.delete(container)
@@ -277,10 +292,10 @@ def two_attachments_of_one_container(bench: Bench) -> None:
 
 
 @case(
-    MUST,
-    '§5 "Error"',
-    "Plugins should output a JSON object [...] if they encounter an error. (And nothing else: a runtime parses all of "
-    "stdout. The reference SDK finds out that the namespace is the plugin's own when the result is printed already.)",
+    SHOULD,
+    ONE_DOCUMENT,
+    note="One of the two: a runtime parses all of stdout. The reference SDK finds out that the namespace is the "
+    "plugin's own when the result is printed already.",
     means="The runtime shows a parse error in place of the reason.",
     kinds=INTERFACE,
 )
@@ -290,11 +305,13 @@ def the_plugins_own_netns_gets_one_document(bench: Bench) -> None:
         raise Broken("exactly one JSON document on stdout", answer.show())
 
 
+_NOT_WRITTEN = "That it must not be the plugin's own namespace is not written; later reference SDKs"
+
+
 @case(
     OPINION,
-    '§2 "ADD"',
-    "create the interface defined by CNI_IFNAME inside the container at CNI_NETNS. (That it must not be the plugin's "
-    "own namespace is not written; later reference SDKs refuse it, with code 8.)",
+    ADD_CREATES,
+    note=f"{_NOT_WRITTEN} refuse it, with code 8.",
     means="A runtime that passes its own namespace by mistake changes the network of the node.",
     kinds=INTERFACE,
 )
@@ -308,9 +325,8 @@ def the_plugins_own_netns_is_refused(bench: Bench) -> None:
 
 @case(
     OPINION,
-    '§2 "DEL"',
-    "delete the interface defined by CNI_IFNAME inside the container at CNI_NETNS. (That it must not be the plugin's "
-    "own namespace is not written; later reference SDKs say so, with code 8, when it is done.)",
+    DEL_UNDOES,
+    note=f"{_NOT_WRITTEN} say so, with code 8, when it is done.",
     means="A runtime that passes its own namespace by mistake takes the node off the network.",
     kinds=INTERFACE,
 )
@@ -321,3 +337,16 @@ def del_spares_the_plugins_own_netns(bench: Bench) -> None:
         bench.shell(f"ip link add {ifname} type veth peer name foreign0 && ip link set {ifname} up")
     with bench.changing_nothing("by a DEL in the plugin's own namespace"):
         bench.request("DEL", container, environ={"CNI_NETNS": "/proc/self/ns/net"})
+
+
+@case(
+    OPINION,
+    DEL_AGAIN,
+    note="And so for a container that was never added: there is nothing to change.",
+    means="Each DEL of an unknown container, which runtimes send after a restart, leaves something on the node.",
+)
+def del_of_a_container_never_added_changes_nothing(bench: Bench) -> None:
+    bench.warm()
+    container = bench.container()
+    with bench.changing_nothing("by DEL of what was never there"):
+        bench.request("DEL", container, prevResult=None)

@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
+from ..hosts import Container
 from .bench import Answer, Bench, listed
 from .case import INTERFACE, IPAM, Broken, Chapter, Kind, Level, NotApplicable
+from .sentences import (
+    ABBREVIATED,
+    ADD_TAKES_EXISTING,
+    ARGS,
+    CAPABILITIES,
+    CONTAINER_ID,
+    ERROR_KEYS,
+    ERROR_VERSION,
+    EXIT_STATUS,
+    IFNAME,
+    IPAM_DETERMINES,
+    NETWORK_NAME,
+    OTHER_KEYS,
+    STDOUT,
+    SUCCESS,
+    SUCCESS_VERSION,
+    VERSION_NEEDS,
+    VERSION_RESULT,
+    error_code,
+)
 
 chapter = Chapter()
 case = chapter.case
@@ -19,8 +41,7 @@ _MAC = "02:00:00:00:be:ef"
 
 @case(
     MUST,
-    '§2 "VERSION"',
-    "The plugin should output via standard-out a JSON-serialized version result object: cniVersion, supportedVersions.",
+    VERSION_RESULT,
     means="Runtimes cannot learn what the plugin speaks; Podman drops a network whose plugin fails VERSION.",
 )
 def version_lists_what_it_supports(bench: Bench) -> None:
@@ -34,21 +55,20 @@ def version_lists_what_it_supports(bench: Bench) -> None:
 
 @case(
     MUST,
-    '§2 "VERSION"',
-    "Required environment parameters: CNI_COMMAND.",
+    VERSION_NEEDS,
     means="Runtimes that ask with little in the environment (Podman, libcni) believe the plugin is broken.",
 )
 def version_needs_only_the_command(bench: Bench) -> None:
     bare: dict[str, str | None] = {"CNI_PATH": None, "TMPDIR": None}
-    bench.request("VERSION", environ=bare, stdin=b"").must_succeed("success with nothing but CNI_COMMAND")
+    data = b'{"cniVersion": "1.0.0"}'
+    bench.request("VERSION", environ=bare, stdin=data).must_succeed("success with nothing but CNI_COMMAND")
     dummy = dict.fromkeys(("CNI_NETNS", "CNI_IFNAME", "CNI_PATH"), "dummy") | {"CNI_CONTAINERID": ""}
-    bench.request("VERSION", environ=dummy, stdin=b'{"cniVersion": "1.0.0"}').must_succeed("success with dummy values")
+    bench.request("VERSION", environ=dummy, stdin=data).must_succeed("success with dummy values")
 
 
 @case(
     MUST,
-    '§5 "ADD Success"',
-    "Plugins must output a JSON object [...] upon a successful ADD operation.",
+    SUCCESS,
     means="The runtime cannot parse the result: the container does not start, though it has been attached.",
 )
 def success_prints_one_document(bench: Bench) -> None:
@@ -59,8 +79,8 @@ def success_prints_one_document(bench: Bench) -> None:
 
 @case(
     OPINION,
-    '§2 "Execution protocol"',
-    "Only ADD and VERSION have a result; DEL, CHECK, GC and STATUS have nothing to say on stdout when they succeed.",
+    STDOUT,
+    note="Only ADD and VERSION have a result; DEL, CHECK, GC and STATUS have nothing to say when they succeed.",
     means="Today's runtimes ignore it; stricter ones may not.",
 )
 def other_verbs_print_nothing(bench: Bench) -> None:
@@ -74,8 +94,7 @@ def other_verbs_print_nothing(bench: Bench) -> None:
 
 @case(
     MUST,
-    '§2 "Execution protocol"',
-    "exit with a return code of 0 on success, and non-zero on failure",
+    EXIT_STATUS,
     means="The runtime takes a failure for a success: containers run without their network.",
 )
 def failure_has_a_non_zero_status(bench: Bench) -> None:
@@ -86,10 +105,9 @@ def failure_has_a_non_zero_status(bench: Bench) -> None:
 
 
 @case(
-    MUST,
-    '§5 "Error"',
-    "Plugins should output a JSON object with the following keys if they encounter an error: cniVersion, code, msg, "
-    "details. (And nothing else: a runtime parses all of stdout.)",
+    SHOULD,
+    ERROR_KEYS,
+    note="And nothing else: a runtime parses all of stdout.",
     means="The runtime shows a parse error in place of the plugin's reason, or nothing at all.",
 )
 def failure_prints_one_error_object(bench: Bench) -> None:
@@ -103,9 +121,9 @@ def failure_prints_one_error_object(bench: Bench) -> None:
 
 
 @case(
-    OPINION,
-    '§5 "Error"',
-    'cniVersion: The protocol version in use - "1.1.0". (The reference SDK never prints it, so nobody relies on it.)',
+    SHOULD,
+    ERROR_VERSION,
+    note="The reference SDK never prints it, so no runtime relies on it.",
     means="Nothing today.",
 )
 def error_objects_tell_the_version(bench: Bench) -> None:
@@ -117,9 +135,7 @@ def error_objects_tell_the_version(bench: Bench) -> None:
 
 @case(
     MUST,
-    '§5 "Error"',
-    "4: Invalid necessary environment variables, like CNI_COMMAND, CNI_CONTAINERID, etc. "
-    "The error message must contain the names of invalid variables.",
+    error_code(4),
     means="A mistake of the runtime is taken for another failure, and is hard to find.",
 )
 def required_variables(bench: Bench) -> None:
@@ -138,8 +154,7 @@ def required_variables(bench: Bench) -> None:
 
 @case(
     SHOULD,
-    '§5 "Error"',
-    "4: Invalid necessary environment variables",
+    error_code(4),
     means="Callers that act on the code cannot tell a wrong call from a broken network.",
 )
 def missing_variables_have_code_4(bench: Bench) -> None:
@@ -149,9 +164,7 @@ def missing_variables_have_code_4(bench: Bench) -> None:
 
 @case(
     MUST,
-    '§2 "Parameters"',
-    "CNI_CONTAINERID [...] must not be empty. Must start with an alphanumeric character, optionally followed by any "
-    "combination of one or more alphanumeric characters, underscore (), dot (.) or hyphen (-).",
+    CONTAINER_ID,
     means="An ID from outside can name files elsewhere (CVE-2021-20206 was of this kind).",
 )
 def hostile_container_ids(bench: Bench) -> None:
@@ -165,9 +178,7 @@ def hostile_container_ids(bench: Bench) -> None:
 
 @case(
     MUST,
-    '§2 "Parameters"',
-    'CNI_IFNAME [...] must not be empty, must not be "." or "..", must be less than 16 characters and must not contain '
-    "/ or : or any whitespace characters; if the plugin is unable to use this interface name it must return an error.",
+    IFNAME,
     means="The interface gets another name than the runtime was told, or names files elsewhere.",
 )
 def hostile_interface_names(bench: Bench) -> None:
@@ -178,8 +189,7 @@ def hostile_interface_names(bench: Bench) -> None:
 
 @case(
     SHOULD,
-    '§5 "Error"',
-    "4: Invalid necessary environment variables, like CNI_COMMAND",
+    error_code(4),
     means="A verb of a later specification seems to succeed without being carried out.",
 )
 def unknown_commands(bench: Bench) -> None:
@@ -190,8 +200,7 @@ def unknown_commands(bench: Bench) -> None:
 
 @case(
     SHOULD,
-    '§5 "Error"',
-    "6: Failed to decode content. For example, failed to unmarshal network config from bytes",
+    error_code(6),
     means="Callers cannot tell a damaged file from a wrong value.",
 )
 def damaged_configuration_has_code_6(bench: Bench) -> None:
@@ -203,9 +212,7 @@ def damaged_configuration_has_code_6(bench: Bench) -> None:
 
 @case(
     MUST,
-    '§1 "Configuration format"',
-    "name (string): Network name. [...] Must start with an alphanumeric character, optionally followed by any "
-    "combination of one or more alphanumeric characters, underscore, dot (.) or hyphen (-).",
+    NETWORK_NAME,
     means="The name becomes a path: state of one network ends up in another's directory, or anywhere.",
 )
 def hostile_network_names(bench: Bench) -> None:
@@ -216,8 +223,7 @@ def hostile_network_names(bench: Bench) -> None:
 
 @case(
     SHOULD,
-    '§5 "Error"',
-    "7: Invalid network config. If some validations on network configs do not pass, this error will be raised.",
+    error_code(7),
     means="Callers that act on the code cannot tell a wrong configuration from a broken network.",
 )
 def invalid_configuration_has_code_7(bench: Bench) -> None:
@@ -226,9 +232,8 @@ def invalid_configuration_has_code_7(bench: Bench) -> None:
 
 
 @case(
-    MUST,
-    '§5 "Error"',
-    "1: Incompatible CNI version",
+    SHOULD,
+    error_code(1),
     means="A configuration of a later specification is half understood, instead of refused.",
 )
 def unsupported_version(bench: Bench) -> None:
@@ -241,20 +246,15 @@ def unsupported_version(bench: Bench) -> None:
 
 @case(
     MUST,
-    '§5 "ADD Success"',
-    "cniVersion: The same version supplied on input",
+    SUCCESS_VERSION,
     means="With a version the plugin claims, the runtime gets a result it cannot read.",
 )
 def every_version_it_claims(bench: Bench) -> None:
     if not bench.subject.versions:
         raise Broken("at least one known version in supportedVersions", "none")
-    for version in bench.subject.versions:
-        container = bench.container(f"c{version.replace('.', '-')}")
-        if bench.subject.kind is Kind.CHAINED and version < "0.3.0":
-            continue
-        answer = bench.request("ADD", container, **_versioned(bench, container, version)).must_succeed(
-            f"success with cniVersion {version}"
-        )
+    for version, container, answer in _in_every_version(bench):
+        if answer.status != 0:
+            continue  # the next case says so
         document = _one_document(answer)
         if document.get("cniVersion") != version:
             raise Broken(f"a result of cniVersion {version}", answer.show())
@@ -262,34 +262,49 @@ def every_version_it_claims(bench: Bench) -> None:
         if problem:
             raise Broken(f"a result in the shape of {version}", f"{problem} in {answer.show()}")
         bench.parse(answer, version)
+        bench.request("DEL", container, **_versioned(bench, container, version))
+
+
+@case(
+    OPINION,
+    VERSION_RESULT,
+    note="A version that a plugin claims is one that it works with. Before 0.3.0 a result without addresses cannot be "
+    "told: an error is right then.",
+    means="Networks of an older version, or of a newer one, do not work with the plugin.",
+)
+def every_version_it_claims_works(bench: Bench) -> None:
+    told = bench.add(bench.container())
+    for version, container, answer in _in_every_version(bench):
+        if answer.code is not None and version < "0.3.0" and not told.ips:
+            continue
+        answer.must_succeed(f"success with cniVersion {version}")
         bench.request("DEL", container, **_versioned(bench, container, version)).must_succeed(
             f"success with cniVersion {version}"
         )
 
 
+def _in_every_version(bench: Bench) -> Iterator[tuple[str, Container, Answer]]:
+    for version in bench.subject.versions:
+        if bench.subject.kind is Kind.CHAINED and version < "0.3.0":
+            continue
+        container = bench.container(f"v{version.replace('.', '-')}")
+        yield version, container, bench.request("ADD", container, **_versioned(bench, container, version))
+
+
 @case(
     SHOULD,
-    '§1 "Configuration format"',
-    "args (dictionary, optional): additional arguments [...] should be ignored by plugins if not understood.",
+    ARGS,
     means="Runtimes that pass labels or annotations cannot use the plugin.",
 )
 def unknown_arguments_are_ignored(bench: Bench) -> None:
-    container = bench.container()
-    runtime_config = {**bench.document().get("runtimeConfig", {}), "org.example.unknown": {"a": [1]}}
-    bench.request(
-        "ADD",
-        container,
-        environ={"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web"},
-        args={"org.example": {"labels": {"a": None}}},
-        runtimeConfig=runtime_config,
-    ).must_succeed("success with unknown args, runtimeConfig and CNI_ARGS")
+    args = {"org.example": {"labels": {"a": None}}}
+    bench.request("ADD", bench.container(), args=args).must_succeed("success with unknown args")
 
 
 @case(
-    SHOULD,
-    '§3 "Deriving runtimeConfig"',
-    "Capability arguments need to be declared explicitly in configuration. The runtime, thus, can determine if a given "
-    "network configuration supports a specific capability. (Judged are mac, ips and portMappings, if declared.)",
+    OPINION,
+    CAPABILITIES,
+    note="Judged are mac, ips and portMappings, if declared.",
     means="The address or port that a pod asked for is silently another one.",
 )
 def declared_capabilities_are_used(bench: Bench) -> None:
@@ -319,21 +334,21 @@ def declared_capabilities_are_used(bench: Bench) -> None:
 
 @case(
     OPINION,
-    '§1 "Configuration format"',
-    "Plugins may define additional fields that they accept and may generate an error if called with unknown fields. "
-    "(Every runtime leaves keys in that plugins do not know: capabilities, cniVersions, keys of other versions.)",
+    OTHER_KEYS,
+    note="Every runtime leaves keys in that plugins do not know: capabilities, cniVersions, keys of other versions.",
     means="A configuration that other plugins accept does not work with this one.",
 )
 def unknown_keys_are_ignored(bench: Bench) -> None:
+    container = bench.container()
     keys: dict[str, Any] = {"org.example/unknown": {"deep": [None]}, "disableCheck": True, "cniVersions": ["1.0.0"]}
-    bench.request("ADD", bench.container(), **keys).must_succeed("success with unknown keys")
+    keys["runtimeConfig"] = {**bench.document(container).get("runtimeConfig", {}), "org.example.unknown": {"a": [1]}}
+    labels = {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web"}
+    bench.request("ADD", container, environ=labels, **keys).must_succeed("success with unknown keys")
 
 
 @case(
     MUST,
-    '§5 "Delegated plugins (IPAM)"',
-    "Delegated plugins may omit irrelevant sections. Delegated IPAM plugins must return an abbreviated Success object. "
-    "Specifically, it is missing the interfaces array, as well as the interface entry in ips.",
+    ABBREVIATED,
     means="The plugin that delegated puts addresses on the wrong interface.",
     kinds=IPAM,
 )
@@ -342,25 +357,56 @@ def ipam_result_is_abbreviated(bench: Bench) -> None:
     document = _one_document(answer)
     if document.get("interfaces") or any("interface" in each for each in document.get("ips", [])):
         raise Broken("a result without interfaces", answer.show())
-    if not document.get("ips"):
+
+
+@case(
+    MUST,
+    IPAM_DETERMINES,
+    means="The container has no address, though its network's configuration asks for one.",
+    kinds=IPAM,
+)
+def ipam_returns_addresses(bench: Bench) -> None:
+    answer = bench.request("ADD", bench.container()).must_succeed()
+    if not _one_document(answer).get("ips"):
         raise Broken("a result with addresses", answer.show())
 
 
 @case(
     MUST,
-    '§2 "ADD"',
-    "Input: The runtime will provide a JSON-serialized plugin configuration object as standard in.",
+    EXIT_STATUS,
+    note="An ADD without a container is a failure.",
     means="A file that is not a namespace is taken for one: the host's own network is changed.",
     kinds=INTERFACE,
 )
 def netns_is_no_namespace(bench: Bench) -> None:
+    for answer in _adds_without_namespace(bench, bench.container()):
+        answer.must_fail("an error, since CNI_NETNS is no network namespace")
+
+
+@case(
+    OPINION,
+    ADD_TAKES_EXISTING,
+    note="What it returns with an error for is not touched by it.",
+    means="An interface of somebody else is taken over, or the host's own network is changed.",
+    kinds=INTERFACE,
+)
+def a_refused_add_changes_nothing(bench: Bench) -> None:
     bench.warm()
-    container = bench.container()
-    bench.shell("echo text >/run/plain-file")
+    adds = _adds_without_namespace(bench, bench.container())
     with bench.changing_nothing("by an ADD that cannot work"):
-        for path in ("/run/plain-file", "/run/absent", "/run", "/proc/self/ns/uts"):
-            answer = bench.request("ADD", container, environ={"CNI_NETNS": path})
-            answer.must_fail(f"an error for CNI_NETNS={path}")
+        for _ in adds:
+            pass
+    if bench.subject.ifname != "lo":
+        container = bench.container("c2")
+        bench.occupy(container)
+        with bench.changing_nothing("by an ADD for an interface that exists"):
+            bench.request("ADD", container)
+
+
+def _adds_without_namespace(bench: Bench, container: Container) -> Iterator[Answer]:
+    bench.shell("echo text >/run/plain-file")  # no file of an attachment: it does not count as a change
+    for path in ("/run/plain-file", "/run/absent", "/run", "/proc/self/ns/uts"):
+        yield bench.request("ADD", container, environ={"CNI_NETNS": path})
 
 
 def _failures(bench: Bench) -> list[Answer]:

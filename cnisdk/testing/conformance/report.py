@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from .case import Case, Level
+from .catalogue import place_of
 from .runner import Outcome, Verdict
 from .subject import Subject
 
@@ -30,7 +31,15 @@ class Report(NamedTuple):
         """The cases it fails, strictest first."""
         order = list(Level)
         failed = [each for each in self.outcomes if each.verdict is Verdict.FAILED]
-        return sorted(failed, key=lambda each: order.index(each.case.level))
+        return sorted(failed, key=lambda each: (order.index(each.case.level), place_of(each.case)))
+
+    @property
+    def causes(self) -> list[list[Outcome]]:
+        """The failures, those together that found the same left behind: it is one fault of the plugin."""
+        found: dict[frozenset[str] | str, list[Outcome]] = {}
+        for outcome in self.failures:
+            found.setdefault(outcome.left or outcome.case.id, []).append(outcome)
+        return list(found.values())
 
     @property
     def errors(self) -> list[Outcome]:
@@ -39,6 +48,14 @@ class Report(NamedTuple):
 
     def summary(self) -> str:
         """One line: ``bridge (interface, 0.1.0 to 1.1.0): 61 passed, 2 failed (1 MUST, 1 opinion), …``."""
+        versions = self.subject.versions
+        claimed = f"{versions[0]} to {versions[-1]}" if versions else "no version"
+        if self.subject.problem:
+            with_conf = json.dumps(self.subject.document(), ensure_ascii=False)
+            return (
+                f"{self.subject.name} ({claimed}): not judged, since its ADD does not work with {with_conf}: "
+                f"{self.subject.problem}. Give its configuration with --conf, and prepare the host with --setup."
+            )
         counts = Counter(each.verdict for each in self.outcomes)
         levels = Counter(each.case.level for each in self.failures)
         failed = ", ".join(f"{levels[level]} {level}" for level in Level if levels[level])
@@ -47,10 +64,9 @@ class Report(NamedTuple):
             f"{counts[Verdict.FAILED]} failed" + (f" ({failed})" if failed else ""),
         ]
         parts += [f"{counts[verdict]} {verdict}" for verdict in (Verdict.SKIPPED, Verdict.ERROR) if counts[verdict]]
-        versions = self.subject.versions
-        claimed = f"{versions[0]} to {versions[-1]}" if versions else "no version"
         seconds = sum(each.seconds for each in self.outcomes)
-        return f"{self.subject.name} ({self.subject.kind}, {claimed}): {', '.join(parts)}, in {seconds:.0f} s"
+        remark = f"; {self.subject.remark}" if self.subject.remark else ""
+        return f"{self.subject.name} ({self.subject.kind}, {claimed}): {', '.join(parts)}, in {seconds:.0f} s{remark}"
 
     def again(self, case: Case) -> str:
         """The command line that runs one case again."""
@@ -61,11 +77,13 @@ class Report(NamedTuple):
 def as_text(report: Report, *, reproduce: bool = True) -> str:
     """What failed, which sentence it breaks, what was expected and seen, and how to see it again."""
     lines = [f"{report.subject.path}", ""] if report.failures or report.errors else []
-    for outcome in [*report.failures, *report.errors]:
+    for outcome, *others in [*report.causes, *([each] for each in report.errors)]:
         case = outcome.case
         lines += [
             f"{_MARKS[outcome.verdict]} {case.id}  [{case.level}, spec {case.section}]",
+            *(f"{_MARKS[each.verdict]} {each.case.id}  [{each.case.level}], of the same cause" for each in others),
             f"    the specification  {case.says}",
+            *([f"    beside that        {case.note}"] if case.note else []),
             *([f"    expected           {outcome.expected}"] if outcome.expected else []),
             f"    seen               {outcome.seen}",
             f"    for operators      {case.means}",
@@ -93,6 +111,8 @@ def as_document(reports: Iterable[Report]) -> dict[str, Any]:
             {
                 "path": report.subject.path,
                 "kind": str(report.subject.kind),
+                "problem": report.subject.problem,
+                "remark": report.subject.remark,
                 "versions": list(report.subject.versions),
                 "cases": [
                     {
@@ -100,6 +120,7 @@ def as_document(reports: Iterable[Report]) -> dict[str, Any]:
                         "level": str(each.case.level),
                         "section": each.case.section,
                         "says": each.case.says,
+                        "note": each.case.note,
                         "means": each.case.means,
                         "verdict": str(each.verdict),
                         "expected": each.expected,
@@ -131,10 +152,13 @@ def as_junit(reports: Iterable[Report]) -> str:
             name=f"cni.{report.subject.name}",
             tests=str(len(report.outcomes)),
             failures=str(len(report.failures)),
-            errors=str(len(report.errors)),
+            errors=str(len(report.errors) + bool(report.subject.problem)),
             skipped=str(sum(each.verdict is Verdict.SKIPPED for each in report.outcomes)),
             time=f"{sum(each.seconds for each in report.outcomes):.3f}",
         )
+        if report.subject.problem:
+            test = ElementTree.SubElement(suite, "testcase", classname=f"cni.{report.subject.name}", name="ADD")
+            ElementTree.SubElement(test, "error", message=_printable(report.summary()))
         for each in report.outcomes:
             test = ElementTree.SubElement(
                 suite, "testcase", classname=f"cni.{report.subject.name}", name=each.case.id, time=f"{each.seconds:.3f}"
@@ -145,7 +169,7 @@ def as_junit(reports: Iterable[Report]) -> str:
                 kind = "failure" if each.verdict is Verdict.FAILED else "error"
                 message = f"expected {each.expected}, saw {each.seen}" if each.expected else each.seen
                 node = ElementTree.SubElement(test, kind, message=_printable(message), type=str(each.case.level))
-                about = [f"spec {each.case.section}: {each.case.says}", report.again(each.case), "", *each.script]
+                about = [f"spec {each.case.section}: {each.case.sentence}", report.again(each.case), "", *each.script]
                 node.text = _printable("\n".join(about))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
@@ -177,7 +201,8 @@ def _expectation(outcome: Outcome) -> str:
 
 def as_html(reports: Sequence[Report]) -> str:
     """A page with the matrix of cases and plugins, and below it every failure."""
-    cases: dict[str, Case] = {each.case.id: each.case for report in reports for each in report.outcomes}
+    run = {each.case.id: each.case for report in reports for each in report.outcomes}
+    cases: dict[str, Case] = {case.id: case for case in sorted(run.values(), key=place_of)}
     head = "".join(f"<th>{escape(report.subject.name)}</th>" for report in reports)
     rows = []
     found = [{each.case.id: each for each in report.outcomes} for report in reports]
@@ -195,7 +220,7 @@ def as_html(reports: Sequence[Report]) -> str:
                 mark = f"<a href='#{number}-{case.id}'>{mark}</a>"
             cells.append(f"<td class=v>{mark}</td>")
         rows.append(
-            f"<tr><td>{escape(case.id)}<br><small>{escape(case.says)}</small></td>"
+            f"<tr><td>{escape(case.id)}<br><small>{escape(case.sentence)}</small></td>"
             f"<td>{case.level}</td><td>{escape(case.section)}</td>{''.join(cells)}</tr>"
         )
     details = []
@@ -208,7 +233,8 @@ def as_html(reports: Sequence[Report]) -> str:
             details.append(
                 f"<h3 id='{number}-{case.id}'>{escape(case.id)} <small>{case.level}, {escape(case.section)}</small>"
                 "</h3>"
-                f"<p>{escape(case.says)}</p><p>{_expectation(outcome)}</p><p>For operators: {escape(case.means)}</p>"
+                f"<p>{escape(case.sentence)}</p><p>{_expectation(outcome)}</p>"
+                f"<p>For operators: {escape(case.means)}</p>"
                 f"<pre>{escape(report.again(case))}</pre>{script}"
             )
     return (

@@ -1,0 +1,142 @@
+"""What a plugin is: by what it declares, by its name, and by trying it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import evolve
+
+from ...errors import InvalidConfigError
+from ..hosts import Container, Host
+from ..running import SYSTEM_PATH
+from .bench import Bench, watched_for
+from .case import Kind
+from .known import KNOWN, Trial
+from .subject import SETUP, Subject
+
+_ORDER = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+
+
+def identify(
+    path: str,
+    *,
+    conf: Mapping[str, Any] | None = None,
+    kind: Kind | None = None,
+    search: Sequence[str] = (),
+    ifname: str = "",
+    setup: str | None = None,
+) -> Subject:
+    """Find out what a plugin is, by what it declares, what is known of its name, and by trying it.
+
+    Args:
+        path: Its executable.
+        conf: Its configuration; None means what it declares itself (:meth:`cnisdk.Plugin.conformance`), or what is
+            known to suit its name, or nothing beyond the required keys.
+        kind: What it is; None means to find out.
+        search: Directories with the plugins it delegates to.
+        ifname: ``CNI_IFNAME``; empty means what it declares, or ``eth0``.
+        setup: Shell commands to prepare a host with, beside those the suite needs.
+
+    Returns:
+        It. If :attr:`Subject.problem` is not empty, its ADD does not work, and there is nothing to judge.
+
+    Raises:
+        InvalidConfigError: (7) There is no such executable.
+        SandboxUnavailable: This machine does not allow namespaces.
+    """
+    path = os.path.abspath(path)
+    if not os.access(path, os.X_OK) or os.path.isdir(path):
+        raise InvalidConfigError(f"{path} is not an executable file")
+    with Host(watched=watched_for(path)) as host:
+        trial = _find_declared(host, path) or KNOWN.get(os.path.basename(path)) or Trial()
+        given = {key: value for key, value in (conf or {}).items() if key not in ("cniVersion", "name", "type")}
+        subject = Subject(
+            path=path,
+            kind=kind or trial.kind or Kind.INTERFACE,
+            conf=trial.conf if conf is None else given,
+            search=(*map(os.path.abspath, search), os.path.dirname(path)),
+            ifname=ifname or trial.ifname or "eth0",
+            setup=" && ".join(filter(None, [SETUP, trial.setup, setup])),
+        )
+        subject = evolve(subject, versions=_ask_versions(host, subject))
+        kind = kind or trial.kind
+        ipam = subject.conf.get("ipam")
+        if kind is None and isinstance(ipam, Mapping) and ipam.get("type") == subject.name:
+            kind = Kind.IPAM
+        tried = _try(host, evolve(subject, kind=kind) if kind else subject, known=kind is not None)
+    if kind is None and tried.problem:
+        # Only a chained plugin fails for want of a prevResult.
+        with Host(watched=watched_for(path)) as host:
+            chained = _try(host, evolve(subject, kind=Kind.CHAINED), known=True)
+        if chained.problem:
+            return evolve(tried, problem=f"{tried.problem}; after another plugin, {chained.problem}")
+        return chained
+    return tried
+
+
+def _run(host: Host, path: str, environ: Mapping[str, str], *arguments: str) -> Any:
+    """Run a plugin with next to nothing, and return what it printed, parsed; None if that is not JSON."""
+    environ = {"PATH": SYSTEM_PATH, **environ}
+    done = host.run([path, *arguments], env=environ, input='{"cniVersion": "1.1.0"}', check=False)
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        return None
+
+
+def _ask_versions(host: Host, subject: Subject) -> tuple[str, ...]:
+    document = _run(host, subject.path, {"CNI_COMMAND": "VERSION"})
+    listed = document.get("supportedVersions") if isinstance(document, dict) else None
+    return (
+        tuple(version for version in _ORDER if version in listed) if isinstance(listed, list) else ()
+    )  # a case says so
+
+
+def _find_declared(host: Host, path: str) -> Trial | None:
+    """What a plugin made with this SDK says of itself when it is asked."""
+    document = _run(host, path, {}, "--conformance")
+    if not isinstance(document, dict) or not document.keys() <= {"kind", "conf", "ifname", "setup"}:
+        return None
+    try:
+        return Trial(**{**document, "kind": Kind(document["kind"]) if "kind" in document else None})
+    except ValueError as exc:
+        raise InvalidConfigError(f"{path} declares for conformance {exc}") from exc
+
+
+def _try(host: Host, subject: Subject, *, known: bool) -> Subject:
+    """Attach a container, to see whether the configuration fits, and if its kind is not known, what kind it is of."""
+    bench = Bench(host, subject)
+    try:
+        bench.prepare()
+    except AssertionError as exc:
+        return evolve(subject, problem=f"the host cannot be prepared for it: {exc}")
+    container = bench.container("try1")
+    before = _visible(bench, container) if subject.kind is Kind.CHAINED else []
+    answer = bench.request("ADD", container)
+    if answer.status != 0:
+        return evolve(subject, problem=answer.show())
+    if before and before == _visible(bench, container):
+        remark = "its ADD changes nothing that the suite can see: does its configuration ask for anything?"
+        return evolve(subject, remark=remark)
+    document = answer.try_document()
+    if known or not isinstance(document, dict) or document.get("interfaces"):
+        return subject
+    if not document.get("ips"):
+        return evolve(subject, problem="its ADD has an empty result")
+    return evolve(subject, kind=Kind.IPAM)  # only such a plugin's result has addresses, and no interfaces
+
+
+_LINK = ("ifname", "mtu", "address", "txqlen", "promiscuity", "allmulti", "master")
+_TEXTS = ("ip rule show", "tc qdisc show", "sysctl -a 2>/dev/null | grep '^net.ipv[46].conf' || true")
+
+
+def _visible(bench: Bench, container: Container) -> list[object]:
+    """What a plugin may change: more than what it may leave behind."""
+    seen: list[object] = [bench.condition()]
+    for netns, inside in (("", []), (container.name, ["ip", "netns", "exec", container.name])):
+        seen += [[each.get(key) for key in _LINK] for each in bench.host.ip("link", "show", netns=netns or None)]
+        seen += [bench.host.run([*inside, "sh", "-c", text]).stdout for text in _TEXTS]
+    return seen

@@ -1,0 +1,85 @@
+"""How to configure the plugins that everybody has, so that much of them is exercised.
+
+A plugin made with this SDK declares that itself (:meth:`cnisdk.Plugin.conformance`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from .case import Kind
+
+STUB = "stub-ipam"
+"""The suite's own IPAM plugin."""
+
+
+@frozen(kw_only=True)
+class Trial:
+    """How to try a plugin.
+
+    Attributes:
+        kind: What it does; None means to find out.
+        conf: Its configuration, without ``cniVersion``, ``name`` and ``type``. In its texts, ``{number}`` becomes the
+            number of the attachment.
+        ifname: ``CNI_IFNAME``; empty means ``eth0``.
+        setup: Shell commands that prepare a host, which has the link ``up0`` and the bridge ``up1`` already.
+    """
+
+    kind: Kind | None = None
+    conf: Mapping[str, Any] = field(factory=dict)
+    ifname: str = ""
+    setup: str = ""
+
+
+_LEASED = {"ipam": {"type": STUB}}
+# A container has one device: no case has more.
+_DEVICES = "seq 1 20 | sed 's/.*/link add dev& type veth peer name dev&x/' | ip -batch -"
+
+KNOWN: dict[str, Trial] = {
+    # Interface plugins. A stub leases their addresses.
+    "bridge": Trial(
+        kind=Kind.INTERFACE,
+        conf={"bridge": "cni0", "isGateway": True, "ipMasq": True, "capabilities": {"mac": True}, **_LEASED},
+    ),
+    "ptp": Trial(kind=Kind.INTERFACE, conf={"ipMasq": True, **_LEASED}),
+    "macvlan": Trial(kind=Kind.INTERFACE, conf={"master": "up0", "capabilities": {"mac": True}, **_LEASED}),
+    "ipvlan": Trial(kind=Kind.INTERFACE, conf={"master": "up0", **_LEASED}),
+    "vlan": Trial(kind=Kind.INTERFACE, conf={"master": "up0", "vlanId": 42, **_LEASED}),
+    "dummy": Trial(kind=Kind.INTERFACE, conf=_LEASED),
+    "tap": Trial(kind=Kind.INTERFACE, conf={"capabilities": {"mac": True}, **_LEASED}),
+    "host-device": Trial(kind=Kind.INTERFACE, conf={"device": "dev{number}", **_LEASED}, setup=_DEVICES),
+    "loopback": Trial(kind=Kind.INTERFACE, ifname="lo"),
+    # Chained plugins: the suite makes the interface, and the result that tells of it.
+    "portmap": Trial(
+        kind=Kind.CHAINED,
+        conf={
+            "capabilities": {"portMappings": True},
+            "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+        },
+    ),
+    "tuning": Trial(
+        kind=Kind.CHAINED,
+        conf={"capabilities": {"mac": True}, "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}, "mtu": 1400},
+    ),
+    "bandwidth": Trial(
+        kind=Kind.CHAINED,
+        conf={"ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 8_000_000, "egressBurst": 800_000},
+    ),
+    "firewall": Trial(kind=Kind.CHAINED, conf={"backend": "iptables"}),
+    "sbr": Trial(kind=Kind.CHAINED),
+    "vrf": Trial(kind=Kind.CHAINED, conf={"vrfname": "red"}),
+    # IPAM plugins.
+    "host-local": Trial(
+        kind=Kind.IPAM,
+        conf={"capabilities": {"ips": True}, "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.22.0.0/26"}]]}},
+    ),
+    "static": Trial(
+        kind=Kind.IPAM,
+        conf={"ipam": {"type": "static", "addresses": [{"address": "10.23.0.5/24", "gateway": "10.23.0.1"}]}},
+    ),
+    # It needs its daemon and a server of the network: --setup has to bring them.
+    "dhcp": Trial(kind=Kind.IPAM, conf={"ipam": {"type": "dhcp"}}),
+}
