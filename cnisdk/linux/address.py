@@ -111,6 +111,25 @@ def dump(sock: Socket, index: int) -> list[LinkAddress]:
     return [each for each in map(parse, answers) if each is not None and each.index == index]
 
 
+def scan(sock: Socket, index: int, wanted: Collection[IPInterface]) -> dict[IPInterface, LinkAddress]:
+    """Find addresses of a link, however many others it has. Close the socket afterwards."""
+    versions = {each.version for each in wanted}
+    family = _FAMILIES[versions.pop()] if len(versions) == 1 else 0
+    prefixes = rtnetlink.Wanted((_FAMILIES[each.version], each.network.prefixlen, each.ip.packed) for each in wanted)
+    found: dict[IPInterface, LinkAddress] = {}
+    missing = set(wanted)
+    if missing:
+        body = _FIXED.pack(family, 0, 0, 0, index)
+        for data in sock.scan(Request(rtnetlink.GETADDR, body, f"cannot list addresses of link {index}")):
+            each = parse(data) if data in prefixes else None
+            if each is not None and each.index == index and each.interface in missing:
+                found[each.interface] = each
+                missing.remove(each.interface)
+                if not missing:
+                    break
+    return found
+
+
 def parse(data: bytes) -> LinkAddress | None:
     """Read an address message, with its header; None for families other than IP."""
     family, prefix, flags, scope, index = _FIXED.unpack_from(data, rtnetlink.HEADER.size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidConfigError, IOFailureError
@@ -123,22 +124,32 @@ def verify(netns: NetNS | None, ifname: str, result: Result) -> Link:
     """
     end = link.get(ifname, netns)
     sandbox = netns.path if netns is not None else "the host"
-    with rtnetlink.connect(netns) as sock:
-        present = {each.interface: each for each in address.dump(sock, end.index)}
-        routes = [each for each in route.dump(sock) if each.unicast]
-    problems = [] if end.up else [f"{ifname} is down"]
     ips = [ip for ip in result.ips if _belongs(ip, result, ifname)]
-    for ip in ips:
-        state = present.get(ip.address)
-        if state is None:
-            problems.append(f"address {ip.address} is missing")
-        elif state.duplicate:
-            problems.append(f"address {ip.address} is in use by another host")
-    gateways = _gateways(ips)
-    # With several interfaces the result does not tell which one a route belongs to.
-    alone = sum(1 for each in result.interfaces if each.sandbox) <= 1
-    candidates = [each for each in routes if not alone or each.link_index == end.index]
-    problems += [problem for wanted in result.routes if (problem := _route_problem(wanted, gateways, candidates))]
+    versions = sorted({each.dst.version for each in result.routes})
+
+    def open_sockets() -> list[Socket]:
+        return [Socket() for _ in range(1 + len(versions))]
+
+    with ExitStack() as stack:
+        # A container may have any number of addresses and routes. So each table is read until what is looked for was
+        # found, and a socket whose table was not read to its end is of no further use.
+        sockets = netns.call(open_sockets) if netns is not None else open_sockets()
+        for sock in sockets:
+            stack.enter_context(sock)
+        present = address.scan(sockets[0], end.index, [ip.address for ip in ips])
+        problems = [] if end.up else [f"{ifname} is down"]
+        for ip in ips:
+            state = present.get(ip.address)
+            if state is None:
+                problems.append(f"address {ip.address} is missing")
+            elif state.duplicate:
+                problems.append(f"address {ip.address} is in use by another host")
+        gateways = _gateways(ips)
+        # With several interfaces the result does not tell which one a route belongs to.
+        alone = sum(1 for each in result.interfaces if each.sandbox) <= 1
+        for sock, version in zip(sockets[1:], versions, strict=True):
+            wanted = [each for each in result.routes if each.dst.version == version]
+            problems += _route_problems(sock, version, wanted, gateways, end.index if alone else 0)
     if problems:
         raise IOFailureError(f"interface {ifname} in {sandbox} is not as it was added", details="; ".join(problems))
     return end
@@ -234,6 +245,24 @@ def _next_hop(wanted: Route, gateways: dict[int, IPAddress]) -> IPAddress | None
     return None if ends_here else gateways.get(wanted.dst.version)
 
 
+def _route_problems(
+    sock: Socket, version: int, wanted: list[Route], gateways: dict[int, IPAddress], index: int
+) -> list[str]:
+    """Look for routes of one IP version on a link, or on any for 0, and tell what is wrong with them."""
+    candidates: list[route.KernelRoute] = []
+    problems = [_route_problem(each, gateways, candidates) for each in wanted]
+    for found in route.scan(sock, version, [each.dst for each in wanted]):
+        if found.unicast and index in (0, found.link_index):
+            candidates.append(found)
+            problems = [
+                problem and _route_problem(each, gateways, candidates)
+                for each, problem in zip(wanted, problems, strict=True)
+            ]
+            if not any(problems):
+                break
+    return [problem for problem in problems if problem is not None]
+
+
 def _route_problem(wanted: Route, gateways: dict[int, IPAddress], candidates: list[route.KernelRoute]) -> str | None:
     """Tell what is wrong with a route; None when it is there."""
     gw = _next_hop(wanted, gateways)
@@ -246,7 +275,8 @@ def _route_problem(wanted: Route, gateways: dict[int, IPAddress], candidates: li
         return f"{what} is missing"
     via = [each for each in same if each.gw == gw]
     if not via:
-        return f"{what} is missing: there is {', '.join(route.describe(each.dst, each.gw) for each in same)}"
+        others = [route.describe(each.dst, each.gw) for each in same]
+        return f"{what} is missing: there is {', '.join(others[:3])}{', …' if len(others) > 3 else ''}"
     differences: list[list[str]] = [list(_differences(wanted, each)) for each in via]
     fewest: list[str] = min(differences, key=len)
     return f"{what} has {', '.join(fewest)}" if fewest else None

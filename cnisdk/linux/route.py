@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
+from ..errors import IOFailureError
 from ..spec.addresses import IPAddress, IPNetwork
 from . import codecs, rtnetlink
 from .address import SCOPE_LINK, SCOPE_UNIVERSE
@@ -24,6 +26,9 @@ _TABLE_COMPAT = 252  # for numbers that do not fit the header's byte
 _PROTO_BOOT = 3
 _TYPE_UNICAST = 1
 _F_CLONED = 0x200  # a cached exception, not an entry of the table
+
+CANDIDATES = 256
+"""How many routes to the destinations looked for are decoded, which takes the most time: 0.1 ms each."""
 
 _AF_INET, _AF_INET6 = 2, 10
 _FAMILIES = {4: _AF_INET, 6: _AF_INET6}
@@ -129,6 +134,31 @@ def dump(sock: Socket) -> list[KernelRoute]:
     for data in sock.dump(Request(rtnetlink.GETROUTE, bytes(_FIXED.size), "cannot list routes")):
         routes += parse(data)
     return [route for route in routes if route.table != TABLE_LOCAL]
+
+
+def scan(sock: Socket, version: int, destinations: Iterable[IPNetwork]) -> Iterator[KernelRoute]:
+    """Yield the routes to destinations of one IP version, in all tables but ``local``, however many others there are.
+
+    Close the socket afterwards: the kernel may not be through.
+
+    Raises:
+        IOFailureError: (5) There are more than :data:`CANDIDATES`, or the kernel refused to tell.
+    """
+    prefixes = rtnetlink.Wanted(
+        (_FAMILIES[each.version], each.prefixlen, each.network_address.packed if each.prefixlen else b"")
+        for each in destinations
+    )
+    request = Request(rtnetlink.GETROUTE, _FIXED.pack(_FAMILIES[version], *[0] * 8), f"cannot list IPv{version} routes")
+    left = CANDIDATES
+    for data in sock.scan(request):
+        if data not in prefixes:
+            continue
+        if left == 0:
+            raise IOFailureError(f"{request.what}: there are more than {CANDIDATES} to what is looked for")
+        left -= 1
+        for each in parse(data):
+            if each.table != TABLE_LOCAL:
+                yield each
 
 
 def parse(data: bytes) -> list[KernelRoute]:

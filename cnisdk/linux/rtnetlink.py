@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 from _thread import _local
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
@@ -52,6 +52,9 @@ HEADER = struct.Struct("=IHHII")
 
 # A dump the kernel calls interrupted saw the table change meanwhile and may lack entries or hold them twice.
 _DUMP_ATTEMPTS = 20
+
+SCAN_LIMIT = 500_000
+"""How many messages a scan looks at, in a table that a container fills: two seconds' worth."""
 
 
 # What an errno means where the kernel says no more.
@@ -117,6 +120,7 @@ class Socket:
         import socket
 
         self._sequence = 0
+        self._interrupted = False
         self._socket: socket.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         try:
             self._socket.bind((0, groups))
@@ -193,10 +197,31 @@ class Socket:
             KernelError: (5) The kernel refused, or the table never held still (EINTR).
         """
         for _ in range(_DUMP_ATTEMPTS):
-            messages, interrupted = self._dump_once(request)
-            if not interrupted:
+            messages = list(self._stream(request))
+            if not self._interrupted:
                 return messages
-        raise KernelError(request.what, errno.EINTR, reason=f"the table changed during each of {_DUMP_ATTEMPTS} dumps")
+        raise _never_still(request)
+
+    def scan(self, request: Request) -> Iterator[bytes]:
+        """Yield the messages of a table one by one, for a reader that stops when it has found what it looks for.
+
+        Nothing is kept, so that a table of any length takes no memory. When the table changed meanwhile, it is yielded
+        once more. The kernel may not be through when the reader stops: close the socket then.
+
+        Raises:
+            KernelError: (5) The kernel refused, or the table never held still (EINTR).
+            IOFailureError: (5) The reader has not stopped after :data:`SCAN_LIMIT` messages.
+        """
+        left = SCAN_LIMIT
+        for _ in range(_DUMP_ATTEMPTS):
+            for message in self._stream(request):
+                if left == 0:
+                    raise IOFailureError(f"{request.what}: there are more than {SCAN_LIMIT}, not all were looked at")
+                left -= 1
+                yield message
+            if not self._interrupted:
+                return
+        raise _never_still(request)
 
     def listen(self, deadline: float) -> Iterator[tuple[int, bytes]]:
         """Yield the notifications of the groups joined, as pairs of message type and message, until a deadline.
@@ -221,16 +246,16 @@ class Socket:
         finally:
             self._socket.settimeout(None)
 
-    def _dump_once(self, request: Request) -> tuple[list[bytes], bool]:
+    def _stream(self, request: Request) -> Iterator[bytes]:
+        """Yield what a dump is answered with, and note whether the table changed meanwhile."""
         self._sequence += 1
+        self._interrupted = False
         self._socket.send(_encode(request._replace(flags=F_DUMP), self._sequence))
-        messages: list[bytes] = []
-        interrupted = False
         while True:
             for kind, flags, sequence, body in self._receive():
                 if sequence != self._sequence:
                     continue
-                interrupted = interrupted or bool(flags & F_DUMP_INTR)
+                self._interrupted = self._interrupted or bool(flags & F_DUMP_INTR)
                 if kind == _NLMSG_ERROR:
                     error = _read_error(body, request, 0)
                     if error is not None:
@@ -239,9 +264,9 @@ class Socket:
                     (status,) = struct.unpack_from("=i", body, HEADER.size) if len(body) > HEADER.size else (0,)
                     if status < 0:
                         raise KernelError(request.what, -status)
-                    return messages, interrupted
+                    return
                 else:
-                    messages.append(body)
+                    yield body
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         """Read one datagram: (type, flags, sequence number, message with header) of each message in it."""
@@ -258,6 +283,32 @@ class Socket:
                 break
             yield kind, flags, sequence, data[offset : offset + length]
             offset += (length + 3) & ~3
+
+
+def _never_still(request: Request) -> KernelError:
+    return KernelError(request.what, errno.EINTR, reason=f"the table changed during each of {_DUMP_ATTEMPTS} dumps")
+
+
+class Wanted:
+    """Addresses or destinations that are looked for among the messages of a scan.
+
+    Most messages are told apart by their bytes: struct ifaddrmsg and struct rtmsg both begin with the family and the
+    length of the prefix.
+
+    Args:
+        prefixes: Address family, length of the prefix, and address of each; no address for a default route, whose
+            message has none.
+    """
+
+    def __init__(self, prefixes: Iterable[tuple[int, int, bytes]]) -> None:
+        self._addresses: dict[tuple[int, int], list[bytes]] = {}
+        for family, length, packed in prefixes:
+            self._addresses.setdefault((family, length), []).append(packed)
+
+    def __contains__(self, message: bytes) -> bool:
+        """Can the message be about one of them?"""
+        candidates = self._addresses.get((message[HEADER.size], message[HEADER.size + 1]), ())
+        return any(packed in message for packed in candidates)
 
 
 def connect(netns: NetNS | None = None, groups: int = 0) -> AbstractContextManager[Socket]:

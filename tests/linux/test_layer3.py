@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cnisdk.errors import InvalidConfigError, IOFailureError
-from cnisdk.linux import bridge, layer3, link, netns, route, sysctl, veth
+from cnisdk.linux import address, bridge, layer3, link, netns, route, rtnetlink, sysctl, veth
 from cnisdk.spec import Interface, IPConfig, Result, Route
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Host, Sandbox
@@ -132,16 +132,16 @@ def test_several_next_hops_to_one_destination(host: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "none", "dst"),
+    ("own", "none", "dst"),
     [("10.1.0.5/24", "0.0.0.0", "10.2.0.0/16"), ("2001:db8::5/64", "::", "2001:db8:2::/48")],
 )
-def test_a_gateway_of_zeros_is_none(host: Sandbox, address: str, none: str, dst: str) -> None:
+def test_a_gateway_of_zeros_is_none(host: Sandbox, own: str, none: str, dst: str) -> None:
     """In a route, it is no next hop even where there is a gateway; of an address, it is no gateway for routes."""
     host.add_netns("blue")
-    gateway = str(ip_interface(address).network[1])
+    gateway = str(ip_interface(own).network[1])
     for result in (
-        Result(ips=(ip(address, gateway),), routes=(to(dst, none),)),
-        Result(ips=(ip(address, none),), routes=(to(dst),)),
+        Result(ips=(ip(own, gateway),), routes=(to(dst, none),)),
+        Result(ips=(ip(own, none),), routes=(to(dst),)),
     ):
         result = host.call(attach, result)
         (there,) = routes(host, "-6" if ":" in dst else "-4", "route", "show", dst)
@@ -319,6 +319,51 @@ def test_what_others_add_or_move_is_no_drift(host: Sandbox, chained: list[list[s
     for each in chained:
         host.run(["ip", "-n", "blue", *each])
     host.call(verify, result)
+
+
+def batch(host: Host, *lines: str) -> None:
+    host.run(["ip", "-n", "blue", "-batch", "-"], input="\n".join(lines) + "\n")
+
+
+def test_a_container_does_not_decide_what_its_check_costs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many addresses and routes it has, only those are decoded that can be what is looked for."""
+    host.add_netns("blue")
+    result = Result(ips=DUAL.ips, routes=(*DUAL.routes, to("203.0.113.0/24")))
+    result = host.call(attach, result)
+    batch(host, *(f"addr add 10.9.{number}.1/24 dev eth0" for number in range(200)))
+    batch(host, *(f"route add 10.8.{number >> 8}.{number & 255}/32 dev eth0" for number in range(2000)))
+    batch(host, *(f"route add 2001:db8:8::{number:x}/128 dev eth0" for number in range(1, 200)))
+    decoded: list[object] = []
+
+    def count(module: Any) -> None:
+        original = module.parse
+
+        def parse(data: bytes) -> object:
+            decoded.append(data)
+            return original(data)
+
+        monkeypatch.setattr(module, "parse", parse)
+
+    def work() -> int:
+        count(address)
+        count(route)
+        verify(result)
+        return len(decoded)
+
+    # Two addresses and three routes, and the others that IPv6's default route is among: one of the kernel's own.
+    assert host.call(work) <= 8
+    drift = "route 203.0.113.0/24 via 10.1.0.1 is missing"
+    host.run(["ip", "-n", "blue", "route", "del", "203.0.113.0/24"])
+    with pytest.raises(IOFailureError, match=drift):
+        host.call(verify, result)
+    # What it looks at in the end is bounded, in each way that there is to hide what it looks for.
+    with monkeypatch.context() as patch:
+        patch.setattr(rtnetlink, "SCAN_LIMIT", 1000)
+        with pytest.raises(IOFailureError, match="cannot list IPv4 routes: there are more than 1000"):
+            host.call(verify, result)
+    batch(host, *(f"route add 203.0.113.0/24 via 10.1.0.9 metric {number}" for number in range(1, 300)))
+    with pytest.raises(IOFailureError, match="there are more than 256 to what is looked for"):
+        host.call(verify, result)
 
 
 def test_addresses_of_other_interfaces_are_not_looked_for(host: Sandbox) -> None:
