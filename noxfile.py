@@ -41,8 +41,16 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, as root or as an ordinary user (`-- -k netns` and so on pass to pytest)."""
     session.install(".[cli,testing]", "./examples", *group("test"))
-    args = session.posargs or ["-n", "auto", "--timeout", "300"]
+    args = session.posargs or ["-n", "auto", "--timeout", "300", "-m", "not kinds"]
     session.run("pytest", *args)
+
+
+@nox.session
+def kernel(session: nox.Session) -> None:
+    """Run the tests of link kinds that small kernels lack; in a guest, with Debian's kernel, if this one lacks them."""
+    session.install(".[cli,testing]", "./examples", *group("test"))
+    args = session.posargs or ["-m", "kinds", "-p", "no:cacheprovider", "--timeout", "300"]
+    session.run("python", "tests/guest/guest.py", "pytest", *args)
 
 
 @nox.session

@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 from typing import NamedTuple
@@ -27,6 +27,7 @@ _ETH_P_IPV6 = 0x86DD
 _ICMPV6 = 58
 
 _ARP = {1: "arp request", 2: "arp reply"}
+_SOL_PACKET, _PACKET_AUXDATA, _TP_STATUS_VLAN_VALID = 263, 8, 0x10
 _ND = {
     133: "router solicitation",
     134: "router advertisement",
@@ -46,7 +47,8 @@ class Frame(NamedTuple):
         destination: Hardware address it is for.
         sender: Address of the sender: of ARP, the protocol address; of neighbour discovery, the IPv6 source.
         target: What is asked for or told of; None where there is none.
-        data: The whole frame.
+        data: The frame, without the tag of a VLAN.
+        vlan: The VLAN it was tagged with; 0 for none.
     """
 
     kind: str
@@ -55,6 +57,7 @@ class Frame(NamedTuple):
     sender: IPv4Address | IPv6Address | None
     target: IPv4Address | IPv6Address | None
     data: bytes
+    vlan: int = 0
 
     @property
     def announces(self) -> bool:
@@ -96,12 +99,22 @@ def _mac(data: bytes) -> str:
     return data.hex(":")
 
 
+def _tag(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
+    """The VLAN of a received frame (struct tpacket_auxdata, linux/if_packet.h); 0 for none."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA):
+            status, tci = struct.unpack_from("=I12xH", data)
+            return tci & 0xFFF if status & _TP_STATUS_VLAN_VALID else 0
+    return 0
+
+
 class Capture:
     """Frames on one link, from the moment it was made. Close it, or use it as a context manager."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._socket.setblocking(False)
+        self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)  # the kernel takes tags out of the frame
         self._frames: list[Frame] = []
 
     def __enter__(self) -> Self:
@@ -121,7 +134,8 @@ class Capture:
         """Every frame so far, in order."""
         while self._socket.fileno() >= 0:
             try:
-                self._frames.append(decode(self._socket.recv(65536)))
+                data, ancillary, _, _ = self._socket.recvmsg(65536, 256)
+                self._frames.append(decode(data)._replace(vlan=_tag(ancillary)))
             except BlockingIOError:
                 break
         return tuple(self._frames)

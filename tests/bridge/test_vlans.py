@@ -1,0 +1,102 @@
+"""VLANs of the bridge's ports, on a kernel that filters them: which frames pass, and with which tags."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from cnisdk.errors import CNIError
+from cnisdk.testing import Container, Host, PluginUnderTest
+from cnisdk_plugins.bridge import Bridge
+
+pytestmark = [pytest.mark.kernel, pytest.mark.kinds]
+
+
+def plug(host: Host, **keys: Any) -> PluginUnderTest:
+    return host.plugin(Bridge, {"bridge": "br0", "ipam": host.stub().conf, **keys})
+
+
+def vlans_of(host: Host, name: str) -> dict[int, set[str]]:
+    """What the port of an attachment carries, by ``bridge -j vlan``."""
+    alias = f"cni:testnet/{name}/eth0"
+    port = next(each["ifname"] for each in host.ip("link") if each.get("ifalias") == alias)
+    (shown,) = json.loads(host.run(["bridge", "-j", "vlan", "show", "dev", port]).stdout)
+    found: dict[int, set[str]] = {}
+    for each in shown["vlans"]:
+        for vlan in range(each["vlan"], each.get("vlanEnd", each["vlan"]) + 1):
+            found[vlan] = set(each.get("flags", ()))
+    return found
+
+
+UNTAGGED = {"PVID", "Egress Untagged"}
+
+
+def test_containers_reach_those_of_their_vlan_alone(host: Host) -> None:
+    first, second, other = (host.container(name) for name in ("first", "second", "other"))
+    plugins = {first: plug(host, vlan=100), second: plug(host, vlan=100), other: plug(host, vlan=200)}
+    for container, plugin in plugins.items():
+        plugin.add(container)
+        plugin.check(container)
+    assert vlans_of(host, "first") == {100: UNTAGGED}
+    assert first.reaches(second)
+    assert not first.reaches(other, timeout=0.3)
+    for container, plugin in plugins.items():
+        plugin.delete(container)
+    assert [each["ifname"] for each in host.ip("link")] == ["lo", "br0"]
+
+
+def test_the_default_vlan_stays_when_asked_for(host: Host) -> None:
+    kept, replaced = host.container("kept"), host.container("replaced")
+    plug(host, vlan=100, preserveDefaultVlan=True).add(kept)
+    plug(host, vlan=100).add(replaced)
+    assert vlans_of(host, "kept") == {1: {"Egress Untagged"}, 100: UNTAGGED}
+    assert vlans_of(host, "replaced") == {100: UNTAGGED}
+
+
+def tagged(container: Container, vlan: int, address: str) -> None:
+    """Give a container a tagged interface of a VLAN."""
+    container.shell(
+        f"ip link add eth0.{vlan} link eth0 type vlan id {vlan}; ip address add {address}/24 dev eth0.{vlan}; "
+        f"ip link set eth0.{vlan} up"
+    )
+
+
+def test_a_trunk_carries_its_vlans_tagged(host: Host) -> None:
+    trunk, access, outside = (host.container(name) for name in ("trunk", "access", "outside"))
+    plugin = plug(host, vlanTrunk=[{"id": 100}, {"minID": 300, "maxID": 302}])
+    plugin.add(trunk)
+    plugin.check(trunk)
+    assert vlans_of(host, "trunk") == {1: UNTAGGED, 100: set(), 300: set(), 301: set(), 302: set()}
+    plug(host, vlan=100).add(access)
+    plug(host, vlan=400).add(outside)
+    for container, vlan in ((access, 100), (outside, 400)):
+        container.shell(f"ip address add 10.{vlan // 100}.0.1/24 dev eth0")
+        tagged(trunk, vlan, f"10.{vlan // 100}.0.2")
+    with trunk.capture("eth0") as seen:
+        assert access.reaches(trunk, "10.1.0.2")
+        assert seen.wait_for(lambda frame: frame.vlan == 100)
+    assert not outside.reaches(trunk, "10.4.0.2", timeout=0.3)
+
+
+def test_the_gateway_of_a_vlan_answers_in_it(host: Host) -> None:
+    inside, other = host.container("inside"), host.container("other")
+    plugin = plug(host, vlan=100, isGateway=True)
+    result = plugin.add(inside)
+    plugin.check(inside)
+    gateway = next(str(ip.gateway) for ip in result.ips)
+    assert result.interfaces[-1].name == "br0.100"
+    assert inside.reaches(host, gateway)
+    plug(host, vlan=200).add(other)
+    assert not other.reaches(host, gateway, timeout=0.3)
+
+
+def test_check_notices_a_vlan_that_is_gone(host: Host) -> None:
+    container = host.container("one")
+    plugin = plug(host, vlan=100)
+    plugin.add(container)
+    port = next(each["ifname"] for each in host.ip("link") if each.get("ifalias") == "cni:testnet/one/eth0")
+    host.shell(f"bridge vlan del dev {port} vid 100")
+    with pytest.raises(CNIError, match="does not carry VLAN 100"):
+        plugin.check(container)

@@ -1,0 +1,231 @@
+"""Run a command under a kernel that has every link kind: Debian's, in a virtual machine without hardware support.
+
+The guest sees this machine's files, read-only, below a layer in memory: same paths, same virtual environment, and
+nothing that the guest does lasts. The command's output and exit status are this program's::
+
+    python tests/guest/guest.py pytest -q -m kinds
+
+On a machine whose own kernel has all the kinds, the command runs there, without a guest.
+
+The theory: qemu emulates a machine (``-accel tcg``) and starts the kernel of Debian's linux-image-amd64 with a small
+initial file system. Its init loads the modules for virtio and 9p, mounts the host's root over 9p, puts an overlay in
+memory on it, moves there, and runs the second stage: the command. What the command prints goes out through one
+serial port of virtio, its exit status through another. Everything ends with the guest; a guest that hangs is killed
+when its time is over.
+
+Needs Debian's packages qemu-system-x86, busybox-static, kmod and, for the kernel's package, apt-get and dpkg.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PROGRAMS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "busybox": "busybox-static",
+    "/sbin/modprobe": "kmod",
+    "dpkg-deb": "dpkg",
+    "apt-get": "apt",
+}
+MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
+MEMORY = "3072"
+LIMIT = float(os.environ.get("CNISDK_GUEST_SECONDS", "900"))
+
+FIRST_STAGE = """#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t devtmpfs dev /dev
+for module in $(/bin/busybox cat /modules); do /bin/busybox insmod /lib/$module; done
+mount() { /bin/busybox mount "$@"; }
+mkdir() { /bin/busybox mkdir "$@"; }
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro hostroot /lower
+mount -t tmpfs -o size=90% tmpfs /memory
+mkdir /memory/upper /memory/work
+mount -t overlay -o lowerdir=/lower,upperdir=/memory/upper,workdir=/memory/work overlay /new
+mkdir -p /new/lib/modules
+/bin/busybox ln -sfn @MODULES@ /new/lib/modules/@RELEASE@
+/bin/busybox cp /second /new/.guest
+exec /bin/busybox switch_root /new /.guest
+"""
+
+SECOND_STAGE = """#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm /dev/mqueue
+mount -t devpts devpts /dev/pts
+for each in /dev/shm /run /tmp; do mount -t tmpfs tmpfs $each; done
+ln -sf /proc/self/fd /dev/fd
+echo /sbin/modprobe >/proc/sys/kernel/modprobe
+ip link set lo up
+cd @DIRECTORY@
+@ENVIRONMENT@
+setsid sh -c @COMMAND@ </dev/null >/dev/hvc0 2>&1
+status=$?
+for port in /dev/vport*p2; do echo $status >$port; done
+sync
+echo o >/proc/sysrq-trigger
+sleep 60
+"""
+
+
+# One link of each kind that small kernels lack, and a bridge that filters VLANs.
+KINDS = """
+ip link add d0 type dummy &&
+ip link add v0 link d0 type vlan id 5 &&
+ip link add i0 link d0 type ipvlan mode l2 &&
+ip link add r0 type vrf table 10 &&
+ip link add b0 type bridge vlan_filtering 1
+"""
+
+
+def has_every_kind() -> bool:
+    """Does the kernel of this machine have every link kind that the tests want?"""
+    unshare = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
+    return subprocess.run([*unshare, "sh", "-c", KINDS], capture_output=True, check=False).returncode == 0
+
+
+def missing_packages() -> list[str]:
+    """The Debian packages this needs and this machine lacks."""
+    return sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
+
+
+def cache() -> Path:
+    """Where the kernel is kept between runs."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "cnisdk" / "guest"
+
+
+def fetch_kernel() -> Path:
+    """Fetch and unpack Debian's kernel package; return the folder it is unpacked in."""
+    depends = subprocess.run(
+        ["apt-cache", "depends", "linux-image-amd64"], capture_output=True, text=True, check=True
+    ).stdout
+    package = next(line.split()[-1] for line in depends.splitlines() if "Depends: linux-image" in line)
+    target = cache() / package
+    if not (target / "ready").exists():
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target) as scratch:
+            subprocess.run(["apt-get", "download", "-qq", package], cwd=scratch, check=True)
+            (archive,) = Path(scratch).glob("*.deb")
+            subprocess.run(["dpkg-deb", "-x", archive, target], check=True)
+        (release,) = (each.name for each in (target / "lib" / "modules").iterdir())
+        subprocess.run(["/sbin/depmod", "-b", target, release], check=True)
+        # Unpacked, the kernel starts without an emulated machine having to do it: 40 s less.
+        packed = (target / "boot" / f"vmlinuz-{release}").read_bytes()
+        start = packed.index(b"\xfd7zXZ\x00")
+        (target / "vmlinux").write_bytes(lzma.LZMADecompressor().decompress(packed[start:]))
+        (target / "ready").touch()
+    return target
+
+
+def release_of(kernel: Path) -> str:
+    """The kernel's release, such as 6.1.0-40-amd64."""
+    return next((kernel / "lib" / "modules").iterdir()).name
+
+
+def module_files(kernel: Path) -> list[Path]:
+    """The modules that the first stage loads, in order."""
+    found: dict[Path, None] = {}
+    for module in MODULES:
+        command = ["/sbin/modprobe", "-d", str(kernel), "-S", release_of(kernel), "--show-depends", module]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        found |= {Path(line.split()[1]): None for line in lines if line.startswith("insmod")}
+    return list(found)
+
+
+def archive(files: dict[str, tuple[int, bytes]]) -> bytes:
+    """Write an initial file system (cpio, "newc"): mode and content by name."""
+    parts = []
+    for number, (name, (mode, content)) in enumerate([*files.items(), ("TRAILER!!!", (0, b""))], 1):
+        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
+        head = b"070701" + b"".join(b"%08x" % field for field in fields) + name.encode() + b"\0"
+        parts += [head, bytes(-len(head) % 4), content, bytes(-len(content) % 4)]
+    return b"".join(parts)
+
+
+def initial_files(kernel: Path, command: list[str], directory: str, environ: dict[str, str]) -> bytes:
+    """The initial file system for a command."""
+    release = release_of(kernel)
+    modules = module_files(kernel)
+    first = FIRST_STAGE.replace("@MODULES@", str(kernel / "lib" / "modules" / release)).replace("@RELEASE@", release)
+    exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in environ.items())
+    second = (
+        SECOND_STAGE.replace("@DIRECTORY@", shlex.quote(directory))
+        .replace("@ENVIRONMENT@", exports)
+        .replace("@COMMAND@", shlex.quote(shlex.join(command)))
+    )
+    busybox = shutil.which("busybox") or ""
+    folders = ("bin", "dev", "lib", "lower", "memory", "new", "proc")
+    files: dict[str, tuple[int, bytes]] = dict.fromkeys(folders, (0o40755, b""))
+    files |= {
+        "bin/busybox": (0o100755, Path(busybox).read_bytes()),
+        "init": (0o100755, first.encode()),
+        "second": (0o100755, second.encode()),
+        "modules": (0o100644, "\n".join(each.name for each in modules).encode()),
+    }
+    files |= {f"lib/{each.name}": (0o100644, each.read_bytes()) for each in modules}
+    return archive(files)
+
+
+def run(command: list[str], directory: str, environ: dict[str, str]) -> int:
+    """Run a command in a guest and return its exit status; 125 if the guest did not get that far."""
+    kernel = fetch_kernel()
+    with tempfile.TemporaryDirectory() as scratch:
+        initrd, status, log = (Path(scratch) / name for name in ("initrd", "status", "log"))
+        initrd.write_bytes(initial_files(kernel, command, directory, environ))
+        qemu = [
+            *("qemu-system-x86_64", "-accel", "tcg", "-machine", "pc", "-cpu", "Nehalem,+rdrand", "-smp", "1"),
+            *("-m", MEMORY, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-kernel", str(kernel / "vmlinux"), "-initrd", str(initrd)),
+            "-append",
+            "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off nowatchdog random.trust_cpu=on",
+            *("-serial", f"file:{log}"),
+            *("-virtfs", "local,path=/,mount_tag=hostroot,security_model=none,readonly=on,multidevs=remap"),
+            *("-device", "virtio-serial"),
+            *("-chardev", "stdio,id=out,signal=off", "-device", "virtconsole,chardev=out,nr=1"),
+            *("-chardev", f"file,id=status,path={status}", "-device", "virtserialport,chardev=status,nr=2"),
+        ]
+        # The guest ends with this process, however that ends (setpriv sets what the kernel calls PDEATHSIG).
+        process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *qemu], stdin=subprocess.DEVNULL)
+        try:
+            process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            print(f"the guest was stopped after {LIMIT:g} s", file=sys.stderr)
+        finally:
+            process.kill()
+            process.wait()
+        answer = status.read_text().strip() if status.exists() else ""
+        if answer:
+            return int(answer)
+        sys.stderr.write(log.read_text(errors="replace")[-4000:] if log.exists() else "")
+        print("the guest did not run the command to its end", file=sys.stderr)
+        return 125
+
+
+def main() -> int:
+    """Run the command of the arguments."""
+    if has_every_kind():
+        return subprocess.run(sys.argv[1:], check=False).returncode
+    if platform.machine() != "x86_64":
+        print("the guest's kernel is for x86_64", file=sys.stderr)
+        return 125
+    if missing := missing_packages():
+        print(f"missing: apt-get install --no-install-recommends {' '.join(missing)}", file=sys.stderr)
+        return 125
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    kept = ("CI", "HOME", "LANG", "NO_COLOR", "PATH", "PYTEST_ADDOPTS", "VIRTUAL_ENV")
+    environ = {name: os.environ[name] for name in kept if name in os.environ}
+    return run(sys.argv[1:], os.getcwd(), environ)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
