@@ -1,6 +1,6 @@
-"""Which addresses host-local has leased, and whether the attachments they belong to are alive.
+"""Which attachments there are, whose leases and cached results they hold, and whether they are alive.
 
-Shared by the subcommands ``leases``, ``gc`` and ``fsck``.
+Shared by the subcommands ``leases``, ``gc`` and ``fsck``; the judgement is :mod:`cnisdk.runtime.liveness`'s.
 """
 
 from __future__ import annotations
@@ -8,22 +8,26 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import CNIError
 from ..ipam.examine import Examination, LeaseFile, examine, list_networks
 from ..ipam.filestore import DATA_DIR, FileStore
 from ..ipam.ranges import Pool, RangeSet, make_range_set, parse_range, pools
-from ..ipam.store import Lease
-from ..linux import netns
-from ..runtime.cache import DEFAULT_CACHE_DIR, Cache, CachedAttachment
+from ..ipam.records import BootOf
+from ..ipam.store import Owner
+from ..runtime.cache import DEFAULT_CACHE_DIR
+from ..runtime.caches import VARIABLE, Memory, find_places, known_directories, read_all
+from ..runtime.liveness import LeaseTrace, State, Survey, Traces, Verdict, assess, namespace_of
 from ..runtime.load import DEFAULT_CONF_DIR, load_networks
 from ..runtime.network import Network
+from ..runtime.survey import survey
 from ..spec.codec import find_key
+from ..spec.names import Attachment
 
 TYPE = "host-local"
 
-State = Literal["alive", "dead", "unknown"]
+_GRACE = 600.0
 
 
 class Judged(NamedTuple):
@@ -42,24 +46,66 @@ class Judged(NamedTuple):
     netns: str
 
 
+class Judgement(NamedTuple):
+    """An attachment, and what is known of it.
+
+    Attributes:
+        traces: What speaks of it.
+        leases: Its leases.
+        verdict: Whether it is alive.
+    """
+
+    traces: Traces
+    leases: tuple[LeaseFile, ...]
+    verdict: Verdict
+
+    @property
+    def owner(self) -> Owner:
+        """Its container and interface."""
+        return Owner(self.traces.attachment.container_id, self.traces.attachment.ifname)
+
+    @property
+    def stamps(self) -> frozenset[tuple[int, int]]:
+        """What tells it from a later attachment of the same name."""
+        return frozenset([each.stamp for each in self.leases] + [each.stamp for each in self.traces.entries])
+
+
 class NetworkState(NamedTuple):
-    """A network's leases.
+    """A network, its leases and its attachments.
 
     Attributes:
         name: Name of the network.
         network: Its configuration; None when there is none.
-        store: Where its leases are.
+        store: Where its leases are; None when it has none of host-local's.
         pools: What there is to hand out; empty when it is not known.
         leases: Those there are.
         examination: What else was found.
+        attachments: All that anything speaks of, sorted.
     """
 
     name: str
     network: Network | None
-    store: FileStore
+    store: FileStore | None
     pools: tuple[Pool, ...]
     leases: tuple[Judged, ...]
     examination: Examination
+    attachments: tuple[Judgement, ...]
+
+
+class Situation(NamedTuple):
+    """A look at everything.
+
+    Attributes:
+        networks: By name.
+        problems: Configurations, and places of leases, that could not be read.
+        memory: What the runtimes remember.
+        seen: What was seen of the host.
+    """
+
+    networks: tuple[NetworkState, ...]
+    problems: tuple[str, ...]
+    memory: Memory
+    seen: Survey
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,13 +119,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-dir",
         metavar="DIR",
-        default=DEFAULT_CACHE_DIR,
-        help="where the runtime remembers attachments (%(default)s)",
+        action="append",
+        default=[],
+        help=f"one more directory where a runtime remembers attachments; may be given several times ({VARIABLE}). "
+        f"{DEFAULT_CACHE_DIR} and the directories in it are always looked into",
     )
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
         help=f"where the leases are, for networks whose configuration does not say ({DATA_DIR})",
+    )
+    parser.add_argument(
+        "--grace",
+        metavar="SECONDS",
+        type=float,
+        default=_GRACE,
+        help="judge no attachment that is younger, remembered or not: its ADD may still be running (%(default)g)",
+    )
+    parser.add_argument(
+        "--inside",
+        action="store_true",
+        help="take the namespaces this command runs in for the host's, as in a node that is itself a container; "
+        "without it, they must be those of process 1 of the machine",
     )
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=float, default=30.0, help="how long to wait for the lock (%(default)g)"
@@ -117,26 +178,26 @@ def find_range_sets(ipam: Mapping[str, Any]) -> tuple[RangeSet, ...]:
     return tuple(sets)
 
 
-def load_states(args: argparse.Namespace, only: str = "") -> tuple[list[NetworkState], list[str]]:
+def look(args: argparse.Namespace, only: str = "") -> Situation:
     """Find out about every network, or about one.
 
-    Returns:
-        The networks by name, and what could not be read.
-
     Raises:
-        CNIError: The leases, or the cache, cannot be read.
+        CNIError: The leases cannot be read.
     """
     problems: list[str] = []
     networks: dict[str, tuple[Network | None, str, Mapping[str, Any]]] = {}
+    others: dict[str, Network] = {}
     try:
         loaded = load_networks(args.conf_dir)
         problems += map(str, loaded.problems)
         for network in loaded.networks:
             ipam = ipam_of(network)
-            if ipam is not None:
-                data_dir = find_key(ipam, "dataDir")
-                place = data_dir if isinstance(data_dir, str) and data_dir else args.data_dir or DATA_DIR
-                networks.setdefault(network.name, (network, place, ipam))
+            if ipam is None:
+                others.setdefault(network.name, network)
+                continue
+            data_dir = find_key(ipam, "dataDir")
+            place = data_dir if isinstance(data_dir, str) and data_dir else args.data_dir or DATA_DIR
+            networks.setdefault(network.name, (network, place, ipam))
     except CNIError as exc:
         problems.append(str(exc))
     data_dir = args.data_dir or DATA_DIR
@@ -145,67 +206,78 @@ def load_states(args: argparse.Namespace, only: str = "") -> tuple[list[NetworkS
             networks.setdefault(name, (None, data_dir, {}))
     except OSError as exc:
         problems.append(f"cannot read {data_dir}: {exc.strerror}")
-    entries, unreadable = Cache(args.cache_dir).entries(only)
-    problems += map(str, unreadable)
+    # What speaks of attachments is read first, and the kernel is asked then: see liveness.assess.
+    stores: dict[str, tuple[FileStore, Examination]] = {}
+    for name, (_, place, ipam) in sorted(networks.items()):
+        if not only or name == only:
+            reclaims = find_key(ipam, "reclaimEarlierBoots") is not False
+            store = FileStore(place, name, reclaim_earlier_boots=reclaims)
+            stores[name] = store, examine(store, timeout=args.timeout)
+    memory = read_all(find_places(known_directories(args.cache_dir)), only)
+    seen = survey([*map(namespace_of, memory.entries)], places=memory.places, hidden=memory.hidden, inside=args.inside)
+    names = {*stores, *(each.entry.attachment.network for each in memory.entries)}
+    if only and only in others:
+        names.add(only)
     states = []
-    for name, (found, place, ipam) in sorted(networks.items()):
-        if only and name != only:
-            continue
-        reclaims = find_key(ipam, "reclaimEarlierBoots") is not False
-        store = FileStore(place, name, reclaim_earlier_boots=reclaims)
-        examination = examine(store, timeout=args.timeout)
-        cached = {
-            (entry.attachment.container_id, entry.attachment.ifname): entry
-            for entry in entries
-            if entry.attachment.network == name
-        }
-        judged = tuple(judge(lease, cached, reclaims=reclaims) for lease in examination.leases)
-        states.append(NetworkState(name, found, store, pools(find_range_sets(ipam)), judged, examination))
-    return states, problems
+    for name in sorted(names):
+        found, _, ipam = networks.get(name, (others.get(name), "", {}))
+        kept, examination = stores.get(name, (None, Examination((), ())))
+        attachments = _judge(name, kept, examination, memory, seen, args.grace)
+        by_owner = {each.owner: each for each in attachments}
+        leases = tuple(_judged(lease, by_owner.get(lease.owner)) for lease in examination.leases)
+        ranges = pools(find_range_sets(ipam))
+        states.append(NetworkState(name, found, kept, ranges, leases, examination, attachments))
+    return Situation(tuple(states), tuple(problems), memory, seen)
 
 
-def judge(lease: LeaseFile, cached: Mapping[tuple[str, str], CachedAttachment], *, reclaims: bool = True) -> Judged:
-    """Say whether the attachment of a lease is alive; ``reclaims``: whether the end of its boot was its end."""
-    owner = lease.owner
-    if not owner.container_id:
+def _judge(
+    network: str,
+    store: FileStore | None,
+    examination: Examination,
+    memory: Memory,
+    seen: Survey,
+    grace: float,
+) -> tuple[Judgement, ...]:
+    """Judge each attachment of a network that a lease or a cached result speaks of."""
+    held: dict[Attachment, list[LeaseFile]] = {}
+    for lease in examination.leases:
+        if lease.owner.container_id:
+            held.setdefault(Attachment(network, *lease.owner), []).append(lease)
+    entries = [each for each in memory.entries if each.entry.attachment.network == network]
+    for each in entries:
+        held.setdefault(each.entry.attachment, [])
+    judged = []
+    for attachment, own in sorted(held.items()):
+        traces = Traces(
+            attachment,
+            tuple(
+                LeaseTrace(each.address, each.age, each.written, _boot(each, store), not examination.exclusive)
+                for each in own
+            ),
+            tuple(each for each in entries if _covers(attachment, each.entry.attachment)),
+            tuple(each for each in memory.unreadable if each.may_be_of(attachment)),
+        )
+        judged.append(Judgement(traces, tuple(own), assess(traces, seen, grace=grace)))
+    return tuple(judged)
+
+
+def _covers(attachment: Attachment, other: Attachment) -> bool:
+    """Is a record of the first one of the second? One without interface is of all of its container."""
+    return attachment == other or (not attachment.ifname and attachment.container_id == other.container_id)
+
+
+def _boot(lease: LeaseFile, store: FileStore | None) -> BootOf:
+    """Which boot a lease is from; with ``reclaimEarlierBoots`` off, the end of its boot was not its end."""
+    return "unknown" if lease.boot == "earlier" and (store is None or not store.reclaims) else lease.boot
+
+
+def _judged(lease: LeaseFile, judgement: Judgement | None) -> Judged:
+    if judgement is None:
         return Judged(lease, "unknown", "the lease names no owner", "")
-    if lease.boot == "earlier" and reclaims:
-        return Judged(lease, "dead", "it is of an earlier boot", "")
-    entry = cached.get(owner)
-    if entry is None and not owner.ifname:
-        entry = next((each for key, each in cached.items() if key[0] == owner.container_id), None)
-    if entry is None:
-        return Judged(lease, "unknown", "the runtime remembers no such attachment", "")
-    return Judged(lease, *judge_entry(entry))
-
-
-def judge_entry(entry: CachedAttachment) -> tuple[State, str, str]:
-    """Say whether a cached attachment is alive: its state, why, and the path of its namespace."""
-    if not entry.netns:
-        return "unknown", "the runtime does not say which namespace it is in", ""
-    try:
-        namespace = netns.find(entry.netns)
-    except CNIError as exc:
-        return "unknown", f"its namespace cannot be looked at: {exc.msg}", entry.netns
-    if namespace is None:
-        return "dead", f"its namespace {entry.netns} is gone", entry.netns
-    with namespace:
-        return "alive", f"its namespace {entry.netns} exists", entry.netns
+    path = next(filter(None, map(namespace_of, judgement.traces.entries)), "")
+    return Judged(lease, judgement.verdict.state, judgement.verdict.why, path)
 
 
 def used_in(pool: Pool, leases: Sequence[Judged]) -> int:
     """How many addresses of a pool are leased."""
     return sum(1 for each in leases if pool.range_set.holds(each.lease.address))
-
-
-def as_lease(judged: Judged) -> Lease:
-    """The lease alone."""
-    return Lease(judged.lease.address, judged.lease.owner)
-
-
-def describe_age(seconds: float) -> str:
-    """An age for people: ``"3 d"``, ``"17 min"``."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{int(seconds)} s"

@@ -1,43 +1,54 @@
-"""``cnisdk gc``: release leases and cached attachments whose container is gone."""
+"""``cnisdk gc``: release what attachments left that are provably dead."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError
+from ..errors import CNIError, InvalidEnvironmentError, IOFailureError
 from ..invoke.find import split_path
-from ..ipam.allocator import release_exactly
-from ..runtime.cache import Cache
+from ..ipam.examine import drop
+from ..linux import veth
+from ..runtime.cache import DEFAULT_CACHE_DIR
+from ..runtime.caches import Remembered, forget
+from ..runtime.liveness import Verdict, namespace_of
 from ..runtime.load import load_network
+from ..runtime.network import Network
 from ..runtime.runner import Runtime
+from ..runtime.survey import find_obstacle, look_at
 from ..spec.names import Attachment
-from .attachments import Judged, NetworkState, add_arguments, as_lease, describe_age, judge_entry, load_states
+from .attachments import Judgement, Situation, add_arguments, look
 
-_GRACE = 600.0
+_PAUSE = 1.0
+# No process has this number, so the path leads nowhere for ever.
+_NO_NAMESPACE = "/proc/0/ns/net"
 
 
 def register(subparsers: Any) -> None:
     """Add the parser."""
     parser = subparsers.add_parser(
         "gc",
-        help="release leases and cached attachments whose container is gone",
-        description="Work out which attachments of a network are valid, say what would be dropped and why, and run the "
-        "network's GC. An attachment is valid when the runtime remembers it and its network namespace exists, or "
-        "cannot be looked at. A lease the runtime does not remember is dropped when it is older than the grace "
-        "period: a runtime that keeps its cache elsewhere needs --cache-dir. Do not run it while containers are being "
-        "started (spec §3).",
+        help="release what attachments left that are provably dead",
+        description="Judge each attachment of a network that a lease or a runtime's cached result speaks of. Those "
+        "that are provably dead, at two looks with a pause between them, get their DEL, and their leases and cached "
+        "results are dropped. Everything else stays; what cannot be judged is listed with the reason. It may run "
+        "beside ADD and DEL, but for --plugins.",
     )
     parser.add_argument("network", metavar="NETWORK", help="name of the network")
     parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would be dropped")
     parser.add_argument(
-        "--grace",
-        metavar="SECONDS",
-        type=float,
-        default=_GRACE,
-        help="keep leases that are younger, remembered or not: their ADD may still be running (%(default)g)",
+        "--plugins",
+        action="store_true",
+        help="also run the GC of the network's plugins, with a list of all attachments that are not dead. One that is "
+        "being made meanwhile is not on the list, and would lose what it has: only while no container is being started "
+        "(spec §3)",
+    )
+    parser.add_argument(
+        "--pause", metavar="SECONDS", type=float, default=_PAUSE, help="time between the two looks (%(default)g)"
     )
     parser.add_argument(
         "--cni-path",
@@ -48,75 +59,147 @@ def register(subparsers: Any) -> None:
     add_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Do it, or say what would be done."""
-    network = load_network(args.conf_dir, args.network, on_problem=lambda problem: _warn(str(problem)))
-    cache = Cache(args.cache_dir)
-    entries, unreadable = cache.entries(network.name)
-    if unreadable:
-        raise InvalidConfigError(
-            f"{len(unreadable)} cached results cannot be read, so nobody knows what is valid",
-            details="; ".join(map(str, unreadable)) + "; delete what they describe by hand, or run cnisdk fsck",
-        )
-    states, _ = load_states(args, network.name)
-    state = states[0] if states else None
-    if state is not None and state.leases and not os.path.isdir(Cache(args.cache_dir).directory):
-        raise InvalidEnvironmentError(
-            f"there are leases, but no remembered attachments in {Cache(args.cache_dir).directory}: nothing was done",
-            details="--cache-dir is the directory of the runtime that made them",
-        )
+def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sleep) -> int:
+    """Do it, or say what would be done.
 
-    valid: set[tuple[str, str]] = set()
-    for entry in entries:
-        condition, why, _ = judge_entry(entry)
-        if condition == "dead":
-            _say(args, f"cached attachment {_show(entry.attachment)}: {why}")
-        else:
-            valid.add((entry.attachment.container_id, entry.attachment.ifname))
-    stale = _stale_leases(args, state, valid) if state is not None else []
-    if args.dry_run:
-        if not stale and len(valid) == len(entries):
-            print("nothing to drop")
+    Args:
+        args: The parsed arguments.
+        pause: Waits, for so many seconds.
+    """
+    network = load_network(args.conf_dir, args.network, on_problem=lambda problem: _warn(str(problem)))
+    obstacle = "" if args.inside else find_obstacle()
+    if obstacle:
+        raise InvalidEnvironmentError(
+            f"nothing was done, since who is dead cannot be told from here: {obstacle}",
+            details="run it as root on the host itself, such as with nsenter --target 1 --mount --net; "
+            "--inside is for a node that is itself a container",
+        )
+    if network.disable_gc:
+        print(f'network "{network.name}" sets disableGC: nothing was done')
         return 0
-    runtime = Runtime(split_path(args.cni_path), cache_dir=args.cache_dir, on_warning=_warn)
-    failure: CNIError | None = None
-    try:
-        for note in runtime.gc(network, sorted(valid)).notes:
-            _warn(note)
-    except CNIError as exc:
-        failure = exc
-    if state is not None and not network.disable_gc:
-        # Versions before 1.1.0 know no GC, and the reference's host-local does nothing when it is asked.
-        release_exactly(state.store, [as_lease(each) for each in stale], timeout=args.timeout)
-    if failure is not None:
-        raise failure
+    situation = look(args, network.name)
+    for found in situation.memory.unreadable:
+        _warn(f"{found.path} {found.text}")
+    attachments = _attachments(situation)
+    dead = [each for each in attachments if each.verdict.state == "dead"]
+    if dead and not args.dry_run:
+        pause(args.pause)
+        before = {each.owner: each.stamps for each in dead}
+        situation = look(args, network.name)
+        attachments = [_at_second_look(each, before) for each in _attachments(situation)]
+        dead = [each for each in attachments if each.verdict.state == "dead"]
+    for each in attachments:
+        if each.verdict.state == "unknown":
+            _say("keep", situation, each)
+    failures: list[CNIError] = []
+    for each in dead:
+        _say("would drop" if args.dry_run else "drop", situation, each)
+        if not args.dry_run:
+            try:
+                _drop(args, network, situation, each)
+            except CNIError as exc:
+                failures.append(type(exc)(f"{each.owner}: {exc.msg}", details=exc.details, code=exc.code))
+    _sum_up(attachments)
+    if args.plugins and not args.dry_run:
+        try:
+            _run_plugins(args, network)
+        except CNIError as exc:
+            failures.append(exc)
+    for failure in failures[1:]:
+        _warn(str(failure))
+    if failures:
+        raise failures[0]
     return 0
 
 
-def _stale_leases(args: argparse.Namespace, state: NetworkState, valid: set[tuple[str, str]]) -> list[Judged]:
-    """What nobody needs; what is kept only for its age becomes valid."""
-    containers = {container_id for container_id, _ in valid}
-    stale = []
-    for each in state.leases:
-        owner = each.lease.owner
-        if not owner.container_id or owner in valid or (not owner.ifname and owner.container_id in containers):
-            continue
-        if each.state == "unknown" and each.lease.age < args.grace:
-            if owner.ifname:
-                valid.add((owner.container_id, owner.ifname))
-            print(f"keep {each.lease.address} of {owner}: it is only {describe_age(each.lease.age)} old")
-            continue
-        stale.append(each)
-        _say(args, f"{each.lease.address} of {owner}: {each.why}")
-    return stale
+def _attachments(situation: Situation) -> list[Judgement]:
+    return [each for state in situation.networks for each in state.attachments]
 
 
-def _say(args: argparse.Namespace, text: str) -> None:
-    print(f"{'would drop' if args.dry_run else 'drop'} {text}")
+def _at_second_look(now: Judgement, before: dict[Any, frozenset[tuple[int, int]]]) -> Judgement:
+    """What was not dead at the first look as well, or is another attachment by now, stays."""
+    if now.verdict.state != "dead" or before.get(now.owner) == now.stamps:
+        return now
+    return now._replace(verdict=Verdict("unknown", "it was not so at the first look", "doubt"))
 
 
-def _show(attachment: Attachment) -> str:
-    return f"{attachment.container_id} {attachment.ifname}"
+def _drop(args: argparse.Namespace, network: Network, situation: Situation, each: Judgement) -> None:
+    """Have the plugins delete an attachment, and drop what then is still there of it."""
+    attachment = each.traces.attachment
+    if attachment.ifname:
+        entries: list[Remembered | None] = [*each.traces.entries]
+        for entry in entries or [None]:
+            if _is_back(each):
+                print(f"keep {each.owner}: it is there again")
+                return
+            directory = DEFAULT_CACHE_DIR if entry is None else entry.cache_dir
+            runtime = Runtime(split_path(args.cni_path), cache_dir=directory, on_warning=_warn)
+            path = "" if entry is None else namespace_of(entry)
+            runtime.delete(
+                network,
+                container_id=attachment.container_id,
+                # The number of a process may be another container's by now.
+                netns=_NO_NAMESPACE if path.startswith("/proc/") else path,
+                ifname=attachment.ifname,
+            )
+    for state in situation.networks:
+        if state.store is not None and each.leases:
+            drop(state.store, each.leases, timeout=args.timeout)
+    for entry in each.traces.entries:
+        if entry.entry.attachment != attachment:
+            continue  # it is judged itself
+        try:
+            forget(entry)
+        except OSError as exc:
+            raise IOFailureError(f"cannot remove {entry.path}: {exc.strerror}") from exc
+
+
+def _is_back(each: Judgement) -> bool:
+    """Has it been made again since the second look? That took its time where many were dropped."""
+    if veth.find_host_end(each.traces.attachment) is not None:
+        return True
+    paths = [path for path in map(namespace_of, each.traces.entries) if path and not path.startswith("/proc/")]
+    return any(look_at(path).found == "there" for path in paths)
+
+
+def _run_plugins(args: argparse.Namespace, network: Network) -> None:
+    """Run the plugins' GC with the list of everything that is not dead."""
+    situation = look(args, network.name)
+    valid = {valid_name(each.traces.attachment) for each in _attachments(situation) if each.verdict.state != "dead"}
+    runtime = Runtime(split_path(args.cni_path), on_warning=_warn)
+    # None is to be deleted here: the dead were, and the others are alive, or could not be judged.
+    valid |= {valid_name(entry.attachment) for entry in runtime.cache.entries(network.name)[0]}
+    marked, hashed = situation.seen.find_marked(network.name)
+    valid |= set(marked)
+    unknown = set(hashed) - {Attachment(network.name, *each).tag for each in valid}
+    if unknown:
+        raise InvalidEnvironmentError(
+            f"the plugins were not asked: the links of {len(unknown)} attachments exist, whose names are not known",
+            details=f"links with the alias {', '.join(sorted(unknown))}",
+        )
+    for note in runtime.gc(network, sorted(valid)).notes:
+        _warn(note)
+
+
+def valid_name(attachment: Attachment) -> tuple[str, str]:
+    """As the list of valid attachments has it; any interface keeps an old record, which names none."""
+    return attachment.container_id, attachment.ifname or "eth0"
+
+
+def _say(verb: str, situation: Situation, each: Judgement) -> None:
+    """Print a line for each thing it has."""
+    why = each.verdict.why
+    for entry in each.traces.entries:
+        if entry.entry.attachment == each.traces.attachment:
+            print(f"{verb} cached result {entry.path} of {each.owner}: {why}")
+    for lease in each.leases:
+        print(f"{verb} {lease.address} of {each.owner}: {why}")
+
+
+def _sum_up(attachments: Iterable[Judgement]) -> None:
+    states = [each.verdict.state for each in attachments]
+    kept = f", {states.count('unknown')} kept since they cannot be judged" if "unknown" in states else ""
+    print(f"attachments: {states.count('alive')} alive, {states.count('dead')} dead{kept}")
 
 
 def _warn(text: str) -> None:

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .attachments import Judged, NetworkState, add_arguments, describe_age, load_states, used_in
+from ..runtime.liveness import describe_age
+from .attachments import Judged, NetworkState, add_arguments, look, used_in
 
 _BAR = 30
 
@@ -19,8 +20,8 @@ def register(subparsers: Any) -> None:
         "leases",
         help="show the addresses host-local has handed out",
         description="Show, for each network, how full its ranges are, and each lease: its owner, its age, the boot it "
-        "is from, and whether its attachment is alive. Alive means that the runtime remembers the attachment and its "
-        "network namespace exists. Nothing is changed.",
+        "is from, and whether its attachment is alive, with the reason: the same judgement as that of cnisdk gc. "
+        "Nothing is changed.",
     )
     parser.add_argument("network", metavar="NETWORK", nargs="?", default="", help="only this network")
     parser.add_argument("--json", action="store_true", help="print a JSON document")
@@ -29,9 +30,12 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show them."""
-    states, problems = load_states(args, args.network)
-    for problem in problems:
+    situation = look(args, args.network)
+    states = [each for each in situation.networks if each.store is not None]
+    for problem in (*situation.problems, *(f"{each.path} {each.text}" for each in situation.memory.unreadable)):
         print(f"cnisdk: {problem}", file=sys.stderr)
+    for doubt in situation.seen.doubts:
+        print(f"cnisdk: nothing can be told to be dead: {doubt}", file=sys.stderr)
     if args.network and not states:
         print(f'cnisdk: network "{args.network}" has neither configuration nor leases', file=sys.stderr)
         return 1
@@ -50,7 +54,7 @@ def describe(state: NetworkState) -> dict[str, Any]:
     """A network as JSON."""
     return {
         "name": state.name,
-        "directory": state.store.path,
+        "directory": _path(state),
         "configured": state.network is not None,
         "ranges": [
             {"range": str(pool.range_set), "size": pool.size(), "used": used_in(pool, state.leases)}
@@ -99,7 +103,7 @@ def _print_rich(states: Sequence[NetworkState]) -> None:
     console = Console()
     colours = {"alive": "green", "dead": "red", "unknown": "yellow"}
     for state in states:
-        console.print(f"[bold]{escape(state.name)}[/bold]  {escape(state.store.path)}", highlight=False)
+        console.print(f"[bold]{escape(state.name)}[/bold]  {escape(_path(state))}", highlight=False)
         for pool in state.pools:
             used, size = used_in(pool, state.leases), pool.size()
             colour = "red" if used >= size else "yellow" if used * 10 >= size * 9 else "green"
@@ -119,13 +123,17 @@ def _print_rich(states: Sequence[NetworkState]) -> None:
 
 def _print_plain(states: Sequence[NetworkState]) -> None:
     for state in states:
-        print(f"{state.name}  {state.store.path}")
+        print(f"{state.name}  {_path(state)}")
         for pool in state.pools:
             used, size = used_in(pool, state.leases), pool.size()
             print(f"  {pool.range_set}  {bar(used, size)}  {share(used, size)}")
         for row in rows(state.leases):
             print("  " + "  ".join(row))
         _print_findings(state)
+
+
+def _path(state: NetworkState) -> str:
+    return state.store.path if state.store is not None else ""
 
 
 def _print_findings(state: NetworkState) -> None:

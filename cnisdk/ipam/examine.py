@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from ..errors import IOFailureError
 from ..spec.addresses import IPAddress
 from . import lockfile
 from .filestore import SPARE, FileStore
@@ -24,12 +25,16 @@ class LeaseFile(NamedTuple):
         owner: Who holds it.
         age: For how long, in seconds.
         boot: Which boot it was made in; unknown for the reference's, and for another machine's.
+        written: When it was written or changed last, in seconds since the epoch.
+        stamp: What tells this very file from another of its name that comes later.
     """
 
     address: IPAddress
     owner: Owner
     age: float
     boot: BootOf
+    written: float = 0.0
+    stamp: tuple[int, int] = (0, 0)
 
 
 class Finding(NamedTuple):
@@ -55,10 +60,12 @@ class Examination(NamedTuple):
     Attributes:
         leases: In the order of their addresses, IPv4 first. Not those that are to be deleted.
         findings: In the order of their paths.
+        exclusive: No other machine can write there.
     """
 
     leases: tuple[LeaseFile, ...]
     findings: tuple[Finding, ...]
+    exclusive: bool = True
 
 
 def examine(store: FileStore, *, timeout: float = DEFAULT_TIMEOUT) -> Examination:
@@ -102,7 +109,8 @@ def _examine(store: FileStore, directory: int) -> Examination:
         if record.torn:
             findings.append(Finding(path, "is empty: its writer was killed before anybody got the address", "delete"))
             continue
-        age = max(0.0, now - os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime)
+        about = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        age = max(0.0, now - about.st_mtime)
         boot = store.boot.judge(record.boot, exclusive=exclusive)
         if not record.owner.container_id:
             findings.append(Finding(path, "names no owner, and keeps the address from being handed out", ""))
@@ -110,7 +118,8 @@ def _examine(store: FileStore, directory: int) -> Examination:
             findings.append(
                 Finding(path, f"is of an earlier boot, with which {record.owner} ended", "delete", record.owner)
             )
-        leases.append(LeaseFile(address, record.owner, age, boot))
+        written = max(about.st_mtime, about.st_ctime)
+        leases.append(LeaseFile(address, record.owner, age, boot, written, _stamp(about)))
     leases.sort(key=lambda lease: (lease.address.version, int(lease.address)))
     index = Index(directory, store.index_path, store.boot, reclaims=store.reclaims)
     try:
@@ -121,7 +130,7 @@ def _examine(store: FileStore, directory: int) -> Examination:
         findings.append(Finding(store.index_path, f"is wrong: {exc}", "forget index"))
     finally:
         index.close()
-    return Examination(tuple(leases), tuple(sorted(findings)))
+    return Examination(tuple(leases), tuple(sorted(findings)), exclusive)
 
 
 def repair(store: FileStore, findings: Iterable[Finding], *, timeout: float = DEFAULT_TIMEOUT) -> tuple[Finding, ...]:
@@ -145,6 +154,43 @@ def repair(store: FileStore, findings: Iterable[Finding], *, timeout: float = DE
         return tuple(done)
 
     return insist(attempt, timeout)
+
+
+def drop(store: FileStore, leases: Iterable[LeaseFile], *, timeout: float = DEFAULT_TIMEOUT) -> tuple[LeaseFile, ...]:
+    """Delete leases, as far as each is the very file that was examined; return those that were.
+
+    Nothing else goes: leases of earlier boots, which the store reclaims when it writes, stay unless they are named.
+
+    Raises:
+        TryAgainLaterError: (11) The lock was not to be had in time.
+        IOFailureError: (5) Something cannot be deleted.
+    """
+    wanted = list(leases)
+
+    def attempt(deadline: float) -> tuple[LeaseFile, ...]:
+        with store.locked(deadline, write=True) as directory:
+            return tuple(each for each in wanted if directory is not None and _drop(directory, each))
+
+    return insist(attempt, timeout)
+
+
+def _drop(directory: int, lease: LeaseFile) -> bool:
+    name = str(lease.address)
+    try:
+        about = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        record = read_record(directory, name)
+        if _stamp(about) != lease.stamp or record is None or record.owner != lease.owner:
+            return False
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        raise IOFailureError(f"cannot delete the lease of {name}: {exc.strerror}") from exc
+    return True
+
+
+def _stamp(about: os.stat_result) -> tuple[int, int]:
+    return about.st_ino, about.st_ctime_ns
 
 
 def _delete(directory: int, finding: Finding) -> bool:

@@ -58,6 +58,16 @@ def list_on(link: Link) -> list[LinkAddress]:
         return dump(sock, link.index)
 
 
+def list_all(sock: Socket) -> list[LinkAddress]:
+    """List the addresses of all links in a socket's namespace, in the kernel's order.
+
+    Raises:
+        KernelError: (5) The kernel refused to tell.
+    """
+    answers = sock.dump(Request(rtnetlink.GETADDR, _FIXED.pack(0, 0, 0, 0, 0), "cannot list addresses"))
+    return [each for each in map(parse, answers) if each is not None]
+
+
 def add(link: Link, *addresses: IPInterface, nodad: bool = True) -> None:
     """Give a link addresses.
 

@@ -233,6 +233,15 @@ class Cache:
             pass  # they do no harm
 
 
+def parse_entry(data: bytes, path: str) -> CachedAttachment:
+    """Read the content of an entry, which must say whose it is.
+
+    Raises:
+        DecodingError: (6) It is empty, torn or no entry at all.
+    """
+    return _parse(data, path, None)
+
+
 def _parse(data: bytes, path: str, legacy: Attachment | None) -> CachedAttachment:
     """Read an entry.
 

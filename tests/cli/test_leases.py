@@ -1,35 +1,57 @@
-"""cnisdk leases, gc and fsck, over one directory of leases and one of cached results."""
+"""cnisdk leases, gc and fsck, over one directory of leases and one of cached results, on a throw-away host."""
 
+import argparse
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from binascii import crc32
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cnisdk.cli import cnisdk
+from cnisdk.cli import cnisdk, gc
 from cnisdk.cli.leases import bar, share
 from cnisdk.ipam import FileStore, Lease, Owner, RoundRobin
 from cnisdk.ipam.records import Boot, current_boot
 from cnisdk.runtime.cache import Cache, CachedAttachment
 from cnisdk.spec.addresses import parse_address
 from cnisdk.spec.names import Attachment
+from cnisdk.testing import Host, SandboxUnavailable
 from cnisdk.testing.stores import everything, range_sets, reserve
 
 SUBNETS = ("10.5.0.0/28", "fd00:5::/64")
 RECORDER = """#!/bin/sh
 cat > "$0.stdin"
+echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS" >> "$0.calls"
 """
+HERE, GONE = "/run/netns/living", "/run/netns/gone"
+
+
+def run_on(host: Host, *arguments: str) -> int:
+    """Run ``cnisdk`` on a host, and print here what it prints there."""
+
+    def work() -> tuple[int, str, str]:
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+            status = cnisdk.main(arguments)
+        return status, out.getvalue(), err.getvalue()
+
+    status, out, err = host.call(work)
+    print(out, end="")
+    print(err, end="", file=sys.stderr)
+    return status
 
 
 class Place:
     """A network "net" whose plugin "recorder" notes what it is sent."""
 
-    def __init__(self, root: Path, version: str = "1.0.0") -> None:
+    def __init__(self, host: Host, root: Path, version: str = "1.0.0") -> None:
+        self.host = host
         self.root = root
         self.store = FileStore(str(root / "data"), "net")
         self.allocator = RoundRobin(self.store, range_sets(*SUBNETS))
@@ -51,31 +73,55 @@ class Place:
             os.utime(f"{self.store.path}/{ip.address.ip}", (time.time() - age, time.time() - age))
         if netns is not None:
             result = {"cniVersion": "1.0.0", "ips": [{"address": str(ip.address)} for ip in ips]}
-            self.cache.store(CachedAttachment(Attachment("net", container, "eth0"), netns=netns, result=result))
+            entry = CachedAttachment(Attachment("net", container, "eth0"), netns=netns, result=result)
+            self.cache.store(entry)
+            os.utime(self.cache.path(entry.attachment), (time.time() - age, time.time() - age))
         return [str(ip.address.ip) for ip in ips]
 
     def run(self, *arguments: str) -> int:
         options = ["--conf-dir", f"{self.root}/conf", "--cache-dir", f"{self.root}/cache"]
-        return cnisdk.main([*arguments, *options])
+        return run_on(self.host, *arguments, "--inside", *options)
 
     def gc(self, *arguments: str) -> int:
-        return self.run("gc", "net", "--cni-path", f"{self.root}/bin", *arguments)
+        return self.run("gc", "net", "--pause", "0", "--cni-path", f"{self.root}/bin", *arguments)
+
+    def calls(self) -> list[str]:
+        noted = Path(f"{self.recorder}.calls")
+        return noted.read_text().splitlines() if noted.exists() else []
+
+    def cache_file(self, name: str, content: bytes, age: float = 3600) -> Path:
+        """Put a file among the cached results."""
+        path = Path(self.cache.directory, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        os.utime(path, (time.time() - age, time.time() - age))
+        return path
 
     def owners(self) -> set[str]:
         return {owner.container_id for owner in everything(self.store).values()}
 
 
-HERE = "/proc/self/ns/net"
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Host]:
+    """A host with one container, for all tests here: they change files only, each its own."""
+    try:
+        with Host() as host:
+            host.add_netns("living")
+            yield host
+    except SandboxUnavailable as unavailable:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(unavailable))
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def place(machine: Host, tmp_path: Path) -> Place:
+    return Place(machine, tmp_path)
 
 
 def test_leases_as_json(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     alive = place.add("alive", HERE)
-    place.add("dead", "/nonexistent/netns")
+    place.add("dead", GONE)
     place.add("unknown", None)
     Path(place.store.path, "10.5.0.9").write_bytes(b"theirs\r\neth0")
     Path(place.store.path, "10.5.0.10").write_bytes(b"")
@@ -114,7 +160,7 @@ def test_leases_as_a_table(
     assert "10.5.0.1-10.5.0.14  ██░░" in out
     assert "1 of 13" in out
     assert "1 of 2^64" in out
-    assert "alive: its namespace /proc/self/ns/net exists" in out
+    assert "alive: its namespace /run/netns/living exists" in out
     assert ("cnisdk[cli]" in err) is not rich
 
 
@@ -141,54 +187,286 @@ def test_nothing_heavy_is_imported(place: Place) -> None:
 
 # --- gc ---------------------------------------------------------------------------------------------------------------
 
+FORGOTTEN = "no runtime remembers it, and its address is on no link of any network namespace"
+
 
 def test_gc_says_what_it_would_do(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.add("alive", HERE)
-    place.add("dead", "/nonexistent/netns")
+    place.add("dead", GONE)
     place.add("forgotten", None)
     place.add("starting", None, age=5)
-    before = everything(place.store)
+    before, cached = everything(place.store), f"{place.cache.directory}/net-dead-eth0"
     assert place.gc("--dry-run") == 0
     out = capsys.readouterr().out.splitlines()
     assert out == [
-        "would drop cached attachment dead eth0: its namespace /nonexistent/netns is gone",
-        "would drop 10.5.0.3 of container dead interface eth0: its namespace /nonexistent/netns is gone",
-        "would drop 10.5.0.4 of container forgotten interface eth0: the runtime remembers no such attachment",
         "keep 10.5.0.5 of container starting interface eth0: it is only 5 s old",
-        "would drop fd00:5::3 of container dead interface eth0: its namespace /nonexistent/netns is gone",
-        "would drop fd00:5::4 of container forgotten interface eth0: the runtime remembers no such attachment",
+        "keep fd00:5::5 of container starting interface eth0: it is only 5 s old",
+        f"would drop cached result {cached} of container dead interface eth0: its namespace /run/netns/gone is gone",
+        "would drop 10.5.0.3 of container dead interface eth0: its namespace /run/netns/gone is gone",
+        "would drop fd00:5::3 of container dead interface eth0: its namespace /run/netns/gone is gone",
+        f"would drop 10.5.0.4 of container forgotten interface eth0: {FORGOTTEN}",
+        f"would drop fd00:5::4 of container forgotten interface eth0: {FORGOTTEN}",
+        "attachments: 1 alive, 2 dead, 1 kept since they cannot be judged",
     ]
     assert everything(place.store) == before
-    assert not Path(f"{place.recorder}.stdin").exists()
+    assert not place.calls()
 
 
 @pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
-def test_gc(tmp_path: Path, version: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a plugin that does nothing when it is asked, and in versions that do not ask it."""
-    place = Place(tmp_path, version)
+def test_gc(machine: Host, tmp_path: Path, version: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a plugin that does nothing when it is asked: what is dead gets its DEL, and nothing else happens."""
+    place = Place(machine, tmp_path, version)
     place.add("alive", HERE)
-    place.add("dead", "/nonexistent/netns")
+    place.add("dead", GONE)
     place.add("forgotten", None)
     place.add("starting", None, age=5)
     assert place.gc() == 0
     assert place.owners() == {"alive", "starting"}
     assert [entry.attachment.container_id for entry in place.cache.entries("net")[0]] == ["alive"]
-    sent: dict[str, Any] = json.loads(Path(f"{place.recorder}.stdin").read_bytes())
-    if version == "1.1.0":
-        kept = [each["containerID"] for each in sent["cni.dev/valid-attachments"]]
-        assert kept == ["alive", "starting"]
+    assert place.calls() == [f"DEL dead {GONE}", "DEL forgotten "]
     capsys.readouterr()
     assert place.gc("--dry-run", "--grace", "1") == 0
-    assert "starting" in capsys.readouterr().out
+    assert "would drop 10.5.0.5 of container starting" in capsys.readouterr().out
 
 
-def test_gc_does_nothing_while_it_cannot_know(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gc_asks_plugins_with_the_list_of_all_that_are_not_dead(machine: Host, tmp_path: Path) -> None:
+    place = Place(machine, tmp_path, "1.1.0")
+    place.add("alive", HERE)
+    place.add("dead", GONE)
+    place.add("young", GONE, age=5)
+    place.add("starting", None, age=5)
+    place.add("hidden", "/nowhere/netns/x")
+    Path(place.store.path, "10.5.0.12").write_bytes(b"old")  # as before 2018
+    marked = Attachment("net", "unknown-to-all", "net1").tag
+    machine.run(["sh", "-euc", f"ip link add marked0 type bridge && ip link set marked0 alias {marked}"])
+    try:
+        assert place.gc("--plugins") == 0
+    finally:
+        machine.run(["ip", "link", "del", "marked0"])
+    sent: dict[str, Any] = json.loads(Path(f"{place.recorder}.stdin").read_bytes())
+    kept = [(each["containerID"], each["ifname"]) for each in sent["cni.dev/valid-attachments"]]
+    assert kept == [
+        ("alive", "eth0"),
+        ("hidden", "eth0"),
+        ("old", "eth0"),
+        ("starting", "eth0"),
+        ("unknown-to-all", "net1"),
+        ("young", "eth0"),
+    ]
+    assert [call.split()[0] for call in place.calls()] == ["DEL", "GC"]
+
+
+def test_gc_asks_no_plugin_while_a_link_has_a_mark_nobody_can_read(
+    machine: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names too long for an alias are hashed in it: such an attachment cannot be put on the list."""
+    place = Place(machine, tmp_path, "1.1.0")
+    marked = Attachment("net", "x" * 250, "net1").tag
+    machine.run(["sh", "-euc", f"ip link add marked0 type bridge && ip link set marked0 alias {marked}"])
+    try:
+        assert place.gc("--plugins") == 1
+    finally:
+        machine.run(["ip", "link", "del", "marked0"])
+    assert marked in capsys.readouterr().err
+    assert not place.calls()
+
+
+def test_grace_keeps_what_is_young_remembered_or_not(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.add("remembered", GONE, age=5)
+    place.add("forgotten", None, age=5)
+    assert place.gc("--grace", "600") == 0
+    assert place.owners() == {"remembered", "forgotten"}
+    assert capsys.readouterr().out.count("it is only 5 s old") == 5
+    assert place.gc("--grace", "0") == 0
+    assert place.owners() == set()
+
+
+def test_gc_is_not_blocked_by_a_torn_result_of_another_attachment(place: Place) -> None:
     place.add("forgotten", None)
-    Path(place.root, "cache", "results").mkdir(parents=True)
-    Path(place.root, "cache", "results", "net-x-eth0").write_text("{torn")
+    place.cache_file("net-x-eth0", b"{torn")
+    assert place.gc() == 0
+    assert place.owners() == set()
+
+
+@pytest.mark.parametrize(("content", "problem"), [(b"", "is empty"), (b"{torn", "is torn"), (b"\0" * 40, "is empty")])
+def test_gc_and_fsck_agree_on_a_result_that_was_cut_short(
+    place: Place, capsys: pytest.CaptureFixture[str], content: bytes, problem: str
+) -> None:
+    place.add("cut", None)
+    path = place.cache_file("net-cut-eth0", content)
+    assert place.gc() == 0
+    out = capsys.readouterr().out
+    assert f"keep 10.5.0.2 of container cut interface eth0: its cached result {path} {problem}" in out
+    assert "cnisdk fsck repairs it" in out
+    assert place.run("fsck", "--dry-run") == 1
+    assert place.run("fsck") == 0
+    assert f"{path} {problem}" in capsys.readouterr().out
+    assert not path.exists()
+    assert place.gc() == 0
+    assert place.owners() == set()
+
+
+def test_a_result_that_may_be_being_written_stays(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.add("cut", None)
+    path = place.cache_file("net-cut-eth0", b"", age=5)
+    assert place.gc("--grace", "0") == 0
+    assert place.run("fsck") == 1
+    assert "look again in a minute" in capsys.readouterr().out
+    assert path.exists()
+    assert place.owners() == {"cut"}
+
+
+def test_a_torn_result_of_a_living_container_stays(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    (address, _) = place.add("cut", None)
+    path = place.cache_file("net-cut-eth0", b"{torn")
+    script = f"ip -n living link add cut0 type bridge && ip -n living addr add {address}/28 dev cut0"
+    place.host.run(["sh", "-euc", script])
+    try:
+        assert place.run("fsck") == 1
+        assert f"it stays: its address {address} is on cut0 in /run/netns/living" in capsys.readouterr().out
+        assert place.gc() == 0
+    finally:
+        place.host.run(["ip", "-n", "living", "link", "del", "cut0"])
+    assert path.exists()
+    assert place.owners() == {"cut"}
+
+
+def test_a_result_this_user_may_not_read_says_so(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """A directory in the file's place stands for a mode that root would not be held up by."""
+    place.add("hidden", None)
+    path = Path(place.cache.directory, "net-hidden-eth0")
+    path.parent.mkdir(parents=True)
+    path.symlink_to(path.name)
+    assert place.gc() == 0
+    assert place.run("fsck") == 1
+    out = capsys.readouterr().out
+    assert f"{path} is no cached result" in out
+    assert "repaired" not in out
+    assert place.owners() == {"hidden"}
+
+
+@pytest.mark.parametrize("command", ["gc", "fsck", "leases"])
+def test_a_named_pipe_among_the_results_stops_nothing(place: Place, command: str) -> None:
+    place.add("alive", HERE)
+    os.mkfifo(Path(place.cache.directory, "net-pipe-eth0"))
+    assert (place.gc() if command == "gc" else place.run(command)) == (1 if command == "fsck" else 0)
+    assert place.owners() == {"alive"}
+
+
+def test_nothing_is_dropped_where_namespaces_cannot_be_seen(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a pod that has nothing of the host but /var/lib/cni."""
+    place.add("hidden", "/nowhere/netns/x")
+    assert place.gc() == 0
+    assert place.owners() == {"hidden"}
+    assert (
+        "keep 10.5.0.2 of container hidden interface eth0: its namespace /nowhere/netns/x cannot be looked at: "
+        "there is no directory /nowhere/netns" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_gc_refuses_where_the_view_is_not_the_hosts(
+    place: Place, capsys: pytest.CaptureFixture[str], option: tuple[str, ...]
+) -> None:
+    place.add("dead", GONE)
+    options = ["--conf-dir", f"{place.root}/conf", "--cache-dir", f"{place.root}/cache"]
+    assert run_on(place.host, "gc", "net", *option, *options) == 1
+    err = capsys.readouterr().err
+    assert "nothing was done, since who is dead cannot be told from here" in err
+    assert "--inside" in err
+    assert place.owners() == {"dead"}
+    assert run_on(place.host, "leases", "net", "--json", *options) == 0
+    out, err = capsys.readouterr()
+    assert {each["state"] for each in json.loads(out)["networks"][0]["leases"]} == {"unknown"}
+    assert "nothing can be told to be dead" in err
+
+
+def test_gc_of_a_network_that_sets_disable_gc_does_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    path = place.root / "conf" / "10-net.conflist"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "disableGC": True}))
+    place.add("dead", GONE)
+    assert place.gc() == 0
+    assert place.owners() == {"dead"}
+    assert "sets disableGC" in capsys.readouterr().out
+
+
+def test_what_changed_between_the_two_looks_stays(place: Place) -> None:
+    """The container came back under the same id while gc paused: the same lease, but in a new file."""
+    place.add("back", GONE)
+    place.add("dead", GONE)
+
+    def come_back(_: float) -> None:
+        lease = Path(place.store.path, "10.5.0.2")
+        content = lease.read_bytes()
+        lease.unlink()
+        lease.write_bytes(content)
+        os.utime(lease, (0, 0))
+
+    def work() -> str:
+        parser = argparse.ArgumentParser()
+        gc.register(parser.add_subparsers())
+        options = ["--conf-dir", f"{place.root}/conf", "--cache-dir", f"{place.root}/cache"]
+        args = parser.parse_args(["gc", "net", "--inside", "--cni-path", f"{place.root}/bin", *options])
+        with redirect_stdout(io.StringIO()) as out:
+            assert gc.run(args, pause=come_back) == 0
+        return out.getvalue()
+
+    assert "keep 10.5.0.2 of container back interface eth0: it was not so at the first look" in place.host.call(work)
+    assert place.owners() == {"back"}
+
+
+def test_a_failing_plugin_keeps_what_it_should_have_deleted(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.add("dead", GONE)
+    place.recorder.write_text('#!/bin/sh\necho \'{"code": 11, "msg": "busy"}\'\nexit 1\n')
     assert place.gc() == 1
-    assert "cannot be read" in capsys.readouterr().err
-    assert place.owners() == {"forgotten"}
+    assert "container dead interface eth0: " in capsys.readouterr().err
+    assert place.owners() == {"dead"}
+    assert [entry.attachment.container_id for entry in place.cache.entries("net")[0]] == ["dead"]
+
+
+# --- after a reboot ---------------------------------------------------------------------------------------------------
+
+
+def reboot(place: Place, container: str) -> None:
+    """Have an attachment of an earlier boot, remembered and with leases."""
+    boot = Boot("0" * 32, current_boot().machine_id)
+    earlier = FileStore(place.store.data_dir, "net", boot=boot, reclaim_earlier_boots=False)
+    for lease in (Lease(parse_address(each), Owner(container, "eth0")) for each in ("10.5.0.13", "fd00:5::13")):
+        reserve(earlier, lease)
+    result = {"cniVersion": "1.0.0", "ips": [{"address": "10.5.0.13/28"}, {"address": "fd00:5::13/64"}]}
+    entry = CachedAttachment(Attachment("net", container, "eth0"), netns="/run/netns.old/x", result=result)
+    place.cache.store(entry)
+
+
+def test_after_a_reboot_all_four_say_the_same(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    if not current_boot().machine_id:
+        pytest.skip("this machine has no id, so no boot of it is known to be earlier")
+    place.add("alive", HERE)
+    reboot(place, "before")  # the last, since what allocates reclaims them
+    why = "container before interface eth0: it is of an earlier boot"
+
+    assert place.gc("--dry-run") == 0
+    said = capsys.readouterr().out
+    assert said.count(why) == 3
+    assert said.count("would drop") == 3
+    assert place.run("leases", "--json") == 0
+    leases = json.loads(capsys.readouterr().out)["networks"][0]["leases"]
+    states = {(each["state"], each["why"]) for each in leases if each["containerID"] == "before"}
+    assert states == {("dead", "it is of an earlier boot")}
+    assert place.run("fsck", "--dry-run") == 1
+    assert capsys.readouterr().out.count(f"{why}: to be repaired") == 3
+
+    assert place.gc() == 0
+    assert capsys.readouterr().out == said.replace("would drop", "drop")
+    assert place.owners() == {"alive"}
+    assert [entry.attachment.container_id for entry in place.cache.entries("net")[0]] == ["alive"]
+    assert place.run("fsck") == 0
+
+    reboot(place, "before")
+    assert place.run("fsck") == 0
+    assert capsys.readouterr().out.count(f"{why}: repaired") == 3
+    assert place.owners() == {"alive"}
+    assert [entry.attachment.container_id for entry in place.cache.entries("net")[0]] == ["alive"]
 
 
 # --- fsck -------------------------------------------------------------------------------------------------------------
@@ -211,6 +489,7 @@ def broken(place: Place) -> None:
     earlier = FileStore(place.store.data_dir, "net", boot=boot, reclaim_earlier_boots=False)
     reserve(earlier, Lease(parse_address("10.5.0.13"), Owner("earlier", "eth0")))
     (directory / "10.5.0.8").write_bytes(b"twice\r\neth0")
+    os.utime(directory / "10.5.0.8", (0, 0))
     (directory / "10.5.0.9").write_bytes(b"")
     (directory / ".cnisdk-new").write_bytes(b"x")
     (directory / "10.5.0.10").write_bytes(b"for the printer")
@@ -226,7 +505,7 @@ def test_fsck_finds_and_repairs(place: Place, capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     for part in (
         "10.5.0.9 is empty",
-        "10.5.0.13 is of an earlier boot",
+        "10.5.0.13 of container earlier interface eth0: it is of an earlier boot",
         ".cnisdk-new",
         "twice",
         "net-torn-eth0 is empty",

@@ -1,0 +1,421 @@
+"""Is an attachment alive? One judgement, for everything that reclaims what the dead left.
+
+Pure: :mod:`.survey` looks at the kernel, :mod:`.caches` at what runtimes remember, and the stores at their leases; here
+it is weighed, and nothing is read. Each thing that was found says something (:class:`Evidence`), and the first row of
+this table that has an entry decides, so that more evidence of life never makes anything dead:
+
+===========  ===========  ====================================================================================
+evidence     verdict      such as
+===========  ===========  ====================================================================================
+``life``     alive        its namespace exists; a link carries its name; its address is on a link somewhere
+``ended``    dead         its lease carries the mark of an earlier boot of this machine
+``doubt``    unknown      something could not be looked at; it is too young to be judged
+``earlier``  dead         what is left of it was written before this boot
+``gone``     dead         its namespace is gone; no runtime remembers it, and its address is nowhere
+(nothing)    unknown
+===========  ===========  ====================================================================================
+
+Dead means: nothing of it was found by any view there is, and nothing was hidden from view.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_interface
+from typing import Any, Literal, NamedTuple
+
+from ..ipam.records import BootOf
+from ..linux.veth import host_names
+from ..spec.addresses import IPAddress
+from ..spec.names import Attachment, network_tag_prefixes
+from .caches import Remembered, Unreadable
+
+State = Literal["alive", "dead", "unknown"]
+Kind = Literal["life", "ended", "doubt", "earlier", "gone"]
+
+VERDICTS: Mapping[Kind, State] = {
+    "life": "alive",
+    "ended": "dead",
+    "doubt": "unknown",
+    "earlier": "dead",
+    "gone": "dead",
+}
+"""Which verdict each kind of evidence leads to; the first kind that there is decides."""
+
+EARLIER_BOOT = "it is of an earlier boot"
+
+# Shorter container ids are found in too many words by chance.
+_ID_MIN = 12
+# Seconds by which the clock may have been set, and a file still be told to be older than this boot.
+_CLOCK_MARGIN = 60.0
+_PROCESS_PATH = re.compile(r"/proc/(\d+)(/task/\d+)?/ns/net")
+_SELF_PATH = re.compile(r"/proc/(self|thread-self)(/task/\d+)?/ns/net")
+
+
+class Evidence(NamedTuple):
+    """What one thing that was found says of an attachment, and the reason in words."""
+
+    kind: Kind
+    text: str
+
+
+class Verdict(NamedTuple):
+    """A judgement: the state, the reason in words, and the kind of evidence that decided; empty when there was none."""
+
+    state: State
+    why: str
+    kind: Kind | Literal[""] = ""
+
+
+class LeaseTrace(NamedTuple):
+    """A lease of the attachment.
+
+    Attributes:
+        address: What it holds.
+        age: How long ago it was made, in seconds.
+        written: When it was written or changed last, in seconds since the epoch.
+        boot: Which boot it is from.
+        shared: Other machines may write to the same directory, and it may be of one of them.
+    """
+
+    address: IPAddress
+    age: float = 0.0
+    written: float = 0.0
+    boot: BootOf = "unknown"
+    shared: bool = False
+
+
+class Traces(NamedTuple):
+    """Everything on disk that speaks of one attachment.
+
+    Attributes:
+        attachment: Which; without ``ifname`` it stands for a record that names the container alone.
+        leases: Its addresses.
+        entries: Its cached results.
+        unreadable: Files that may have been its cached results.
+    """
+
+    attachment: Attachment
+    leases: tuple[LeaseTrace, ...] = ()
+    entries: tuple[Remembered, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+class HostLink(NamedTuple):
+    """A link in the host's network namespace."""
+
+    name: str
+    kind: str = ""
+    mac: str = ""
+    alias: str = ""
+
+
+class Contents(NamedTuple):
+    """What is in one network namespace.
+
+    Attributes:
+        place: The namespace in words: ``/run/netns/blue``, ``the namespace of process 4711``.
+        links: Names of links, and the hardware address of each.
+        addresses: IP addresses, and the name of the link each is on.
+    """
+
+    place: str
+    links: Mapping[str, str] = {}
+    addresses: Mapping[IPAddress, str] = {}
+
+
+class Look(NamedTuple):
+    """What there is at the path of a network namespace.
+
+    Attributes:
+        found: ``there``: a network namespace. ``absent``: none, in a directory that exists. ``hidden``: this process
+            cannot say.
+        inode: The namespace's.
+        why: What hides it.
+        resolved: The path without symbolic links.
+        parent_missing: It is hidden since its directory does not exist.
+    """
+
+    found: Literal["there", "absent", "hidden"]
+    inode: int = 0
+    why: str = ""
+    resolved: str = ""
+    parent_missing: bool = False
+
+
+class Survey:
+    """What was seen of a host at one moment; see :func:`cnisdk.runtime.survey.survey`.
+
+    Args:
+        own: Inode of the host's network namespace.
+        links: The links in it.
+        namespaces: What is in each network namespace, by inode; the host's too.
+        mounted: Paths at which network namespaces are mounted, in any mount namespace of the host: the inode.
+        paths: What there is at each path that was asked for.
+        working: Container ids plugins are at work on this moment: which process does.
+        names: Command lines and control groups of all processes.
+        doubts: What could not be looked at, so that nothing can be told to be dead.
+        places: Directories of runtimes that were read.
+        booted: When this machine was started, in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        own: int = 0,
+        links: Iterable[HostLink] = (),
+        namespaces: Mapping[int, Contents] | None = None,
+        mounted: Mapping[str, int] | None = None,
+        paths: Mapping[str, Look] | None = None,
+        working: Mapping[str, str] | None = None,
+        names: str = "",
+        doubts: Iterable[str] = (),
+        places: Iterable[str] = (),
+        booted: float = 0.0,
+    ) -> None:
+        self.own = own
+        self.links = tuple(links)
+        self.namespaces = namespaces or {}
+        self.mounted = mounted or {}
+        self.paths = paths or {}
+        self.working = working or {}
+        self.names = names
+        self.doubts = tuple(doubts)
+        self.places = tuple(places)
+        self.booted = booted
+        self._by_alias = {link.alias: link.name for link in self.links if link.alias}
+        self._unmarked = {link.name for link in self.links if link.kind == "veth" and not link.alias}
+        self._veths = {(link.name, link.mac) for link in self.links if link.kind == "veth"}
+        self._addresses: dict[IPAddress, str] = {}
+        self._macs: dict[str, str] = {}
+        for inode, contents in self.namespaces.items():
+            for address, name in contents.addresses.items():
+                self._addresses.setdefault(address, f"{name} in {contents.place}")
+            for name, mac in contents.links.items():
+                if inode != own:
+                    self._macs.setdefault(mac, f"{name} in {contents.place}")
+        # An ipvlan has that of a link of the host, as all others on that link.
+        for mac in (*(link.mac for link in self.links), ""):
+            self._macs.pop(mac, None)
+
+    def is_before_boot(self, written: float) -> bool:
+        """Was something written before this machine was started? Not if the clock may have been set meanwhile."""
+        return 0 < written < self.booted - _CLOCK_MARGIN
+
+    def find_link(self, attachment: Attachment) -> str:
+        """Name of a link on the host that carries the attachment's mark; empty when there is none."""
+        if not attachment.ifname:
+            prefix = f"{network_tag_prefixes(attachment.network)[0]}{attachment.container_id}/"
+            return next((name for alias, name in self._by_alias.items() if alias.startswith(prefix)), "")
+        derived = next((name for name in host_names(attachment) if name in self._unmarked), "")
+        return self._by_alias.get(attachment.tag, derived)
+
+    def find_marked(self, network: str) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+        """Find the links on the host that carry the mark of an attachment of a network.
+
+        Returns:
+            Container id and interface of each, and the marks of those with names too long to be in them.
+        """
+        clear, hashed = network_tag_prefixes(network)
+        pairs = []
+        for alias in self._by_alias:
+            container_id, slash, ifname = alias.removeprefix(clear).partition("/")
+            if alias.startswith(clear) and slash:
+                pairs.append((container_id, ifname))
+        return tuple(pairs), tuple(alias for alias in self._by_alias if alias.startswith(hashed))
+
+    def has_veth(self, name: str, mac: str) -> bool:
+        """Does the host have a veth of this name and hardware address? Its other end is in a namespace that exists."""
+        return (name, mac) in self._veths
+
+    def find_address(self, address: IPAddress) -> str:
+        """Where an address is, in words; empty when it is nowhere."""
+        return self._addresses.get(address, "")
+
+    def find_mac(self, mac: str) -> str:
+        """Where a hardware address is that the host's own links have not, in words; empty when it is nowhere."""
+        return self._macs.get(mac, "")
+
+
+def judge(evidence: Iterable[Evidence]) -> Verdict:
+    """Weigh evidence: see the table above."""
+    found = list(evidence)
+    for kind, state in VERDICTS.items():
+        for each in found:
+            if each.kind == kind:
+                return Verdict(state, each.text, kind)
+    return Verdict("unknown", "nothing is known of it")
+
+
+def assess(traces: Traces, survey: Survey, *, grace: float) -> Verdict:
+    """Judge one attachment.
+
+    Args:
+        traces: What speaks of it.
+        survey: What was seen of the host, after the traces were read: an attachment that was being made when they were
+            is seen then, either made or in the making.
+        grace: Seconds for which an attachment is not judged, since its ADD may still be running.
+    """
+    return judge(weigh(traces, survey, grace=grace))
+
+
+def weigh(traces: Traces, survey: Survey, *, grace: float) -> Iterator[Evidence]:
+    """Yield what each thing that was found says of an attachment."""
+    for entry in traces.entries:
+        yield from _weigh_namespace(entry, survey)
+    yield from _weigh_kernel(traces, survey)
+    for lease in traces.leases:
+        if lease.boot == "earlier":
+            yield Evidence("ended", EARLIER_BOOT)
+        elif lease.shared:
+            yield Evidence("doubt", "its lease lies where other machines may write, and may be of one of them")
+        if survey.is_before_boot(lease.written):
+            yield Evidence("earlier", EARLIER_BOOT)
+    for entry in traces.entries:
+        if survey.is_before_boot(entry.written):
+            yield Evidence("earlier", EARLIER_BOOT)
+    for text in survey.doubts:
+        yield Evidence("doubt", text)
+    ages = [each.age for each in traces.leases]
+    ages += [each.age for each in traces.entries] + [each.age for each in traces.unreadable]
+    if ages and min(ages) < grace:
+        yield Evidence("doubt", f"it is only {describe_age(min(ages))} old")
+    for each in traces.unreadable:
+        hint = "; cnisdk fsck repairs it" if each.problem in ("empty", "torn") else ""
+        yield Evidence("doubt", f"its cached result {each.path} {each.text}{hint}")
+    if traces.entries:
+        return
+    before = any(survey.is_before_boot(lease.written) for lease in traces.leases)
+    if not survey.places and not before:
+        yield Evidence("doubt", "no directory of a runtime was found; --cache-dir names one")
+    if traces.leases or traces.unreadable:
+        where = "and its address is on no link of any network namespace" if traces.leases else "and no link is its own"
+        yield Evidence("gone", f"no runtime remembers it, {where}")
+
+
+def _weigh_namespace(entry: Remembered, survey: Survey) -> Iterator[Evidence]:
+    """What the path of the namespace says."""
+    path = namespace_of(entry)
+    before = survey.is_before_boot(entry.written)
+    if not path:
+        if not before:
+            yield Evidence("doubt", "the runtime does not say which namespace it is in")
+        return
+    if _SELF_PATH.fullmatch(path):
+        yield Evidence("doubt", f"its namespace is {path}, which is another one for each process")
+        return
+    look = survey.paths.get(path) or Look("hidden", why="nobody looked")
+    process = _PROCESS_PATH.fullmatch(path)
+    if look.found == "there":
+        if process is None:
+            yield Evidence("life", f"its namespace {path} exists")
+        else:
+            yield from _weigh_process(entry, path, process[1], look, survey)
+    elif path in survey.mounted or look.resolved in survey.mounted:
+        yield Evidence("life", f"its namespace {path} exists, in another mount namespace")
+    elif look.found == "absent":
+        yield Evidence("gone", f"its namespace {path} is gone")
+    elif not (look.parent_missing and before):
+        yield Evidence("doubt", f"its namespace {path} cannot be looked at: {look.why}")
+
+
+def _weigh_process(entry: Remembered, path: str, pid: str, look: Look, survey: Survey) -> Iterator[Evidence]:
+    """What the namespace of a process says: the number of one that ended is given to another."""
+    reused = f"its namespace {path} is gone: process {pid} is another one now"
+    if look.inode == survey.own:
+        yield Evidence("gone", reused)
+        return
+    contents = survey.namespaces.get(look.inode)
+    if contents is None:
+        yield Evidence("doubt", f"its namespace {path} cannot be looked into")
+        return
+    has = (
+        entry.entry.attachment.ifname in contents.links
+        or any(address in contents.addresses for address in addresses_of(entry))
+        or any(mac in contents.links.values() for mac in _macs_of(entry))
+    )
+    yield Evidence("life", f"its namespace {path} exists") if has else Evidence("gone", reused)
+
+
+def _weigh_kernel(traces: Traces, survey: Survey) -> Iterator[Evidence]:
+    """What links, addresses and processes say."""
+    attachment = traces.attachment
+    link = survey.find_link(attachment)
+    if link:
+        yield Evidence("life", f"link {link} on the host is its own")
+    for address in dict.fromkeys(
+        [lease.address for lease in traces.leases]
+        + [address for entry in traces.entries for address in addresses_of(entry)]
+    ):
+        where = survey.find_address(address)
+        if where:
+            yield Evidence("life", f"its address {address} is on {where}")
+    for entry in traces.entries:
+        for mac in _macs_of(entry):
+            where = survey.find_mac(mac)
+            if where:
+                yield Evidence("life", f"its hardware address {mac} is that of {where}")
+        for name, mac in _host_ends_of(entry):
+            if survey.has_veth(name, mac):
+                yield Evidence("life", f"link {name} on the host is its own")
+    if attachment.container_id in survey.working:
+        yield Evidence("life", f"{survey.working[attachment.container_id]} is at work on it")
+    if len(attachment.container_id) >= _ID_MIN and attachment.container_id in survey.names:
+        yield Evidence("life", "a process has its container id in its command line or control group")
+
+
+# --- what a cached result says ----------------------------------------------------------------------------------------
+
+
+def namespace_of(entry: Remembered) -> str:
+    """The path of the namespace; libcni before 1.2 notes it in the result alone, as ``sandbox`` of an interface."""
+    if entry.entry.netns:
+        return entry.entry.netns
+    return next((each["sandbox"] for each in _interfaces(entry) if each["sandbox"].startswith("/")), "")
+
+
+def addresses_of(entry: Remembered) -> tuple[IPAddress, ...]:
+    """The addresses in the result, of any version; what cannot be understood says nothing."""
+    result = entry.entry.result or {}
+    texts = [each.get("address") for each in _objects(result.get("ips"))]
+    texts += [each.get("ip") for each in _objects([result.get("ip4"), result.get("ip6")])]
+    found = []
+    for text in texts:
+        try:
+            found.append(ip_interface(str(text)).ip)
+        except ValueError:
+            continue
+    return tuple(found)
+
+
+def _macs_of(entry: Remembered) -> tuple[str, ...]:
+    """Hardware addresses of the links in the container."""
+    return tuple(each["mac"].lower() for each in _interfaces(entry) if each["sandbox"] and each["mac"])
+
+
+def _host_ends_of(entry: Remembered) -> tuple[tuple[str, str], ...]:
+    """Names and hardware addresses of the links on the host."""
+    return tuple(
+        (each["name"], each["mac"].lower())
+        for each in _interfaces(entry)
+        if not each["sandbox"] and each["name"] and each["mac"]
+    )
+
+
+def _interfaces(entry: Remembered) -> list[dict[str, str]]:
+    listed = _objects((entry.entry.result or {}).get("interfaces"))
+    keys = ("name", "mac", "sandbox")
+    return [{key: value if isinstance(value := each.get(key), str) else "" for key in keys} for each in listed]
+
+
+def _objects(value: object) -> list[Mapping[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def describe_age(seconds: float) -> str:
+    """An age for people: ``"3 d"``, ``"17 min"``."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"

@@ -1,0 +1,267 @@
+"""Look at a host: which network namespaces there are, what is in them, and what works on containers this moment.
+
+Namespaces are found by the processes in them, thread by thread, and by where they are mounted, in every mount
+namespace: what one process does not see at ``/run/netns``, another may. Nothing is changed, and a thread made for each
+namespace looks into it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ..errors import CNIError, InvalidNetNSError
+from ..linux import address, link, netns, rtnetlink
+from ..linux.netns import NetNS, NetNSNotFoundError
+from .liveness import Contents, HostLink, Look, Survey
+
+_PROC = "/proc"
+# include/linux/proc_ns.h: PROC_PID_INIT_INO, the same on every Linux since 3.8.
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+_VARIABLE = b"CNI_CONTAINERID="
+_NAMESPACE = re.compile(r"net:\[(\d+)\]")
+# To look up a path on these may hang, or be answered by a container.
+_SLOW_FILE_SYSTEMS = ("fuse", "nfs", "autofs", "9p", "cifs", "smb", "ceph", "afs", "virtiofs")
+_ROUNDS = 5
+
+
+class _Mount(NamedTuple):
+    """A network namespace that is mounted somewhere."""
+
+    inode: int
+    pid: str
+    path: str
+    safe: bool
+
+
+class _Processes:
+    """What all processes together tell."""
+
+    def __init__(self) -> None:
+        self.spaces: dict[int, list[str]] = {}
+        self.mounts: list[_Mount] = []
+        self.working: dict[str, str] = {}
+        self.names: list[str] = []
+        self.refused: list[str] = []
+        self._mount_namespaces: set[str] = set()
+
+    def read(self) -> None:
+        """Read them all, also those that are started meanwhile by others that end: that is how daemons begin."""
+        seen: set[str] = set()
+        for _ in range(_ROUNDS):
+            new = {name for name in os.listdir(_PROC) if name.isdigit()} - seen
+            if not new:
+                return
+            for pid in new:
+                try:
+                    self._read_one(pid)
+                except (FileNotFoundError, ProcessLookupError):
+                    continue  # it has ended
+                except OSError as exc:
+                    self.refused.append(f"process {pid} cannot be looked at: {exc.strerror}")
+            seen |= new
+
+    def _read_one(self, pid: str) -> None:
+        directory = f"{_PROC}/{pid}"
+        for thread in os.listdir(f"{directory}/task"):
+            path = f"{directory}/task/{thread}/ns/net"
+            try:
+                match = _NAMESPACE.fullmatch(os.readlink(path))
+            except FileNotFoundError:
+                continue  # the thread has ended
+            if match is not None:
+                self.spaces.setdefault(int(match[1]), []).append(path)
+        if int(pid) == os.getpid():
+            self._read_mounts("self", os.readlink(f"{directory}/ns/mnt"))
+            return
+        for part in _read(f"{directory}/environ").split(b"\0"):
+            if part.startswith(_VARIABLE) and len(part) > len(_VARIABLE):
+                program = _read(f"{directory}/comm").decode(errors="replace").strip()
+                self.working[os.fsdecode(part[len(_VARIABLE) :])] = f"process {pid} ({program})"
+        self.names.append(os.fsdecode(_read(f"{directory}/cmdline") + b"\0" + _read(f"{directory}/cgroup")))
+        self._read_mounts(pid, os.readlink(f"{directory}/ns/mnt"))
+
+    def _read_mounts(self, pid: str, namespace: str) -> None:
+        if namespace in self._mount_namespaces:
+            return
+        mounts = list(parse_mounts(os.fsdecode(_read(f"{_PROC}/{pid}/mountinfo"))))
+        self._mount_namespaces.add(namespace)
+        self.mounts += [each._replace(pid=pid) for each in mounts]
+
+
+def parse_mounts(text: str) -> Iterator[_Mount]:
+    """Find the network namespaces in a ``/proc/<pid>/mountinfo`` (see proc(5))."""
+    kinds: dict[str, str] = {}
+    parents: dict[str, str] = {}
+    found: list[tuple[str, int, str]] = []
+    for line in text.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kind = before.split(" "), after.partition(" ")[0]
+        if len(fields) < 5:
+            continue
+        number, parents[fields[0]], root, path = fields[0], fields[1], fields[3], _unescape(fields[4])
+        kinds[number] = kind
+        match = _NAMESPACE.fullmatch(root)
+        if kind == "nsfs" and match is not None:
+            found.append((number, int(match[1]), path))
+    for number, inode, path in found:
+        safe, above, seen = True, parents.get(number, ""), {number}
+        while above in kinds and above not in seen:
+            safe = safe and not kinds[above].startswith(_SLOW_FILE_SYSTEMS)
+            seen.add(above)
+            above = parents[above]
+        yield _Mount(inode, "", path, safe)
+
+
+def survey(
+    paths: Iterable[str] = (), *, places: Iterable[str] = (), hidden: Iterable[str] = (), inside: bool = False
+) -> Survey:
+    """Look at the host.
+
+    Read what speaks of attachments, leases and cached results, before this is called, not after: what was being made
+    then is seen now.
+
+    Args:
+        paths: Paths of network namespaces to look at.
+        places: Directories of runtimes that were read.
+        hidden: What could not be read of what runtimes remember.
+        inside: Take the namespaces of this process for the host's: what it may not look at belongs to others.
+    """
+    doubts = list(hidden)
+    obstacle = "" if inside else find_obstacle()
+    if obstacle:
+        doubts.append(obstacle)
+    processes = _Processes()
+    try:
+        processes.read()
+    except OSError as exc:
+        doubts.append(f"{_PROC} cannot be read: {exc.strerror}")
+    looks = {path: look_at(path) for path in dict.fromkeys(paths)}
+    own = os.stat(f"{_PROC}/thread-self/ns/net").st_ino
+    namespaces: dict[int, Contents] = {}
+    handles: dict[int, list[tuple[str, str]]] = {}
+    for path, look in looks.items():
+        if look.found == "there":
+            handles.setdefault(look.inode, []).append((path, path))
+    for mount in processes.mounts:
+        if mount.pid == "self":
+            handles.setdefault(mount.inode, []).append((mount.path, mount.path))
+        elif mount.safe:
+            handle = f"{_PROC}/{mount.pid}/root{mount.path}"
+            handles.setdefault(mount.inode, []).append((handle, f"{mount.path} of process {mount.pid}"))
+        else:
+            handles.setdefault(mount.inode, [])
+    for inode, found in processes.spaces.items():
+        # Of a namespace that many processes share, some will live on until it is looked into.
+        named = [(path, f"the namespace of process {path.split('/')[2]}") for path in found[:_ROUNDS]]
+        handles.setdefault(inode, []).extend(named)
+    refused = list(processes.refused)
+    for inode, ways in handles.items():
+        if inode == own:
+            continue
+        contents, problem = _look_into(inode, ways)
+        if contents is not None:
+            namespaces[inode] = contents
+        elif problem:
+            refused.append(problem)
+    with rtnetlink.connect() as sock:
+        host = [link.parse(data) for data in sock.dump(link.get_request(what="cannot list links"))]
+        namespaces[own] = _contents(sock, "the host's network namespace")
+    if refused and not inside and not obstacle:
+        doubts.append(refused[0] + (f" (nor can {len(refused) - 1} others)" if refused[1:] else ""))
+    return Survey(
+        own=own,
+        links=[HostLink(each.name, each.kind, each.mac, each.alias) for each in host],
+        namespaces=namespaces,
+        mounted={mount.path: mount.inode for mount in processes.mounts},
+        paths=looks,
+        working=processes.working,
+        names="\n".join(processes.names),
+        doubts=doubts,
+        places=places,
+        booted=time.time() - time.clock_gettime(time.CLOCK_BOOTTIME),
+    )
+
+
+def find_obstacle() -> str:
+    """Say why this process does not see what the host sees; empty when it does.
+
+    The host is where process 1 of the first pid namespace lives: what runtimes run in, or have started.
+    """
+    try:
+        if os.stat(f"{_PROC}/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
+            return "this command is in a pid namespace of its own, as in a container, and does not see all processes"
+        for kind, what in (("mnt", "mount"), ("net", "network")):
+            host, ours = os.stat(f"{_PROC}/1/ns/{kind}"), os.stat(f"{_PROC}/self/ns/{kind}")
+            if not os.path.samestat(host, ours):
+                return f"this command is in a {what} namespace of its own, and not in that of process 1, the host's"
+    except OSError as exc:
+        return f"this user cannot see what the host sees: {exc.filename}: {exc.strerror}"
+    return ""
+
+
+def look_at(path: str) -> Look:
+    """Say what there is at the path of a network namespace."""
+    resolved = os.path.realpath(path)
+    parent = os.path.dirname(resolved)
+    try:
+        with netns.open(path) as found:
+            return Look("there", found.inode, resolved=resolved)
+    except NetNSNotFoundError:
+        pass
+    except InvalidNetNSError:
+        # An ordinary file is what an unmounted /run/netns/blue leaves, and what another mount namespace's looks like.
+        return Look("absent", resolved=resolved)
+    except CNIError as exc:
+        return Look("hidden", why=exc.msg, resolved=resolved)
+    if path.startswith(f"{_PROC}/") and os.path.exists(f"{_PROC}/self"):
+        return Look("absent", resolved=resolved)
+    if not os.path.isdir(parent):
+        return Look("hidden", why=f"there is no directory {parent}", resolved=resolved, parent_missing=True)
+    return Look("absent", resolved=resolved)
+
+
+def _look_into(inode: int, ways: list[tuple[str, str]]) -> tuple[Contents | None, str]:
+    """What is in a namespace, by the first way that leads there; else why none did, empty if it is gone."""
+    problem = "" if ways else "a network namespace is mounted where it cannot be looked at"
+    for path, place in ways:
+        try:
+            with netns.open(path) as space:
+                if space.inode == inode:
+                    return _contents_of(space, place), ""
+        except NetNSNotFoundError:
+            continue
+        except CNIError as exc:
+            problem = f"{place} cannot be looked into: {exc.msg}"
+    return None, problem
+
+
+def _contents_of(space: NetNS, place: str) -> Contents:
+    with rtnetlink.connect(space) as sock:
+        return _contents(sock, place)
+
+
+def _contents(sock: rtnetlink.Socket, place: str) -> Contents:
+    links = [link.parse(data) for data in sock.dump(link.get_request(what="cannot list links"))]
+    names = {each.index: each.name for each in links}
+    return Contents(
+        place,
+        {each.name: each.mac for each in links if each.name != "lo"},
+        {
+            each.interface.ip: names.get(each.index, "?")
+            for each in address.list_all(sock)
+            if not each.interface.ip.is_loopback
+        },
+    )
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

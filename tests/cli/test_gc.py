@@ -1,0 +1,306 @@
+"""``cnisdk gc`` and containers that live: wherever their runtime remembers them, or only the kernel does."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnisdk.ipam import FileStore, Lease, Owner
+from cnisdk.linux import netns, veth
+from cnisdk.runtime import Cache, CachedAttachment, Network, Runtime
+from cnisdk.spec.addresses import parse_address
+from cnisdk.spec.names import Attachment
+from cnisdk.testing import Host
+from cnisdk.testing.stores import everything, reserve
+
+from ..modes import Plugins
+
+pytestmark = pytest.mark.kernel
+
+GO = Path(os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni"))
+SUBNET = "10.111.0.0/24"
+HOUR = 3600.0
+WAIT = "echo $$; read end"
+
+
+class Cluster:
+    """A host with a network, and runtimes that remember its attachments each in its own way."""
+
+    def __init__(self, host: Host, root: Path) -> None:
+        self.host, self.root = host, root
+        self.elsewhere = root / "runtime"
+        ipam = {"type": "host-local", "ranges": [[{"subnet": SUBNET}]]}
+        self.conf = {
+            "cniVersion": "1.0.0",
+            "name": "net",
+            "plugins": [{"type": "bridge", "bridge": "cni0", "ipam": ipam}],
+        }
+        (root / "conf").mkdir()
+        (root / "conf" / "net.conflist").write_text(json.dumps(self.conf))
+        (root / "bin").mkdir()
+        self.plugin = root / "bin" / "bridge"
+        self.plugin.write_text("#!/bin/sh\nexit 0\n")
+        self.plugin.chmod(0o755)
+        self.store = FileStore("", "net")
+        # What made the first look wrong: the default's directory exists, and knows nothing.
+        host.call(os.makedirs, "/var/lib/cni/results")
+
+    def lease(self, container: str, address: str, age: float = HOUR) -> None:
+        def work() -> None:
+            reserve(self.store, Lease(parse_address(address), Owner(container, "eth0")))
+            os.utime(f"{self.store.path}/{address}", (time.time() - age,) * 2)
+
+        self.host.call(work)
+
+    def remember(
+        self, container: str, address: str, cache_dir: str, path: str, *, netns_key: bool = True, age: float = HOUR
+    ) -> None:
+        result: dict[str, Any] = {
+            "cniVersion": "1.0.0",
+            "interfaces": [{"name": "cni0"}, {"name": "eth0", "sandbox": path}],
+            "ips": [{"interface": 1, "address": f"{address}/24"}],
+        }
+        attachment = Attachment("net", container, "eth0")
+
+        def work() -> None:
+            cache = Cache(cache_dir)
+            cache.store(CachedAttachment(attachment, netns=path if netns_key else "", result=result))
+            os.utime(cache.path(attachment), (time.time() - age,) * 2)
+
+        self.host.call(work)
+
+    def gc(self, *more: str, pause: str = "0") -> str:
+        options = ["--conf-dir", f"{self.root}/conf", "--cache-dir", str(self.elsewhere), "--pause", pause]
+        argv = ["-m", "cnisdk.cli.cnisdk", "gc", "net", "--inside", "--cni-path", f"{self.root}/bin", *options, *more]
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return self.host.run([sys.executable, *argv], env=environ).stdout
+
+    def held(self) -> dict[str, str]:
+        """Who holds which address."""
+        return {str(address): owner.container_id for address, owner in self.host.call(everything, self.store).items()}
+
+
+@pytest.fixture
+def cluster(host: Host, tmp_path: Path) -> Cluster:
+    return Cluster(host, tmp_path)
+
+
+LAYOUTS: dict[str, Callable[[Cluster, str], str]] = {
+    "libcni": lambda cluster, container: "/var/lib/cni",
+    "multus": lambda cluster, container: "/var/lib/cni/multus",
+    "firecracker": lambda cluster, container: f"/var/lib/cni/{container}",
+    "named by an option": lambda cluster, container: str(cluster.elsewhere),
+    "libcni before 1.2": lambda cluster, container: "/var/lib/cni",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gc_keeps_what_a_runtime_remembers(cluster: Cluster, layout: str) -> None:
+    """The kernel shows nothing of these but the namespace's path: no link, no address, no process."""
+    cluster.host.add_netns("alive")
+    for number, container in enumerate(("alive", "dead"), start=2):
+        cluster.lease(container, f"10.111.0.{number}")
+        place = LAYOUTS[layout](cluster, container)
+        path = f"/run/netns/{container}"
+        cluster.remember(container, f"10.111.0.{number}", place, path, netns_key="before" not in layout)
+    out = cluster.gc()
+    assert cluster.held() == {"10.111.0.2": "alive"}
+    assert out.count("container dead") == out.count("its namespace /run/netns/dead is gone") == 2
+    assert "container alive" not in out
+    cluster.host.del_netns("alive")
+    cluster.gc()
+    assert cluster.held() == {}
+
+
+def test_gc_keeps_what_lives_at_the_path_of_a_process(cluster: Cluster) -> None:
+    """The number of a process that ended belongs to another one now, which is in a namespace too."""
+    pipe = subprocess.PIPE
+    argv = ["unshare", "--net", "sh", "-c", f"ip link add eth0 type bridge; {WAIT}"]
+    with (
+        cluster.host.popen(argv, stdin=pipe, stdout=pipe) as mine,
+        cluster.host.popen(["unshare", "--net", "sh", "-c", WAIT], stdin=pipe, stdout=pipe) as other,
+    ):
+        for number, (container, running) in enumerate({"alive": mine, "dead": other}.items(), start=2):
+            assert running.stdout is not None
+            path = f"/proc/{int(running.stdout.readline())}/ns/net"
+            cluster.lease(container, f"10.111.0.{number}")
+            cluster.remember(container, f"10.111.0.{number}", "/var/lib/cni", path)
+        out = cluster.gc()
+        assert cluster.held() == {"10.111.0.2": "alive"}
+        assert out.count("is another one now") == 2
+        for running in (mine, other):
+            running.communicate()
+
+
+def test_del_of_the_dead_does_not_get_the_namespace_of_another_process(cluster: Cluster) -> None:
+    cluster.plugin.write_text('#!/bin/sh\necho "$CNI_NETNS" >> "$0.netns"\n')
+    with cluster.host.popen(["unshare", "--net", "sh", "-c", WAIT], stdin=-1, stdout=-1) as other:
+        assert other.stdout is not None
+        path = f"/proc/{int(other.stdout.readline())}/ns/net"
+        cluster.remember("dead", "10.111.0.2", "/var/lib/cni", path)
+        cluster.gc()
+        other.communicate()
+    assert Path(f"{cluster.plugin}.netns").read_text() == "/proc/0/ns/net\n"
+
+
+def by_its_link(host: Host) -> Iterator[None]:
+    path = host.add_netns("a-namespace")
+
+    def make() -> None:
+        with netns.open(path) as space:
+            veth.create(space, "eth0", owner=Attachment("net", "forgotten", "eth0"))
+
+    host.call(make)
+    yield
+
+
+def by_its_address(host: Host) -> Iterator[None]:
+    host.add_netns("b-namespace")
+    script = "ip -n b-namespace link add net1 type bridge; ip -n b-namespace addr add 10.111.0.2/24 dev net1"
+    host.run(["sh", "-euc", script])
+    yield
+
+
+def by_its_address_in_a_process(host: Host) -> Iterator[None]:
+    script = f"ip link add net1 type bridge; ip addr add 10.111.0.2/24 dev net1; {WAIT}"
+    with host.popen(["unshare", "--net", "sh", "-euc", script], stdin=-1, stdout=-1) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        yield
+        running.communicate()
+
+
+def by_a_plugin_at_work(host: Host) -> Iterator[None]:
+    environ = {**os.environ, "CNI_CONTAINERID": "forgotten"}
+    with host.popen(["sh", "-c", WAIT], stdin=-1, stdout=-1, env=environ) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        yield
+        running.communicate()
+
+
+@pytest.mark.parametrize("how", [by_its_link, by_its_address, by_its_address_in_a_process, by_a_plugin_at_work])
+def test_gc_keeps_what_the_kernel_has_and_all_others_forgot(
+    cluster: Cluster, how: Callable[[Host], Iterator[None]]
+) -> None:
+    for container, address in (("forgotten", "10.111.0.2"), ("dead", "10.111.0.3")):
+        cluster.lease(container, address)
+    for _ in how(cluster.host):
+        out = cluster.gc("--grace", "0")
+        assert cluster.held() == {"10.111.0.2": "forgotten"}, out
+        assert "attachments: 1 alive, 1 dead" in out
+
+
+# --- beside ADD and DEL -----------------------------------------------------------------------------------------------
+
+
+class Life:
+    """Containers of all runtimes that come, go and crash, and what is known of each."""
+
+    def __init__(self, cluster: Cluster, directory: Path, seed: int) -> None:
+        self.cluster, self.random = cluster, random.Random(seed)
+        self.network = Network.parse(json.dumps(cluster.conf).encode())
+        self.directory = directory
+        self.living: dict[str, tuple[str, str]] = {}
+        self.crashed: set[str] = set()
+        self.count = 0
+
+    def step(self) -> None:
+        choice = self.random.random()
+        if not self.living or choice < 0.5:
+            self.add()
+        elif choice < 0.9:
+            self.delete()
+        else:
+            self.crash()
+
+    def runtime(self, place: str) -> Runtime:
+        return Runtime([str(self.directory)], cache_dir=place)
+
+    def add(self) -> None:
+        self.count += 1
+        container = f"c{self.count}"
+        layout = self.random.choice(list(LAYOUTS))
+        place = LAYOUTS[layout](self.cluster, container)
+        path = self.cluster.host.add_netns(container)
+
+        def work() -> str:
+            runtime = self.runtime(place)
+            result = runtime.add(self.network, container_id=container, netns=path)
+            if "before" in layout:
+                entry = runtime.cache.find(Attachment("net", container, "eth0"))
+                assert entry is not None
+                runtime.cache.store(entry._replace(netns=""))
+            return str(result.ips[0].address.ip)
+
+        address = self.cluster.host.call(work)
+        assert address not in {each for each, _ in self.living.values()}, f"{address} is another living container's"
+        self.living[container] = address, place
+
+    def delete(self) -> None:
+        container = self.random.choice(sorted(self.living))
+        _, place = self.living.pop(container)
+        runtime, network, path = self.runtime(place), self.network, f"/run/netns/{container}"
+        self.cluster.host.call(lambda: runtime.delete(network, container_id=container, netns=path))
+        self.cluster.host.del_netns(container)
+
+    def crash(self) -> None:
+        container = self.random.choice(sorted(self.living))
+        self.living.pop(container)
+        self.crashed.add(container)
+        self.cluster.host.del_netns(container)
+
+    def check(self) -> None:
+        held = self.cluster.held()
+        for container, (address, _) in self.living.items():
+            assert held.get(address) == container, f"{address} of the living {container}: {held.get(address)}"
+
+
+def run_beside_gc(cluster: Cluster, directory: Path, rounds: int, seed: int) -> None:
+    """Change containers while gc runs, with no grace: each round, one gc is under way during one change."""
+    (cluster.root / "bin" / "bridge").unlink()
+    (cluster.root / "bin").rmdir()
+    (cluster.root / "bin").symlink_to(directory)
+    life = Life(cluster, directory, seed)
+    log = cluster.root / "gc.log"
+    gc = (
+        f"{sys.executable} -m cnisdk.cli.cnisdk gc net --inside --grace 0 --pause 0.05 --conf-dir {cluster.root}/conf "
+        f"--cache-dir {cluster.elsewhere} --cni-path {directory}"
+    )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    script = f"while :; do {gc} >> {log} 2>&1 || echo FAILED >> {log}; read -t 0 end && exit 0; done"
+    with cluster.host.popen(["bash", "-c", script], stdin=-1, env=environ) as loop:
+        for _ in range(rounds):
+            life.step()
+            life.check()
+        loop.communicate("end\n")
+    said = log.read_text()
+    assert "FAILED" not in said, said
+    cluster.gc("--grace", "0")
+    life.check()
+    assert set(cluster.held().values()) == set(life.living), "what crashed is gone, and nothing else"
+    assert said.count("attachments: ") > rounds / 20, "gc ran all the time"
+
+
+@pytest.mark.slow
+@pytest.mark.interop
+def test_gc_beside_add_and_del_of_the_reference_plugins(cluster: Cluster) -> None:
+    """Their links carry no mark, so all depends on addresses, and on plugins that are at work."""
+    if not (GO / "bridge").exists():
+        pytest.skip(f"needs the Go plugins in {GO}")
+    run_beside_gc(cluster, GO, rounds=200, seed=11)
+
+
+@pytest.mark.slow
+def test_gc_beside_add_and_del(cluster: Cluster, plugins: Plugins) -> None:
+    with plugins.on(cluster.host):
+        run_beside_gc(cluster, plugins.directory, rounds=40, seed=12)

@@ -1,0 +1,126 @@
+"""Where runtimes keep what they remember, and what is found there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cnisdk.runtime.cache import Cache, CachedAttachment
+from cnisdk.runtime.caches import VARIABLE, Place, Remembered, find_places, forget, known_directories, read_all
+from cnisdk.spec.names import Attachment
+
+WHO = Attachment("net", "c1", "eth0")
+
+
+def store(directory: Path, attachment: Attachment = WHO) -> Path:
+    cache = Cache(str(directory))
+    cache.store(CachedAttachment(attachment, netns="/run/netns/blue"))
+    return Path(cache.path(attachment))
+
+
+def found(directory: Path, network: str = "") -> set[str]:
+    return {each.path for each in read_all(find_places([str(directory)]), network).entries}
+
+
+def test_all_places_below_a_cache_directory(tmp_path: Path) -> None:
+    """libcni's own, that of multus for its delegates, and that of a Firecracker machine, both ways round."""
+    paths = [store(tmp_path), store(tmp_path / "multus"), store(tmp_path / "vm-17")]
+    loose = tmp_path / "vm-18" / "net-c1-eth0"
+    loose.parent.mkdir()
+    paths[0].rename(loose)
+    paths[0] = store(tmp_path)
+    assert found(tmp_path) == {str(each) for each in [*paths, loose]}
+
+
+def test_what_is_no_cached_result_below_it_is_passed_over(tmp_path: Path) -> None:
+    """The leases of host-local, what multus notes of its delegates, programs."""
+    for name, content in {
+        "networks/results/10.9.0.2": "c1\r\neth0",
+        "networks/results/a-b-c": "c1\r\neth0",
+        "multus/0123-4567-89ab": json.dumps([{"name": "net"}]),
+        "bin/a-plug-in": "#!/bin/sh",
+        "results/.12.34.tmp": "{",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    memory = read_all(find_places([str(tmp_path)]))
+    assert (memory.entries, memory.unreadable, memory.hidden) == ((), (), ())
+
+
+def test_only_one_network(tmp_path: Path) -> None:
+    store(tmp_path, Attachment("other", "c1", "eth0"))
+    (tmp_path / "results" / "other-x-eth0").touch()
+    assert found(tmp_path, "net") == set()
+    assert read_all(find_places([str(tmp_path)]), "net").unreadable == ()
+
+
+def test_further_directories(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "/srv/a:/srv/b")
+    assert known_directories(["/srv/c", "/srv/a"]) == ("/var/lib/cni", "/srv/a", "/srv/b", "/srv/c")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "empty"),
+        (b"\0" * 100, "empty"),
+        (b'{"kind": "cniCacheV1", "containerId"', "torn"),
+        (b'{"kind": "cniCacheV2"}', "foreign"),
+        (b'{"cniVersion": "0.3.1"}', "foreign"),
+        (b"[]", "foreign"),
+    ],
+)
+def test_what_tells_nothing(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "results" / "net-c1-eth0"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    (unreadable,) = read_all(find_places([str(tmp_path)])).unreadable
+    assert unreadable.problem == problem
+    assert unreadable.may_be_of(WHO)
+    assert unreadable.may_be_of(WHO._replace(ifname=""))
+    assert not unreadable.may_be_of(WHO._replace(container_id="c"))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory", "loop"])
+def test_what_is_no_file_at_all_stops_nothing(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "results" / "net-c1-eth0"
+    path.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(path.name)
+    (unreadable,) = read_all(find_places([str(tmp_path)])).unreadable
+    assert unreadable.problem == "foreign"
+
+
+def test_what_this_user_may_not_read_says_so(tmp_path: Path) -> None:
+    path = store(tmp_path)
+    path.chmod(0)
+    try:
+        if os.access(path, os.R_OK):
+            pytest.skip("this user may read everything")
+        (unreadable,) = read_all(find_places([str(tmp_path)])).unreadable
+        assert (unreadable.problem, unreadable.text) == ("not readable", "cannot be read: Permission denied")
+        path.parent.chmod(0)
+        memory = read_all(find_places([str(tmp_path)]))
+        assert memory.hidden == (f"{path.parent} cannot be read: Permission denied",)
+    finally:
+        path.parent.chmod(0o700)
+
+
+def test_only_the_very_file_that_was_read_is_forgotten(tmp_path: Path) -> None:
+    path = store(tmp_path)
+    (entry,) = read_all([Place(str(path.parent))]).entries
+    assert isinstance(entry, Remembered)
+    assert entry.cache_dir == str(tmp_path)
+    store(tmp_path)  # the same attachment again
+    assert not forget(entry)
+    (entry,) = read_all([Place(str(path.parent))]).entries
+    assert forget(entry)
+    assert not forget(entry)
+    assert not path.exists()

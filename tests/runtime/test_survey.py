@@ -1,0 +1,176 @@
+"""What is seen of a host: on throw-away hosts, with the namespaces they really have."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from cnisdk.linux import netns, veth
+from cnisdk.runtime.liveness import Survey
+from cnisdk.runtime.survey import find_obstacle, look_at, parse_mounts, survey
+from cnisdk.spec.names import Attachment
+from cnisdk.testing import Host
+
+WHO = Attachment("net", "c1", "eth0")
+ADDRESS = "10.111.222.7"
+# In a namespace of its own kind, it says where it is, and waits for the end of its input.
+WAIT = "echo $$; read end"
+
+
+def look(host: Host, *paths: str) -> Survey:
+    return host.call(lambda: survey(paths, inside=True))
+
+
+@contextmanager
+def process(host: Host, *command: str, **environ: str) -> Iterator[int]:
+    """A process that waits on a host; its number."""
+    argv = [*command, "sh", "-c", WAIT]
+    pipe = subprocess.PIPE
+    with host.popen(argv, stdin=pipe, stdout=pipe, env={**os.environ, **environ}) as running:
+        assert running.stdout is not None
+        yield int(running.stdout.readline())
+        running.communicate()
+
+
+@pytest.mark.kernel
+def test_an_address_in_a_namespace_with_a_name(host: Host) -> None:
+    host.add_netns("blue")
+    host.run(["sh", "-euc", f"ip -n blue link add b0 type bridge && ip -n blue addr add {ADDRESS}/24 dev b0"])
+    seen = look(host, "/run/netns/blue", "/run/netns/green", "/nowhere/green")
+    assert seen.find_address(ip_address(ADDRESS)) == "b0 in /run/netns/blue"
+    assert seen.find_address(ip_address("10.111.222.8")) == ""
+    assert seen.find_mac(host.ip("link", "show", "b0", netns="blue")[0]["address"]) == "b0 in /run/netns/blue"
+    assert [seen.paths[each].found for each in seen.paths] == ["there", "absent", "hidden"]
+    assert seen.paths["/nowhere/green"].parent_missing
+    assert seen.paths["/run/netns/blue"].inode in seen.namespaces
+
+
+@pytest.mark.kernel
+def test_an_address_in_a_namespace_that_only_a_process_has(host: Host) -> None:
+    with process(host, "unshare", "--net") as pid:
+        inside = ["nsenter", f"--net=/proc/{pid}/ns/net"]
+        host.run([*inside, "ip", "link", "add", "b0", "type", "bridge"])
+        host.run([*inside, "ip", "addr", "add", f"{ADDRESS}/24", "dev", "b0"])
+        assert look(host).find_address(ip_address(ADDRESS)) == f"b0 in the namespace of process {pid}"
+        assert look(host, f"/proc/{pid}/ns/net").paths[f"/proc/{pid}/ns/net"].found == "there"
+    assert look(host).find_address(ip_address(ADDRESS)) == ""
+    assert look(host, f"/proc/{pid}/ns/net").paths[f"/proc/{pid}/ns/net"].found == "absent"
+
+
+@pytest.mark.kernel
+def test_an_address_in_a_namespace_that_another_mount_namespace_has(host: Host) -> None:
+    """A runtime in a mount namespace of its own, as systemd makes for many services."""
+    host.run(["mkdir", "-p", "/run/netns"])
+    make = (
+        "ip netns add blue; ip -n blue link add b0 type bridge; "
+        f"ip -n blue addr add {ADDRESS}/24 dev b0; exec sh -c '{WAIT}'"
+    )
+    pipe = subprocess.PIPE
+    argv = ["unshare", "--mount", "sh", "-euc", make]
+    with host.popen(argv, stdin=pipe, stdout=pipe) as running:
+        assert running.stdout is not None
+        pid = int(running.stdout.readline())
+        seen = look(host, "/run/netns/blue")
+        assert seen.paths["/run/netns/blue"].found == "absent", "what is there is an ordinary file"
+        assert "/run/netns/blue" in seen.mounted
+        assert seen.find_address(ip_address(ADDRESS)) == f"b0 in /run/netns/blue of process {pid}"
+        running.communicate()
+
+
+@pytest.mark.kernel
+def test_the_links_of_the_host_and_their_marks(host: Host) -> None:
+    path = host.add_netns("blue")
+
+    def make() -> str:
+        with netns.open(path) as space:
+            return veth.create(space, "eth0", owner=WHO).host.name
+
+    name = host.call(make)
+    seen = look(host)
+    assert seen.find_link(WHO) == name
+    assert seen.find_link(WHO._replace(ifname="eth1")) == ""
+    assert seen.find_link(WHO._replace(ifname="")) == name
+    assert seen.find_marked("net") == ((("c1", "eth0"),), ())
+    host.del_netns("blue")
+    assert host.call(lambda: survey(inside=True)).find_link(WHO) == ""
+
+
+@pytest.mark.kernel
+def test_a_plugin_at_work_and_what_processes_are_called(host: Host) -> None:
+    with process(host, CNI_CONTAINERID="c1") as pid:
+        assert look(host).working["c1"] == f"process {pid} (sh)"
+    named = "5f1a94c0b6de4c0f8f0f"
+    pipe = subprocess.PIPE
+    with host.popen(["sh", "-c", WAIT, named], stdin=pipe, stdout=pipe) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        assert named in look(host).names
+        running.communicate()
+
+
+@pytest.mark.kernel
+def test_another_sandbox_is_not_inside(host: Host) -> None:
+    """With namespaces of its own, a host sees only those in it: that is what ``inside`` means."""
+    if host.call(os.readlink, "/proc/self/ns/user") == os.readlink("/proc/self/ns/user"):
+        pytest.skip("the host shares this user's namespace")
+    with Host() as other:
+        other.add_netns("blue")
+        other.run(["sh", "-euc", f"ip -n blue link add b0 type bridge && ip -n blue addr add {ADDRESS}/24 dev b0"])
+        assert look(host).find_address(ip_address(ADDRESS)) == ""
+        assert look(host).doubts == ()
+
+
+@pytest.mark.kernel
+def test_on_a_host_in_the_host_there_is_an_obstacle(host: Host) -> None:
+    assert host.call(find_obstacle)
+    assert host.call(lambda: survey().doubts)
+
+
+def test_in_a_pid_namespace_of_its_own_there_is_an_obstacle() -> None:
+    """A pod is its own process 1: to compare with that one is not enough."""
+    script = "from cnisdk.runtime.survey import find_obstacle; print(find_obstacle())"
+    argv = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
+    if done.returncode:
+        if os.environ.get("CI") == "true":
+            raise AssertionError(done.stderr)
+        pytest.skip(done.stderr.strip())
+    assert "pid namespace of its own" in done.stdout
+
+
+def test_what_is_no_namespace_is_absent(tmp_path: Path) -> None:
+    """An ordinary file is what an unmounted namespace leaves."""
+    (tmp_path / "blue").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("blue", "pipe", "nothing"):
+        assert look_at(str(tmp_path / name)).found == "absent"
+    assert look_at(str(tmp_path / "no" / "blue")).found == "hidden"
+
+
+# From a Debian 12 machine with Podman, shortened.
+MOUNTS = r"""21 27 0:20 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw
+24 27 0:5 / /run rw,nosuid shared:5 - tmpfs tmpfs rw,size=400k
+27 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+300 24 0:4 net:[4026532288] /run/netns/netns-3c7b rw shared:180 - nsfs nsfs rw
+301 24 0:4 net:[4026532290] /run/netns/with\040space rw shared:181 - nsfs nsfs rw
+302 24 0:4 mnt:[4026532291] /run/snapd/ns/lxd.mnt rw - nsfs nsfs rw
+303 27 0:77 / /srv rw - fuse.sshfs far:/ rw
+304 303 0:4 net:[4026532299] /srv/netns/far rw - nsfs nsfs rw
+broken
+"""
+
+
+def test_namespaces_among_the_mounts() -> None:
+    assert [tuple(each) for each in parse_mounts(MOUNTS)] == [
+        (4026532288, "", "/run/netns/netns-3c7b", True),
+        (4026532290, "", "/run/netns/with space", True),
+        (4026532299, "", "/srv/netns/far", False),
+    ]
