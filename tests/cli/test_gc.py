@@ -273,7 +273,7 @@ def run_beside_gc(cluster: Cluster, directory: Path, rounds: int, seed: int) -> 
     life = Life(cluster, directory, seed)
     log = cluster.root / "gc.log"
     gc = (
-        f"{sys.executable} -m cnisdk.cli.cnisdk gc net --inside --grace 0 --pause 0.05 --conf-dir {cluster.root}/conf "
+        f"{sys.executable} -m cnisdk.cli.cnisdk gc net --inside --grace 0 --pause 0 --conf-dir {cluster.root}/conf "
         f"--cache-dir {cluster.elsewhere} --cni-path {directory}"
     )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
