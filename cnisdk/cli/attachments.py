@@ -21,7 +21,7 @@ from ..runtime.caches import VARIABLE, Memory, find_places, known_directories, r
 from ..runtime.liveness import LeaseTrace, State, Survey, Traces, Verdict, assess, namespace_of
 from ..runtime.load import DEFAULT_CONF_DIR, load_networks
 from ..runtime.network import Network
-from ..runtime.survey import survey
+from ..runtime.survey import survey_host
 from ..spec.codec import find_key
 from ..spec.names import Attachment
 
@@ -214,7 +214,9 @@ def look(args: argparse.Namespace, only: str = "") -> Situation:
             store = FileStore(place, name, reclaim_earlier_boots=reclaims)
             stores[name] = store, examine(store, timeout=args.timeout)
     memory = read_all(find_places(known_directories(args.cache_dir)), only)
-    seen = survey([*map(namespace_of, memory.entries)], places=memory.places, hidden=memory.hidden, inside=args.inside)
+    seen = survey_host(
+        [*map(namespace_of, memory.entries)], places=memory.places, hidden=memory.hidden, inside=args.inside
+    )
     names = {*stores, *(each.entry.attachment.network for each in memory.entries)}
     if only and only in others:
         names.add(only)

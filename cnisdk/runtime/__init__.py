@@ -6,6 +6,20 @@ from .._lazy import exports
 
 if TYPE_CHECKING:
     from .cache import DEFAULT_CACHE_DIR as DEFAULT_CACHE_DIR, Cache as Cache, CachedAttachment as CachedAttachment
+    from .caches import (
+        Memory as Memory,
+        find_places as find_places,
+        known_directories as known_directories,
+        read_all as read_all,
+    )
+    from .liveness import (
+        LeaseTrace as LeaseTrace,
+        Survey as Survey,
+        Traces as Traces,
+        Verdict as Verdict,
+        assess as assess,
+        namespace_of as namespace_of,
+    )
     from .load import (
         DEFAULT_CONF_DIR as DEFAULT_CONF_DIR,
         NetworkNotFoundError as NetworkNotFoundError,
@@ -15,13 +29,17 @@ if TYPE_CHECKING:
     )
     from .network import Network as Network, NetworkPlugin as NetworkPlugin
     from .runner import GCReport as GCReport, Runtime as Runtime
+    from .survey import survey_host as survey_host
 
 __all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".cache": "DEFAULT_CACHE_DIR Cache CachedAttachment",
+        ".caches": "Memory find_places known_directories read_all",
+        ".liveness": "LeaseTrace Survey Traces Verdict assess namespace_of",
         ".load": "DEFAULT_CONF_DIR NetworkNotFoundError load_network load_networks read_network",
         ".network": "Network NetworkPlugin",
         ".runner": "GCReport Runtime",
+        ".survey": "survey_host",
     },
 )

@@ -145,7 +145,7 @@ class Look(NamedTuple):
 
 
 class Survey:
-    """What was seen of a host at one moment; see :func:`cnisdk.runtime.survey.survey`.
+    """What was seen of a host at one moment; see :func:`cnisdk.runtime.survey.survey_host`.
 
     Args:
         own: Inode of the host's network namespace.

@@ -116,7 +116,7 @@ def parse_mounts(text: str) -> Iterator[_Mount]:
         yield _Mount(inode, "", path, safe)
 
 
-def survey(
+def survey_host(
     paths: Iterable[str] = (), *, places: Iterable[str] = (), hidden: Iterable[str] = (), inside: bool = False
 ) -> Survey:
     """Look at the host.

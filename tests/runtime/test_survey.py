@@ -14,7 +14,7 @@ import pytest
 
 from cnisdk.linux import netns, veth
 from cnisdk.runtime.liveness import Survey
-from cnisdk.runtime.survey import find_obstacle, look_at, parse_mounts, survey
+from cnisdk.runtime.survey import find_obstacle, look_at, parse_mounts, survey_host
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Host
 
@@ -25,7 +25,7 @@ WAIT = "echo $$; read end"
 
 
 def look(host: Host, *paths: str) -> Survey:
-    return host.call(lambda: survey(paths, inside=True))
+    return host.call(lambda: survey_host(paths, inside=True))
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def test_the_links_of_the_host_and_their_marks(host: Host) -> None:
     assert seen.find_link(WHO._replace(ifname="")) == name
     assert seen.find_marked("net") == ((("c1", "eth0"),), ())
     host.del_netns("blue")
-    assert host.call(lambda: survey(inside=True)).find_link(WHO) == ""
+    assert host.call(lambda: survey_host(inside=True)).find_link(WHO) == ""
 
 
 @pytest.mark.kernel
@@ -130,7 +130,7 @@ def test_another_sandbox_is_not_inside(host: Host) -> None:
 @pytest.mark.kernel
 def test_on_a_host_in_the_host_there_is_an_obstacle(host: Host) -> None:
     assert host.call(find_obstacle)
-    assert host.call(lambda: survey().doubts)
+    assert host.call(lambda: survey_host().doubts)
 
 
 def test_in_a_pid_namespace_of_its_own_there_is_an_obstacle() -> None:
