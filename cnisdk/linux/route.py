@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
-from ipaddress import ip_address, ip_network
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
 from ..errors import IOFailureError
 from ..spec.addresses import IPAddress, IPNetwork
-from . import codecs, rtnetlink
+from . import rtnetlink
 from .address import SCOPE_LINK, SCOPE_UNIVERSE
-from .attributes import attribute, uint32
+from .attributes import attribute, read, read_uint, uint32
 from .netns import NetNS
 from .rtnetlink import Request, Socket
 
 # linux/rtnetlink.h
 # struct rtmsg: family, lengths of destination and source, type of service, table, protocol, scope, type, flags
 _FIXED = struct.Struct("=8BI")
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_TABLE, _RTA_VIA = 1, 4, 5, 6, 8, 15, 18
+# struct rtnexthop: length with attributes, flags, hops, interface
+_NEXT_HOP = struct.Struct("=HBBi")
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_MULTIPATH = 1, 4, 5, 6, 8, 9
+_RTA_TABLE, _RTA_VIA = 15, 18
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
 TABLE_MAIN = 254
 TABLE_LOCAL = 255
@@ -32,6 +35,11 @@ CANDIDATES = 256
 
 _AF_INET, _AF_INET6 = 2, 10
 _FAMILIES = {4: _AF_INET, 6: _AF_INET6}
+# Of each family: how an address and a network are made, and an address's size in bytes.
+_ADDRESSES: dict[int, tuple[Callable[[bytes], IPAddress], Callable[[tuple[bytes, int]], IPNetwork], int]] = {
+    _AF_INET: (IPv4Address, IPv4Network, 4),
+    _AF_INET6: (IPv6Address, IPv6Network, 16),
+}
 
 
 class KernelRoute(NamedTuple):
@@ -163,40 +171,47 @@ def scan(sock: Socket, version: int, destinations: Iterable[IPNetwork]) -> Itera
 
 def parse(data: bytes) -> list[KernelRoute]:
     """Read a route message, with its header; none for families other than IP and for cached entries."""
-    message = codecs.load()(data)
-    message.decode()
-    family = message["family"]
-    if family not in (_AF_INET, _AF_INET6) or message["flags"] & _F_CLONED:
+    start = rtnetlink.HEADER.size
+    family, prefix, _, _, table, _, scope, kind, flags = _FIXED.unpack_from(data, start)
+    if family not in _ADDRESSES or flags & _F_CLONED:
         return []
-    values = {attribute[0]: attribute for attribute in message["attrs"]}
-    metrics = values["RTA_METRICS"][1] if "RTA_METRICS" in values else None
-    everywhere = "0.0.0.0" if family == _AF_INET else "::"
+    found = read(data, start + _FIXED.size)
+    make, network, size = _ADDRESSES[family]
+    metrics = read(found.get(_RTA_METRICS, b""))
     common = KernelRoute(
-        dst=ip_network(f"{values['RTA_DST'][1] if 'RTA_DST' in values else everywhere}/{message['dst_len']}"),
-        table=values["RTA_TABLE"][1] if "RTA_TABLE" in values else message["table"],
-        priority=values["RTA_PRIORITY"][1] if "RTA_PRIORITY" in values else 0,
-        scope=message["scope"],
-        mtu=(metrics.get_attr("RTAX_MTU") or 0) if metrics is not None else 0,
-        advmss=(metrics.get_attr("RTAX_ADVMSS") or 0) if metrics is not None else 0,
-        unicast=message["type"] == _TYPE_UNICAST,
+        dst=network((found.get(_RTA_DST, bytes(size)), prefix)),
+        gw=_next_hop(found, make),
+        link_index=read_uint(found.get(_RTA_OIF, b"")),
+        table=read_uint(found[_RTA_TABLE]) if _RTA_TABLE in found else table,
+        priority=read_uint(found.get(_RTA_PRIORITY, b"")),
+        scope=scope,
+        mtu=read_uint(metrics.get(_RTAX_MTU, b"")),
+        advmss=read_uint(metrics.get(_RTAX_ADVMSS, b"")),
+        unicast=kind == _TYPE_UNICAST,
     )
-    hops = values["RTA_MULTIPATH"][1] if "RTA_MULTIPATH" in values else None
+    hops = found.get(_RTA_MULTIPATH, b"")
     if not hops:
-        link_index = values["RTA_OIF"][1] if "RTA_OIF" in values else 0
-        return [common._replace(gw=_next_hop(values), link_index=link_index)]
-    return [
-        common._replace(gw=_next_hop({each[0]: each for each in hop["attrs"]}), link_index=hop["oif"]) for hop in hops
-    ]
+        return [common]
+    routes = []
+    while len(hops) >= _NEXT_HOP.size:
+        length, _, _, index = _NEXT_HOP.unpack_from(hops)
+        if length < _NEXT_HOP.size:
+            break
+        gateway = _next_hop(read(hops[:length], _NEXT_HOP.size), make)
+        routes.append(common._replace(gw=gateway, link_index=index))
+        hops = hops[(length + 3) & ~3 :]
+    return routes
+
+
+def _next_hop(found: dict[int, bytes], make: Callable[[bytes], IPAddress]) -> IPAddress | None:
+    """Read the next hop from the attributes of a route, or of one of its several next hops."""
+    if _RTA_GATEWAY in found:
+        return make(found[_RTA_GATEWAY])
+    if _RTA_VIA in found:  # of another family than the route: struct rtvia
+        return _ADDRESSES[read_uint(found[_RTA_VIA][:2])][0](found[_RTA_VIA][2:])
+    return None
 
 
 def describe(dst: IPNetwork, gw: IPAddress | None) -> str:
     """``0.0.0.0/0 via 10.1.2.1``."""
     return f"{dst} via {gw}" if gw is not None else str(dst)
-
-
-def _next_hop(attributes: dict[str, codecs.Message]) -> IPAddress | None:
-    if "RTA_GATEWAY" in attributes:
-        return ip_address(attributes["RTA_GATEWAY"][1])
-    if "RTA_VIA" in attributes:
-        return ip_address(attributes["RTA_VIA"][1]["addr"])
-    return None

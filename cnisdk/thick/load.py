@@ -55,10 +55,6 @@ def load(launchers: Mapping[str, bytes]) -> dict[str, Loaded]:
     for name in _LATER:
         import_module(name, __package__)
     _meet_results()
-    with contextlib.suppress(ImportError):  # no pyroute2: no plugin here reads routes
-        from ..linux import codecs
-
-        codecs.load()
     lessons, problems = rehearse(loaded, launchers)
     for problem in problems:
         sys.stderr.write(f"cnisdk serve: {problem}\n")
