@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cnisdk.testing.conformance import Level, Outcome, Verdict, judge, select
 from cnisdk.testing.conformance.identify import identify
 from cnisdk.testing.conformance.report import Report
+from cnisdk.testing.conformance.runner import exit_status
 from cnisdk.testing.launchers import write_launchers
 
 PAGE = Path(__file__).with_name("conformance.md")
 GO = Path("/usr/lib/cni")
-REFERENCE = ("bridge", "host-local", "ptp", "loopback", "macvlan", "portmap", "tuning", "static")
+REFERENCE = (
+    *("bridge", "ptp", "macvlan", "host-device", "loopback"),
+    *("portmap", "tuning", "bandwidth", "firewall", "sbr", "host-local", "static"),
+)
 OURS = ("bridge", "host-local")
-EXAMPLES = ("patch", "cable")
+EXAMPLES: dict[str, dict[str, Any] | None] = {"patch": {"bridge": "up1", "ipam": {"type": "stub-ipam"}}, "cable": None}
 TUTORIAL = PAGE.parents[1] / "examples" / "tutorial"
 MARKS = {Verdict.PASSED: "yes", Verdict.FAILED: "**no**", Verdict.SKIPPED: "", Verdict.ERROR: "?"}
 
@@ -36,18 +42,26 @@ $ cnisdk conform --list
 
 | option | |
 |---|---|
-| `--conf FILE` | the network configuration of the plugin; the well-known plugins have one. With `"ipam": {{"type": "stub-ipam"}}` the suite's own IPAM plugin leases the addresses, and the cases about delegation apply |
+| `--conf FILE` | the network configuration of the plugin; by default what it declares (`Plugin.conformance`), or what is known of its name: every plugin of the reference has one. With `"ipam": {{"type": "stub-ipam"}}` the suite's own IPAM plugin leases the addresses, and the cases about delegation apply. `{{number}}` in a text becomes the number of the attachment |
 | `--ipam DIR` | a directory with the plugins it delegates to |
 | `--kind` | `interface`, `chained` or `ipam`; found out by asking when not given |
 | `--ifname NAME`, `--setup COMMANDS` | `CNI_IFNAME`; shell commands that prepare each host, where `up0` is a link and `up1` a bridge already |
 | `--only PATTERN`, `--list` | some cases; what there is |
+| `-j N`, `-v` | how many cases run at the same time, by default as many as there are processors; a line on standard error for each case as it ends |
 | `--json`, `--junit`, `--html FILE` | reports for programs, CI systems and people. Each failure has the command line that shows it again, and as shell commands what the case did; a `prevResult` in them is that of the run, and may name other hardware addresses than the next |
-| `--fail-on LEVEL` | `must` (the default), `should` or `opinion`: what makes the exit status 1. It is 2 for wrong use, and 3 when a case could not be finished |
+| `--fail-on LEVEL` | `must` (the default), `should` or `opinion`: what makes the exit status 1. It is 2 for wrong use, 3 when a case could not be finished, and 4 when a plugin was not judged |
 
-A case's *level* is the specification's own word. An *opinion* is ours: the specification is silent, or leaves it open, and operators are the ones who
+A plugin is tried before it is judged. If its ADD does not work with the configuration, no case could tell anything of it: one line says what it said, and asks for `--conf` and
+`--setup`. A chained plugin whose ADD changes nothing that the suite can see is judged, and the last line says so.
+
+A case quotes the specification word for word, and its *level* is the word in the sentence: MUST only where it says "must" or "required". What the sentence does not carry is not held
+against a plugin: what a case needs but is not about makes it "not applicable". An *opinion* is ours: the specification is silent, or leaves it open, and operators are the ones who
 find out. A plugin that does not claim a version is not judged by it: GC and STATUS came with 1.1.0. What that means for a node is an opinion:
 `leaks-can-be-collected`, `readiness-can-be-asked` and `an-exhausted-pool-can-be-noticed` ask all the same. With `"disableCheck": true` in the configuration,
 nothing is sent CHECK, as runtimes do.
+
+Cases that end an ADD do it at a system call that changes something, under ptrace(2): at each of them, or at twelve spread over all of them if there are more. The same plugin ends in the same
+places each time. What every DEL of a plugin leaves is one fault, which `del-leaves-nothing` tells of; other cases look for what is left beyond that.
 
 A leak is what is left of one attachment: links, addresses, routes, rules, leases, and files that tell of its container. Caches and indexes for all of
 them are not.
@@ -98,13 +112,16 @@ def main(names: Sequence[str]) -> None:
         titles = [*wanted, *(f"our {name}" for name in (*OURS, *EXAMPLES))]
         reports = []
         for path in paths:
-            subject = identify(str(path))
-            reports.append(Report(subject, list(judge(subject, select(subject.kind)))))
+            subject = identify(str(path), conf=EXAMPLES.get(path.name))
+            if subject.problem:
+                sys.exit(Report(subject, ()).summary())
+            jobs = len(os.sched_getaffinity(0))
+            reports.append(Report(subject, list(judge(subject, select(subject.kind), jobs=jobs))))
             sys.stderr.write(f"{reports[-1].summary()}\n")
     PAGE.write_text(page(titles, reports), encoding="utf-8")
     if any(report.errors for report in reports):
         sys.exit("a case could not be finished")
-    if any(report.failures for report in reports[len(wanted) :]):
+    if any(exit_status(report.outcomes) for report in reports[len(wanted) :]):
         sys.exit("one of our own plugins fails")
 
 
@@ -139,7 +156,7 @@ def page(titles: Sequence[str], reports: Sequence[Report]) -> str:
                 lines += [
                     f"### {case.id}",
                     "",
-                    f"{level}, {case.section}: {case.says}",
+                    f"{level}, {case.section}: {case.sentence}",
                     "",
                     f"For operators: {case.means}",
                     "",
