@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 HOME = Path("/run/cnisdk-testing")
 """Where stubs live on their host; its ``bin`` belongs in ``CNI_PATH``."""
 
-# Leases are directories, which mkdir(1) makes or refuses in one step; the owner is written into it before the answer.
+# Leases are directories with the owner in them, which rename(2) puts in place or refuses in one step: killed at any
+# point, the stub leaves no lease without owner, which no DEL would find.
 SCRIPT = r"""#!/bin/sh
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 cd '@HOME@' || exit 70
@@ -48,11 +49,11 @@ VERSION)
     ;;
 ADD)
     n=2
-    until mkdir "leases/@PREFIX@.$n" 2>/dev/null; do
+    mkdir "new.$$" && echo "$me" >"new.$$/owner"
+    until mv -T "new.$$" "leases/@PREFIX@.$n" 2>/dev/null; do
         n=$((n + 1))
-        [ $n -gt @LAST@ ] && fail 11 "no address is left"
+        [ $n -gt @LAST@ ] && rm -r "new.$$" && fail 11 "no address is left"
     done
-    echo "$me" >"leases/@PREFIX@.$n/owner"
     address=@PREFIX@.$n/24 gateway=@PREFIX@.1 routes='"routes": [@ROUTES@]'
     case $version in 0.*) family='"version": "4", ' ;; *) family= ;; esac
     case $version in

@@ -103,7 +103,7 @@ class HostLocal(Plugin[HostLocalConf]):
 
     @classmethod
     def conformance(cls) -> dict[str, Any]:
-        ranges = [[{"subnet": "10.22.0.0/26"}]]  # few enough to run out of
+        ranges = [[{"subnet": "10.22.0.0/27"}]]  # few enough to run out of
         conf = {"capabilities": {"ips": True}, "ipam": {"type": "host-local", "ranges": ranges}}
         return {"kind": "ipam", "conf": conf}
 

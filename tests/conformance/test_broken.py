@@ -259,8 +259,11 @@ POOLS = [
     (
         "looks before it leaps",
         "parallel-attachments",
-        'until mkdir "leases/10.31.0.$n" 2>/dev/null; do',
-        'until [ ! -d "leases/10.31.0.$n" ] && sleep 0.1 && mkdir -p "leases/10.31.0.$n"; do',
+        'until mv -T "new.$$" "leases/10.31.0.$n" 2>/dev/null; do',
+        (
+            'until [ ! -d "leases/10.31.0.$n" ] && sleep 0.1 && mkdir -p "leases/10.31.0.$n" &&\n'
+            '        cp "new.$$/owner" "leases/10.31.0.$n"; do'
+        ),
     ),
     (
         "tells no code when it is exhausted",

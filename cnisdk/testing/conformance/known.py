@@ -74,7 +74,7 @@ KNOWN: dict[str, Trial] = {
     # IPAM plugins.
     "host-local": Trial(
         kind=Kind.IPAM,
-        conf={"capabilities": {"ips": True}, "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.22.0.0/26"}]]}},
+        conf={"capabilities": {"ips": True}, "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.22.0.0/27"}]]}},
     ),
     "static": Trial(
         kind=Kind.IPAM,
