@@ -21,6 +21,8 @@ from .liveness import Contents, HostLink, Look, Survey
 _PROC = "/proc"
 # include/linux/proc_ns.h: PROC_PID_INIT_INO, the same on every Linux since 3.8.
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
+# include/uapi/linux/nsfs.h: the namespaces in which the kernel starts process 1, since Linux 6.18 with fixed numbers.
+_FIRST_NAMESPACES = {"mnt": 0xEFFFFFF8, "net": 0xEFFFFFF9}
 _VARIABLE = b"CNI_CONTAINERID="
 _NAMESPACE = re.compile(r"net:\[(\d+)\]")
 # To look up a path on these may hang, or be answered by a container.
@@ -61,6 +63,8 @@ class _Processes:
                 except (FileNotFoundError, ProcessLookupError):
                     continue  # it has ended
                 except OSError as exc:
+                    if pid == "1" and in_first_namespaces():
+                        continue  # the namespaces it was started in are looked at anyway
                     self.refused.append(f"process {pid} cannot be looked at: {exc.strerror}")
             seen |= new
 
@@ -195,12 +199,26 @@ def find_obstacle() -> str:
         if os.stat(f"{_PROC}/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
             return "this command is in a pid namespace of its own, as in a container, and does not see all processes"
         for kind, what in (("mnt", "mount"), ("net", "network")):
-            host, ours = os.stat(f"{_PROC}/1/ns/{kind}"), os.stat(f"{_PROC}/self/ns/{kind}")
+            ours = os.stat(f"{_PROC}/self/ns/{kind}")
+            try:
+                host = os.stat(f"{_PROC}/1/ns/{kind}")
+            except PermissionError:  # it has a capability that this process lacks
+                if in_first_namespaces():
+                    return ""
+                raise
             if not os.path.samestat(host, ours):
                 return f"this command is in a {what} namespace of its own, and not in that of process 1, the host's"
     except OSError as exc:
         return f"this user cannot see what the host sees: {exc.filename}: {exc.strerror}"
     return ""
+
+
+def in_first_namespaces() -> bool:
+    """Is this process in the mount and network namespace in which the kernel started process 1?
+
+    False also means that it cannot be told: before Linux 6.18 they have no fixed numbers.
+    """
+    return all(os.stat(f"{_PROC}/self/ns/{kind}").st_ino == number for kind, number in _FIRST_NAMESPACES.items())
 
 
 def look_at(path: str) -> Look:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -98,8 +101,8 @@ def test_the_links_of_the_host_and_their_marks(host: Host) -> None:
     assert seen.find_link(WHO._replace(ifname="eth1")) == ""
     assert seen.find_link(WHO._replace(ifname="")) == name
     assert seen.find_marked("net") == ((("c1", "eth0"),), ())
-    host.del_netns("blue")
-    assert host.call(lambda: survey_host(inside=True)).find_link(WHO) == ""
+    host.run(["ip", "link", "delete", name])
+    assert look(host).find_link(WHO) == ""
 
 
 @pytest.mark.kernel
@@ -131,6 +134,24 @@ def test_another_sandbox_is_not_inside(host: Host) -> None:
 def test_on_a_host_in_the_host_there_is_an_obstacle(host: Host) -> None:
     assert host.call(find_obstacle)
     assert host.call(lambda: survey_host().doubts)
+
+
+def test_a_process_1_that_hides_does_not_make_a_host_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root with one capability less than process 1 cannot compare; the kernel numbers the first namespaces."""
+    stat = os.stat
+    numbers = {"mnt": 0xEFFFFFF8, "net": 0xEFFFFFF9, "pid": 0xEFFFFFFC}
+
+    def hiding(path: str, *args: Any, **kwargs: Any) -> Any:
+        if path.startswith("/proc/1/ns/"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        if path.startswith("/proc/self/ns/"):
+            return SimpleNamespace(st_ino=numbers[path.rpartition("/")[2]])
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", hiding)
+    assert find_obstacle() == ""
+    numbers["net"] = 4026532000
+    assert "Permission denied" in find_obstacle()
 
 
 def test_in_a_pid_namespace_of_its_own_there_is_an_obstacle() -> None:
