@@ -84,7 +84,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks (`-- ipam` runs only benchmarks/ipam.py; options after the names are for the scripts)."""
-    scripts = sorted(path.stem for path in Path("benchmarks").glob("*.py"))
+    scripts = sorted(path.stem for path in Path("benchmarks").glob("[!_]*.py"))
     options = list(itertools.dropwhile(lambda word: not word.startswith("-"), session.posargs))
     wanted = session.posargs[: len(session.posargs) - len(options)]
     if unknown := sorted(set(wanted) - set(scripts)):

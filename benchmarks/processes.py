@@ -11,7 +11,8 @@ a machine that is busy for a while is busy for all of them. The modes:
   resident   shims written by `cnisdk install --thick`, in front of a running `cnisdk serve`
   python     what Python itself costs: nothing done, and `import attrs, cattrs`
 
-Times are from before the process is started until it is reaped, in milliseconds. The kernel counts the size of the
+Each is started as container runtimes do, with pipes. Times are from before the process is started until stdout and
+stderr have ended and it is reaped, in milliseconds. The kernel counts the size of the
 process that starts another as that one's too, so no peak is below this program's own.
 """
 
@@ -33,6 +34,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from _piped import Child, Children, Cost, run
 
 from cnisdk.testing import Sandbox
 
@@ -60,52 +63,24 @@ BUDGETS = [
 Key = tuple[str, str]
 
 
-class Cost(NamedTuple):
-    """What one process took: seconds, seconds of CPU with those it waited for, and its largest size in KiB."""
-
-    seconds: float
-    cpu: float
-    peak: int
-
-
 class Mode(NamedTuple):
     name: str
     directory: Path
 
 
-class Child:
-    """A process whose time, CPU time and memory are measured."""
-
-    def __init__(self, argv: list[str], environ: dict[str, str], stdin: bytes = b"") -> None:
-        self.argv, self.environ = argv, environ
-        self._input, self._output = os.memfd_create("stdin"), os.memfd_create("output")
-        os.write(self._input, stdin)
-        os.lseek(self._input, 0, os.SEEK_SET)
-        actions = [(os.POSIX_SPAWN_DUP2, self._input, 0)]
-        actions += [(os.POSIX_SPAWN_DUP2, self._output, number) for number in (1, 2)]
-        self._start = time.perf_counter()
-        self.pid = os.posix_spawn(argv[0], argv, environ, file_actions=actions)
-
-    def wait(self) -> Cost:
-        _, status, usage = os.wait4(self.pid, 0)
-        return self.ended(status, usage)
-
-    def ended(self, status: int, usage: Any) -> Cost:
-        seconds = time.perf_counter() - self._start
-        os.lseek(self._output, 0, os.SEEK_SET)
-        self.printed = printed = os.read(self._output, 1 << 16).decode(errors="replace")
-        os.close(self._input)
-        os.close(self._output)
-        verb = self.environ.get("CNI_COMMAND", "")
-        if status:
-            raise SystemExit(f"{verb} {' '.join(self.argv)} failed with wait status {status:#x}\n{printed}")
-        if "resident" in str(self.argv[0]) and "instead" in printed:
-            raise SystemExit(f"{verb} {self.argv[0]} did not reach the server\n{printed}")
-        return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+def check(child: Child) -> Cost:
+    """What a process took that did what it should."""
+    verb = child.environ.get("CNI_COMMAND", "")
+    printed = (child.printed + child.said).decode(errors="replace")
+    if child.status:
+        raise SystemExit(f"{verb} {' '.join(child.argv)} failed with wait status {child.status:#x}\n{printed}")
+    if "resident" in str(child.argv[0]) and "instead" in printed:
+        raise SystemExit(f"{verb} {child.argv[0]} did not reach the server\n{printed}")
+    return child.cost
 
 
-def run(argv: list[str], environ: dict[str, str], stdin: bytes = b"") -> Cost:
-    return Child(argv, environ, stdin).wait()
+def measure(argv: list[str], environ: dict[str, str], stdin: bytes = b"") -> Cost:
+    return check(run(argv, environ, stdin))
 
 
 def environment(mode: Mode, verb: str, number: int, netns: str) -> dict[str, str]:
@@ -166,7 +141,7 @@ class Bench:
 
     def round(self) -> None:
         for code in (PASS, ATTRS):
-            self.note(code, "python", run([PYTHON, "-I", "-c", code], {"PATH": "/usr/bin"}))
+            self.note(code, "python", measure([PYTHON, "-I", "-c", code], {"PATH": "/usr/bin"}))
         for path in (
             "VERSION",
             "VERSION, python -m",
@@ -185,23 +160,23 @@ class Bench:
         kind, _, name = path.partition(", ")
         if path == "VERSION":
             asked = b'{"cniVersion":"1.0.0"}'
-            yield path, run([str(mode.directory / "bridge")], environment(mode, "VERSION", 1, "dummy"), asked)
+            yield path, measure([str(mode.directory / "bridge")], environment(mode, "VERSION", 1, "dummy"), asked)
         elif path == "VERSION, python -m":
             if mode.name == "one-shot":
                 argv = [PYTHON, "-I", "-m", "cnisdk_plugins.bridge"]
-                yield path, run(argv, environment(mode, "VERSION", 1, "dummy"))
+                yield path, measure(argv, environment(mode, "VERSION", 1, "dummy"))
         elif kind == "cnitool":
             for verb in ("add", "del"):
                 environ = {**environment(mode, "", 1, netns), "NETCONFPATH": "/run/net.d"}
                 argv = [PYTHON, "-I", "-m", "cnisdk.cli.cnitool", verb, f"list-{mode.name}", netns]
-                yield f"cnitool {verb}", run(argv, environ)
+                yield f"cnitool {verb}", measure(argv, environ)
         else:
             conf = configuration(mode, name or "IPv4", kind)
             stdin = json.dumps(conf).encode()
             argv = [str(mode.directory / kind)]
             for verb in ("ADD", "CHECK", "DEL") if kind == "bridge" else ("ADD", "DEL"):
-                child = Child(argv, environment(mode, verb, 1, netns), stdin)
-                yield f"{kind} {verb}{name and ', '}{name}", child.wait()
+                child = run(argv, environment(mode, verb, 1, netns), stdin)
+                yield f"{kind} {verb}{name and ', '}{name}", check(child)
                 if verb == "ADD":
                     stdin = json.dumps(conf | {"prevResult": json.loads(child.printed)}).encode()
 
@@ -211,15 +186,13 @@ class Bench:
             argv = [str(mode.directory / "bridge")]
             for verb in ("ADD", "DEL"):
                 before, start = server_cpu(), time.perf_counter()
-                children = {}
+                children = Children()
                 for number, netns in enumerate(self.namespaces[mode.name]):
-                    child = Child(argv, environment(mode, verb, number + 100, netns), stdin)
-                    children[child.pid] = child
-                each = []
+                    children.add(Child(argv, environment(mode, verb, number + 100, netns), stdin))
+                ended = []
                 while children:
-                    pid, status, usage = os.wait4(-1, 0)
-                    if pid in children:
-                        each.append(children.pop(pid).ended(status, usage))
+                    ended.append(children.wait())
+                each = [check(child) for child in ended]
                 total = time.perf_counter() - start
                 if verb == "ADD":
                     cpu = sum(cost.cpu for cost in each) + server_cpu() - before

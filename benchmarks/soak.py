@@ -5,7 +5,7 @@ Usage: python benchmarks/soak.py [--requests N] [--flight N] [--loops N] [--roun
 First, host-local ADD and DEL through one server, a few at a time, while its memory, descriptors, processes and
 latency are looked at again and again. Then loops of bridge ADD and DEL side by side, during which the server is killed
 (SIGKILL) and started again. Everything happens on a throw-away host (cnisdk.testing.Sandbox). The shims are those of
-`cnisdk install --thick`, started by posix_spawn(3) from a process that does nothing else.
+`cnisdk install --thick`, started with pipes, as container runtimes do, from a process that does nothing else.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from _piped import Child, Children
 
 from cnisdk.testing import Sandbox
 from cnisdk.thick.protocol import DIRECTORY
@@ -69,18 +71,12 @@ class Sample(NamedTuple):
 class Spawner:
     """Starts shims and waits for whichever ends first."""
 
-    def __init__(self, plugin: Path, conf: dict[str, Any], directory: Path) -> None:
-        self.plugin = str(plugin)
-        self.conf = directory / f"{plugin.name}.json"
-        self.conf.write_text(json.dumps(conf))
-        self.said = directory / f"{plugin.name}.said"
-        self.path = str(plugin.parent)
+    def __init__(self, plugin: Path, conf: dict[str, Any]) -> None:
+        self.plugin, self.path = str(plugin), str(plugin.parent)
+        self.conf = json.dumps(conf).encode()
         self.failures: list[str] = []
-        self.running: dict[int, tuple[str, str, float]] = {}
-
-    def answer(self, container: str) -> Path:
-        """Where what a plugin prints goes."""
-        return self.conf.with_name(f"{container}.out")
+        self.alone = 0
+        self.running = Children()
 
     def start(self, verb: str, container: str) -> None:
         environ = {
@@ -91,25 +87,17 @@ class Spawner:
             "CNI_IFNAME": "eth0",
             "CNI_PATH": self.path,
         }
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, str(self.conf), os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(self.answer(container)), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
-            (os.POSIX_SPAWN_OPEN, 2, str(self.said), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-        ]
-        started = time.perf_counter()
-        pid = os.posix_spawn(self.plugin, [self.plugin], environ, file_actions=actions)
-        self.running[pid] = (verb, container, started)
+        self.running.add(Child([self.plugin], environ, self.conf))
 
-    def wait(self) -> tuple[str, str, float] | int:
-        """Verb, container and seconds of one that ended; or the process, if it is none of these."""
-        pid, status = os.wait()
-        if pid not in self.running:
-            return pid
-        verb, container, started = self.running.pop(pid)
-        if status:
-            told = " ".join(self.answer(container).read_text().split())
-            self.failures.append(f"{verb} {container}: wait status {status:#x} {told}")
-        return verb, container, time.perf_counter() - started
+    def wait(self) -> tuple[str, str, float]:
+        """Verb, container and seconds of one that ended."""
+        child = self.running.wait()
+        verb, container = child.environ["CNI_COMMAND"], child.environ["CNI_CONTAINERID"]
+        self.alone += b"in a process of its own instead" in child.said
+        if child.status:
+            told = " ".join((child.printed + child.said).decode(errors="replace").split())
+            self.failures.append(f"{verb} {container}: wait status {child.status:#x} {told}")
+        return verb, container, child.cost.seconds
 
 
 def configuration(plugin: str) -> dict[str, Any]:
@@ -169,9 +157,9 @@ def server() -> Iterator[int]:
         os.kill(ask_status(DIRECTORY)["pid"], signal.SIGTERM)
 
 
-def many_requests(plugins: Path, requests: int, flight: int, directory: Path) -> list[str]:
+def many_requests(plugins: Path, requests: int, flight: int) -> list[str]:
     """Run them, print what was seen, and return what is wrong."""
-    spawner = Spawner(plugins / "host-local", configuration("host-local"), directory)
+    spawner = Spawner(plugins / "host-local", configuration("host-local"))
     samples: list[Sample] = []
     print(
         "\n| requests | RSS KiB | all PSS KiB | descriptors | workers | files | p50 ms | p95 | longest | per second |"
@@ -186,10 +174,7 @@ def many_requests(plugins: Path, requests: int, flight: int, directory: Path) ->
                 spawner.start("ADD", f"c{number}")
             pairs -= len(spawner.running)
             while spawner.running:
-                gone = spawner.wait()
-                if isinstance(gone, int):
-                    continue
-                verb, container, seconds = gone
+                verb, container, seconds = spawner.wait()
                 times.append(seconds)
                 if verb == "ADD":
                     spawner.start("DEL", container)
@@ -233,9 +218,9 @@ def growth(samples: list[Sample]) -> list[str]:
     return wrong
 
 
-def many_deaths(plugins: Path, loops: int, rounds: int, kills: int, directory: Path) -> list[str]:
+def many_deaths(plugins: Path, loops: int, rounds: int, kills: int) -> list[str]:
     """Run ADD and DEL in loops while the server is killed; return what is wrong."""
-    spawner = Spawner(plugins / "bridge", configuration("bridge"), directory)
+    spawner = Spawner(plugins / "bridge", configuration("bridge"))
     for number in range(loops):
         subprocess.run(["ip", "netns", "add", f"c{number}"], check=True)
     left = dict.fromkeys((f"c{number}" for number in range(loops)), 2 * rounds)
@@ -245,12 +230,9 @@ def many_deaths(plugins: Path, loops: int, rounds: int, kills: int, directory: P
         for container in left:
             spawner.start("ADD", container)
         while spawner.running:
-            gone = spawner.wait()
-            if gone == starting:
+            verb, container, _ = spawner.wait()
+            if starting and os.waitpid(starting, os.WNOHANG)[0]:
                 starting, pid = 0, ask_status(DIRECTORY)["pid"]
-            if isinstance(gone, int):
-                continue
-            verb, container, _ = gone
             ended += 1
             left[container] -= 1
             if left[container]:
@@ -261,8 +243,9 @@ def many_deaths(plugins: Path, loops: int, rounds: int, kills: int, directory: P
                 starting = os.posix_spawn(START[0], START, dict(os.environ))
         if starting:
             os.waitpid(starting, 0)
-    alone = spawner.said.read_text().count("in a process of its own instead")
-    print(f"\n{loops} loops, {ended} requests, {killed} times SIGKILL; {alone} requests were run by their shims")
+    print(
+        f"\n{loops} loops, {ended} requests, {killed} times SIGKILL; {spawner.alone} requests were run by their shims"
+    )
     wrong = spawner.failures[:5]
     if killed < kills:
         wrong.append(f"the server was killed {killed} times, not {kills}: more rounds, please")
@@ -273,10 +256,10 @@ def many_deaths(plugins: Path, loops: int, rounds: int, kills: int, directory: P
     return wrong
 
 
-def work(plugins: Path, arguments: argparse.Namespace, directory: Path) -> list[str]:
+def work(plugins: Path, arguments: argparse.Namespace) -> list[str]:
     """All of it, on the throw-away host."""
-    wrong = many_requests(plugins, arguments.requests, arguments.flight, directory)
-    return wrong + many_deaths(plugins, arguments.loops, arguments.rounds, arguments.kills, directory)
+    wrong = many_requests(plugins, arguments.requests, arguments.flight)
+    return wrong + many_deaths(plugins, arguments.loops, arguments.rounds, arguments.kills)
 
 
 def main() -> None:
@@ -291,7 +274,7 @@ def main() -> None:
         plugins = Path(directory, "bin")
         install = [*CNISDK, "install", "bridge", "host-local", "--thick", "--dest", str(plugins)]
         subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
-        wrong = host.call(work, plugins, arguments, Path(directory))
+        wrong = host.call(work, plugins, arguments)
     for problem in wrong:
         print(f"WRONG: {problem}")
     if wrong:

@@ -33,7 +33,8 @@ READY = 4
 """Workers that wait for requests."""
 
 LIMIT = 64
-"""Workers at a time. More requests than that wait, and after a second run in processes of their own."""
+"""Workers at a time, beside as many that have answered and end. More requests than that wait, and after a second run in
+processes of their own."""
 
 MEMORY = 384
 """What workers that wait may hold, in MiB."""
@@ -235,7 +236,9 @@ class Server:
             ready = max(ready, min(peak.number, self._limit, room))
         if (surplus := len(self._idle) - self._retiring - ready) > 0:
             self._retiring += os.write(self._retire, bytes(surplus))
-        if len(self._idle) >= ready or len(self._idle) + len(self._busy) + len(self._ending) >= self._limit:
+        # The ends of a burst must not keep new workers out, and without a bound there would be too many processes.
+        full = len(self._idle) + len(self._busy) >= self._limit or len(self._ending) >= self._limit
+        if len(self._idle) >= ready or full:
             return False
         # Those that are more than usual hold no more than such requests need as came together. The last go first.
         ranges = self._populate.choose(None if len(self._idle) >= ready - self._ready else peak.kinds)
