@@ -465,10 +465,11 @@ class Forks:
         return 1_000_000 + self.count
 
 
-def fill(path: Path, forks: Forks) -> list[tuple[bool, int]]:
+def fill(path: Path, forks: Forks, ending: int = 0) -> list[tuple[bool, int]]:
     """What a server that starts says each time it was asked to fill its pool, and the forks until then."""
     server = Server({}, str(path), ready=4, limit=16)
     server._border = Border()
+    server._ending = set(range(-ending, 0))
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fork", forks)
@@ -481,6 +482,12 @@ def test_a_server_that_fills_its_pool_looks_up_after_each_fork(tmp_path: Path) -
     """A busy machine lets it wait for each: it is to answer and to end all the same."""
     said = fill(tmp_path, Forks())
     assert said == [(True, count) for count in range(1, 17)] + [(False, 16)] * 4
+
+
+def test_workers_that_have_answered_keep_no_new_ones_out(tmp_path: Path) -> None:
+    """The ends of a burst may take long; but there is a bound."""
+    assert fill(tmp_path, Forks(), ending=15)[-1] == (False, 16)
+    assert fill(tmp_path, Forks(), ending=16)[-1] == (False, 0)
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM])
