@@ -239,7 +239,7 @@ def handlers() -> Iterator[None]:
 def late() -> Signals:
     """This process has got SIGTERM while nothing could be interrupted."""
     signals = Signals()
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
     return signals
 
 
@@ -272,7 +272,7 @@ class Maker(Plugin[NetConf]):
     def add(self, request: AddRequest[NetConf]) -> Result:
         with request.step():
             self.made.append("link")
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # for this thread: the test runner may have others
             request.undo(self.made.remove, "link")
         raise AssertionError("the signal was lost")
 
