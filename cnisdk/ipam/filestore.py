@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
 from .._signals import HeldBack
-from ..errors import CNIError, InvalidConfigError, IOFailureError, PluginNotAvailableError
+from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError, IOFailureError, PluginNotAvailableError
 from ..spec.addresses import IPAddress
 from ..spec.names import check_network_name
 from . import lockfile
@@ -19,6 +19,7 @@ from .place import is_exclusive
 from .records import (
     LAST_RESERVED,
     MODE,
+    SIZE_MAX,
     Boot,
     content,
     current_boot,
@@ -326,6 +327,12 @@ class FileStore(Store):
         for lease in changes.reserve:
             if not is_proper(lease.owner):
                 raise ValueError(f"{lease.owner!r} cannot own a lease: its names are not those of an attachment")
+            size = len(content(lease.owner))
+            if size > SIZE_MAX:
+                raise InvalidEnvironmentError(
+                    f"a lease of this container would have {size} bytes, and may have {SIZE_MAX}",
+                    details=f"CNI_CONTAINERID has {len(lease.owner.container_id)} characters",
+                )
         files: list[_File] = []
         try:
             for lease in changes.release:

@@ -20,7 +20,9 @@ from .store import NOBODY, Owner
 LAST_RESERVED = "last_reserved_ip."
 BOOT_ATTRIBUTE = "user.cnisdk.boot"
 MODE = 0o600
-_SIZE, _SIZE_MAX = 512, 64 * 1024
+_SIZE = 512
+SIZE_MAX = 64 * 1024
+"""How long a lease may be, in bytes. Container ids have 64."""
 
 # What /etc/machine-id holds, of 32 digits, before a machine has an id of its own (machine-id(5)).
 _NO_MACHINE = ("", "uninitialized")
@@ -169,8 +171,10 @@ def read_record(directory: int, name: str, *, with_boot: bool = False) -> Record
         try:
             data = os.read(fd, _SIZE)
             if len(data) == _SIZE:
-                data += os.read(fd, _SIZE_MAX)
+                data += os.read(fd, SIZE_MAX)
         except IsADirectoryError:
+            return Record(NOBODY, False, b"")
+        if len(data) > SIZE_MAX:  # what is cut off might be the name of another
             return Record(NOBODY, False, b"")
         if not data.strip(b"\0"):
             return Record(NOBODY, stat.S_ISREG(os.fstat(fd).st_mode), b"")

@@ -17,6 +17,8 @@ from .undo import UndoStack
 
 Guard = Callable[[Request[Any]], None]
 
+_SHOWN = 3  # of what is wrong in the configuration of a DEL
+
 
 class Terminated(BaseException):
     """A signal asked the process to end. Raised in the main thread, so that what was done is taken back."""
@@ -140,8 +142,10 @@ def _handle(plugin: Plugin[Any], request: Request[Any], notes: list[str]) -> Any
         try:
             plugin.delete(request)
         finally:
-            said = "DEL goes on without what is wrong in its configuration"
-            notes.extend(f"{said}: {each}\n" for each in request.problems)
+            if request.problems:
+                shown = "; ".join(map(str, request.problems[:_SHOWN]))
+                more = f" (and {len(request.problems) - _SHOWN} more)" if len(request.problems) > _SHOWN else ""
+                notes.append(f"DEL goes on without what is wrong in its configuration: {shown}{more}\n")
     elif isinstance(request, CheckRequest):
         plugin.check(request)
     elif isinstance(request, GCRequest):

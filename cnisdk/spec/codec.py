@@ -115,6 +115,8 @@ def _show(value: object) -> str:
     return f"is {shorten(value)}"
 
 
+_LARGEST = 1.7976931348623157e308
+
 # --- structuring ------------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +130,13 @@ def _exactly(*types: type, expected: str) -> Hook:
     return hook
 
 
+def _number(value: Any, _: Any) -> Any:
+    # JSON has numbers of any size, and Python integers, too. What takes a float cannot count with them.
+    if type(value) in (float, int) and -_LARGEST <= value <= _LARGEST:
+        return value
+    raise Mismatch(value, "a number" if type(value) not in (float, int) else f"a number up to {_LARGEST:.2g}")
+
+
 def _rare(value: Any, kind: Any) -> Any:
     """Stand for a type for which cattrs has a hook of its own, and :mod:`.annotations` has another."""
     raise AssertionError(kind)
@@ -136,7 +145,7 @@ def _rare(value: Any, kind: Any) -> Any:
 _EXACT: dict[type, Hook] = {
     bool: _exactly(bool, expected="true or false"),
     int: _exactly(int, expected="an integer"),
-    float: _exactly(float, int, expected="a number"),
+    float: _number,
     str: _exactly(str, expected="a string"),
     bytes: _rare,
     pathlib.Path: _rare,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import takewhile
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import attrs
@@ -46,15 +47,22 @@ def structure_leniently(
     used = converter or get_converter()
     hook = get_hook(cls, used)
     problems: list[CNIError] = []
+    cleaned = False
     while True:
         try:
             return cast("T", hook(value, cls)), problems
         except Mismatch as exc:
+            if not cleaned:
+                cleaned = True
+                found: list[Mismatch] = []
+                value = _clean(value, (), (), lambda part: hook(part, cls), found)
+                problems.extend(complain(each, what, path, InvalidConfigError) for each in found)
+                continue
             problem = complain(exc, what, path, InvalidConfigError)
             wrong = exc.path[:-1] if exc.value is MISSING else exc.path  # what lacks a part goes as a whole
             if wrong:
                 problems.append(problem)
-                value = _without(value, wrong)
+                value = _replace(value, wrong, MISSING)
             elif attrs.has(cls) and isinstance(value, Mapping):
                 problems.append(problem)
                 return cast("T", _without_checks(value, cls, used, what, path, problems)), problems
@@ -62,15 +70,66 @@ def structure_leniently(
                 raise problem from exc
 
 
-def _without(value: Any, path: Path) -> Any:
-    """A copy of the value that lacks what the path leads to."""
+def _clean(part: Any, path: Path, alone: Path, read: Callable[[Any], object], problems: list[Mismatch]) -> Any:
+    """Leave out of a part what is wrong in it.
+
+    The entries of a list are read one by one, each in a document that has nothing but the keys which lead to it. So n
+    wrong ones do not have the whole document read n times.
+
+    Args:
+        part: The part.
+        path: Where it stands.
+        alone: Where it stands in a document of its own: in lists, first.
+        read: Reads a document.
+        problems: Gets what was wrong.
+
+    Returns:
+        The part; ``MISSING`` when nothing of it can be kept.
+    """
+    lists: set[Path] = set()
+    while True:
+        document = part
+        for step in reversed(alone):
+            document = [document] if isinstance(step, int) else {step: document}
+        try:
+            read(document)
+            return part
+        except Mismatch as exc:
+            if exc.path[: len(alone)] != alone:
+                return part  # what leads to it lacks something in this document
+            inside = exc.path[len(alone) :]
+            wrong = inside[:-1] if exc.value is MISSING else inside  # what lacks a part goes as a whole
+            place = tuple(takewhile(lambda step: not isinstance(step, int), wrong))
+            if not wrong and not path:
+                return part  # the document as a whole is the caller's
+            if not wrong or place == wrong or place in lists:
+                exc.path = (*path, *inside)
+                problems.append(exc)
+                if not wrong:
+                    return MISSING
+                part = _replace(part, wrong, MISSING)
+                continue
+        lists.add(place)
+        entries = part
+        for step in place:
+            entries = entries[step]
+        kept = (
+            _clean(entry, (*path, *place, index), (*alone, *place, 0), read, problems)
+            for index, entry in enumerate(entries)
+        )
+        part = _replace(part, place, [entry for entry in kept if entry is not MISSING])
+
+
+def _replace(value: Any, path: Path, new: Any) -> Any:
+    """A copy of the value that has something else where the path leads to; with ``MISSING``, that lacks it."""
+    if not path:
+        return new
     step, rest = path[0], path[1:]
-    if isinstance(step, int):
-        kept = [part for index, part in enumerate(value) if rest or index != step]
-        if rest:
-            kept[step] = _without(kept[step], rest)
-        return kept
-    return {key: _without(part, rest) if key == step else part for key, part in value.items() if rest or key != step}
+    items = enumerate(value) if isinstance(step, int) else value.items()
+    parts = {key: _replace(part, rest, new) if key == step else part for key, part in items}
+    if parts[step] is MISSING:
+        del parts[step]
+    return list(parts.values()) if isinstance(step, int) else parts
 
 
 def _without_checks(

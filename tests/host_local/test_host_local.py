@@ -378,7 +378,7 @@ def test_gc_without_a_list_drops_nothing(network: Network) -> None:
     conf = network.conf(V4, version="1.1.0")
     assert ours("ADD", conf).status == 0
     refused(ours("GC", conf), 7, "cni.dev/valid-attachments")
-    assert list(network.leases()) == ["10.9.0.2"]
+    assert sorted(network.leases()) == ["10.9.0.2"]
 
 
 def test_status(network: Network) -> None:
@@ -503,3 +503,33 @@ def test_a_link_that_leads_nowhere_is_named_at_once(network: Network, place: str
 def test_a_place_where_nothing_can_be_made_is_named_at_once(network: Network) -> None:
     conf = network.conf(V4, dataDir="/proc/self/here", lockTimeout=3600)
     refused(ours("ADD", conf), 5, "/proc/self/here", "ENOENT")
+
+
+# --- values of any size -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400])
+def test_a_number_no_clock_can_count_with(network: Network, number: str) -> None:
+    """It is refused by name where the configuration must be right, and DEL works as without it."""
+    conf = network.conf(V4, version="1.1.0") | attachments()
+    assert ours("ADD", conf).status == 0
+    wrong = json.dumps(conf | {"ipam": conf["ipam"] | {"lockTimeout": "HERE"}}).replace('"HERE"', number).encode()
+    for verb in ("ADD", "CHECK", "GC", "STATUS"):
+        refused(ours(verb, wrong), 7, "$.ipam.lockTimeout")
+    assert ours("DEL", wrong).status == 0
+    assert network.leases() == {}
+
+
+def test_a_container_id_that_no_lease_can_hold_is_refused(network: Network) -> None:
+    """It would be leased to a name cut short: DEL would not find it, or find that of another."""
+    conf = network.conf(V4, version="1.1.0")
+    longest = "c" * (64 * 1024 - len("\r\neth0"))
+    assert ours("ADD", conf, longest).ips == ["10.9.0.2"]
+    for container in (longest + "c", "c" * 100_000):
+        refused(ours("ADD", conf, container), 4, "CNI_CONTAINERID", str(len(container)))
+        assert ours("DEL", conf, container).status == 0
+    (network.path / "10.9.0.9").write_bytes(b"c" * 100_000 + b"\r\neth0")
+    assert ours("GC", conf | attachments((longest, "eth0"))).status == 0
+    assert sorted(network.leases()) == ["10.9.0.2", "10.9.0.9"]
+    assert ours("DEL", conf, longest).status == 0
+    assert list(network.leases()) == ["10.9.0.9"]

@@ -393,3 +393,12 @@ def test_a_key_that_looks_misspelt_is_named_once_and_is_no_error() -> None:
     assert respond(Recorder, environ("DEL"), config(**keys)).stderr == ""
     minimal = respond(Minimal, environ("ADD"), config(isDefaultGatway=True))
     assert (minimal.status, minimal.stderr) == (0, "")
+
+
+def test_delete_says_in_one_line_what_is_wrong_however_much_it_is(seen: list[Any]) -> None:
+    routes = [{"dst": number} for number in range(1000)]
+    reply = respond(Recorder, environ("DEL"), config(prevResult=None, size="x", dns={"search": routes}))
+    assert reply.status == 0
+    assert reply.stderr.count("\n") == 1
+    assert "$.size is 'x'" in reply.stderr
+    assert "(and 998 more)" in reply.stderr

@@ -230,6 +230,60 @@ def test_delete_goes_on_without_what_is_wrong() -> None:
     assert [problem.code for problem in problems] == [7, 7, 7]
 
 
+reads: list[object] = []
+
+
+def count_reads(value: int) -> int:
+    reads.append(value)
+    return value
+
+
+@frozen(kw_only=True)
+class Entry:
+    port: int = field(converter=count_reads)
+    names: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class Entries(NetConf):
+    entries: tuple[Entry, ...] = ()
+    groups: tuple[tuple[Entry, ...], ...] = ()
+
+
+def test_delete_reads_each_wrong_entry_a_few_times_however_many_there_are() -> None:
+    good = {"port": 1, "names": ["a", "b"]}
+    wrong = [{"port": "80"}, 5, {}, {"port": 2, "names": ["c", 3, "d"]}]
+    document = {"name": "n", "entries": [*wrong * 500, good], "groups": [wrong * 500, [good]]}
+    reads.clear()
+    conf, problems = structure_leniently(document, Entries)
+    kept = (*[Entry(port=2, names=("c", "d"))] * 500,)
+    assert conf.entries == (*kept, Entry(port=1, names=("a", "b")))
+    assert conf.groups == (kept, (Entry(port=1, names=("a", "b")),))
+    assert len(reads) < 10 * 2000
+    texts = [problem.msg for problem in problems]
+    assert "$.entries[1996].port is '80'" in " ".join(texts)
+    assert "$.groups[0][1999].names[1] is 3" in " ".join(texts)
+    assert len(texts) == len(set(texts))
+
+
+def test_a_part_is_judged_beside_its_neighbours() -> None:
+    """What is right in the whole document is not wrong for what a part of it lacks."""
+
+    @frozen(kw_only=True)
+    class Span(NetConf):
+        low: int = 0
+        high: int = 1
+        tags: tuple[str, ...] = ()
+
+        def __attrs_post_init__(self) -> None:
+            if self.low > self.high:
+                raise ValueError("low must be at most high")
+
+    conf, problems = structure_leniently({"name": "n", "low": 5, "tags": ["a", 1], "high": 7}, Span)
+    assert (conf.low, conf.high, conf.tags) == (5, 7, ("a",))
+    assert len(problems) == 1
+
+
 def test_a_plugin_author_may_postpone_annotations() -> None:
     from tests.spec.postponed import PostponedConf
 
