@@ -56,5 +56,5 @@ __all__, __dir__, __getattr__ = exports(
         ".spec.names": "Attachment",
         ".spec.result": "DNS Interface IPConfig Result Route",
     },
-    "errors invoke ipam linux plugin runtime spec testing",
+    "conformance errors invoke ipam linux plugin runtime spec testing",
 )

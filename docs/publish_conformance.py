@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnisdk.testing.conformance import Level, Outcome, Verdict, judge, select
-from cnisdk.testing.conformance.identify import identify
-from cnisdk.testing.conformance.report import Report
-from cnisdk.testing.conformance.runner import exit_status
+from cnisdk.conformance import Level, Outcome, Verdict, judge, select
+from cnisdk.conformance.identify import identify
+from cnisdk.conformance.report import Report
+from cnisdk.conformance.runner import exit_status
 from cnisdk.testing.launchers import write_launchers
 
 PAGE = Path(__file__).with_name("conformance.md")
@@ -72,14 +72,14 @@ The shell commands of a report run as root of a throw-away host, too:
 $ unshare --user --map-root-user --net --mount sh -c 'mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /var/lib; ip link set lo up; sh script'
 ```
 
-In pytest, `select` and `run_case` of `cnisdk.testing.conformance` make the same a test for each case:
+In pytest, `select` and `run_case` of `cnisdk.conformance` make the same a test for each case:
 
 ```python
 import pytest
 
-from cnisdk.testing.conformance import select
-from cnisdk.testing.conformance.runner import Verdict, run_case
-from cnisdk.testing.conformance.identify import identify
+from cnisdk.conformance import select
+from cnisdk.conformance.runner import Verdict, run_case
+from cnisdk.conformance.identify import identify
 
 
 @pytest.mark.parametrize("case", select(), ids=lambda case: case.id)

@@ -20,6 +20,7 @@ LAYERS = [
     {"invoke", "ipam", "linux"},
     {"plugin", "runtime"},
     {"testing", "thick"},
+    {"conformance"},
     {"cli"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

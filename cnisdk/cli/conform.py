@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CNIError, InvalidConfigError
 
 if TYPE_CHECKING:
-    from ..testing.conformance.case import Case
-    from ..testing.conformance.report import Report
-    from ..testing.conformance.runner import Outcome
-    from ..testing.conformance.subject import Subject
+    from ..conformance.case import Case
+    from ..conformance.report import Report
+    from ..conformance.runner import Outcome
+    from ..conformance.subject import Subject
 
 Advance = Callable[["Outcome"], None]
 
@@ -72,10 +72,10 @@ def _positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Judge, report, and tell by the status how it went."""
-    from ..testing.conformance.case import Kind, Level
-    from ..testing.conformance.catalogue import select
-    from ..testing.conformance.identify import identify
-    from ..testing.conformance.runner import UNJUDGED, exit_status
+    from ..conformance.case import Kind, Level
+    from ..conformance.catalogue import select
+    from ..conformance.identify import identify
+    from ..conformance.runner import UNJUDGED, exit_status
     from ..testing.sandbox import SandboxUnavailable
 
     kind = Kind(args.kind) if args.kind else None
@@ -112,9 +112,9 @@ def _described(args: argparse.Namespace) -> str:
 
 
 def _judge(subject: Subject, cases: Sequence[Case], args: argparse.Namespace) -> Report:
-    from ..testing.conformance.catalogue import place_of
-    from ..testing.conformance.report import Report, as_text
-    from ..testing.conformance.runner import judge
+    from ..conformance.catalogue import place_of
+    from ..conformance.report import Report, as_text
+    from ..conformance.runner import judge
 
     outcomes: list[Outcome] = []
     if not subject.problem:
@@ -173,7 +173,7 @@ def _read_conf(path: str) -> dict[str, Any]:
 
 
 def _write(args: argparse.Namespace, reports: Sequence[Report]) -> None:
-    from ..testing.conformance.report import as_html, as_json, as_junit
+    from ..conformance.report import as_html, as_json, as_junit
 
     for path, render in ((args.json, as_json), (args.junit, as_junit), (args.html, as_html)):
         if path:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from cnisdk.testing.conformance import Outcome, Subject, judge, select
-from cnisdk.testing.conformance.case import Kind
-from cnisdk.testing.conformance.identify import identify
-from cnisdk.testing.conformance.known import STUB
+from cnisdk.conformance import Outcome, Subject, judge, select
+from cnisdk.conformance.case import Kind
+from cnisdk.conformance.identify import identify
+from cnisdk.conformance.known import STUB
 from cnisdk.testing.stub import SCRIPT
 
 WIRE = Path(__file__).with_name("wire").read_text()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cnisdk.testing.conformance import Outcome, Verdict
-from cnisdk.testing.conformance.case import Kind
+from cnisdk.conformance import Outcome, Verdict
+from cnisdk.conformance.case import Kind
 
 from .conftest import BRIDGE, Make, run
 

@@ -12,11 +12,11 @@ from xml.etree import ElementTree
 import pytest
 
 from cnisdk.cli import cnisdk
-from cnisdk.testing.conformance import CASES, Level, Verdict, judge, select
-from cnisdk.testing.conformance.case import Kind
-from cnisdk.testing.conformance.known import KNOWN
-from cnisdk.testing.conformance.report import Report, as_html, as_json, as_junit, as_text
-from cnisdk.testing.conformance.runner import Outcome, exit_status
+from cnisdk.conformance import CASES, Level, Verdict, judge, select
+from cnisdk.conformance.case import Kind
+from cnisdk.conformance.known import KNOWN
+from cnisdk.conformance.report import Report, as_html, as_json, as_junit, as_text
+from cnisdk.conformance.runner import Outcome, exit_status
 
 from .conftest import BRIDGE, Make
 from .test_broken import method
@@ -122,7 +122,7 @@ def test_a_chained_plugin_that_does_nothing_is_pointed_out(make: Make, capsys: p
 
 @pytest.mark.kernel
 def test_a_plugin_says_itself_how_to_try_it(tmp_path: Path) -> None:
-    from cnisdk.testing.conformance.identify import identify
+    from cnisdk.conformance.identify import identify
 
     program = tmp_path / "whatever"
     program.write_text(f"#!{sys.executable}\nfrom cnisdk_plugins.host_local import main\nmain()\n")
@@ -135,7 +135,7 @@ def test_a_plugin_says_itself_how_to_try_it(tmp_path: Path) -> None:
 @pytest.mark.interop
 @pytest.mark.parametrize("name", sorted(KNOWN.keys() - {"dummy", "tap"}))  # which are of a later version
 def test_the_table_fits_the_reference_plugins(go: Path, name: str) -> None:
-    from cnisdk.testing.conformance.identify import identify
+    from cnisdk.conformance.identify import identify
 
     subject = identify(str(go / name))
     assert subject.remark == ""
@@ -182,8 +182,8 @@ def test_what_every_del_leaves_is_reported_once(make: Make, capsys: pytest.Captu
 @pytest.mark.kernel
 def test_the_script_reproduces(make: Make) -> None:
     """What a report offers as commands shows the failure again."""
+    from cnisdk.conformance.runner import run_case
     from cnisdk.testing import Host
-    from cnisdk.testing.conformance.runner import run_case
 
     subject = make(Kind.INTERFACE, ("    exit 1\n", "    exit 0\n"))
     (case,) = select(only=["failure-has-a-non-zero-status"])
@@ -194,8 +194,8 @@ def test_the_script_reproduces(make: Make) -> None:
 
 @pytest.mark.kernel
 def test_the_script_brings_what_is_delegated_to(make: Make) -> None:
+    from cnisdk.conformance.runner import run_case
     from cnisdk.testing import Host
-    from cnisdk.testing.conformance.runner import run_case
 
     subject = make(Kind.INTERFACE, ("    pass", f"    {method('delete', 'pass')}"), text=BRIDGE, name="bridge")
     (case,) = select(only=["del-and-check-reach-the-delegate"])
@@ -250,7 +250,7 @@ def test_reports_survive_any_text(make: Make) -> None:
 @pytest.mark.kernel
 def test_kinds_are_found_out(make: Make) -> None:
     """By asking, for names nobody knows."""
-    from cnisdk.testing.conformance.identify import identify
+    from cnisdk.conformance.identify import identify
 
     paths = {kind: make(kind).path for kind in (Kind.INTERFACE, Kind.CHAINED)}
     for kind, path in paths.items():

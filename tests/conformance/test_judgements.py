@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cnisdk.testing.conformance import Level, Verdict, judge, select
-from cnisdk.testing.conformance.identify import identify
+from cnisdk.conformance import Level, Verdict, judge, select
+from cnisdk.conformance.identify import identify
 
 from ..modes import Plugins
 from .conftest import run

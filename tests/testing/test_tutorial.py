@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cnisdk.testing.conformance import Verdict, judge, select
-from cnisdk.testing.conformance.identify import identify
-from cnisdk.testing.conformance.known import STUB
+from cnisdk.conformance import Verdict, judge, select
+from cnisdk.conformance.identify import identify
+from cnisdk.conformance.known import STUB
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "examples" / "tutorial"
 

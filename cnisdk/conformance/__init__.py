@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..._lazy import exports
+from .._lazy import exports
 
 if TYPE_CHECKING:
     from .bench import Bench as Bench

@@ -9,9 +9,9 @@ from typing import Any
 
 from attrs import evolve
 
-from ...errors import InvalidConfigError
-from ..hosts import Container, Host
-from ..running import SYSTEM_PATH
+from ..errors import InvalidConfigError
+from ..testing.hosts import Container, Host
+from ..testing.running import SYSTEM_PATH
 from .bench import Bench, watched_for
 from .case import Kind
 from .known import KNOWN, Trial

@@ -17,12 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...spec.convert import parse_result, upgrade
-from ...spec.result import Result
-from ..hosts import Container, Host
-from ..running import SYSTEM_PATH
-from ..state import State
-from ..stub import HOME, StubPlugin
+from ..spec.convert import parse_result, upgrade
+from ..spec.result import Result
+from ..testing.hosts import Container, Host
+from ..testing.running import SYSTEM_PATH
+from ..testing.state import State
+from ..testing.stub import HOME, StubPlugin
 from . import tracing
 from .case import Broken, Kind, NotApplicable, Unprepared
 from .known import STUB

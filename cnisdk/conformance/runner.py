@@ -14,8 +14,8 @@ from typing import Any
 
 from attrs import evolve, fields, frozen
 
-from ..hosts import Host
-from ..sandbox import fork_call, take_answer
+from ..testing.hosts import Host
+from ..testing.sandbox import fork_call, take_answer
 from .bench import Bench, watched_for
 from .case import Broken, Case, Level, NotApplicable
 from .subject import Subject

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ...spec.result import Result
-from ..hosts import Container
+from ..spec.result import Result
+from ..testing.hosts import Container
 from .bench import Bench, listed
 from .case import ATTACHING, CHAINED, INTERFACE, Chapter, Kind, Level, NotApplicable, Sentence
 from .sentences import (

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ..hosts import Container
+from ..testing.hosts import Container
 from .bench import Answer, Bench, listed
 from .case import INTERFACE, IPAM, Broken, Chapter, Kind, Level, NotApplicable
 from .sentences import (

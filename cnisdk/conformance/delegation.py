@@ -6,7 +6,7 @@ import json
 import signal
 from typing import Any
 
-from ..hosts import Container
+from ..testing.hosts import Container
 from .bench import Answer, Bench, until
 from .case import INTERFACE, Broken, Chapter, Level, NotApplicable
 from .sentences import (
