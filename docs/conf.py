@@ -49,6 +49,7 @@ _PACKAGES = {
     "linux": "Talk to the kernel. Linux only.",
     "runtime": "Run networks, as a container runtime does.",
     "testing": "Tools for tests. Needs Linux, and no root.",
+    "conformance": "Judge any plugin executable. Needs Linux, and no root.",
 }
 
 
