@@ -31,8 +31,8 @@ if TYPE_CHECKING:
         GCRequest as GCRequest,
         StatusRequest as StatusRequest,
     )
-    from .spec.codec import json_field as json_field
     from .spec.config import IPAMConf as IPAMConf, NetConf as NetConf
+    from .spec.fields import json_field as json_field
     from .spec.names import Attachment as Attachment
     from .spec.result import (
         DNS as DNS,
@@ -51,7 +51,7 @@ __all__, __dir__, __getattr__ = exports(
         ".plugin.base": "Plugin",
         ".plugin.main": "PluginMain",
         ".plugin.request": "AddRequest CheckRequest DelRequest GCRequest StatusRequest",
-        ".spec.codec": "json_field",
+        ".spec.fields": "json_field",
         ".spec.config": "IPAMConf NetConf",
         ".spec.names": "Attachment",
         ".spec.result": "DNS Interface IPConfig Result Route",

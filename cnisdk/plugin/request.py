@@ -12,9 +12,11 @@ from attrs import evolve, frozen
 
 from .._signals import HeldBack
 from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError
-from ..spec.codec import find_key, json_field, loads, show_path, structure
+from ..spec.codec import find_key, loads, structure
 from ..spec.config import NetConf, RuntimeConfig, parse_args
 from ..spec.convert import structure_result, upgrade
+from ..spec.fields import json_field
+from ..spec.mismatch import show_path
 from ..spec.names import Attachment, check_container_id, check_ifname, check_network_name, check_plugin_type
 from ..spec.versions import PREV_RESULT_SINCE, SpecVersion, Verb, negotiate
 from .undo import UndoStack

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import CNIError, IncompatibleVersionError, InvalidConfigError
-from ..spec.codec import dumps_compact, find_key, loads, show_path
+from ..spec.codec import dumps_compact, find_key, loads
+from ..spec.mismatch import show_path
 from ..spec.names import check_network_name, check_plugin_type, shorten
 from ..spec.versions import ALL, SpecVersion
 

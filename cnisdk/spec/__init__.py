@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from .codec import (
         dumps as dumps,
         dumps_compact as dumps_compact,
-        json_field as json_field,
         loads as loads,
         make_converter as make_converter,
         structure as structure,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
         print_result as print_result,
         upgrade as upgrade,
     )
+    from .fields import json_field as json_field
     from .lazy import LazyObject as LazyObject, lazy_field as lazy_field
     from .names import Attachment as Attachment
     from .older_results import Result020 as Result020, Result040 as Result040, Result100 as Result100
@@ -51,10 +51,11 @@ __all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".addresses": "IPAddress IPInterface IPNetwork",
-        ".codec": "dumps dumps_compact json_field loads make_converter structure unstructure",
+        ".codec": "dumps dumps_compact loads make_converter structure unstructure",
         ".config": "Bandwidth IPAMConf IPRange NetConf NetConfList PortMapping RuntimeConfig RuntimeDNS parse_args",
         ".convert": "AnyResult Conversion Lost convert_result parse_result print_result upgrade",
         ".lazy": "LazyObject lazy_field",
+        ".fields": "json_field",
         ".names": "Attachment",
         ".older_results": "Result020 Result040 Result100",
         ".result": "DNS Interface IPConfig Result Route",

@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapp
 from enum import Enum
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
-from cattrs import BaseConverter
+from .mismatch import Hook, Mismatch, UnsupportedAnnotationError, structure_part
 
-from .codec import Hook, Mismatch, UnsupportedAnnotationError, get_hook, structure_part
+HookOf = Callable[[Any], Hook]
+"""Gives the hook of a part's annotation."""
 
 _LISTS = {list, MutableSequence}
 _TUPLES = {tuple, Sequence, Collection, Iterable}
@@ -25,7 +26,7 @@ _OWN_TYPE = "write a class decorated with @frozen(kw_only=True)"
 _AS_TEXT = "write str and parse it in a property, or add a hook in Plugin.configure_converter"
 
 
-def make_hook(kind: Any, converter: BaseConverter) -> Hook:
+def make_hook(kind: Any, hook_of: HookOf) -> Hook:
     """Make the hook of an annotation.
 
     Raises:
@@ -33,7 +34,7 @@ def make_hook(kind: Any, converter: BaseConverter) -> Hook:
     """
     for applies, factory in _FACTORIES:
         if applies(kind):
-            return factory(kind, converter)
+            return factory(kind, hook_of)
     raise _refusal(kind)
 
 
@@ -114,7 +115,7 @@ def _choice(values: Mapping[Any, Any], kind: Any) -> Hook:
     return hook
 
 
-def _literal(kind: Any, converter: BaseConverter) -> Hook:
+def _literal(kind: Any, hook_of: HookOf) -> Hook:
     values = [value for value in get_args(kind) if value is not None]
     hook = _choice({value: value for value in values}, kind)
     if len(values) == len(get_args(kind)):
@@ -122,11 +123,11 @@ def _literal(kind: Any, converter: BaseConverter) -> Hook:
     return lambda value, kind: None if value is None else hook(value, kind)
 
 
-def _enum(kind: Any, converter: BaseConverter) -> Hook:
+def _enum(kind: Any, hook_of: HookOf) -> Hook:
     return _choice({member.value: member for member in kind}, kind)
 
 
-def _path(kind: Any, converter: BaseConverter) -> Hook:
+def _path(kind: Any, hook_of: HookOf) -> Hook:
     def hook(value: Any, _: Any) -> Any:
         if type(value) is not str or not value or "\0" in value:
             raise Mismatch(value, "a path")
@@ -138,11 +139,11 @@ def _path(kind: Any, converter: BaseConverter) -> Hook:
 # --- several values ---------------------------------------------------------------------------------------------------
 
 
-def _items(kind: Any, converter: BaseConverter) -> Callable[[Any], list[Any]]:
+def _items(kind: Any, hook_of: HookOf) -> Callable[[Any], list[Any]]:
     """A function that reads a JSON array into a list."""
     arguments = get_args(kind)
     item = arguments[0] if arguments else Any
-    item_hook = get_hook(item, converter)
+    item_hook = hook_of(item)
 
     def read(value: Any) -> list[Any]:
         if type(value) is not list and type(value) is not tuple:
@@ -152,27 +153,27 @@ def _items(kind: Any, converter: BaseConverter) -> Callable[[Any], list[Any]]:
     return read
 
 
-def _array(make: Callable[[list[Any]], Any]) -> Callable[[Any, BaseConverter], Hook]:
-    def factory(kind: Any, converter: BaseConverter) -> Hook:
-        read = _items(kind, converter)
+def _array(make: Callable[[list[Any]], Any]) -> Callable[[Any, HookOf], Hook]:
+    def factory(kind: Any, hook_of: HookOf) -> Hook:
+        read = _items(kind, hook_of)
         return lambda value, _: make(read(value))
 
     return factory
 
 
-def _set(make: Callable[[list[Any]], Any]) -> Callable[[Any, BaseConverter], Hook]:
-    def factory(kind: Any, converter: BaseConverter) -> Hook:
+def _set(make: Callable[[list[Any]], Any]) -> Callable[[Any, HookOf], Hook]:
+    def factory(kind: Any, hook_of: HookOf) -> Hook:
         for item in get_args(kind):
             if (get_origin(item) or item) in _LISTS | _MUTABLE_SETS | _MAPPINGS:
                 raise UnsupportedAnnotationError(f"a set cannot hold {name_of(item)}: write tuple[…, ...]")
-        return _array(make)(kind, converter)
+        return _array(make)(kind, hook_of)
 
     return factory
 
 
-def _fixed_tuple(kind: Any, converter: BaseConverter) -> Hook:
+def _fixed_tuple(kind: Any, hook_of: HookOf) -> Hook:
     """``tuple[int, str]``: an array of as many values, each of its own type."""
-    items = [] if get_args(kind) == ((),) else [(each, get_hook(each, converter)) for each in get_args(kind)]
+    items = [] if get_args(kind) == ((),) else [(each, hook_of(each)) for each in get_args(kind)]
     expected = f"an array of {len(items)} value{'' if len(items) == 1 else 's'}"
 
     def hook(value: Any, _: Any) -> tuple[Any, ...]:
@@ -186,14 +187,14 @@ def _fixed_tuple(kind: Any, converter: BaseConverter) -> Hook:
     return hook
 
 
-def _mapping(kind: Any, converter: BaseConverter) -> Hook:
+def _mapping(kind: Any, hook_of: HookOf) -> Hook:
     arguments = get_args(kind)
     if arguments and arguments[0] not in (str, Any):
         raise UnsupportedAnnotationError(
             f"{name_of(kind)} is not read from JSON, where every key is a string: write str for it"
         )
     item = arguments[1] if arguments else Any
-    item_hook = get_hook(item, converter)
+    item_hook = hook_of(item)
 
     def hook(value: Any, _: Any) -> dict[str, Any]:
         if type(value) is not dict and not isinstance(value, Mapping):
@@ -236,11 +237,11 @@ def _kind_of(value: object) -> str:
     return _JSON_KINDS.get(type(value), "")
 
 
-def _union(kind: Any, converter: BaseConverter) -> Hook:
+def _union(kind: Any, hook_of: HookOf) -> Hook:
     """``int | str``: the kind of the JSON value tells which type is meant."""
     reads: dict[str, tuple[Any, Hook]] = {}
     for member in get_args(kind):
-        hook: Hook = (lambda value, _: value) if member is type(None) else get_hook(member, converter)
+        hook: Hook = (lambda value, _: value) if member is type(None) else hook_of(member)
         for each in _json_kinds(member):
             if each in reads:
                 raise UnsupportedAnnotationError(
@@ -275,9 +276,9 @@ def _inner(kind: Any) -> Any:
     return getattr(kind, "__value__", None) if not isinstance(kind, type) else None
 
 
-def _wrapped(kind: Any, converter: BaseConverter) -> Hook:
+def _wrapped(kind: Any, hook_of: HookOf) -> Hook:
     inner = _inner(kind)
-    hook = get_hook(inner, converter)
+    hook = hook_of(inner)
     return lambda value, _: hook(value, inner)
 
 
@@ -298,7 +299,7 @@ def _is_path(kind: Any) -> bool:
     return isinstance(kind, type) and any(each.__qualname__ == "PurePath" for each in kind.__mro__)
 
 
-_FACTORIES: tuple[tuple[Callable[[Any], bool], Callable[[Any, BaseConverter], Hook]], ...] = (
+_FACTORIES: tuple[tuple[Callable[[Any], bool], Callable[[Any, HookOf], Hook]], ...] = (
     (lambda kind: _inner(kind) is not None, _wrapped),
     (lambda kind: get_origin(kind) is Literal, _literal),
     (_is_enum, _enum),

@@ -27,79 +27,12 @@ from cattrs import BaseConverter
 
 from ..errors import CNIError, DecodingError, InvalidConfigError
 from .addresses import IPAddress, IPInterface, IPNetwork, parse_address, parse_interface, parse_network
+from .fields import ALWAYS, get_attributes, key_of
+from .mismatch import MISSING, Hook, Mismatch, UnsupportedAnnotationError, own_words, show_path, structure_part
 from .names import shorten
 from .value import Deferred, Value
 
 T = TypeVar("T")
-Hook = Callable[[Any, Any], Any]
-Path = tuple[str | int, ...]
-
-_KEY, _ALWAYS = "cnisdk.key", "cnisdk.always"
-
-
-def json_field(key: str | None = None, *, always: bool = False, default: Any = attrs.NOTHING) -> Any:
-    """Declare an attrs field whose JSON key is not the camelCase of its name, or that is written even when it is empty.
-
-    Args:
-        key: The JSON key; None means camelCase of the name (``cni_version`` is ``cniVersion``).
-        always: Write the key also when the value is the default.
-        default: As for :func:`attrs.field`.
-    """
-    metadata: dict[str, object] = {_ALWAYS: always}
-    if key is not None:
-        metadata[_KEY] = key
-    return attrs.field(default=default, metadata=metadata)
-
-
-def key_of(attribute: "attrs.Attribute[Any]") -> str:
-    """The JSON key of an attrs field."""
-    key = attribute.metadata.get(_KEY)
-    return camel_case(attribute.name) if key is None else str(key)
-
-
-def camel_case(name: str) -> str:
-    """The JSON key of a name: ``cni_version`` is ``cniVersion``."""
-    first, *rest = name.strip("_").split("_")
-    return first + "".join(word.capitalize() for word in rest)
-
-
-class Mismatch(ValueError):
-    """A value that is not what its place asks for.
-
-    Attributes:
-        value: The JSON value.
-        problem: What is wrong with it, to be read after the value: ``, expected an integer``.
-        path: Where it stands, seen from the hook that raised this.
-    """
-
-    def __init__(self, value: object, expected: str = "", path: Path = (), *, problem: str = "") -> None:
-        self.problem = problem or f", expected {expected}"
-        super().__init__(self.problem)
-        self.value = value
-        self.path = path
-
-
-class UnsupportedAnnotationError(TypeError):
-    """A configuration class has an annotation that no JSON value is read into.
-
-    Raised when the class of the plugin is defined. The message names class and field, and what to write instead.
-    """
-
-
-MISSING = object()
-
-
-def show_path(path: Path, root: str = "$") -> str:
-    """Write a JSON path: ``$.ipam.ranges[0].subnet``, ``$["cni.dev/valid-attachments"]``."""
-    parts = [root]
-    for step in path:
-        if isinstance(step, int):
-            parts.append(f"[{step}]")
-        elif step.isidentifier():
-            parts.append(f".{step}")
-        else:
-            parts.append(f"[{json.dumps(step)}]")
-    return "".join(parts)
 
 
 def _show(value: object) -> str:
@@ -169,7 +102,7 @@ def get_hook(kind: Any, converter: BaseConverter) -> Hook:
 def _make_rare_hook(kind: Any, converter: BaseConverter) -> Hook:
     from .annotations import make_hook
 
-    return make_hook(kind, converter)
+    return make_hook(kind, lambda part: get_hook(part, converter))
 
 
 def _text(parse: Callable[[str], Any], expected: str, *types: type) -> Hook:
@@ -187,25 +120,6 @@ def _text(parse: Callable[[str], Any], expected: str, *types: type) -> Hook:
         return parsed
 
     return hook
-
-
-def structure_part(hook: Hook, value: Any, kind: Any, step: str | int) -> Any:
-    """Structure a part, and put its place before the path of what went wrong in it."""
-    try:
-        return hook(value, kind)
-    except Mismatch as exc:
-        exc.path = (step, *exc.path)
-        raise
-    except UnsupportedAnnotationError:
-        raise
-    except Exception as exc:  # a hook of a plugin's author
-        raise Mismatch(value, path=(step,), problem=_own_words(exc)) from exc
-
-
-def _own_words(exc: Exception) -> str:
-    """What a check of a plugin's author says of a value. attrs' own validators put it first of several arguments."""
-    text = str(exc.args[0]) if exc.args else ""
-    return f": {text}" if text and isinstance(exc, (ValueError, TypeError)) else f": {type(exc).__name__}: {text}"
 
 
 def _tuple_hook(kind: Any, converter: BaseConverter) -> Hook:
@@ -251,14 +165,6 @@ def _class_hook(cls: Any, converter: BaseConverter) -> Hook:
         _in_the_making.discard(key)
 
 
-def get_attributes(cls: Any) -> tuple["attrs.Attribute[Any]", ...]:
-    """Return the fields of an attrs class, with types in place of annotations that its module postpones."""
-    attributes = attrs.fields(cls)
-    if any(isinstance(attribute.type, str) for attribute in attributes):
-        attributes = attrs.fields(attrs.resolve_types(cls))
-    return tuple(attributes)
-
-
 def _make_class_hook(cls: Any, converter: BaseConverter) -> Hook:
     attributes = get_attributes(cls)
     keeps_extra = any(attribute.name == "extra" for attribute in attributes)
@@ -290,13 +196,13 @@ def _make_class_hook(cls: Any, converter: BaseConverter) -> Hook:
         try:
             return cls(**arguments)
         except Exception as exc:  # what a validator, a converter or the class itself checks
-            from .lenient import find_blamed
+            from .unchecked import find_blamed
 
             key = find_blamed(cls, arguments, exc)
             if key is None:
-                raise Mismatch(value, problem=_own_words(exc)) from exc
+                raise Mismatch(value, problem=own_words(exc)) from exc
             given = next((each for each in value if by_folded.get(each.lower()) == key), key)
-            raise Mismatch(value.get(given, MISSING), path=(given,), problem=_own_words(exc)) from exc
+            raise Mismatch(value.get(given, MISSING), path=(given,), problem=own_words(exc)) from exc
 
     return hook
 
@@ -481,7 +387,7 @@ def _default(attribute: "attrs.Attribute[Any]") -> object:
 
 def _unstructure_hook(cls: Any, converter: BaseConverter) -> Callable[[Any], dict[str, Any]]:
     fields = [
-        (attribute.name, key_of(attribute), None if attribute.metadata.get(_ALWAYS) else _default(attribute))
+        (attribute.name, key_of(attribute), None if attribute.metadata.get(ALWAYS) else _default(attribute))
         for attribute in attrs.fields(cls)
         if attribute.name != "extra"
     ]

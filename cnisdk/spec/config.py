@@ -9,8 +9,10 @@ from typing import Any
 from attrs import field, frozen
 
 from ..errors import InvalidEnvironmentError
-from .codec import json_field, show_path, structure
+from .codec import structure
+from .fields import json_field
 from .lazy import LazyField, LazyObject, lazy_field
+from .mismatch import show_path
 from .names import shorten
 from .result import DNS
 from .value import Value

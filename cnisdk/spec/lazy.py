@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Generic, NoReturn, TypeVar, overload
 from attrs.exceptions import FrozenInstanceError
 
 from ..errors import CNIError
-from .codec import camel_case, show_path, structure, unstructure
+from .codec import structure, unstructure
+from .fields import camel_case
+from .mismatch import show_path
 from .value import Deferred
 
 T = TypeVar("T")

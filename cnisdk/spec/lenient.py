@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import takewhile
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, TypeVar, cast
 
 import attrs
 from cattrs import BaseConverter
 
 from ..errors import CNIError, InvalidConfigError
-from .codec import (
-    MISSING,
-    Mismatch,
-    Path,
-    complain,
-    find_key,
-    get_attributes,
-    get_converter,
-    get_hook,
-    key_of,
-    missing_key,
-)
+from .codec import complain, find_key, get_converter, get_hook, missing_key
+from .fields import get_attributes, key_of
+from .mismatch import MISSING, Mismatch, Path
+from .unchecked import make_unchecked
 
 T = TypeVar("T")
 
@@ -165,67 +157,4 @@ def _without_checks(
             problems.append(exc)
     if "extra" in attrs.fields_dict(cls):
         arguments["extra"] = {key: part for key, part in document.items() if key.lower() not in known}
-    return _make_unchecked(cls, arguments)
-
-
-def _make_unchecked(cls: Any, arguments: Mapping[str, Any]) -> Any:
-    """Make an instance of an attrs class without running its validators or its own checks."""
-    instance = cls.__new__(cls)
-    for attribute in get_attributes(cls):
-        if str(attribute.alias) in arguments:
-            try:
-                value = _convert(instance, attribute, arguments[str(attribute.alias)])
-            except Exception:
-                value = empty_value(attribute.type)
-        elif attribute.default is attrs.NOTHING:
-            value = empty_value(attribute.type)
-        elif isinstance(attribute.default, attrs.Factory):  # type: ignore[arg-type] # a class, whatever its stub says
-            factory: Any = attribute.default
-            value = factory.factory(instance) if factory.takes_self else factory.factory()
-        else:
-            value = attribute.default
-        object.__setattr__(instance, attribute.name, value)
-    return instance
-
-
-def _convert(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> Any:
-    """Run the converter of a field."""
-    converter: Any = attribute.converter
-    if converter is None:
-        return value
-    return converter(*((value, instance, attribute) if isinstance(converter, attrs.Converter) else (value,)))
-
-
-def empty_value(kind: Any) -> Any:
-    """Return what stands in the place of a required value of a type."""
-    origin = get_origin(kind) or kind
-    if origin is Literal:
-        return get_args(kind)[0]
-    if origin is Union or not isinstance(origin, type):
-        return None
-    if origin in (str, int, float, bool, list, tuple, set, frozenset, dict):
-        return origin()
-    if attrs.has(origin):
-        return _make_unchecked(origin, {})
-    if hasattr(origin, "__members__"):
-        return next(iter(cast("Iterable[Any]", origin)))
-    return {} if issubclass(origin, Mapping) else None
-
-
-def find_blamed(cls: type[Any], arguments: Mapping[str, Any], error: Exception) -> str | None:
-    """Find the field whose validator or converter raised an error.
-
-    Returns:
-        Its JSON key; None when the error came from the class as a whole.
-    """
-    instance = _make_unchecked(cls, arguments)
-    for attribute in get_attributes(cls):
-        try:
-            if str(attribute.alias) in arguments:
-                _convert(instance, attribute, arguments[str(attribute.alias)])
-            if attribute.validator is not None:
-                attribute.validator(instance, attribute, getattr(instance, attribute.name))
-        except Exception as own:
-            if type(own) is type(error) and own.args[:1] == error.args[:1]:
-                return key_of(attribute)
-    return None
+    return make_unchecked(cls, arguments)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from attrs import field, frozen
 
 from .addresses import IPAddress, IPInterface
-from .codec import json_field
+from .fields import json_field
 from .result import DNS, Interface, IPConfig, Route
 from .value import Value
 

@@ -6,7 +6,7 @@ from typing import Protocol
 from attrs import evolve, field, frozen
 
 from .addresses import IPAddress, IPInterface, IPNetwork
-from .codec import json_field
+from .fields import json_field
 from .value import Value
 
 

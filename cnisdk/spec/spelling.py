@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from .codec import key_of
+from .fields import key_of
 
 _SHORTEST = 4  # of shorter keys, too many are alike
 

@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from cnisdk.cli.cnisdk import available
-from cnisdk.spec.codec import key_of
+from cnisdk.spec.fields import key_of
 from cnisdk.testing import Sandbox, SandboxUnavailable
 
 Shell = Callable[[str], str]

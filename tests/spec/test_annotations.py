@@ -42,8 +42,9 @@ from cnisdk import DelRequest, InvalidConfigError, NetConf, Plugin, Result
 from cnisdk.plugin import respond
 from cnisdk.spec import IPAddress, IPInterface, IPNetwork, structure
 from cnisdk.spec.annotations import name_of
-from cnisdk.spec.codec import UnsupportedAnnotationError, check_class
+from cnisdk.spec.codec import check_class
 from cnisdk.spec.lenient import structure_leniently
+from cnisdk.spec.mismatch import UnsupportedAnnotationError
 
 
 class Mode(enum.Enum):
