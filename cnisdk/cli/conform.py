@@ -72,9 +72,9 @@ def _positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Judge, report, and tell by the status how it went."""
-    from ..conformance.case import Kind, Level
     from ..conformance.catalogue import select
     from ..conformance.identify import identify
+    from ..conformance.judgement import Kind, Level
     from ..conformance.runner import UNJUDGED, exit_status
     from ..testing.sandbox import SandboxUnavailable
 

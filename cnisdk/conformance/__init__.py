@@ -6,8 +6,9 @@ from .._lazy import exports
 
 if TYPE_CHECKING:
     from .bench import Bench as Bench
-    from .case import Broken as Broken, Case as Case, Kind as Kind, Level as Level, NotApplicable as NotApplicable
+    from .case import Case as Case
     from .catalogue import CASES as CASES, select as select
+    from .judgement import Broken as Broken, Kind as Kind, Level as Level, NotApplicable as NotApplicable
     from .runner import Outcome as Outcome, Verdict as Verdict, judge as judge
     from .subject import Subject as Subject
 
@@ -15,7 +16,8 @@ __all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".bench": "Bench",
-        ".case": "Broken Case Kind Level NotApplicable",
+        ".case": "Case",
+        ".judgement": "Broken Kind Level NotApplicable",
         ".catalogue": "CASES select",
         ".runner": "Outcome Verdict judge",
         ".subject": "Subject",

@@ -24,7 +24,7 @@ from ..testing.running import SYSTEM_PATH
 from ..testing.state import State
 from ..testing.stub import HOME, StubPlugin
 from . import tracing
-from .case import Broken, Kind, NotApplicable, Unprepared
+from .judgement import Broken, Kind, NotApplicable, Unprepared
 from .known import STUB
 from .subject import Subject
 from .tracing import Traced

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from . import chained, checking, codes, delegation, disk, ipam, leftovers, lifecycle, protocol, robustness, upkeep
-from .case import Case, Kind
+from .case import Case
+from .judgement import Kind
 
 _CHAPTERS = (protocol, codes, lifecycle, checking, delegation, upkeep, chained, ipam, robustness, disk, leftovers)
 

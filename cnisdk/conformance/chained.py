@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .bench import Bench
-from .case import CHAINED, Broken, Chapter, Level
+from .case import Chapter
+from .judgement import CHAINED, Broken, Level
 from .sentences import ADD_HANDLES_PREV_RESULT, PREV_RESULT
 
 chapter = Chapter()

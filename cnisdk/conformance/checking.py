@@ -8,7 +8,8 @@ from typing import NamedTuple
 from ..spec.result import Result
 from ..testing.hosts import Container
 from .bench import Bench, listed
-from .case import ATTACHING, CHAINED, INTERFACE, Chapter, Kind, Level, NotApplicable, Sentence
+from .case import Chapter
+from .judgement import ATTACHING, CHAINED, INTERFACE, Kind, Level, NotApplicable, Sentence
 from .sentences import (
     CHECK_AFTER_ADD,
     CHECK_BESIDE_THE_RESULT,

@@ -6,7 +6,8 @@ import os
 from typing import Any
 
 from .bench import Bench
-from .case import INTERFACE, Broken, Chapter, Level
+from .case import Chapter
+from .judgement import INTERFACE, Broken, Level
 from .sentences import ERROR_CODES, error_code
 
 chapter = Chapter()

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..testing.hosts import Container
 from .bench import Answer, Bench, until
-from .case import INTERFACE, Broken, Chapter, Level, NotApplicable
+from .case import Chapter
+from .judgement import INTERFACE, Broken, Level, NotApplicable
 from .sentences import (
     DEL_UNDOES,
     DELEGATE_CONFIGURED,

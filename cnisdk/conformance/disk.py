@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .bench import TEMPORARY, Bench, listed
-from .case import ATTACHING, IPAM, Broken, Chapter, Level, NotApplicable
+from .case import Chapter
+from .judgement import ATTACHING, IPAM, Broken, Level, NotApplicable
 from .sentences import DEL_UNDOES, error_code
 
 chapter = Chapter()

@@ -13,7 +13,7 @@ from ..errors import InvalidConfigError
 from ..testing.hosts import Container, Host
 from ..testing.running import SYSTEM_PATH
 from .bench import Bench, watched_for
-from .case import Kind
+from .judgement import Kind
 from .known import KNOWN, Trial
 from .subject import SETUP, Subject
 

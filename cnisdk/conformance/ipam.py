@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..spec.addresses import IPInterface
 from .bench import Bench
-from .case import IPAM, Broken, Chapter, Level, NotApplicable
+from .case import Chapter
+from .judgement import IPAM, Broken, Level, NotApplicable
 from .sentences import CHECK_BESIDE_THE_RESULT, CHECK_CONSULTS, DEL_RELEASES, PRIMARY_KEY, STATUS_EXHAUSTED, error_code
 
 chapter = Chapter()

@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from .case import Kind
+from .judgement import Kind
 
 STUB = "stub-ipam"
 """The suite's own IPAM plugin."""

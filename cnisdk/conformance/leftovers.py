@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .bench import Bench, listed
-from .case import INTERFACE, Broken, Chapter, Level, Sentence
+from .case import Chapter
+from .judgement import INTERFACE, Broken, Level, Sentence
 from .sentences import DEL_UNDOES, DELEGATE_CONFIGURED, STDOUT
 
 chapter = Chapter()

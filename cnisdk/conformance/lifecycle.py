@@ -6,7 +6,8 @@ import json
 from typing import Any, NamedTuple
 
 from .bench import Bench, listed, until
-from .case import ATTACHING, INTERFACE, Broken, Chapter, Kind, Level, NotApplicable, Sentence
+from .case import Chapter
+from .judgement import ATTACHING, INTERFACE, Broken, Kind, Level, NotApplicable, Sentence
 from .sentences import (
     ADD_CREATES,
     ADD_TAKES_EXISTING,

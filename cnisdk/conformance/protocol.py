@@ -8,7 +8,8 @@ from typing import Any
 
 from ..testing.hosts import Container
 from .bench import Answer, Bench, listed
-from .case import INTERFACE, IPAM, Broken, Chapter, Kind, Level, NotApplicable
+from .case import Chapter
+from .judgement import INTERFACE, IPAM, Broken, Kind, Level, NotApplicable
 from .sentences import (
     ABBREVIATED,
     ADD_TAKES_EXISTING,

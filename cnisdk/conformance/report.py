@@ -10,8 +10,9 @@ from html import escape
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from .case import Case, Level
+from .case import Case
 from .catalogue import place_of
+from .judgement import Level
 from .runner import Outcome, Verdict
 from .subject import Subject
 

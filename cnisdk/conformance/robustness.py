@@ -10,7 +10,8 @@ import subprocess
 import time
 
 from .bench import Bench
-from .case import Broken, Chapter, Kind, Level, Unprepared
+from .case import Chapter
+from .judgement import Broken, Kind, Level, Unprepared
 from .sentences import CONCURRENT, DEL_UNDOES, ERROR, STDIN, STREAMED, SUCCESS
 
 chapter = Chapter()

@@ -17,7 +17,8 @@ from attrs import evolve, fields, frozen
 from ..testing.hosts import Host
 from ..testing.sandbox import fork_call, take_answer
 from .bench import Bench, watched_for
-from .case import Broken, Case, Level, NotApplicable
+from .case import Case
+from .judgement import Broken, Level, NotApplicable
 from .subject import Subject
 
 

@@ -5,7 +5,7 @@ Cases take their level from the words here: a *must* is what a sentence with "mu
 
 from __future__ import annotations
 
-from .case import Sentence
+from .judgement import Sentence
 
 NETWORK_NAME = Sentence(
     '§1 "Configuration format"',

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import frozen
 
-from .case import Kind
+from .judgement import Kind
 from .known import STUB
 
 # What every host has: a physical network to lean on, and a bridge of somebody else's.

@@ -6,7 +6,8 @@ import json
 from typing import Any, NamedTuple
 
 from .bench import Bench, listed
-from .case import INTERFACE, Broken, Chapter, Kind, Level, NotApplicable
+from .case import Chapter
+from .judgement import INTERFACE, Broken, Kind, Level, NotApplicable
 from .sentences import (
     GC_DROPS,
     GC_FORWARDS,

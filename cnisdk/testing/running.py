@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..errors import InternalError, error_for_code
 from ..plugin import Plugin, respond
@@ -16,11 +16,8 @@ from ..spec.codec import unstructure
 from ..spec.convert import parse_result, upgrade
 from ..spec.result import Result
 from .faults import Fault
-from .sandbox import ProcessEndedError
+from .sandbox import ProcessEndedError, Sandbox
 from .stub import HOME
-
-if TYPE_CHECKING:
-    from .hosts import Container, Host
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -68,6 +65,18 @@ class Answer(NamedTuple):
         raise error_for_code(error["code"], str(error.get("msg", "")), str(error.get("details", "")))
 
 
+class Attachable(Protocol):
+    """What a plugin attaches: a :class:`~.hosts.Container`, or another object with an id and a namespace."""
+
+    @property
+    def id(self) -> str:
+        """``CNI_CONTAINERID``."""
+
+    @property
+    def netns(self) -> str:
+        """Path of its network namespace."""
+
+
 class PluginUnderTest:
     """A plugin with its configuration, on a host.
 
@@ -83,7 +92,7 @@ class PluginUnderTest:
 
     def __init__(
         self,
-        host: Host,
+        host: Sandbox,
         plugin: type[Plugin[Any]] | str | os.PathLike[str],
         conf: Mapping[str, Any],
         path: Iterable[str | os.PathLike[str]] = (),
@@ -98,7 +107,7 @@ class PluginUnderTest:
 
     # -- verbs ---------------------------------------------------------------------------------------------------------
 
-    def add(self, container: Container, ifname: str = "eth0", *, args: str = "", **keys: Any) -> Result:
+    def add(self, container: Attachable, ifname: str = "eth0", *, args: str = "", **keys: Any) -> Result:
         """Attach a container.
 
         Args:
@@ -112,16 +121,16 @@ class PluginUnderTest:
         self._results[container.id, ifname] = answer.document
         return upgrade(parse_result(answer.stdout.encode(), self.conf["cniVersion"]))
 
-    def delete(self, container: Container, ifname: str = "eth0", *, args: str = "", **keys: Any) -> None:
+    def delete(self, container: Attachable, ifname: str = "eth0", *, args: str = "", **keys: Any) -> None:
         """Detach a container."""
         self.run("DEL", container, ifname, args=args, **self._with_result(container, ifname, keys)).raise_for_error()
         self._results.pop((container.id, ifname), None)
 
-    def check(self, container: Container, ifname: str = "eth0", *, args: str = "", **keys: Any) -> None:
+    def check(self, container: Attachable, ifname: str = "eth0", *, args: str = "", **keys: Any) -> None:
         """Ask whether a container is attached as it should be."""
         self.run("CHECK", container, ifname, args=args, **self._with_result(container, ifname, keys)).raise_for_error()
 
-    def gc(self, *keep: Container | tuple[str, str], **keys: Any) -> None:
+    def gc(self, *keep: Attachable | tuple[str, str], **keys: Any) -> None:
         """Tell which attachments are valid: containers (their ``eth0``), or pairs of container ID and interface."""
         pairs = [each if isinstance(each, tuple) else (each.id, "eth0") for each in keep]
         valid = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in pairs]
@@ -137,7 +146,7 @@ class PluginUnderTest:
         answer.raise_for_error()
         return [str(each) for each in answer.document["supportedVersions"]]
 
-    def _with_result(self, container: Container, ifname: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    def _with_result(self, container: Attachable, ifname: str, keys: Mapping[str, Any]) -> dict[str, Any]:
         known = self._results.get((container.id, ifname))
         return ({} if known is None else {"prevResult": known}) | dict(keys)
 
@@ -146,7 +155,7 @@ class PluginUnderTest:
     def run(
         self,
         verb: str,
-        container: Container | None = None,
+        container: Attachable | None = None,
         ifname: str = "eth0",
         *,
         args: str = "",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cnisdk.conformance import Outcome, Subject, judge, select
-from cnisdk.conformance.case import Kind
 from cnisdk.conformance.identify import identify
+from cnisdk.conformance.judgement import Kind
 from cnisdk.conformance.known import STUB
 from cnisdk.testing.stub import SCRIPT
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cnisdk.conformance import Outcome, Verdict
-from cnisdk.conformance.case import Kind
+from cnisdk.conformance.judgement import Kind
 
 from .conftest import BRIDGE, Make, run
 

@@ -13,7 +13,7 @@ import pytest
 
 from cnisdk.cli import cnisdk
 from cnisdk.conformance import CASES, Level, Verdict, judge, select
-from cnisdk.conformance.case import Kind
+from cnisdk.conformance.judgement import Kind
 from cnisdk.conformance.known import KNOWN
 from cnisdk.conformance.report import Report, as_html, as_json, as_junit, as_text
 from cnisdk.conformance.runner import Outcome, exit_status
