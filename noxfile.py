@@ -39,10 +39,17 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, as root or as an ordinary user (`-- -k netns` and so on pass to pytest)."""
+    """Run the tests but the long ones, as root or as an ordinary user (`-- -k netns` and so on go to pytest)."""
     session.install(".[cli,testing]", "./examples", *group("test"))
-    args = session.posargs or ["-n", "auto", "--timeout", "300", "-m", "not kinds"]
-    session.run("pytest", *args)
+    session.run("pytest", *(session.posargs or ["-n", "auto", "--timeout", "300", "-m", "not slow and not kinds"]))
+
+
+@nox.session
+def long(session: nox.Session) -> None:
+    """Run the tests that are long by nature: kills at every system call, whole tables of conformance and versions."""
+    session.install(".[cli,testing]", "./examples", *group("test"))
+    args = ["-n", "auto", "--dist", "worksteal", "--timeout", "900", "-m", "slow and not kinds"]
+    session.run("pytest", *(session.posargs or args))
 
 
 @nox.session

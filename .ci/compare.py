@@ -1,7 +1,7 @@
 """Compare two JUnit reports test by test: exit status 1, and the differences, when a verdict differs.
 
-The first is root's. What only root can do, the other may skip, with a reason that begins with "needs root": to be
-several users at once takes one who may become any.
+The first is root's; the second is of some of its tests. What only root can do, the other may skip, with a reason that
+begins with "needs root": to be several users at once takes one who may become any.
 """
 
 import sys
@@ -24,13 +24,15 @@ def verdicts(path: str) -> dict[str, str]:
 def main(first: str, second: str) -> int:
     """Compare."""
     one, other = verdicts(first), verdicts(second)
-    pairs = {name: (one.get(name), other.get(name)) for name in sorted(one.keys() | other.keys())}
+    pairs = {name: (one.get(name), verdict) for name, verdict in sorted(other.items())}
     root = [name for name, pair in pairs.items() if pair == ("passed", ROOT)]
     different = [name for name, (mine, theirs) in pairs.items() if mine != theirs and name not in root]
     for name in different:
-        print(f"{name}: {one.get(name, 'not run')} in {first}, {other.get(name, 'not run')} in {second}")
+        print(f"{name}: {one.get(name, 'not run')} in {first}, {other[name]} in {second}")
     print(f"{len(one)} and {len(other)} tests, {len(different)} with different verdicts; {len(root)} need root")
-    return 1 if different or not one else 0
+    if len(other) < len(one) / 2:
+        print("the second ran less than half of the first's: what was left out?")
+    return 1 if different or len(other) < len(one) / 2 else 0
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ def mixed(request: pytest.FixtureRequest, bench: Bench, plugins: Plugins, go: Pa
     return bench.using(where[plugin], where[ipam])
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "version", [*(pytest.param(each, marks=pytest.mark.slow) for each in VERSIONS[:-1]), VERSIONS[-1]]
+)
 def test_results_are_equal(bench: Bench, go: Path, plugins: Plugins, version: str) -> None:
     bench.host.add_netns("c1")
     for name, keys in NETWORKS.items():
@@ -78,7 +80,14 @@ def test_results_are_equal(bench: Bench, go: Path, plugins: Plugins, version: st
 
 @pytest.mark.parametrize(
     ("network", "version"),
-    [(name, "0.4.0") for name in NETWORKS if name not in REFERENCE_CANNOT_CHECK] + [("dual stack", "1.0.0")],
+    [
+        *(
+            pytest.param(name, "0.4.0", marks=[] if name == "masquerade" else pytest.mark.slow)
+            for name in NETWORKS
+            if name not in REFERENCE_CANNOT_CHECK
+        ),
+        ("dual stack", "1.0.0"),
+    ],
 )
 def test_added_by_one_and_deleted_by_the_other(
     bench: Bench, go: Path, plugins: Plugins, network: str, version: str

@@ -9,7 +9,7 @@ from cnisdk.conformance.judgement import Kind
 
 from .conftest import BRIDGE, Make, run
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
 WIRES = [
     # (what is wrong, the case that catches it, what is replaced, by what)

@@ -82,7 +82,6 @@ class Worker(threading.Thread):
 
 
 @pytest.mark.interop
-@pytest.mark.slow
 def test_mixed_crowd(tmp_path: Path, reference: Run) -> None:
     """On two networks, the name of one the beginning of the other's."""
     networks = [Network(tmp_path, "net"), Network(tmp_path, "net-2")]

@@ -53,6 +53,7 @@ def owners(store: FileStore) -> Collection[Owner]:
     return everything(store).values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unnamed", [True, False], ids=["unnamed files", "named files"])
 @pytest.mark.parametrize("indexed", [True, False], ids=["index", "scan"])
 @pytest.mark.parametrize("operation", operations())

@@ -158,10 +158,8 @@ class Host:
                 pids[who] = number
             else:
                 lines.append(line)
-        text = "\n".join(lines)
-        return Outcome(
-            process.returncode, stdout.replace(f"/{where}/", "/DIR/"), text.replace(f"/{where}/", "/DIR/"), pids
-        )
+        own, text = f"{self.directory / where}/", "\n".join(lines)
+        return Outcome(process.returncode, stdout.replace(own, "/DIR/"), text.replace(own, "/DIR/"), pids)
 
     def run(self, where: str, verb: str, args: str, version: str = "1.0.0") -> Outcome:
         return self.finish(self.start(where, verb, args, version), where)

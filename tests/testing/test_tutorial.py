@@ -17,7 +17,7 @@ from cnisdk.conformance.known import STUB
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "examples" / "tutorial"
 
-pytestmark = [pytest.mark.kernel, pytest.mark.slow]
+pytestmark = pytest.mark.kernel
 
 # What an ordinary user has: no capabilities, and a number that is not 0.
 WITHOUT_RIGHTS = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
@@ -47,6 +47,7 @@ def find(lines: list[str], quoted: str, start: int = 0) -> int:
     return next(number for number, line in enumerate(lines) if number >= start and text in line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", [[], WITHOUT_RIGHTS], ids=["as I am", "without rights"])
 def test_the_tests_pass(copied: Path, prefix: list[str]) -> None:
     environ = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
@@ -56,6 +57,7 @@ def test_the_tests_pass(copied: Path, prefix: list[str]) -> None:
     assert "16 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_plugin_conforms(copied: Path) -> None:
     program = copied / "cable"
     program.write_text(f"#!{sys.executable}\n{(copied / 'cable.py').read_text()}")

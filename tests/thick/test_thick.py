@@ -208,7 +208,8 @@ class Machine:
     def run(self, kind: str, verb: str, args: str = "", name: str = "probe", **more: str) -> tuple[int, str, str]:
         process = self.start(kind, verb, args, name, **more)
         stdout, stderr = process.communicate(timeout=30)
-        return process.returncode, stdout.replace(f"/{kind}/", "/DIR/"), stderr.replace(f"/{kind}/", "/DIR/")
+        own = f"{self.installation.directory / kind}/"
+        return process.returncode, stdout.replace(own, "/DIR/"), stderr.replace(own, "/DIR/")
 
 
 @pytest.fixture
