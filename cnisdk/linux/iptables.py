@@ -1,102 +1,152 @@
-"""iptables: the nat tables of both families, read at once and changed in one transaction."""
+"""iptables: change a table in one transaction, and read the tables of its legacy variant.
+
+The variant based on nftables keeps its rules where :class:`.nft.Table` reads and deletes them. Only a program can read
+those of the legacy variant; a kernel that has such tables names them in ``/proc``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Collection, Iterable
+from ipaddress import ip_network
 
 from ..errors import IOFailureError
-from . import nft, program
+from . import program
+from .nft import Match, Rule, match
 
 # Seconds to wait for the lock that the legacy variant takes around each change.
 _WAIT = "30"
-_PROGRAMS = {4: ("iptables", "ip", "/proc/net/ip_tables_names"), 6: ("ip6tables", "ip6", "/proc/net/ip6_tables_names")}
+_PROGRAMS = {4: ("iptables", "/proc/net/ip_tables_names"), 6: ("ip6tables", "/proc/net/ip6_tables_names")}
+_OFFSETS = {(4, "-s"): 12, (4, "-d"): 16, (6, "-s"): 8, (6, "-d"): 24}
+_VERDICTS = {"ACCEPT": "accept", "DROP": "drop", "RETURN": "return", "MASQUERADE": "masquerade"}
 
 
-class NatRule(NamedTuple):
-    """A rule of a nat table.
-
-    Attributes:
-        chain: Name of its chain.
-        spec: The rule as ``iptables -S`` writes it, without ``-A CHAIN``.
-        words: The same, split as a shell would.
-    """
-
-    chain: str
-    spec: str
-    words: tuple[str, ...]
-
-    def value(self, option: str) -> str:
-        """What follows an option, such as ``-j``; empty when the rule does not have it."""
-        return self.words[self.words.index(option) + 1] if option in self.words[:-1] else ""
-
-
-def is_installed(family: int) -> bool:
-    """Is there an ``iptables`` (4) or ``ip6tables`` (6)?"""
-    return program.find(_PROGRAMS[family][0]) is not None
-
-
-def may_have_chain(family: int, chain: str) -> bool:
-    """Can the nat table have this chain? Mostly answered without running a program.
-
-    The variant based on nftables has its chains there; the legacy variant names its tables in ``/proc`` once they
-    exist.
-    """
-    return nft.has_chain(_PROGRAMS[family][1], "nat", chain) or uses_legacy(family)
-
-
-def uses_legacy(family: int) -> bool:
-    """Does the kernel have a nat table of the legacy variant?"""
-    try:
-        with open(_PROGRAMS[family][2]) as file:
-            return "nat\n" in file
-    except OSError:
-        return False
-
-
-def list_nat(family: int) -> list[NatRule]:
-    """Every rule of the nat table.
-
-    Raises:
-        IOFailureError: (5) ``iptables`` failed.
-        PluginNotAvailableError: (50) It is not installed.
-    """
-    import shlex
-
-    rules = []
-    for line in program.run([_PROGRAMS[family][0], "-w", _WAIT, "-t", "nat", "-S"]).splitlines():
-        if line.startswith("-A "):
-            _, chain, spec = line.split(" ", 2)
-            rules.append(NatRule(chain, spec, tuple(shlex.split(spec))))
-        elif line.startswith("-N "):
-            rules.append(NatRule(line[3:], "", ()))  # so that empty chains are known too
-    return rules
-
-
-def commit(family: int, lines: Iterable[str]) -> None:
-    """Change the nat table in one transaction: all of it, or nothing.
+def commit(version: int, table: str, lines: Iterable[str]) -> None:
+    """Change a table in one transaction: all of it, or nothing.
 
     Args:
-        family: 4 or 6.
-        lines: Lines of ``iptables-restore``: ``:CHAIN - [0:0]`` makes a chain, or empties it; ``-A``, ``-D``, ``-X``.
+        version: 4 or 6.
+        table: Name of the table, such as ``nat``.
+        lines: Lines of ``iptables-restore``: ``:CHAIN - [0:0]`` makes a chain, or empties it; ``-N`` makes one, and
+            fails if it exists; ``-A``, ``-D``, ``-F``, ``-X``.
 
     Raises:
         IOFailureError: (5) ``iptables-restore`` refused them.
         PluginNotAvailableError: (50) It is not installed.
     """
+    _restore(_PROGRAMS[version][0], table, lines)
+
+
+def match_address(version: int, option: str, network: str, *, equal: bool = True) -> Match:
+    """The condition of ``-s`` or ``-d``."""
+    parsed = ip_network(network)
+    value, mask = parsed.network_address.packed, parsed.netmask.packed
+    return match("network", _OFFSETS[version, option], value, mask, equal=equal)
+
+
+class LegacyTable:
+    """A table of the legacy variant, with the methods of :class:`.nft.Table`.
+
+    It is listed once, and again after a change.
+
+    Args:
+        version: 4 or 6.
+        name: Its name.
+    """
+
+    def __init__(self, version: int, name: str) -> None:
+        self.version = version
+        self.name = name
+        self._listed: list[str] | None = None
+
+    version: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self._program} table {self.name}"
+
+    @property
+    def _program(self) -> str:
+        plain, _ = _PROGRAMS[self.version]
+        return f"{plain}-legacy" if program.find(f"{plain}-legacy") is not None else plain
+
+    def exists(self) -> bool:
+        """Does the kernel have the table, and the host the program?"""
+        try:
+            with open(_PROGRAMS[self.version][1]) as file:
+                return f"{self.name}\n" in file and program.find(self._program) is not None
+        except OSError:
+            return False
+
+    def has_chain(self, chain: str) -> bool:
+        """Is there such a chain?"""
+        return chain in self.list_chains(chain)
+
+    def list_chains(self, prefix: str) -> list[str]:
+        """The names of all chains of users that begin so."""
+        return [line[3:] for line in self._list() if line.startswith(f"-N {prefix}")]
+
+    def list_rules(self, chain: str, *words: str) -> list[Rule]:
+        """The rules of a chain, in order; only those that contain one of the words."""
+        start = f"-A {chain} "
+        return [
+            self._rule(chain, line[len(start) :])
+            for line in self._list()
+            if line.startswith(start) and (not words or any(word in line for word in words))
+        ]
+
+    def delete(self, rules: Iterable[Rule], chains: Collection[str] = ()) -> bool:
+        """Delete rules, and chains with all rules that are in them, in one transaction.
+
+        Returns:
+            False if the kernel refused, and some of it is not there any more: look again.
+
+        Raises:
+            IOFailureError: (5) The kernel refused.
+        """
+        going = [rule for rule in rules if rule.chain not in chains]
+        lines = [f"-D {rule.chain} {rule.spec}" for rule in going]
+        lines += [f"{command} {chain}" for command in ("-F", "-X") for chain in chains]
+        self._listed = None
+        try:
+            _restore(self._program, self.name, lines)
+        except IOFailureError:
+            there = self._list()
+            if {f"-A {rule.chain} {rule.spec}" for rule in going} | {f"-N {chain}" for chain in chains} <= set(there):
+                raise
+            return False
+        return True
+
+    def _list(self) -> list[str]:
+        if self._listed is None:
+            self._listed = program.run([self._program, "-w", _WAIT, "-t", self.name, "-S"]).splitlines()
+        return self._listed
+
+    def _rule(self, chain: str, spec: str) -> Rule:
+        import shlex
+
+        words = shlex.split(spec)
+        matches: list[Match] = []
+        comment = verdict = ""
+        equal = True
+        while words:
+            word = words.pop(0)
+            if word == "!":
+                equal = False
+                continue
+            if word in ("-s", "-d"):
+                matches.append(match_address(self.version, word, words.pop(0), equal=equal))
+            elif word in ("-j", "-g"):
+                target = words.pop(0)
+                verdict = _VERDICTS.get(target) or f"{'jump' if word == '-j' else 'goto'} {target}"
+            elif word == "--comment":
+                comment = words.pop(0)
+            elif word != "-m" or words.pop(0) != "comment":
+                matches.append(Match(word, 0, equal, b"", b""))
+            equal = True
+        return Rule(chain, 0, comment, tuple(matches), verdict, spec)
+
+
+def _restore(variant: str, table: str, lines: Iterable[str]) -> None:
     body = "".join(f"{line}\n" for line in lines)
     if body:
-        program.run([f"{_PROGRAMS[family][0]}-restore", "--noflush", "-w", _WAIT], f"*nat\n{body}COMMIT\n")
-
-
-def try_list_nat(family: int) -> list[NatRule]:
-    """Every rule of the nat table; none where the kernel or the host has no such table."""
-    if not is_installed(family):
-        return []
-    try:
-        return list_nat(family)
-    except IOFailureError:
-        # A host without the kernel part (ipv6.disable=1, no ip_tables module) has no rules to find.
-        if not (uses_legacy(family) or nft.has_chain(_PROGRAMS[family][1], "nat", "POSTROUTING")):
-            return []
-        raise
+        program.run([f"{variant}-restore", "--noflush", "-w", _WAIT], f"*{table}\n{body}COMMIT\n")

@@ -1,8 +1,8 @@
 """Drop what a container sends with another source MAC than its own, before it enters the bridge (``macspoofchk``).
 
-The layout is the reference's, so that either side removes what the other added: in table ``bridge nat``, the chain
-``PREROUTING`` jumps from the port to a chain of the attachment, that one to a second which lets the MAC pass and drops
-the rest.
+In table ``bridge nat``, as with the reference plugin, the chain ``PREROUTING`` jumps from the port to a chain of the
+attachment, which lets the MAC pass and drops the rest. The names are not the reference's: those leave the network out
+and join container and interface with a character that both may contain, so that two attachments may get one chain.
 """
 
 from __future__ import annotations
@@ -10,81 +10,77 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..errors import IOFailureError, PluginNotAvailableError
-from ..spec.names import Attachment, network_tag_prefixes, short_hash
-from . import nft, program
+from ..spec.names import Attachment
+from . import link, nft, program, rules
+from .nft import Rule, Table, match, match_interface
+from .rules import OWN, Layout, Part, Wanted
 
-_FAMILY, _TABLE, _BASE = "bridge", "nat", "PREROUTING"
-_WHERE = f"{_FAMILY} {_TABLE}"
-_MAC_SUFFIX = "-mac"
+_BASE = "PREROUTING"
+_TABLE = Table("bridge", "nat")
+_SOURCE_MAC = 6  # offset in the Ethernet header
+LAYOUT = Layout(
+    family="bridge",
+    table="nat",
+    shared=(_BASE,),
+    base=(
+        "add table bridge nat",
+        f"add chain bridge nat {_BASE} {{ type filter hook prerouting priority -300 ; policy accept ; }}",
+    ),
+    prefix="cni-macspoofchk-",
+)
 
 
-def add(attachment: Attachment, port: str, mac: str) -> None:
-    """Let only this MAC in. Rules left by an earlier ADD are replaced.
+def wanted(port: str, mac: str) -> Part:
+    """The rules that let only this MAC in.
 
     Args:
-        attachment: Whose rules they are.
         port: Name of the host's end, the port of the bridge.
         mac: Hardware address of the container's end.
-
-    Raises:
-        IOFailureError: (5) The kernel or ``nft`` refused.
-        PluginNotAvailableError: (50) ``nft`` is not installed.
     """
-    chain, comment = _chain(attachment), _comment(attachment)
-    tag = attachment._replace(ifname=nft.plain(attachment.ifname)).tag[: nft.COMMENT_MAX]
-    nft.commit(
-        [
-            f"add table {_WHERE}",
-            f"add chain {_WHERE} {_BASE} {{ type filter hook prerouting priority -300 ; policy accept ; }}",
-            f"add chain {_WHERE} {chain}",
-            f"add chain {_WHERE} {chain}{_MAC_SUFFIX}",
-            f"flush chain {_WHERE} {chain}",
-            f"flush chain {_WHERE} {chain}{_MAC_SUFFIX}",
-            *_deletions(_jumps(attachment)),
-            f'add rule {_WHERE} {chain}{_MAC_SUFFIX} ether saddr {mac} return comment "{comment}"',
-            f'add rule {_WHERE} {chain}{_MAC_SUFFIX} drop comment "{tag}"',
-            f'add rule {_WHERE} {chain} jump {chain}{_MAC_SUFFIX} comment "{comment}"',
-            f'add rule {_WHERE} {_BASE} iifname "{port}" jump {chain} comment "{comment}"',
-        ]
+    return Part(
+        LAYOUT,
+        (
+            Wanted(OWN, f"ether saddr {mac} return", (_match_mac(mac),), "return"),
+            Wanted(OWN, "drop", (), "drop"),
+            Wanted(_BASE, f'iifname "{port}" jump {{chain}}', (match_interface(port),), "jump {chain}"),
+        ),
     )
 
 
-def check(attachment: Attachment, mac: str) -> None:
-    """Verify that the rules are there.
+def check(attachment: Attachment, port: str, mac: str) -> None:
+    """Verify that the rules are there, ours or the reference's.
 
     Raises:
         IOFailureError: (5) They are not, or let another MAC in.
     """
-    rules = nft.list_rules(_FAMILY, _TABLE, _chain(attachment) + _MAC_SUFFIX)
-    allowed = [
-        part["match"]["right"] for rule in rules for part in rule.expr if isinstance(part, dict) and "match" in part
-    ]
-    if not _jumps(attachment) or allowed != [mac.lower()]:
-        raise IOFailureError(f"the rules that let only {mac} in from {attachment} are missing or changed")
+    part = wanted(port, mac)
+    missing = rules.missing_in(LAYOUT, _TABLE, attachment, part.wanted)
+    if missing and not _reference_checks(attachment, port, mac):
+        raise IOFailureError(
+            f"the rules that let only {mac} in from {attachment} are missing or changed", details=f"no {missing}"
+        )
 
 
 def delete(attachment: Attachment) -> None:
-    """Remove the rules. Absence is fine.
+    """Remove the rules, once the port is gone. Absence is fine.
+
+    Ours are found by their owner. Rules of the reference do not tell their network: they are removed if their port does
+    not exist any more, since another attachment of that name would still have one.
 
     Raises:
-        IOFailureError: (5) The kernel or ``nft`` refused.
+        IOFailureError: (5) The kernel refused.
     """
-    _delete_chain(_chain(attachment), _jumps(attachment))
+    rules.delete(LAYOUT, attachment)
+    rules.delete_found(_TABLE, lambda: _reference_leftovers(attachment))
 
 
 def gc(network: str, valid: Collection[Attachment]) -> None:
     """Remove the rules of a network's attachments that are not valid. Those of the reference do not tell their network.
 
     Raises:
-        IOFailureError: (5) The kernel or ``nft`` refused.
+        IOFailureError: (5) The kernel refused.
     """
-    kept = {_chain(attachment) + _MAC_SUFFIX for attachment in valid}
-    rules = nft.list_table(_FAMILY, _TABLE, _BASE)
-    for rule in rules:
-        ours = rule.comment.startswith(network_tag_prefixes(network)) and rule.chain.endswith(_MAC_SUFFIX)
-        if ours and rule.chain not in kept:
-            chain = rule.chain.removesuffix(_MAC_SUFFIX)
-            _delete_chain(chain, [each for each in rules if each.chain == _BASE and _target(each) == chain])
+    rules.gc(LAYOUT, network, valid)
 
 
 def status() -> None:
@@ -93,46 +89,57 @@ def status() -> None:
         raise PluginNotAvailableError("macspoofchk needs the program nft, which is not installed")
 
 
-def _chain(attachment: Attachment) -> str:
-    """The reference's name, with the container's id hashed where the name would be too long for nftables."""
-    container_id, ifname = attachment.container_id, nft.plain(attachment.ifname)
-    name = f"cni-br-iface-{container_id}-{ifname}"
-    if len(name) + len(_MAC_SUFFIX) > nft.NAME_MAX:
-        name = f"cni-br-iface-{short_hash(container_id, digits=32)}-{ifname}"
-    return name
+def _match_mac(mac: str) -> nft.Match:
+    return match("link", _SOURCE_MAC, bytes.fromhex(mac.replace(":", "")))
 
 
-def _comment(attachment: Attachment) -> str:
-    """The reference's comment, hashed likewise."""
-    container_id, ifname = attachment.container_id, nft.plain(attachment.ifname)
-    text = f"macspoofchk-{container_id}-{ifname}"
-    if len(text) > nft.COMMENT_MAX - 1:
-        text = f"macspoofchk-{short_hash(container_id, digits=32)}-{ifname}"
-    return text
+# --- the reference's layout: PREROUTING jumps to cni-br-iface-ID-IFNAME, that one to cni-br-iface-ID-IFNAME-mac -------
 
 
-def _target(rule: nft.Rule) -> str:
-    for part in rule.expr:
-        if isinstance(part, dict) and "jump" in part:
-            return str(part["jump"]["target"])
-    return ""
+def _reference_names(attachment: Attachment) -> tuple[str, str]:
+    """Comment and chain."""
+    name = f"{attachment.container_id}-{attachment.ifname}"
+    return f"macspoofchk-{name}", f"cni-br-iface-{name}"
 
 
-def _jumps(attachment: Attachment) -> list[nft.Rule]:
-    chain = _chain(attachment)
-    return [rule for rule in nft.list_rules(_FAMILY, _TABLE, _BASE) if _target(rule) == chain]
+def _reference_jumps(attachment: Attachment) -> list[Rule]:
+    comment, chain = _reference_names(attachment)
+    return [
+        rule
+        for rule in _TABLE.list_rules(_BASE, comment)
+        if rule.comment == comment and rule.verdict == f"jump {chain}"
+    ]
 
 
-def _deletions(rules: Collection[nft.Rule]) -> list[str]:
-    return [f"delete rule {_WHERE} {rule.chain} handle {rule.handle}" for rule in rules]
-
-
-def _delete_chain(chain: str, jumps: Collection[nft.Rule]) -> None:
-    there = [name for name in (chain, chain + _MAC_SUFFIX) if nft.has_chain(_FAMILY, _TABLE, name)]
-    nft.commit(
-        [
-            *_deletions(jumps),
-            *(f"flush chain {_WHERE} {name}" for name in there),
-            *(f"delete chain {_WHERE} {name}" for name in there),
-        ]
+def _reference_checks(attachment: Attachment, port: str, mac: str) -> bool:
+    _, chain = _reference_names(attachment)
+    return (
+        any(rule.matches == (match_interface(port),) for rule in _reference_jumps(attachment))
+        and [rule.verdict for rule in _TABLE.list_rules(chain)] == [f"jump {chain}-mac"]
+        and [(rule.matches, rule.verdict) for rule in _TABLE.list_rules(f"{chain}-mac")]
+        == [((_match_mac(mac),), "return"), ((), "drop")]
     )
+
+
+def _reference_leftovers(attachment: Attachment) -> tuple[list[str], list[Rule]]:
+    """What the reference left of an attachment whose port is gone."""
+    jumps = _reference_jumps(attachment)
+    dead = [rule for rule in jumps if not _has_live_port(rule)]
+    if not dead:
+        return [], []
+    comment, chain = _reference_names(attachment)
+    going = {name for name in (chain, f"{chain}-mac") if _TABLE.has_chain(name)}
+    rest = [rule for rule in _TABLE.list_rules("", chain) if rule not in dead]
+    # The names of another interface may make the same chain's: what else has rules there, or jumps there, keeps it.
+    while kept := {rule.chain for rule in rest if rule.chain in going and rule.comment != comment} | {
+        rule.target for rule in rest if rule.target in going and rule.chain not in going
+    }:
+        going -= kept
+    return sorted(going), dead
+
+
+def _has_live_port(rule: Rule) -> bool:
+    names = [
+        each.value.rstrip(b"\0").decode(errors="surrogateescape") for each in rule.matches if each.what == "iifname"
+    ]
+    return len(names) != 1 or link.find(names[0]) is not None

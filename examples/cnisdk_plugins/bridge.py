@@ -11,7 +11,7 @@ if __name__ == "__main__":  # VERSION needs nothing of what follows
     answer_version()
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,6 +19,7 @@ from attrs import evolve, frozen
 
 from cnisdk import (
     AddRequest,
+    Attachment,
     CheckRequest,
     CNIError,
     DelRequest,
@@ -38,7 +39,7 @@ from cnisdk import (
     json_field,
     run_all,
 )
-from cnisdk.linux import address, bridge, layer3, link, masquerade, rtnetlink, spoofcheck, sysctl, veth
+from cnisdk.linux import address, bridge, layer3, link, masquerade, rtnetlink, rules, spoofcheck, sysctl, veth
 from cnisdk.linux.bridge import VLANs
 from cnisdk.linux.link import Link
 from cnisdk.linux.netns import NetNS
@@ -172,7 +173,7 @@ class BridgeConf(NetConf):
                 "cannot set hairpin mode and promiscuous mode at the same time: $.promiscMode is true"
             )
         if self.ip_masq or self.ip_masq_backend:
-            masquerade.backend(self.ip_masq_backend)
+            masquerade.choose_backend(self.ip_masq_backend)
 
     def vlans(self) -> VLANs | None:
         """What the port carries; None when the bridge need not filter VLANs.
@@ -229,18 +230,16 @@ class Bridge(Plugin[BridgeConf]):
                 with request.step():
                     pair = veth.create(netns, request.ifname, owner=owner, mtu=conf.mtu, mac=mac, port=port)
                     request.undo(pair.delete)
-            if conf.macspoofchk:
-                request.undo(spoofcheck.delete, owner)
-                spoofcheck.add(owner, pair.host.name, pair.container.mac)
+            leased = with_gateways(conf, request.ipam.add()) if request.ipam.configured else Result()
+            # Before the interface is up: a container may run already.
+            if wanted := wanted_rules(conf, pair, leased.ips):
+                request.undo(delete_rules, owner)
+                rules.apply(owner, wanted)
             if request.ipam.configured:
-                leased = with_gateways(conf, request.ipam.add())
                 pair.container.configure(leased, enabledad=conf.enabledad, accept_ra=conf.accept_ra)
                 gateway = serve_gateway(conf, master, leased.ips) if conf.serves_gateway else None
-                if conf.ip_masq:
-                    request.undo(masquerade.delete, owner)
-                    masquerade.backend(conf.ip_masq_backend).add(owner, [ip.address for ip in leased.ips])
             else:
-                leased, gateway = Result(), None
+                gateway = None
                 if not conf.disable_container_interface:
                     pair.container.set_up()
                     pair.host.wait_running()
@@ -252,12 +251,17 @@ class Bridge(Plugin[BridgeConf]):
     def delete(self, request: DelRequest[BridgeConf]) -> None:
         owner = request.attachment
         result = request.prev_result
-        addresses = [ip.address for ip in result.ips] if result is not None else []
+        addresses = {ip.address for ip in own_ips(result, request.ifname)} if result is not None else set()
+        gone = False
 
         def delete_link() -> None:
+            nonlocal gone
             # Ours carries its owner: only what the reference added has to be looked for in the container.
             if not veth.delete(owner):
                 with request.find_netns() or nullcontext() as netns:
+                    gone = netns is None
+                    if netns is not None and (end := link.find(request.ifname, netns)) is not None:
+                        addresses.update(each.interface for each in address.list_on(end))
                     veth.delete(owner, netns=netns)
 
         with rtnetlink.sharing():
@@ -265,8 +269,7 @@ class Bridge(Plugin[BridgeConf]):
                 delete_link,
                 request.ipam.delete if request.ipam.configured else nothing,
                 # Whatever the configuration says today: it may have changed since ADD.
-                lambda: masquerade.delete(owner, addresses),
-                lambda: spoofcheck.delete(owner),
+                lambda: delete_rules(owner, addresses, gone=gone),
             )
 
     def check(self, request: CheckRequest[BridgeConf]) -> None:
@@ -283,9 +286,10 @@ class Bridge(Plugin[BridgeConf]):
             if conf.serves_gateway and request.ipam.configured:
                 check_gateway(conf, master, own)
             if conf.ip_masq and own:
-                masquerade.backend(conf.ip_masq_backend).check(owner, [ip.address for ip in own])
+                backend = masquerade.choose_backend(conf.ip_masq_backend)
+                masquerade.check(backend, owner, [ip.address for ip in own])
             if conf.macspoofchk:
-                spoofcheck.check(owner, container.mac)
+                spoofcheck.check(owner, link.get_by_index(container.peer_index).name, container.mac)
 
     def gc(self, request: GCRequest[BridgeConf]) -> None:
         network, valid = request.network, request.valid_attachments
@@ -305,11 +309,24 @@ class Bridge(Plugin[BridgeConf]):
                 f"{conf.bridge} already exists but is not a bridge", details=f"it is a link of kind {master.kind}"
             )
         if conf.ip_masq:
-            masquerade.backend(conf.ip_masq_backend).status()
+            masquerade.status(masquerade.choose_backend(conf.ip_masq_backend))
         if conf.macspoofchk:
             spoofcheck.status()
         if request.ipam.configured:
             request.ipam.status()
+
+
+def wanted_rules(conf: BridgeConf, pair: veth.VethPair, ips: Iterable[IPConfig]) -> list[rules.Part]:
+    """The packet filter rules that the configuration asks for."""
+    wanted = [spoofcheck.wanted(pair.host.name, pair.container.mac)] if conf.macspoofchk else []
+    if conf.ip_masq:
+        wanted += masquerade.wanted(masquerade.choose_backend(conf.ip_masq_backend), [ip.address for ip in ips])
+    return wanted
+
+
+def delete_rules(owner: Attachment, addresses: Collection[IPInterface] = (), *, gone: bool = False) -> None:
+    """Delete all packet filter rules of an attachment whose link is gone."""
+    run_all(lambda: masquerade.delete(owner, addresses, gone=gone), lambda: spoofcheck.delete(owner))
 
 
 def nothing() -> None:

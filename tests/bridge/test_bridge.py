@@ -254,6 +254,31 @@ def test_spoof_check(bench: Bench) -> None:
     assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
 
 
+def test_a_failed_add_of_another_network_leaves_the_spoof_check_alone(bench: Bench) -> None:
+    """The runtime calls DEL after it, for the same container and interface."""
+    bench.host.add_netns("c1")
+    conf, other = config(macspoofchk=True), config(macspoofchk=True, name="other", bridge="br1")
+    result = bench.run("ADD", conf).result
+    before = bench.state()["rules"]
+    assert bench.run("ADD", other).status == 1  # the container has an eth0
+    assert bench.state()["rules"] == before
+    bench.run("DEL", other).must_succeed()
+    assert bench.state()["rules"] == before
+    bench.run("CHECK", conf | {"prevResult": result}).must_succeed()
+
+
+def test_interfaces_whose_names_continue_each_other(bench: Bench) -> None:
+    bench.host.add_netns("c1")
+    conf = config(macspoofchk=True)
+    names = ("eth0", "eth0-mac")
+    results = {name: bench.run("ADD", conf, CNI_IFNAME=name).result for name in names}
+    for name in names:
+        bench.run("CHECK", conf | {"prevResult": results[name]}, CNI_IFNAME=name).must_succeed()
+    for name in names:
+        bench.run("DEL", conf, CNI_IFNAME=name).must_succeed()
+    assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
+
+
 def test_routes_with_all_their_attributes(bench: Bench) -> None:
     bench.host.add_netns("c1")
     routes = [

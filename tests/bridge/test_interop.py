@@ -102,6 +102,46 @@ def test_added_by_one_and_deleted_by_the_other(
         assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
 
 
+def test_the_spoof_check_of_the_reference(bench: Bench, go: Path) -> None:
+    """Ours checks it, deletes it, and leaves it alone while its port lives: its names do not tell the network."""
+    bench.host.add_netns("c1")
+    conf = config("0.4.0", macspoofchk=True)
+    result = bench.using(go, go).run("ADD", conf).result
+    before = bench.state()["rules"]
+    bench.run("CHECK", conf | {"prevResult": result}).must_succeed()
+    bench.run("DEL", conf | {"name": "other"}, CNI_NETNS="").must_succeed()
+    assert bench.state()["rules"] == before
+    bench.run("DEL", conf | {"prevResult": result}).must_succeed()
+    assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
+
+
+def test_the_reference_deletes_all_but_our_spoof_check(bench: Bench, go: Path) -> None:
+    """The reference would look for a name that another attachment may have. GC removes what its DEL leaves."""
+    bench.host.add_netns("c1")
+    conf = config("0.4.0", macspoofchk=True)
+    result = bench.run("ADD", conf).result
+    assert bench.using(go, go).run("CHECK", conf | {"prevResult": result}).status == 0
+    bench.using(go, go).run("DEL", conf | {"prevResult": result}).must_succeed()
+    left = bench.state()
+    assert (left["links"], left["leases"]) == (["br0", "lo"], {})
+    assert len(left["rules"]) == 3  # type: ignore[arg-type]
+    bench.run("GC", conf | {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}).must_succeed()
+    assert bench.state()["rules"] == []
+
+
+def test_one_chain_of_the_reference_for_two_interfaces(bench: Bench, go: Path) -> None:
+    """Without a previous result, ours asks the container for the addresses whose rules go."""
+    bench.host.add_netns("c1")
+    conf = config("0.4.0", isGateway=True, ipMasq=True)
+    bench.using(go, go).run("ADD", conf).must_succeed()
+    second = bench.using(go, go).run("ADD", conf, CNI_IFNAME="eth1").result
+    bench.run("DEL", conf).must_succeed()
+    assert "10.1.0.2" not in str(bench.state()["rules"])
+    bench.run("CHECK", conf | {"prevResult": second}, CNI_IFNAME="eth1").must_succeed()
+    bench.run("DEL", conf, CNI_IFNAME="eth1").must_succeed()
+    assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
+
+
 def test_the_reference_added_and_the_namespace_is_gone(bench: Bench, go: Path) -> None:
     """Ours releases the lease and the rules then; the reference would leave the rules for ever."""
     bench.host.add_netns("c1")

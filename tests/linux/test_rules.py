@@ -1,0 +1,361 @@
+"""Rules belong to an attachment and to no other, however alike the names of two attachments are when joined."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
+
+from cnisdk import Attachment, CNIError
+from cnisdk.linux import iptables, masquerade, nft, rules, spoofcheck
+from cnisdk.spec.addresses import IPInterface
+from cnisdk.testing import Host
+
+pytestmark = pytest.mark.kernel
+
+Pair = tuple[Attachment, Attachment]
+MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
+PORTS = ("veth00000001", "veth00000002")
+ADDRESSES = ([ip_interface("10.1.0.5/24")], [ip_interface("10.1.0.6/25")])
+
+
+@st.composite
+def regrouped(draw: st.DrawFn) -> Pair:
+    """Two attachments whose names are the same text when joined: by nothing, '-', '_' or '.'."""
+    tokens = draw(st.lists(st.sampled_from(["a", "b", "c1", "mac", "eth0"]), min_size=4, max_size=6))
+    joint = draw(st.sampled_from(["", "-", "_", "."]))
+    cuts = st.lists(st.integers(1, len(tokens) - 1), min_size=2, max_size=2, unique=True).map(sorted)
+
+    def group(first: int, second: int) -> Attachment:
+        return Attachment(*(joint.join(part) for part in (tokens[:first], tokens[first:second], tokens[second:])))
+
+    return group(*draw(cuts)), group(*draw(cuts))
+
+
+@st.composite
+def alike(draw: st.DrawFn) -> Pair:
+    """Two attachments that differ in one name, by an ending or beyond any length at which a comment is cut."""
+    one = Attachment(draw(st.sampled_from(["a", "a" * 130])), draw(st.sampled_from(["c", "c" * 250])), "eth0")
+    field = draw(st.sampled_from(Attachment._fields))
+    ending = draw(st.sampled_from(["-mac", "x", "-eth0", ".1"]))
+    return one, one._replace(**{field: getattr(one, field) + ending})
+
+
+def pairs() -> st.SearchStrategy[Pair]:
+    return st.one_of(regrouped(), alike()).filter(
+        lambda pair: pair[0] != pair[1] and all(len(each.ifname) <= 15 for each in pair)
+    )
+
+
+def wanted(index: int, backends: Iterable[str] = ("iptables", "nftables")) -> list[rules.Part]:
+    masquerading = [part for backend in backends for part in masquerade.wanted(backend, ADDRESSES[index])]
+    return [spoofcheck.wanted(PORTS[index], MACS[index]), *masquerading]
+
+
+def delete(owner: Attachment) -> None:
+    masquerade.delete(owner, gone=True)
+    spoofcheck.delete(owner)
+
+
+def gc(network: str, *valid: Attachment) -> None:
+    masquerade.gc(network, frozenset(valid))
+    spoofcheck.gc(network, frozenset(valid))
+
+
+def check(owner: Attachment, index: int) -> None:
+    for backend in ("iptables", "nftables"):
+        masquerade.check(backend, owner, ADDRESSES[index])
+    spoofcheck.check(owner, PORTS[index], MACS[index])
+
+
+def listing() -> list[str]:
+    """The kernel's rules, as ``nft`` writes them; the order of chains in a table is that of their making."""
+    text = subprocess.run(["nft", "-s", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
+    return sorted(text.splitlines())
+
+
+def nothing_is_taken(first: Attachment, second: Attachment) -> None:
+    rules.apply(first, wanted(0))
+    alone = listing()
+    rules.apply(second, wanted(1))
+    check(first, 0)
+    check(second, 1)
+    delete(second)
+    assert listing() == alone
+    rules.apply(second, wanted(1))
+    both = listing()
+    gc(first.network, first, second)
+    gc(second.network, second, first)
+    assert listing() == both
+    if first.network != second.network:
+        gc(second.network)
+    else:
+        gc(second.network, first)
+    assert listing() == alone
+    rules.apply(second, wanted(1))
+    delete(first)
+    check(second, 1)
+    with pytest.raises(CNIError):
+        spoofcheck.check(first, PORTS[0], MACS[0])
+    delete(second)
+    assert not [line for line in listing() if "CNI-" in line or "cni-" in line or "saddr" in line]
+
+
+@pytest.mark.parametrize("examples", [8, pytest.param(150, marks=pytest.mark.slow)])
+def test_no_rule_of_another_attachment_is_touched(host: Host, examples: int) -> None:
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(pairs())
+    def in_both_directions(pair: Pair) -> None:
+        nothing_is_taken(*pair)
+        nothing_is_taken(*reversed(pair))
+
+    host.call(in_both_directions)
+
+
+COLLISIONS = {
+    "an interface called as another's MAC chain": (Attachment("a", "c", "eth0"), Attachment("a", "c", "eth0-mac")),
+    "container and interface joined": (Attachment("a", "c-d", "eth0"), Attachment("a", "c", "d-eth0")),
+    "network and container joined": (Attachment("a", "bc", "eth0"), Attachment("ab", "c", "eth0")),
+    "one interface on two networks": (Attachment("a", "c", "eth0"), Attachment("b", "c", "eth0")),
+    "two interfaces on one network": (Attachment("a", "c", "eth0"), Attachment("a", "c", "eth1")),
+    "long names of networks": (Attachment("n" * 124, "c", "eth0"), Attachment("n" * 125, "c", "eth0")),
+}
+
+
+@pytest.mark.parametrize("collision", COLLISIONS)
+def test_names_that_collided(host: Host, collision: str) -> None:
+    host.call(nothing_is_taken, *COLLISIONS[collision])
+
+
+@given(pairs())
+def test_names_and_marks_differ(pair: Pair) -> None:
+    first, second = pair
+    for layout in (spoofcheck.LAYOUT, *masquerade.IPTABLES.values()):
+        assert layout.own_chain(first) != layout.own_chain(second)
+    assert rules.mark(first) != rules.mark(second)
+    rule = nft.Rule("chain", 1, rules.mark(first), (), "drop")
+    assert rules.is_marked(rule)
+    assert rules.is_of(rule, first)
+    assert not rules.is_of(rule, second)
+
+
+@given(st.text("0123456789abcdef-, net:", max_size=50))
+def test_comments_of_others_are_no_marks(comment: str) -> None:
+    assume(not comment.startswith(tuple("0123456789abcdef")))
+    assert not rules.is_marked(nft.Rule("chain", 1, comment, (), "drop"))
+
+
+def test_attachments_added_at_the_same_moment_share_no_chain(host: Host) -> None:
+    """iptables-restore alone lets two processes make the same chain."""
+
+    def add_at_once() -> None:
+        owners = {Attachment("net", "c", f"eth{number}"): ip_interface(f"10.1.0.{number}/24") for number in range(4)}
+
+        def add(owner: Attachment) -> None:
+            rules.apply(owner, masquerade.wanted("iptables", [owners[owner]]))
+
+        for _ in range(10):
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(add, owners))
+            for owner, address in owners.items():
+                masquerade.check("iptables", owner, [address])
+                masquerade.delete(owner)
+        assert nft.Table("ip", "nat").list_chains("CNI-") == []
+
+    host.call(add_at_once)
+
+
+def programs(function: Any, *arguments: Any) -> list[str]:
+    """Names of the programs that a call starts. To be called in a process of its own: a hook stays."""
+    started: list[str] = []
+
+    def hook(event: str, details: tuple[Any, ...]) -> None:
+        if event == "subprocess.Popen":
+            started.append(Path(details[1][0]).name)
+
+    sys.addaudithook(hook)
+    function(*arguments)
+    return started
+
+
+def test_few_programs_are_started(host: Host) -> None:
+    owner, other = Attachment("net", "c1", "eth0"), Attachment("net", "c2", "eth0")
+    both: list[IPInterface] = [ip_interface("10.1.0.5/24"), ip_interface("2001:db8::5/64")]
+    spoof = [spoofcheck.wanted(PORTS[0], MACS[0])]
+    for backend, expected in (("nftables", ["nft"]), ("iptables", ["iptables-restore", "ip6tables-restore", "nft"])):
+        parts = [*spoof, *masquerade.wanted(backend, both)]
+        for _ in range(2):  # a second ADD replaces what a killed one left
+            assert host.call(programs, rules.apply, owner, parts) == expected
+        assert host.call(programs, masquerade.check, backend, owner, both) == []
+        assert host.call(programs, delete, other) == []
+        assert host.call(programs, delete, owner) == []
+        assert host.call(programs, gc, "net") == []
+
+
+def test_a_changed_rule_is_noticed(host: Host) -> None:
+    """CHECK compares values, not only that something with the comment is there."""
+    owner = Attachment("net", "c1", "eth0")
+    host.call(rules.apply, owner, wanted(0))
+    host.call(check, owner, 0)
+    with pytest.raises(CNIError, match=r"10\.1\.0\.6"):
+        host.call(masquerade.check, "nftables", owner, ADDRESSES[1])
+    own = spoofcheck.LAYOUT.own_chain(owner)
+    chain = masquerade.chain_name(owner)
+    for command in (
+        f"nft insert rule bridge nat {own} accept",
+        f"iptables -t nat -I {chain} -j RETURN",
+        "nft flush chain inet cni_plugins_masquerade postrouting",
+    ):
+        host.run(command.split())
+    with pytest.raises(CNIError, match="let only 02:00:00:00:00:01 in"):
+        host.call(spoofcheck.check, owner, PORTS[0], MACS[0])
+    with pytest.raises(CNIError, match=r"no rule like this: -d 10\.1\.0\.0/24"):
+        host.call(masquerade.check, "iptables", owner, ADDRESSES[0])
+    with pytest.raises(CNIError, match="goto masq_checks"):
+        host.call(masquerade.check, "nftables", owner, ADDRESSES[0])
+
+
+@pytest.mark.parametrize("prefix", ["10.1.0.5/0", "10.1.0.5/1", "10.1.0.5/25", "10.1.0.5/32", "2001:db8::5/61"])
+@pytest.mark.parametrize("backend", ["iptables", "nftables"])
+def test_prefixes_of_any_length(host: Host, backend: str, prefix: str) -> None:
+    owner, addresses = Attachment("net", "c1", "eth0"), [ip_interface(prefix)]
+    host.call(rules.apply, owner, masquerade.wanted(backend, addresses))
+    host.call(masquerade.check, backend, owner, addresses)
+
+
+def test_a_chain_that_the_reference_added_to_keeps_the_references_rules(host: Host) -> None:
+    """Another container whose network and id make the same text, added by the reference."""
+    ours, other = COLLISIONS["network and container joined"]
+    chain = masquerade.chain_name(ours)
+    assert chain == masquerade.chain_name(other)
+    host.call(rules.apply, ours, masquerade.wanted("iptables", ADDRESSES[0]))
+    comment = ["-m", "comment", "--comment", 'name: "ab" id: "c"']
+    nat = ["iptables", "-t", "nat"]
+    host.run([*nat, "-A", chain, "-d", "10.1.0.0/25", "-j", "ACCEPT", *comment])
+    host.run([*nat, "-A", chain, "!", "-d", "224.0.0.0/4", "-j", "MASQUERADE", *comment])
+    host.run([*nat, "-A", "POSTROUTING", "-s", "10.1.0.6", "-j", chain, *comment])
+    host.call(masquerade.delete, ours, ADDRESSES[0])
+    host.call(masquerade.gc, "a", frozenset())
+    assert "10.1.0.5" not in host.run([*nat, "-S"]).stdout
+    host.call(masquerade.check, "iptables", other, ADDRESSES[1])
+    host.call(masquerade.delete, other, ADDRESSES[1])
+    assert "CNI-" not in host.run([*nat, "-S"]).stdout
+
+
+def add_as_the_reference(host: Host, owner: Attachment, port: str, mac: str) -> None:
+    """The reference's spoof check."""
+    comment = f"macspoofchk-{owner.container_id}-{owner.ifname}"
+    chain = f"cni-br-iface-{owner.container_id}-{owner.ifname}"
+    script = (
+        "add table bridge nat",
+        "add chain bridge nat PREROUTING { type filter hook prerouting priority -300 ; policy accept ; }",
+        f"add chain bridge nat {chain}",
+        f"add chain bridge nat {chain}-mac",
+        f"flush chain bridge nat {chain}",
+        f"flush chain bridge nat {chain}-mac",
+        f'add rule bridge nat PREROUTING iifname "{port}" jump {chain} comment "{comment}"',
+        f'add rule bridge nat {chain} jump {chain}-mac comment "{comment}"',
+        f'add rule bridge nat {chain}-mac ether saddr {mac} return comment "{comment}"',
+        f'add rule bridge nat {chain}-mac drop comment "{comment}"',
+    )
+    host.run(["nft", "-f", "-"], input="\n".join(script))
+
+
+def test_spoof_rules_of_the_reference_go_with_their_port(host: Host) -> None:
+    """The reference's names leave the network out: a live port is another attachment's."""
+    owner = Attachment("a", "c", "eth0")
+    for port in PORTS:
+        host.run(["ip", "link", "add", port, "type", "bridge"])
+    add_as_the_reference(host, owner, PORTS[0], MACS[0])
+    host.call(spoofcheck.check, owner, PORTS[0], MACS[0])
+    with pytest.raises(CNIError):
+        host.call(spoofcheck.check, owner, PORTS[1], MACS[0])
+    with pytest.raises(CNIError):
+        host.call(spoofcheck.check, owner, PORTS[0], MACS[1])
+    before = host.call(listing)
+    host.call(spoofcheck.delete, owner._replace(network="b"))  # the port lives
+    host.call(spoofcheck.gc, "a", frozenset())
+    assert host.call(listing) == before
+    host.run(["ip", "link", "del", PORTS[0]])
+    host.call(spoofcheck.delete, owner)
+    assert not any("cni-br-iface" in line for line in host.call(listing))
+
+
+def test_spoof_rules_of_the_reference_that_share_a_chain(host: Host) -> None:
+    owners = COLLISIONS["an interface called as another's MAC chain"]
+    host.run(["ip", "link", "add", PORTS[0], "type", "bridge"])
+    for owner, port, mac in zip(owners, PORTS, MACS, strict=True):
+        add_as_the_reference(host, owner, port, mac)
+    host.call(spoofcheck.delete, owners[1])  # its port is gone; its chain is the other's, too
+    assert any(PORTS[0] in line for line in host.call(listing))
+    assert not any(PORTS[1] in line for line in host.call(listing))
+    host.run(["ip", "link", "del", PORTS[0]])
+    host.call(spoofcheck.delete, owners[0])
+    assert not any("jump" in line and "iifname" in line for line in host.call(listing))
+
+
+def test_many_rules_are_read_and_deleted(host: Host) -> None:
+    table = nft.Table("inet", "t")
+    host.run(["nft", "add table inet t; add chain inet t c"])
+    for start in (0, 600):  # more do not fit into an ordinary user's message
+        rules_of_many = (
+            f'add rule inet t c ip saddr 10.0.0.1 drop comment "x{each}"' for each in range(start, start + 600)
+        )
+        host.run(["nft", "-f", "-"], input="\n".join(rules_of_many))
+
+    def delete_odd() -> int:
+        found = table.list_rules("c")
+        assert [rule.comment for rule in found] == [f"x{each}" for each in range(1200)]
+        assert len(table.list_rules("c", "x119")) == 11  # 119, and 1190 to 1199
+        assert table.delete(found[::2])
+        assert not table.delete(found[:1])  # not there any more
+        return len(table.list_rules("c"))
+
+    assert host.call(delete_odd) == 600
+
+
+def test_a_chain_in_use_is_not_deleted(host: Host) -> None:
+    host.run(["nft", "add table inet t; add chain inet t c; add chain inet t d; add rule inet t d jump c"])
+    with pytest.raises(CNIError, match="cannot delete rules of nftables table inet t: Device or resource busy"):
+        host.call(nft.Table("inet", "t").delete, [], ["c"])
+
+
+@pytest.fixture
+def legacy(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host whose iptables is the legacy variant."""
+    for name in ("iptables", "ip6tables"):
+        program = Path(f"/usr/sbin/{name}-legacy")
+        if not program.exists() or host.run([program, "-t", "nat", "-S"], check=False).returncode:
+            pytest.skip("no legacy iptables: neither the program nor the kernel's part may be missing")
+        for ending in ("", "-restore"):
+            (tmp_path / f"{name}{ending}").symlink_to(f"{program}{ending}")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin")
+    return host
+
+
+@pytest.mark.parametrize("collision", ["network and container joined", "two interfaces on one network"])
+def test_the_legacy_variant_of_iptables(legacy: Host, collision: str) -> None:
+    first, second = COLLISIONS[collision]
+
+    def add_and_delete() -> None:
+        table = iptables.LegacyTable(4, "nat")
+        rules.apply(first, masquerade.wanted("iptables", ADDRESSES[0]))
+        rules.apply(second, masquerade.wanted("iptables", ADDRESSES[1]))
+        assert len(table.list_chains("CNI-")) == 2
+        masquerade.check("iptables", first, ADDRESSES[0])
+        masquerade.check("iptables", second, ADDRESSES[1])
+        masquerade.delete(first, gone=True)
+        masquerade.check("iptables", second, ADDRESSES[1])
+        masquerade.gc(second.network, frozenset({second}))
+        masquerade.check("iptables", second, ADDRESSES[1])
+        masquerade.gc(second.network, frozenset())
+        assert iptables.LegacyTable(4, "nat").list_chains("CNI-") == []
+
+    legacy.call(add_and_delete)
