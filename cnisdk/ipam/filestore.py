@@ -13,7 +13,7 @@ from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError, IOFa
 from ..spec.addresses import IPAddress
 from ..spec.names import check_network_name
 from . import lockfile
-from .index import DIRECTORY, Index, IndexWrong, read_cursor
+from .index import DIRECTORY, Index, IndexWrong, delete_index, read_cursor
 from .memory import MemoryView
 from .place import is_exclusive
 from .records import (
@@ -36,6 +36,9 @@ DATA_DIR = "/var/lib/cni/networks"
 
 SPARE = ".cnisdk-new"
 """Where a lease is written before it gets its name, on file systems that have no unnamed files."""
+
+# So many leases, those of a container with two families, are read faster than an index is made and deleted again.
+_FEW = 2
 
 _NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -60,10 +63,11 @@ class _Absent(MemoryView):
 class _Scanned(MemoryView):
     """What a scan of a directory found, where there can be no index of it."""
 
-    def __init__(self, leases: Iterable[Lease], directory: int, *, exclusive: bool) -> None:
+    def __init__(self, leases: Iterable[Lease], directory: int, *, exclusive: bool, index: Index | None = None) -> None:
         super().__init__(leases)
         self.directory = directory
         self.exclusive = exclusive
+        self.index = index  # to be made when there are more leases
 
     def find_cursor(self, index: int) -> IPAddress | None:
         return read_cursor(self.directory, index)
@@ -134,6 +138,8 @@ class FileStore(Store):
         """See :class:`Store`."""
         with self.locked(deadline, write=write) as directory:
             if directory is None:
+                if write and os.path.lexists(self.index_path):
+                    delete_index(self.index_path)  # the network was removed by hand
                 yield _Absent()
                 return
             index = Index(directory, self.index_path, self.boot, reclaims=self.reclaims)
@@ -202,13 +208,24 @@ class FileStore(Store):
             if isinstance(view, Index):
                 raise IndexWrong(str(exc)) from exc
             raise
-        if isinstance(view, Index):
-            try:
-                since = os.fstat(view.directory).st_mtime_ns
+        index = view if isinstance(view, Index) else view.index
+        if index is None:
+            return
+        try:
+            since = os.fstat(view.directory).st_mtime_ns
+            if not isinstance(view, Index):
                 view.apply(changes)
-                view.trust(since)
-            except (OSError, IndexWrong):
-                view.distrust()  # no room, no permission: the leases are right, and the next one scans
+                leases = list(view.leases())
+                if len(leases) > _FEW:
+                    index.rebuild(leases, since)
+                return
+            index.apply(changes)
+            if not changes.reserve and index.holds_none(changes.release) and not _has_lease(view.directory):
+                index.delete()
+                return
+            index.trust(since)
+        except (OSError, IndexWrong):
+            index.distrust()  # no room, no permission: the leases are right, and the next one scans
 
     def check_usable(self) -> None:
         """Check that leases could be written, without making anything.
@@ -310,6 +327,9 @@ class FileStore(Store):
         if dead:
             since = os.fstat(directory).st_mtime_ns
         index.exclusive = exclusive
+        if len(leases) <= _FEW:
+            index.delete()
+            return _Scanned(leases, directory, exclusive=exclusive, index=index)
         try:
             index.rebuild(leases, since)
         except OSError:
@@ -433,6 +453,12 @@ def _missing(path: str) -> list[str]:
         missing.insert(0, path)
         path = os.path.dirname(path)
     return missing
+
+
+def _has_lease(directory: int) -> bool:
+    """Is there a lease? In a directory with many, one is among the first names."""
+    with os.scandir(directory) as entries:
+        return any(parse_name(entry.name) is not None for entry in entries)
 
 
 def _unlink(directory: int, name: str) -> bool:

@@ -1,7 +1,8 @@
 """The index beside a directory of leases: what makes every operation cost the same, however many leases there are.
 
 It lies in ``<dataDir>/.cnisdk/<network>/``, where the reference never looks: names of networks begin with a letter or a
-digit. It is only ever a hint; deleting it costs one scan.
+digit. It is only ever a hint; deleting it costs one scan. A network with few leases has none, and it goes with the last
+lease, so that a network which is removed leaves nothing of it.
 
 ``owners/<2 hex digits>``
     The addresses of the containers of one hash: lines of ``<address> <container id> <interface>``.
@@ -27,7 +28,7 @@ import errno
 import os
 import stat
 from binascii import crc32
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from ..errors import IOFailureError
 from ..spec.addresses import IPAddress
@@ -318,6 +319,18 @@ class Index(View):
                 wrong.append(f"{address} counts as free")
         return wrong
 
+    def holds_none(self, leases: Iterable[Lease]) -> bool:
+        """After these were released: can there be none left? No bucket of theirs has an entry then."""
+        with self._reading:
+            return not any(self._bucket(_bucket(lease.owner)) for lease in leases)
+
+    def delete(self) -> None:
+        """Delete all of it, and the directory of indexes with the last one. What cannot be deleted stays."""
+        self.close()
+        self._buckets.clear()
+        self._used.clear()
+        delete_index(self._path)
+
     def distrust(self) -> None:
         """Have the next one scan."""
         self._files.close_file(_STAMP)
@@ -467,6 +480,21 @@ class Index(View):
                     _remove(path)
                     os.mkdir(path, 0o700)
         self._files.enter()
+
+
+def delete_index(path: str) -> None:
+    """Delete an index, and the directory of indexes with the last one. What cannot be deleted stays."""
+    try:
+        for folder in (f"{path}/{_OWNERS}", f"{path}/{_USED}", path):
+            if os.path.isdir(folder) and not os.path.islink(folder):
+                for name in os.listdir(folder):
+                    _remove(f"{folder}/{name}")
+                os.rmdir(folder)
+        if os.path.lexists(path):
+            _remove(path)
+        os.rmdir(os.path.dirname(path))
+    except OSError:
+        pass  # another network's index is there, or somebody makes this one anew
 
 
 def _end(owner: Owner) -> bytes:

@@ -17,7 +17,7 @@ import pytest
 
 from cnisdk.cli import cnisdk, gc
 from cnisdk.cli.leases import bar, share
-from cnisdk.ipam import FileStore, Lease, Owner, RoundRobin
+from cnisdk.ipam import FileStore, Lease, Owner, RoundRobin, filestore
 from cnisdk.ipam.records import Boot, current_boot
 from cnisdk.runtime.cache import Cache, CachedAttachment
 from cnisdk.spec.addresses import parse_address
@@ -522,6 +522,13 @@ def test_fsck_finds_and_repairs(place: Place, capsys: pytest.CaptureFixture[str]
     assert place.run("fsck") == 0
 
 
+@pytest.fixture
+def indexed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an index also where there are few leases."""
+    monkeypatch.setattr(filestore, "_FEW", 0)
+
+
+@pytest.mark.usefixtures("indexed")
 def test_fsck_repairs_an_index_that_lies(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.add("one", HERE)
     for path in Path(place.store.index_path, "owners").iterdir():
@@ -534,6 +541,7 @@ def test_fsck_repairs_an_index_that_lies(place: Place, capsys: pytest.CaptureFix
     assert len(place.allocator.release(Owner("one", "eth0"))) == 2
 
 
+@pytest.mark.usefixtures("indexed")
 def test_fsck_repairs_a_damaged_index(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.add("one", HERE)
     for path in Path(place.store.index_path, "owners").iterdir():
@@ -543,8 +551,10 @@ def test_fsck_repairs_a_damaged_index(place: Place, capsys: pytest.CaptureFixtur
     assert place.run("fsck", "nope") == 1
 
 
+@pytest.mark.usefixtures("indexed")
 def test_fsck_deletes_the_index_of_a_network_that_is_gone(place: Place) -> None:
     place.add("one", HERE)
+    assert Path(place.store.index_path).exists()
     os.rename(place.store.path, f"{place.root}/elsewhere")
     assert place.run("fsck") == 0
     assert not Path(place.store.index_path).exists()

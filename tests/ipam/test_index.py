@@ -408,3 +408,64 @@ def test_a_lock_that_is_deleted_while_one_waits(store: FileStore) -> None:
         os.unlink(f"{store.path}/lock")
     waiting.join()
     assert len(everything(store)) == 2
+
+
+def files_of_index(store: FileStore) -> list[Path]:
+    return list(Path(store.data_dir, ".cnisdk").rglob("*"))
+
+
+@pytest.mark.parametrize("last", ["release", "retain", "release twice"])
+def test_nothing_of_a_network_is_left_but_what_the_reference_leaves(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    monkeypatch.undo()
+    owners = [Owner(f"c{number}", "eth0") for number in range(20)]
+    for owner in owners:
+        add(store, owner)
+    assert files_of_index(store)
+    other = FileStore(store.data_dir, "other")
+    for owner in owners:
+        add(other, owner)
+    for each in (store, other):
+        allocator = RoundRobin(each, SETS)
+        if last == "retain":
+            allocator.retain([])
+        else:
+            for owner in owners * (2 if last == "release twice" else 1):
+                allocator.release(owner)
+        everything(each)
+        allocator.check_capacity()
+        if each is store:
+            assert files_of_index(other)
+    assert sorted(path.relative_to(store.data_dir).as_posix() for path in Path(store.data_dir).rglob("*")) == [
+        *("net", "net/last_reserved_ip.0", "net/lock"),
+        *("other", "other/last_reserved_ip.0", "other/lock"),
+    ]
+    assert add(store, A) == "10.0.0.22"
+
+
+def test_a_lease_of_nobody_keeps_the_index(store: FileStore) -> None:
+    """It is no last lease that goes while another file keeps an address."""
+    add(store, A)
+    Path(store.path, "10.0.0.9").write_bytes(b"for the printer")
+    add(store, B)
+    RoundRobin(store, SETS).retain([])
+    assert files_of_index(store)
+    assert set(everything(store)) <= {IPv4Address("10.0.0.9")}
+
+
+def test_a_network_that_was_removed_by_hand_leaves_no_index(store: FileStore) -> None:
+    for owner in (A, B, Owner("c", "eth0")):
+        add(store, owner)
+    shutil.rmtree(store.path)
+    RoundRobin(store, SETS).release(A)
+    assert list(Path(store.data_dir).iterdir()) == []
+
+
+def test_a_network_of_one_container_needs_no_index(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    dual = range_sets("10.0.0.0/24", "fd00::/64")
+    for _ in range(3):
+        assert len(RoundRobin(store, dual).allocate(A)) == 2
+        assert files_of_index(store) == []
+        assert len(RoundRobin(store, dual).release(A)) == 2
