@@ -130,7 +130,7 @@ def ask_versions(plugin: Registered, interpreter: str, paths: Sequence[str] | No
     )
     path = f"{plugin.module}:{plugin.attribute}"
     try:
-        answer = parse_versions(interpret(finished, path, "VERSION"), path)
+        answer = parse_versions(interpret(finished, path, {"CNI_COMMAND": "VERSION"}, b""), path)
     except CNIError as exc:
         message = str(exc)
         if "ModuleNotFoundError" in exc.msg:
@@ -201,7 +201,8 @@ def read(path: str) -> bytes | None:
         IOFailureError: (5) It cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        # A FIFO in the program's place reads as empty, and is waited for by nobody.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             return file.read(1 << 22)
     except FileNotFoundError:
         return None

@@ -7,10 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import CNIError, DecodingError, InternalError, error_for_code
-from .process import GRACE, Finished, execute, pass_on
-
-# How much of what a plugin printed goes into a message.
-_SHOWN = 1024
+from .process import GRACE, STDERR_TAIL, Finished, execute, pass_on
 
 # The verbs whose answer is on stdout. That of the others is the exit status alone.
 _ANSWERED = frozenset({"ADD", "VERSION"})
@@ -44,36 +41,43 @@ def run(
         TryAgainLaterError: (11) It did not finish in time.
     """
     finished = execute([path], environ=environ, stdin=stdin, timeout=timeout, grace=grace, on_stderr=on_stderr)
-    return interpret(finished, path, environ.get("CNI_COMMAND", ""))
+    return interpret(finished, path, environ, stdin)
 
 
-def interpret(finished: Finished, path: str, verb: str) -> bytes:
+def interpret(finished: Finished, path: str, environ: Mapping[str, str], stdin: bytes) -> bytes:
     """Return what a plugin printed if that means success, and raise what it means otherwise.
 
     Unlike the reference, an error object counts with any exit status, and one that is none (a result, ``{}``) never
-    becomes an error without a text.
+    becomes an error without a text. An error quotes what else was printed, but nothing of the request.
+
+    Args:
+        finished: The process.
+        path: Its executable.
+        environ: Its environment, ``CNI_COMMAND`` included.
+        stdin: The configuration it was given.
     """
     printed = _parse(finished.stdout)
     if finished.returncode == 0:
         if _is_error(printed) and printed["code"]:
             raise _reported(printed)
-        if verb in _ANSWERED and not isinstance(printed, dict):
-            raise DecodingError(
-                f"netplugin succeeded but printed {_quote(finished.stdout) or 'nothing'}, expected one JSON object",
-                details=_about(path, finished),
-            )
-        return finished.stdout
-    if _is_error(printed):
+        if environ.get("CNI_COMMAND", "") not in _ANSWERED or isinstance(printed, dict):
+            return finished.stdout
+    elif _is_error(printed):
         raise _reported(printed)
-    if finished.stdout.strip():
+    from .excerpt import quote
+
+    stdout = quote(finished.stdout, stdin, environ)
+    stderr = quote(finished.stderr, stdin, environ, tail=True, cut=len(finished.stderr) >= STDERR_TAIL)
+    about = f"plugin {path}; its stderr: {stderr}" if stderr else f"plugin {path}"
+    if finished.returncode == 0:
+        raise DecodingError(
+            f"netplugin succeeded but printed {stdout or 'nothing'}, expected one JSON object", details=about
+        )
+    if stdout:
         what = "printed no error object but" if isinstance(printed, dict) else "error parsing its diagnostic message"
-        raise InternalError(
-            f"netplugin failed but {what} {_quote(finished.stdout)}: {finished.reason}", details=_about(path, finished)
-        )
-    if finished.stderr.strip():
-        raise InternalError(
-            f"netplugin failed: {_quote(finished.stderr, tail=True)}: {finished.reason}", details=f"plugin {path}"
-        )
+        raise InternalError(f"netplugin failed but {what} {stdout}: {finished.reason}", details=about)
+    if stderr:
+        raise InternalError(f"netplugin failed: {stderr}: {finished.reason}", details=f"plugin {path}")
     raise InternalError(f"netplugin failed with no error message: {finished.reason}", details=f"plugin {path}")
 
 
@@ -98,21 +102,3 @@ def _is_error(printed: Any) -> bool:
 
 def _reported(printed: dict[str, Any]) -> CNIError:
     return error_for_code(printed["code"], printed["msg"], printed.get("details", ""))
-
-
-def _about(path: str, finished: Finished) -> str:
-    if not finished.stderr.strip():
-        return f"plugin {path}"
-    return f"plugin {path}; its stderr: {_quote(finished.stderr, tail=True)}"
-
-
-def _quote(data: bytes, *, tail: bool = False) -> str:
-    """Show what was printed, within bounds: the beginning of stdout, the end of stderr."""
-    data = data.strip()
-    if not data:
-        return ""
-    kept = data[-_SHOWN:] if tail else data[:_SHOWN]
-    text = json.dumps(kept.decode(errors="replace"), ensure_ascii=False)
-    if len(kept) == len(data):
-        return text
-    return f"{text} ({'the last' if tail else 'the first'} {_SHOWN} bytes of {len(data)})"

@@ -137,7 +137,7 @@ class Delegate:
         if local.runner is not None and self._on_stderr is pass_on:
             finished = local.runner(path, environ, self._stdin, timeout)
             if finished is not None:
-                return interpret(finished, path, str(verb))
+                return interpret(finished, path, environ, self._stdin)
         return run(path, environ=environ, stdin=self._stdin, timeout=timeout, on_stderr=self._on_stderr)
 
     def _undo(self, path: str, failure: CNIError) -> None:

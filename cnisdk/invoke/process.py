@@ -107,13 +107,13 @@ def execute(
             child.end()
             raise IOFailureError(
                 f"{argv[0]} printed more than {STDOUT_LIMIT >> 20} MiB and was stopped",
-                details=_quote("it begins with", bytes(stdout.data[:256])),
+                details=_quote("it begins with", bytes(stdout.data[:4096]), stdin, environ),
             )
         if not in_time:
             child.end()
             raise TryAgainLaterError(
                 f"{argv[0]} did not finish within {timeout:g} seconds and was stopped",
-                details=_quote("its stderr ends with", bytes(stderr.data)),
+                details=_quote("its stderr ends with", bytes(stderr.data), stdin, environ, tail=True),
             )
         return Finished(child.reap(), bytes(stdout.data), bytes(stderr.data))
     finally:
@@ -122,8 +122,11 @@ def execute(
             os.close(fd)
 
 
-def _quote(what: str, data: bytes) -> str:
-    return f"{what}: {data.decode(errors='replace').strip()}" if data.strip() else ""
+def _quote(what: str, data: bytes, stdin: bytes, environ: Mapping[str, str], *, tail: bool = False) -> str:
+    from .excerpt import excerpt
+
+    text, _ = excerpt(data, stdin, environ, tail=tail, cut=len(data) >= STDERR_TAIL)
+    return f"{what}: {text}" if text else ""
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------
