@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ..errors import CNIError, DecodingError, InvalidEnvironmentError, IOFailureError
 from ..spec.codec import dumps_compact, loads
 from ..spec.names import Attachment, check_container_id, check_ifname, check_network_name, shorten
+from .files import read_file
 
 DEFAULT_CACHE_DIR = "/var/lib/cni"
 
@@ -91,7 +92,10 @@ class Cache:
         except ForeignEntryError:
             raise
         except CNIError:
-            pass  # a torn one will be overwritten
+            pass  # a torn one will be overwritten, and so will a FIFO
+        path = self.path(attachment)
+        if os.path.isdir(path) and not os.path.islink(path):
+            raise IOFailureError(f"cannot write cached result {path}: it is a directory", details="remove it")
         try:
             _make_private(self.directory)
         except OSError as exc:
@@ -155,7 +159,7 @@ class Cache:
         """
         path = self.path(attachment)
         try:
-            data = _read(path)
+            data = read_file(path, follow=False)
         except FileNotFoundError:
             return None
         except OSError as exc:
@@ -209,7 +213,7 @@ class Cache:
                 continue
             path = os.path.join(self.directory, name)
             try:
-                entry = _parse(_read(path), path, None)
+                entry = _parse(read_file(path, follow=False), path, None)
             except FileNotFoundError:
                 continue
             except (OSError, CNIError) as exc:
@@ -287,11 +291,6 @@ def _parse(data: bytes, path: str, legacy: Attachment | None) -> CachedAttachmen
         capability_args=parts["capabilityArgs"] or {},
         result=parts["result"] or None,
     )
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def _make_private(directory: str) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..errors import CNIError, InvalidConfigError, IOFailureError
 from ..spec.codec import loads
+from .files import read_file
 from .network import Network, NetworkPlugin, parse_plugin
 
 DEFAULT_CONF_DIR = "/etc/cni/net.d"
@@ -133,8 +134,7 @@ def _files(directory: str) -> Iterator[str]:
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return read_file(path)
     except OSError as exc:
         raise IOFailureError(f"cannot read network configuration {path}: {exc.strerror}") from exc
 

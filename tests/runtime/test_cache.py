@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,34 @@ def test_nothing_is_lost(
     assert cache.find(attachment) == entry
     assert base64.b64decode(json.loads(Path(cache.path(attachment)).read_bytes())["config"]) == config
     cache.delete(attachment)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link", "socket"])
+def test_what_is_no_file_in_the_place_of_a_result_is_never_waited_for(cache: Cache, kind: str, tmp_path: Path) -> None:
+    path = Path(cache.path(ATTACHMENT))
+    path.parent.mkdir(parents=True)
+    put_in_place(path, kind, tmp_path)
+    with pytest.raises(IOFailureError, match=r"cannot read cached result .*: it is a .*, not a regular file"):
+        cache.find(ATTACHMENT)
+    found, problems = cache.entries("mynet")
+    assert found == []
+    assert [problem.code for problem in problems] == [6]
+    if kind == "directory":
+        with pytest.raises(IOFailureError, match="it is a directory"):
+            cache.prepare(ATTACHMENT)
+    else:
+        cache.prepare(ATTACHMENT)
+        cache.store(ENTRY)
+        assert cache.find(ATTACHMENT) == ENTRY
+
+
+def put_in_place(path: Path, kind: str, tmp_path: Path) -> None:
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"/proc/self/fd/{os.open(path.parent, os.O_PATH | os.O_CLOEXEC)}/{path.name}")

@@ -1,6 +1,7 @@
 """Loading networks from a directory: precedence, folders, and files that are broken."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,30 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     path.symlink_to("/proc/sys/net/ipv4/route/flush")  # only to be written to, by root as well
     with pytest.raises(IOFailureError, match="Permission denied"):
         read_network(str(path))
+
+
+def test_a_fifo_among_the_configurations_is_a_problem_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "10-fifo.conflist")
+    (tmp_path / "11-device.conf").symlink_to("/dev/zero")
+    write(tmp_path / "20-a.conflist", conf_list("net", "list"))
+    loaded = load_networks(str(tmp_path))
+    assert [network.name for network in loaded.networks] == ["net"]
+    assert [problem.code for problem in loaded.problems] == [5, 5]
+    assert "10-fifo.conflist: it is a FIFO, not a regular file" in loaded.problems[0].msg
+    assert "11-device.conf: it is a device, not a regular file" in loaded.problems[1].msg
+    assert types(load_network(str(tmp_path), "net")) == ["list"]
+
+
+def test_a_fifo_among_the_plugins_of_a_folder_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "20-a.conflist", conf_list("net", "list"))
+    (tmp_path / "net").mkdir()
+    os.mkfifo(tmp_path / "net" / "10.conf")
+    with pytest.raises(IOFailureError, match="it is a FIFO"):
+        read_network(path)
+
+
+def test_a_link_to_a_configuration_is_followed(tmp_path: Path) -> None:
+    """As Kubernetes mounts configuration maps."""
+    write(tmp_path / "hidden", conf_list("net", "list"))
+    (tmp_path / "10.conflist").symlink_to("hidden")
+    assert types(load_network(str(tmp_path), "net")) == ["list"]
