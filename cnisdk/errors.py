@@ -17,6 +17,10 @@ class CNIError(Exception):
         msg: One short sentence: the object, the value, what is wrong.
         details: Longer text, or the next step. Empty means none.
         code: The code, when it is not the one of the class: plugins may use 100 and above for their own errors.
+
+    Attributes:
+        others: Further errors of the same call, in the order in which they happened: of taking a failed ADD back, or of
+            the other plugins in DEL and GC. They are told in ``details`` as text as well.
     """
 
     default_code: ClassVar[int] = 100
@@ -24,12 +28,14 @@ class CNIError(Exception):
     code: int
     msg: str
     details: str
+    others: list[CNIError]
 
     def __init__(self, msg: str, *, details: str = "", code: int | None = None) -> None:
         super().__init__(msg)
         self.msg = msg
         self.details = details
         self.code = self.default_code if code is None else code
+        self.others = []
 
     def __str__(self) -> str:
         return f"{self.msg}; {self.details}" if self.details else self.msg
@@ -38,12 +44,14 @@ class CNIError(Exception):
         return f"{type(self).__name__}(code={self.code}, msg={self.msg!r}, details={self.details!r})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restore, (type(self), self.msg, self.details, self.code)
+        return _restore, (type(self), self.msg, self.details, self.code, self.others)
 
 
-def _restore(cls: type[CNIError], msg: str, details: str, code: int) -> CNIError:
+def _restore(cls: type[CNIError], msg: str, details: str, code: int, others: list[CNIError]) -> CNIError:
     """Unpickle an error: ``Exception`` would call the class with positional arguments only."""
-    return cls(msg, details=details, code=code)
+    error = cls(msg, details=details, code=code)
+    error.others = others
+    return error
 
 
 class IncompatibleVersionError(CNIError):
@@ -167,6 +175,6 @@ def run_all(*steps: Callable[[], object]) -> None:
     if problems:
         first, *others = problems
         also = [f"also: {problem}" for problem in others]
-        raise type(first)(
-            first.msg, details="; ".join(filter(None, (first.details, *also))), code=first.code
-        ) from first
+        error = type(first)(first.msg, details="; ".join(filter(None, (first.details, *also))), code=first.code)
+        error.others = [*first.others, *others]
+        raise error from first

@@ -18,7 +18,7 @@ from .. import __version__
 from ..errors import CNIError, InvalidEnvironmentError, IOFailureError
 from ..invoke.find import split_path
 from ..runtime.cache import DEFAULT_CACHE_DIR
-from ..runtime.load import DEFAULT_CONF_DIR, NetworkNotFoundError, load_network
+from ..runtime.load import DEFAULT_CONF_DIR, load_network
 from ..runtime.network import Network
 from ..runtime.runner import DEFAULT_TIMEOUT, Runtime
 from ..spec.codec import loads
@@ -181,7 +181,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         for note in runtime.gc(network, args.valid or ()).notes:
             _warn(note)
     else:
-        where = {"container_id": container, "netns": netns, "ifname": ifname}
+        where: dict[str, Any] = {"container_id": container, "netns": netns, "ifname": ifname}
         cni_args, capability_args = _arguments(args)
         if args.verb == "add":
             present = runtime.cache.exists(Attachment(network.name, container, ifname))
@@ -204,18 +204,14 @@ def _load(runtime: Runtime, args: argparse.Namespace, container: str, ifname: st
     directory = _choose(args.conf_dir, "NETCONFPATH", DEFAULT_CONF_DIR)
     try:
         return load_network(directory, args.network, on_problem=lambda problem: _warn(str(problem)))
-    except NetworkNotFoundError as exc:
-        # An attachment must not outlive its configuration for ever.
-        entry = None
-        if args.verb == "del":
-            try:
-                entry = runtime.cache.find(Attachment(args.network, container, ifname))
-            except CNIError:
-                pass
-        if entry is None or not entry.config:
+    except CNIError as exc:  # it is gone, or it became unusable
+        if args.verb != "del":
+            raise
+        network = runtime.find_cached_network(args.network, container_id=container, ifname=ifname)
+        if network is None:
             raise
         _warn(f"{exc.msg}; using the configuration of the add")
-        return Network.parse(entry.config, path=f"in {runtime.cache.path(entry.attachment)}")
+        return network
 
 
 def _choose(option: str | None, variable: str, default: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -11,6 +12,7 @@ from ..errors import (
     IncompatibleVersionError,
     InvalidEnvironmentError,
     InvalidNetNSError,
+    TryAgainLaterError,
     error_for_code,
 )
 from ..invoke.call import run
@@ -18,7 +20,7 @@ from ..invoke.find import find_plugin
 from ..invoke.process import pass_on
 from ..invoke.version import PluginVersions, plugin_versions
 from ..spec.codec import loads, unstructure
-from ..spec.convert import AnyResult, convert_result, structure_result, upgrade
+from ..spec.convert import AnyResult, convert_result, structure_result, upgrade, without_null_entries
 from ..spec.names import Attachment, check_container_id, check_ifname, check_network_name, shorten
 from ..spec.result import Result
 from ..spec.versions import PREV_RESULT_SINCE, SINCE, Verb, allows
@@ -55,8 +57,19 @@ class GCReport(NamedTuple):
 class Runtime:
     """Runs networks.
 
-    It keeps no state but the cache, and locks nothing: a caller must not run two operations on one container at the
-    same time, nor GC beside ADD (spec §3).
+    **Threads.** A runtime keeps no state but the cache, whose files appear whole, and its attributes are not changed
+    after it was made: threads may share one and call it at the same time, for different containers. It locks nothing: a
+    caller must not run two operations on one container at the same time, nor GC beside ADD (spec §3). ``on_stderr``
+    and ``on_warning`` are called in the thread of the call they belong to.
+
+    **asyncio.** The methods block. Run them in threads: ``await asyncio.to_thread(runtime.add, …)``. When the task that
+    waits is cancelled, only the waiting ends: the thread goes on, and the ADD may still succeed. Do not start another
+    operation on that container until it has ended; shield the call, or wait for the thread in another way, and then
+    DEL. ``deadline`` bounds how long that takes.
+
+    **Time.** ``timeout`` is for one call of a plugin; ``deadline``, in seconds, for all of a method's. When it is over,
+    the plugin that runs is stopped, no other is started, and the method raises TryAgainLaterError (11). A plugin
+    that is stopped has eight seconds more to take back what it did.
 
     Args:
         path: Directories with plugins, in order: ``CNI_PATH``.
@@ -99,6 +112,7 @@ class Runtime:
         ifname: str = "eth0",
         cni_args: CNIArgs = (),
         capability_args: Mapping[str, object] | None = None,
+        deadline: float | None = None,
     ) -> Result:
         """Attach a container to a network.
 
@@ -112,6 +126,8 @@ class Runtime:
             ifname: The interface to make in it.
             cni_args: Arguments for the plugins.
             capability_args: Capability arguments; each plugin gets those it declares.
+            deadline: Seconds for all plugins together, see :class:`Runtime`. Taking back what was done may take as long
+                again.
 
         Returns:
             The result in the shape of 1.1.0, whatever the network's version is.
@@ -130,6 +146,7 @@ class Runtime:
                 ifname=ifname,
                 cni_args=cni_args,
                 capability_args=capability_args,
+                deadline=deadline,
             )
         )
 
@@ -142,11 +159,13 @@ class Runtime:
         ifname: str = "eth0",
         cni_args: CNIArgs = (),
         capability_args: Mapping[str, object] | None = None,
+        deadline: float | None = None,
     ) -> AnyResult:
         """As :meth:`add`, but return the result in the network's version."""
         attachment = Attachment(network.name, container_id, ifname)
         if not netns:
             raise InvalidNetNSError("the path of the container's network namespace is empty")
+        until = _until(deadline)
         args = _check_args(cni_args)
         entry = CachedAttachment(attachment, netns, network.source, args, dict(capability_args or {}))
         present = self.cache.exists(attachment)
@@ -159,22 +178,25 @@ class Runtime:
             for plugin, path in zip(network.plugins, paths, strict=True):
                 started.append(plugin)
                 request = network.request(plugin, capability_args=capability_args, prev_result=result)
-                printed = self._run(Verb.ADD, plugin, path, environ, request)
+                printed = self._run(Verb.ADD, plugin, path, environ, request, until)
                 result = self._understand(network, plugin, printed)
             typed = structure_result(result, str(network.version), what=f'result of network "{network.name}"')
             self.cache.store(entry._replace(result=result))
         except BaseException as exc:
             if self.rollback and started and not present:
-                problems = self._delete_all(network, started, environ, capability_args, result)
+                problems = self._delete_all(network, started, environ, capability_args, result, _until(deadline))
                 if isinstance(exc, CNIError):
                     _tell_also(exc, problems)
+                else:
+                    for problem in problems:
+                        self._on_warning(f"taking back an interrupted ADD: {problem}")
             raise
         return typed
 
     def _understand(self, network: Network, plugin: NetworkPlugin, printed: bytes) -> Mapping[str, Any]:
         """Check a result; hand it on as it is if it has the network's version, converted otherwise."""
         try:
-            document = cast("dict[str, Any]", loads(printed, "result"))
+            document = cast("dict[str, Any]", without_null_entries(loads(printed, "result")))
             typed = structure_result(document, str(network.version))
         except CNIError as exc:
             raise _wrap(plugin, Verb.ADD, exc) from exc
@@ -202,6 +224,7 @@ class Runtime:
         ifname: str = "eth0",
         cni_args: CNIArgs | None = None,
         capability_args: Mapping[str, object] | None = None,
+        deadline: float | None = None,
     ) -> None:
         """Check that an attachment is as ADD left it.
 
@@ -212,6 +235,7 @@ class Runtime:
             ifname: As for :meth:`add`.
             cni_args: None means those of the ADD.
             capability_args: None means those of the ADD.
+            deadline: Seconds for all plugins together, see :class:`Runtime`.
 
         Raises:
             IncompatibleVersionError: (1) The network's version, before 0.4.0, does not know CHECK.
@@ -233,9 +257,10 @@ class Runtime:
         if capability_args is None and entry is not None:
             capability_args = entry.capability_args
         environ = self._variables(attachment, netns, _args_or_cached(cni_args, entry))
+        until = _until(deadline)
         for plugin in network.plugins:
             request = network.request(plugin, capability_args=capability_args, prev_result=result)
-            self._run(Verb.CHECK, plugin, self._find(plugin, Verb.CHECK), environ, request)
+            self._run(Verb.CHECK, plugin, self._find(plugin, Verb.CHECK), environ, request, until)
 
     # --- DEL ----------------------------------------------------------------------------------------------------------
 
@@ -248,6 +273,7 @@ class Runtime:
         ifname: str = "eth0",
         cni_args: CNIArgs | None = None,
         capability_args: Mapping[str, object] | None = None,
+        deadline: float | None = None,
     ) -> None:
         """Detach a container from a network. What is not there is no error, nor is a torn cache.
 
@@ -260,6 +286,7 @@ class Runtime:
             ifname: As for :meth:`add`.
             cni_args: None means those of the ADD.
             capability_args: None means those of the ADD.
+            deadline: Seconds for all plugins together, see :class:`Runtime`.
 
         Raises:
             CNIError: What the first plugin that failed reported; further ones are in the details.
@@ -277,7 +304,7 @@ class Runtime:
         if capability_args is None and entry is not None:
             capability_args = entry.capability_args
         environ = self._variables(attachment, netns, _args_or_cached(cni_args, entry))
-        problems = self._delete_all(network, network.plugins, environ, capability_args, result)
+        problems = self._delete_all(network, network.plugins, environ, capability_args, result, _until(deadline))
         if problems:
             first, *others = problems
             _tell_also(first, others)
@@ -287,6 +314,30 @@ class Runtime:
         except CNIError as exc:
             self._on_warning(str(exc))
 
+    def find_cached_network(self, name: str, *, container_id: str, ifname: str = "eth0") -> Network | None:
+        """The network as it was when a container was attached to it, for a DEL whose configuration is gone or broken.
+
+        An attachment must not outlive its configuration for ever.
+
+        Args:
+            name: The network's name.
+            container_id: As for :meth:`add`.
+            ifname: As for :meth:`add`.
+
+        Returns:
+            The network; None if nothing is remembered of the attachment, or cannot be read or used.
+        """
+        attachment = Attachment(name, container_id, ifname)
+        path = self.cache.path(attachment)
+        try:
+            entry = self.cache.find(attachment)
+            if entry is None or not entry.config:
+                return None
+            return Network.parse(entry.config, path=f"in {path}")
+        except CNIError as exc:
+            self._on_warning(f"the configuration of the add cannot be used either: {exc}")
+            return None
+
     def _delete_all(
         self,
         network: Network,
@@ -294,6 +345,7 @@ class Runtime:
         environ: Mapping[str, str],
         capability_args: Mapping[str, object] | None,
         result: Mapping[str, Any] | None,
+        until: float | None,
     ) -> list[CNIError]:
         """Run DEL on plugins in reverse; return what went wrong."""
         problems = []
@@ -302,14 +354,14 @@ class Runtime:
         for plugin in reversed(plugins):
             try:
                 request = network.request(plugin, capability_args=capability_args, prev_result=result)
-                self._run(Verb.DEL, plugin, self._find(plugin, Verb.DEL), environ, request)
+                self._run(Verb.DEL, plugin, self._find(plugin, Verb.DEL), environ, request, until)
             except CNIError as exc:
                 problems.append(exc)
         return problems
 
     # --- GC and STATUS ------------------------------------------------------------------------------------------------
 
-    def gc(self, network: Network, valid: Iterable[tuple[str, str]] = ()) -> GCReport:
+    def gc(self, network: Network, valid: Iterable[tuple[str, str]] = (), *, deadline: float | None = None) -> GCReport:
         """Remove what is left of attachments that are not valid any more.
 
         Cached attachments that are not listed get their DEL; then each plugin's GC runs, if the network's version knows
@@ -319,6 +371,7 @@ class Runtime:
             network: The network. If it sets ``disableGC``, nothing is done.
             valid: Container id and interface name of each attachment to keep; by default none. The plugins are always
                 given the list: without one, they cannot know what is stale.
+            deadline: Seconds for all plugins together, see :class:`Runtime`.
 
         Raises:
             CNIError: The first thing that went wrong; further ones are in the details.
@@ -326,6 +379,7 @@ class Runtime:
         check_network_name(network.name)
         if network.disable_gc:
             return GCReport(notes=(f'network "{network.name}" sets disableGC: nothing was done',))
+        until = _until(deadline)
         keep = {(check_container_id(each), check_ifname(name)) for each, name in valid}
         entries, unreadable = self.cache.entries(network.name)
         notes = [str(each) for each in unreadable]
@@ -336,11 +390,14 @@ class Runtime:
             if (container_id, ifname) in keep:
                 continue
             try:
-                self.delete(network, container_id=container_id, netns=entry.netns, ifname=ifname)
+                left = None if until is None else max(until - time.monotonic(), 0)
+                self.delete(network, container_id=container_id, netns=entry.netns, ifname=ifname, deadline=left)
                 deleted.append(entry.attachment)
             except CNIError as exc:
                 text = f"failed to delete stale attachment {container_id} {ifname}: {exc.msg}"
-                problems.append(error_for_code(exc.code, text, exc.details))
+                problem = error_for_code(exc.code, text, exc.details)
+                problem.others = exc.others
+                problems.append(problem)
         self.cache.sweep()
         asked: list[str] = []
         if allows(network.version, Verb.GC):
@@ -348,7 +405,7 @@ class Runtime:
             for plugin in network.plugins:
                 try:
                     request = network.request(plugin, valid=keep)
-                    self._run(Verb.GC, plugin, self._find(plugin, Verb.GC), environ, request)
+                    self._run(Verb.GC, plugin, self._find(plugin, Verb.GC), environ, request, until)
                     asked.append(plugin.type)
                 except CNIError as exc:
                     problems.append(exc)
@@ -363,8 +420,12 @@ class Runtime:
             raise first
         return GCReport(tuple(deleted), tuple(asked), tuple(notes))
 
-    def status(self, network: Network) -> tuple[str, ...]:
+    def status(self, network: Network, *, deadline: float | None = None) -> tuple[str, ...]:
         """Ask whether the network can take containers.
+
+        Args:
+            network: The network.
+            deadline: Seconds for all plugins together, see :class:`Runtime`.
 
         Returns:
             Types of the plugins that were asked: none if the network's version, before 1.1.0, does not know STATUS.
@@ -376,24 +437,34 @@ class Runtime:
         if not allows(network.version, Verb.STATUS):
             return ()
         environ = self._variables(None, "", ())
+        until = _until(deadline)
         for plugin in network.plugins:
-            self._run(Verb.STATUS, plugin, self._find(plugin, Verb.STATUS), environ, network.request(plugin))
+            self._run(Verb.STATUS, plugin, self._find(plugin, Verb.STATUS), environ, network.request(plugin), until)
         return tuple(plugin.type for plugin in network.plugins)
 
     # --- VERSION ------------------------------------------------------------------------------------------------------
 
-    def versions(self, type: str) -> PluginVersions:
+    def versions(self, type: str, *, deadline: float | None = None) -> PluginVersions:
         """Ask a plugin which versions it supports.
+
+        Args:
+            type: The plugin.
+            deadline: Seconds it may take, where that is less than ``timeout``.
 
         Raises:
             CNIError: It is not there, or does not answer.
         """
         environ = os.environ if self._environ is None else self._environ
         path = find_plugin(type, self.path)
-        return plugin_versions(path, environ=environ, timeout=self.timeout, on_stderr=self._on_stderr)
+        timeout = self._timeout(type, _until(deadline))
+        return plugin_versions(path, environ=environ, timeout=timeout, on_stderr=self._on_stderr)
 
-    def validate(self, network: Network) -> frozenset[str]:
+    def validate(self, network: Network, *, deadline: float | None = None) -> frozenset[str]:
         """Make sure that every plugin is there and supports the network's version.
+
+        Args:
+            network: The network.
+            deadline: Seconds for all plugins together, see :class:`Runtime`.
 
         Returns:
             The capability arguments that some plugin declares.
@@ -402,9 +473,11 @@ class Runtime:
             CNIError: The first thing that is wrong; further ones are in the details.
         """
         problems: list[CNIError] = []
+        until = _until(deadline)
         for kind in dict.fromkeys(plugin.type for plugin in network.plugins):
             try:
-                if str(network.version) not in self.versions(kind).supported:
+                left = None if until is None else max(until - time.monotonic(), 0)
+                if str(network.version) not in self.versions(kind, deadline=left).supported:
                     problems.append(
                         IncompatibleVersionError(f'plugin {kind} does not support config version "{network.version}"')
                     )
@@ -435,13 +508,30 @@ class Runtime:
         except CNIError as exc:
             raise _wrap(plugin, verb, exc) from exc
 
-    def _run(self, verb: Verb, plugin: NetworkPlugin, path: str, environ: Mapping[str, str], request: bytes) -> bytes:
+    def _timeout(self, type: str, until: float | None) -> float | None:
+        """Seconds that the next call of a plugin may take."""
+        if until is None:
+            return self.timeout
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TryAgainLaterError(f"plugin {type} was not run: the deadline of the call is over")
+        return left if self.timeout is None else min(left, self.timeout)
+
+    def _run(
+        self,
+        verb: Verb,
+        plugin: NetworkPlugin,
+        path: str,
+        environ: Mapping[str, str],
+        request: bytes,
+        until: float | None,
+    ) -> bytes:
         try:
             return run(
                 path,
                 environ={**environ, "CNI_COMMAND": str(verb)},
                 stdin=request,
-                timeout=self.timeout,
+                timeout=self._timeout(plugin.type, until),
                 grace=_GRACE,
                 on_stderr=self._on_stderr,
             )
@@ -452,9 +542,10 @@ class Runtime:
         """The result of the ADD, in the network's version."""
         if entry.result is None:
             return None
-        typed = structure_result(entry.result, str(network.version), what="cached result")
+        result: Mapping[str, Any] = without_null_entries(entry.result)
+        typed = structure_result(result, str(network.version), what="cached result")
         if typed.cni_version == str(network.version):
-            return {**entry.result, "cniVersion": typed.cni_version}
+            return {**result, "cniVersion": typed.cni_version}
         return cast("Mapping[str, Any]", unstructure(convert_result(typed, network.version).result))
 
 
@@ -463,8 +554,14 @@ def _wrap(plugin: NetworkPlugin, verb: Verb, exc: CNIError) -> CNIError:
     return error_for_code(exc.code, f"{plugin} failed ({_DOING[verb]}): {exc.msg}", exc.details)
 
 
+def _until(deadline: float | None) -> float | None:
+    """When that many seconds from now are over, by the monotonic clock."""
+    return None if deadline is None else time.monotonic() + deadline
+
+
 def _tell_also(error: CNIError, others: Sequence[CNIError]) -> None:
-    """Put further errors into the details of the one that is raised."""
+    """Attach further errors to the one that is raised, and put them into its details."""
+    error.others.extend(others)
     texts = [f"{other} (code {other.code})" for other in others]
     if texts:
         error.details = "; ".join(filter(None, (error.details, f"also: {', and '.join(texts)}")))

@@ -171,6 +171,38 @@ def test_del_uses_the_arguments_of_add(tool: Tool, monkeypatch: pytest.MonkeyPat
     assert tool.environ("DEL")["CNI_ARGS"] == "A=1"
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        '{"cniVersion": "1.0.0", "name": "mynet", "type": "fake",}',
+        '{"cniVersion": "7.0.0", "name": "mynet", "type": "fake"}',
+    ],
+)
+def test_del_works_when_the_configuration_became_unusable(
+    tool: Tool, capfd: pytest.CaptureFixture[str], broken: str
+) -> None:
+    assert tool("add", "mynet", NETNS) == 0
+    (tool.conf / "10-mynet.conf").write_text(broken)
+    assert tool("check", "mynet", NETNS) == 1
+    capfd.readouterr()
+    assert tool("del", "mynet", NETNS) == 0
+    assert tool.log == ["ADD", "DEL"]
+    assert tool.cached == []
+    assert "using the configuration of the add" in capfd.readouterr().err
+    assert tool("del", "mynet", NETNS) == 1  # nothing is remembered any more: its error is the answer
+
+
+def test_a_fifo_in_place_of_the_cached_result_is_not_waited_for(tool: Tool, capfd: pytest.CaptureFixture[str]) -> None:
+    assert tool("add", "mynet", NETNS) == 0
+    path = tool.cache / "results" / tool.cached[0]
+    path.unlink()
+    os.mkfifo(path)
+    assert tool("check", "mynet", NETNS) == 1
+    assert "it is a FIFO, not a regular file" in capfd.readouterr().err
+    assert tool("del", "mynet", NETNS) == 0
+    assert tool.cached == []
+
+
 def test_del_works_when_the_configuration_is_gone(tool: Tool, capfd: pytest.CaptureFixture[str]) -> None:
     assert tool("add", "mynet", NETNS) == 0
     (tool.conf / "10-mynet.conf").unlink()

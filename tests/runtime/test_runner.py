@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -538,3 +539,88 @@ def test_entries_of_the_reference_are_deleted(bench: Bench, tmp_path: Path) -> N
     bench.runtime.delete(bench.network({"type": "a"}), **WHERE)
     assert bench.calls[0].config["prevResult"] == R100
     assert bench.cached == []
+
+
+# --- time, further errors, and what tools write -----------------------------------------------------------------------
+
+
+def test_errors_of_taking_back_are_a_list(bench: Bench) -> None:
+    bench.results("a", R100)
+    (bench.directory / "a.DEL").write_text("""echo '{"code":5,"msg":"stuck"}'; exit 1""")
+    bench.plugin("b", ADD=FULL, DEL="exit 3")
+    with pytest.raises(TryAgainLaterError) as caught:
+        bench.runtime.add(bench.network({"type": "a"}, {"type": "b"}), **WHERE)
+    assert [each.code for each in caught.value.others] == [999, 5]
+    assert caught.value.others[1].msg == 'plugin type="a" failed (delete): stuck'
+    assert [each.code for each in pickle.loads(pickle.dumps(caught.value)).others] == [999, 5]
+
+
+def test_further_errors_of_del_are_a_list(bench: Bench) -> None:
+    bench.plugin("a", DEL="exit 3")
+    bench.plugin("b", DEL=FULL)
+    with pytest.raises(TryAgainLaterError) as caught:
+        bench.runtime.delete(bench.network({"type": "a"}, {"type": "b"}), **WHERE)
+    assert [each.code for each in caught.value.others] == [999]
+
+
+def test_an_interrupted_add_warns_of_what_could_not_be_taken_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.results("a", R100)
+    (bench.directory / "a.DEL").write_text("exit 3")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.runtime, "_understand", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bench.runtime.add(bench.network({"type": "a"}), **WHERE)
+    assert len(bench.warnings) == 1
+    assert bench.warnings[0].startswith('taking back an interrupted ADD: plugin type="a" failed (delete)')
+
+
+def test_the_deadline_of_a_call_is_for_all_its_plugins(bench: Bench) -> None:
+    """The first plugin takes all of it; the second is not run, and what the first did is taken back."""
+    bench.results("a", R100)
+    (bench.directory / "a.ADD").write_text("trap 'exit 1' TERM; sleep 60 & wait")
+    bench.results("b", R100)
+    with pytest.raises(TryAgainLaterError, match="did not finish within"):
+        bench.runtime.add(bench.network({"type": "a"}, {"type": "b"}), **WHERE, deadline=0.3)
+    assert bench.sequence[0] == "ADD a"
+    assert "ADD b" not in bench.sequence
+
+
+@pytest.mark.parametrize("verb", ["check", "delete", "gc", "status", "validate"])
+def test_no_plugin_is_run_when_the_deadline_is_over(bench: Bench, verb: str) -> None:
+    bench.results("a", R100)
+    network = bench.network({"type": "a"}, version="1.1.0")
+    where = WHERE if verb in ("check", "delete") else {}
+    with pytest.raises(TryAgainLaterError, match="plugin a was not run: the deadline of the call is over"):
+        getattr(bench.runtime, verb)(network, **where, deadline=0)
+    assert bench.calls == []
+
+
+def test_numbers_that_are_whole_reach_plugins_as_integers(bench: Bench) -> None:
+    """Helm writes 1e+06. A plugin in Go takes neither that nor 1400.0 for an integer; libcni sends an integer."""
+    bench.results("a", R100)
+    text = b'{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"a","mtu":1400.0,"deep":[{"rate":1e6}],"ratio":0.5,'
+    network = Network.parse(text + b'"capabilities":{"bandwidth":true,"ips":null}}]}')
+    bench.runtime.add(network, **WHERE, capability_args={"bandwidth": {"ingressRate": 2e6}, "ips": ["192.0.2.9"]})
+    assert bench.calls[0].stdin == (
+        b'{"cniVersion":"1.0.0","deep":[{"rate":1000000}],"mtu":1400,"name":"net","ratio":0.5,'
+        b'"runtimeConfig":{"bandwidth":{"ingressRate":2000000}},"type":"a"}'
+    )
+
+
+def test_null_entries_of_a_result_are_not_handed_on(bench: Bench) -> None:
+    """A plugin in Go crashes on them."""
+    link = {"name": "eth0", "sandbox": "/run/netns/x"}
+    ip = {"address": "192.0.2.2/24"}
+    route = {"dst": "0.0.0.0/0", "gws": [{"gw": "192.0.2.1"}]}
+    bench.results(
+        "a", {**R100, "interfaces": [None, link], "ips": [None, {**ip, "interface": 1}], "routes": [None, route]}
+    )
+    bench.plugin("b", ADD="""sed 's/.*"prevResult"://; s/,"type":"b"}$//' "$call/stdin\"""")
+    bench.runtime.add(bench.network({"type": "a"}, {"type": "b"}), **WHERE)
+    expected = {**R100, "interfaces": [link], "ips": [{**ip, "interface": 0}], "routes": [route]}
+    assert bench.calls[1].config["prevResult"] == expected
