@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 from cnisdk.plugin.launch import code_of, interpreter_of  # noqa: E402 - the checkout comes first
-from cnisdk.plugin.main import respond  # noqa: E402 - the checkout comes first
+from cnisdk.plugin.reply import respond  # noqa: E402 - the checkout comes first
 from cnisdk_plugins.host_local import HostLocal  # noqa: E402
 
 GO = Path(os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni")) / "host-local"

@@ -100,6 +100,28 @@ def test_imports_run_downwards(path: Path) -> None:
         )
 
 
+def imported_modules(path: Path, names: dict[str, Path]) -> set[str]:
+    """The modules of the package that a module imports, at whatever place, also for type checkers alone."""
+    own = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*own[: len(own) - node.level], *(node.module or "").split(".")]
+            home = ".".join(filter(None, base))
+            found |= {name if (name := f"{home}.{alias.name}") in names else home for alias in node.names}
+    return found & names.keys() - {".".join(own)}
+
+
+def test_imports_go_in_no_circle() -> None:
+    """Neither between modules nor in the eyes of type checkers: whoever reads one can begin at the bottom."""
+    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in modules()}
+    names = {name: path for name, path in names.items() if path.name != "__init__.py"}
+    left = {name: imported_modules(path, names) for name, path in names.items()}
+    while free := {name for name, imports in left.items() if not imports & left.keys()}:
+        left = {name: imports for name, imports in left.items() if name not in free}
+    assert not left, f"a circle is among {', '.join(sorted(left))}"
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_of_the_package_are_relative(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_bytes())):

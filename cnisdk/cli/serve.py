@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import InvalidConfigError
 from ..plugin.launch import find_main
-from ..plugin.main import PluginMain, respond
+from ..plugin.main import PluginMain
+from ..plugin.reply import respond
 from ..thick import server
 from ..thick.protocol import DIRECTORY
 from .install import Registered, ask_versions, find_registered, render, search_path, this_interpreter

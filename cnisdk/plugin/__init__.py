@@ -5,7 +5,8 @@ from .._lazy import exports
 TYPE_CHECKING = False  # type checkers know better; importing typing's takes longer than VERSION
 if TYPE_CHECKING:
     from .base import Plugin as Plugin
-    from .main import PluginMain as PluginMain, Reply as Reply, respond as respond
+    from .main import PluginMain as PluginMain
+    from .reply import Reply as Reply, respond as respond
     from .request import (
         AddRequest as AddRequest,
         CheckRequest as CheckRequest,
@@ -19,8 +20,9 @@ __all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".base": "Plugin",
-        ".main": "PluginMain Reply respond",
+        ".main": "PluginMain",
         ".request": "AddRequest CheckRequest DelRequest GCRequest StatusRequest",
+        ".reply": "Reply respond",
         ".undo": "UndoStack",
     },
 )

@@ -1,14 +1,12 @@
-"""One process, one request: file descriptors, signals and the exit status around :func:`.main.respond`."""
+"""One process, one request: file descriptors, signals and the exit status around :func:`.reply.respond`."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from ..errors import IOFailureError
@@ -16,18 +14,19 @@ from ..invoke import local
 from ..spec.codec import dumps, loads
 from ..spec.versions import SpecVersion, Verb
 from .launch import Launcher, this_launcher
-from .main import Reply, Terminated, ended_by_signal, print_error, refuse_own_netns, respond
+from .reply import Reply, ended_by_signal, print_error, refuse_own_netns, respond
+from .signals import Signals, Terminated
 from .undo import UndoStack
 
 if TYPE_CHECKING:
     from ..invoke.process import Finished
-    from .main import PluginMain
+    from .program import Program
 
 _CHUNK = 1 << 16
 _CLOSED = -1
 
 
-def serve(main: PluginMain, launcher: Launcher | None = None, signals: Signals | None = None) -> int:
+def serve(main: Program, launcher: Launcher | None = None, signals: Signals | None = None) -> int:
     """Answer the request this process was started with.
 
     Args:
@@ -82,61 +81,6 @@ def run_delegates_here(signals: Signals, launcher: Launcher | None = None) -> No
     local.runner = run
 
 
-def replace_environment(environ: Mapping[str, str]) -> None:
-    """Make the environment of this process another one."""
-    present = os.environ.copy()
-    for name in present.keys() - environ.keys():
-        del os.environ[name]
-    for name, value in environ.items():
-        if present.get(name) != value:
-            os.environ[name] = value
-
-
-class Signals:
-    """Turns SIGTERM, SIGINT and SIGHUP into :class:`Terminated`, inside ``with`` only.
-
-    Outside, where what was done is taken back or the reply is made, a signal is remembered: taking back must not be cut
-    short by it.
-
-    Attributes:
-        raised: The signal that was turned into an exception, if one was.
-    """
-
-    def __init__(self) -> None:
-        self._armed = False
-        self._received: int | None = None
-        self.raised: int | None = None
-        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
-                signal.signal(each, self._handle)
-
-    def _handle(self, signum: int, _: FrameType | None) -> None:
-        if self._armed:
-            self._armed = False
-            self.raised = signum
-            raise Terminated(signum)
-        self._received = signum
-
-    def forget(self) -> None:
-        """Start afresh: what came so far was meant for something else."""
-        self._received = None
-
-    @property
-    def armed(self) -> bool:
-        """Would a signal raise :class:`Terminated` now?"""
-        return self._armed
-
-    def __enter__(self) -> None:
-        self._armed = True
-        if self._received is not None:
-            self._armed = False
-            self.raised = self._received
-            raise Terminated(self._received)
-
-    def __exit__(self, *_: object) -> None:
-        self._armed = False
-
-
 def _read_all(fd: int) -> bytes:
     chunks = []
     while chunk := os.read(fd, _CHUNK):
@@ -184,7 +128,7 @@ def _take_back(reply: Reply, exc: Terminated) -> Reply:
     return Reply(print_error(error, version), 1, reply.stderr, reply.undo)
 
 
-def _declare(main: PluginMain) -> None:
+def _declare(main: Program) -> None:
     """Tell ``cnisdk conform``, which asks with an argument that no runtime gives, how to try the plugin."""
     os.write(1, dumps(dict(main.plugin.conformance())))
 

@@ -19,9 +19,11 @@ from types import FrameType, TracebackType
 
 from ..errors import TryAgainLaterError
 from ..invoke.process import STDERR_TAIL, Finished, pass_on
+from .environment import environment as environment_of
 from .launch import Launcher, find_launcher, find_main, parse_launcher
-from .main import PluginMain, Terminated, refuse_own_netns, respond
-from .process import Signals, replace_environment
+from .program import Program
+from .reply import refuse_own_netns, respond
+from .signals import Signals, Terminated
 
 # No launcher is near this; a shim of the resident mode, which contains one, is not either.
 _LARGEST = 4 << 20
@@ -54,7 +56,7 @@ def run_within(
         return None  # somebody else's timer
     armed = signals.armed
     handler = _Handler(signals if armed else None)
-    with _environment(environ), _working_directory(), _alarm(timeout, handler.miss):
+    with environment_of(environ), _working_directory(), _alarm(timeout, handler.miss):
         reply = respond(main.plugin, dict(environ), stdin, guard=refuse_own_netns, interruptible=handler)
     reply.undo.commit()
     stderr = reply.stderr.encode(errors="replace")
@@ -68,7 +70,7 @@ def run_within(
     return Finished(reply.status, reply.stdout, stderr[-STDERR_TAIL:])
 
 
-def _find(ours: Launcher, path: str) -> PluginMain | None:
+def _find(ours: Launcher, path: str) -> Program | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -82,10 +84,10 @@ def _find(ours: Launcher, path: str) -> PluginMain | None:
     if theirs is None or not ours.same_installation(theirs):
         return None
     try:
-        main = find_main(theirs.module, theirs.attribute)
+        main: object = find_main(theirs.module, theirs.attribute)
     except Exception:
         return None  # whoever runs it will be told
-    return main if isinstance(main, PluginMain) else None
+    return main if isinstance(main, Program) else None
 
 
 # The resident server has read them before a request comes.
@@ -135,16 +137,6 @@ def _alarm(timeout: float | None, handler: Callable[[int, FrameType | None], Non
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-
-
-@contextmanager
-def _environment(environ: Mapping[str, str]) -> Iterator[None]:
-    before = os.environ.copy()
-    replace_environment(environ)
-    try:
-        yield
-    finally:
-        replace_environment(before)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..errors import InternalError, error_for_code
 from ..plugin import Plugin, respond
-from ..plugin.main import refuse_own_netns
+from ..plugin.reply import refuse_own_netns
 from ..spec.codec import unstructure
 from ..spec.convert import parse_result, upgrade
 from ..spec.result import Result

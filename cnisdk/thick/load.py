@@ -34,6 +34,8 @@ _LATER = (
     "..plugin.process",
     "..plugin.within",
     "..spec.convert",
+    "..spec.lenient",
+    "..spec.spelling",
 )
 
 

@@ -27,7 +27,10 @@ from ..invoke import local
 from ..linux import netns
 from ..plugin import process
 from ..plugin.base import Plugin
-from ..plugin.main import PluginMain, refuse_own_netns, respond
+from ..plugin.environment import replace_environment
+from ..plugin.main import PluginMain
+from ..plugin.reply import refuse_own_netns, respond
+from ..plugin.signals import Signals
 from . import pages, protocol
 from .pages import Kind, Pages
 from .peer import Border
@@ -105,7 +108,7 @@ def _perform(type_: str, plugin: Loaded, directory: str, sandbox: str, border: B
     Yields:
         Verbs, and what pages each touches in a worker, which is a copy of this process.
     """
-    process.run_delegates_here(process.Signals(), plugin.launcher)
+    process.run_delegates_here(Signals(), plugin.launcher)
     assert isinstance(plugin.main, PluginMain)
     for number, keys in enumerate(plugin.main.plugin.rehearsals(os.path.join(directory, "state"))):
         environ: dict[str, str] = {}
@@ -167,7 +170,7 @@ def _offers(plugin: Loaded) -> bool:
 def _ask(plugin: Loaded, verb: str, environ: Mapping[str, str], conf: Mapping[str, Any]) -> bytes:
     assert isinstance(plugin.main, PluginMain)
     environ = {**environ, "CNI_COMMAND": verb}
-    process.replace_environment(environ)
+    replace_environment(environ)
     reply = respond(plugin.main.plugin, environ, json.dumps(conf).encode(), guard=refuse_own_netns)
     reply.undo.commit()
     if reply.status:
@@ -209,7 +212,7 @@ def _scene() -> Iterator[str]:
             except IOFailureError as exc:
                 raise InternalError("rehearsing has led into another network namespace for good") from exc
             local.runner = runner
-            process.replace_environment(environ)
+            replace_environment(environ)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 

@@ -18,6 +18,7 @@ from ..linux.netns import NetNS, enter
 from ..plugin import process
 from ..plugin.launch import Launcher
 from ..plugin.main import PluginMain
+from ..plugin.signals import Signals
 from . import pages
 from .metrics import create
 from .pages import Ranges
@@ -110,7 +111,7 @@ class Ready(NamedTuple):
         netns: The cookie of its network namespace.
     """
 
-    signals: process.Signals
+    signals: Signals
     pid: int
     pidfd: int
     netns: bytes
@@ -130,7 +131,7 @@ def prepare() -> Ready:
     pid = os.getpid()
     with socket.socket(socket.AF_UNIX) as sock:
         netns = netns_cookie(sock)
-    return Ready(process.Signals(), pid, os.pidfd_open(pid), netns)
+    return Ready(Signals(), pid, os.pidfd_open(pid), netns)
 
 
 def work(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cnisdk.plugin.main import respond
+from cnisdk.plugin.reply import respond
 from cnisdk.testing import Sandbox
 from cnisdk_plugins.host_local import HostLocal
 

@@ -13,7 +13,7 @@ import pytest
 from cnisdk.ipam import FileStore, Owner, RoundRobin
 from cnisdk.ipam.ranges import make_range_set, parse_range
 from cnisdk.ipam.records import Boot, current_boot
-from cnisdk.plugin.main import respond
+from cnisdk.plugin.reply import respond
 from cnisdk_plugins.host_local import HostLocal
 
 from .conftest import Network, environment, ours
@@ -460,7 +460,7 @@ def test_the_kernel_modules_are_never_imported(network: Network) -> None:
     """An IPAM plugin has nothing to do with links: importing what talks to the kernel would double its time."""
     script = (
         "import os, sys\n"
-        "from cnisdk.plugin.main import respond\n"
+        "from cnisdk.plugin.reply import respond\n"
         "from cnisdk_plugins.host_local import HostLocal\n"
         "sys.stdout.write(respond(HostLocal, os.environ, sys.stdin.buffer.read()).stdout.decode())\n"
         "print(*(name for name in sys.modules if name.startswith(('cnisdk.linux', 'pyroute2'))), file=sys.stderr)"

@@ -22,7 +22,7 @@ WORKERS, OPERATIONS = (64, 3000) if STRESS else (8, 160)
 # A worker of ours answers one request a line, so that the operations are many and the imports few.
 OURS = """
 import json, sys
-from cnisdk.plugin.main import respond
+from cnisdk.plugin.reply import respond
 from cnisdk_plugins.host_local import HostLocal
 for line in sys.stdin:
     environ, conf = json.loads(line)

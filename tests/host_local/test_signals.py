@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import cnisdk
-from cnisdk.plugin.main import Reply, respond
-from cnisdk.plugin.process import Signals
+from cnisdk.plugin.reply import Reply, respond
+from cnisdk.plugin.signals import Signals
 from cnisdk_plugins import host_local
 from cnisdk_plugins.host_local import HostLocal
 

@@ -15,8 +15,9 @@ from typing import ClassVar
 import pytest
 
 from cnisdk import AddRequest, DelRequest, NetConf, Plugin, Result
-from cnisdk.plugin.main import Reply, respond
-from cnisdk.plugin.process import Signals, _deliver
+from cnisdk.plugin.process import _deliver
+from cnisdk.plugin.reply import Reply, respond
+from cnisdk.plugin.signals import Signals
 from cnisdk.plugin.undo import UndoStack
 
 PLUGIN = """

@@ -1,0 +1,218 @@
+"""From the environment and standard input to one JSON document on standard output (spec §2, §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+from ..errors import CNIError, InternalError, InvalidNetNSError, IOFailureError, TryAgainLaterError
+from ..spec.codec import dumps, dumps_compact, find_key, loads
+from ..spec.config import NetConf
+from ..spec.convert import AnyResult, convert_result, print_result
+from ..spec.versions import ALL, CURRENT, SpecVersion, Verb
+from .base import Plugin
+from .request import AddRequest, CheckRequest, DelRequest, GCRequest, Request, StatusRequest, parse_request, parse_verb
+from .signals import Terminated
+from .undo import UndoStack
+
+Guard = Callable[[Request[Any]], None]
+
+_SHOWN = 3  # of what is wrong in the configuration of a DEL
+
+
+class Reply(NamedTuple):
+    """What to answer.
+
+    Attributes:
+        stdout: Exactly one JSON document, or nothing.
+        status: The exit status.
+        stderr: Text for people.
+        undo: What to take back if the answer cannot be delivered: a runtime that never got the result of an ADD does
+            not know that there is something to DEL.
+    """
+
+    stdout: bytes
+    status: int
+    stderr: str
+    undo: UndoStack
+
+
+def respond(
+    plugin: type[Plugin[Any]],
+    environ: Mapping[str, str],
+    stdin: bytes,
+    *,
+    guard: Guard | None = None,
+    interruptible: AbstractContextManager[object] | None = None,
+) -> Reply:
+    """Answer one request. Does no I/O of its own: what the handler does is the handler's.
+
+    Args:
+        plugin: The class of the plugin.
+        environ: The environment: the ``CNI_*`` variables, and what delegates are to inherit.
+        stdin: The network configuration.
+        guard: Called with the request before the handler; may raise to refuse it.
+        interruptible: Entered around the handler: inside, and only there, a signal may raise :class:`Terminated`.
+    """
+    undo = UndoStack()
+    version: SpecVersion | None = None
+    notes: list[str] = []
+    verb: Verb | None = None
+    try:
+        verb = parse_verb(environ)
+        if verb is Verb.VERSION:
+            return Reply(_version_document(plugin.supported_versions), 0, "", undo)
+        request = parse_request(
+            verb, environ, stdin, plugin.conf_class(), plugin.supported_versions, plugin.converter()
+        )
+        undo, version = request.undo_stack, request.version
+        with interruptible or nullcontext():
+            if guard is not None:
+                guard(request)
+            result = _handle(plugin(), request, notes)
+        stdout = b"" if result is None else _print(result, request.version, notes)
+        if not isinstance(request, AddRequest):
+            undo.commit()  # only an ADD is taken back when its reply cannot be delivered
+        return Reply(stdout, 0, "".join(notes), undo)
+    except BaseException as exc:
+        error = _as_cni_error(exc, notes)
+        problems = undo.unwind()
+        if isinstance(exc, Terminated) and not problems:
+            error = ended_by_signal(exc, verb)
+        elif problems:
+            failed = "; ".join(f"cleaning up failed too: {problem}" for problem in problems)
+            details = f"{error.details}; {failed}" if error.details else failed
+            error = type(error)(error.msg, details=details, code=error.code)
+        return Reply(print_error(error, version or version_written(stdin)), 1, "".join(notes), undo)
+
+
+def version_written(stdin: bytes) -> SpecVersion:
+    """The version of a configuration that was not read yet, or is broken; the newest where it cannot be known."""
+    import re
+
+    try:
+        document = loads(stdin)
+        written = find_key(document, "cniVersion") or "" if isinstance(document, dict) else None
+    except CNIError:
+        found = re.search(rb'"cniVersion"\s*:\s*"([0-9.]{1,20})"', stdin, re.IGNORECASE)
+        written = found[1].decode() if found else None
+    if written == "":
+        return ALL[0]
+    return next((each for each in ALL if str(each) == written), CURRENT)
+
+
+def ended_by_signal(exc: Terminated, verb: Verb | None) -> CNIError:
+    """The error of a request that a signal ended, after everything that its undo knew of was taken back."""
+    if verb in (Verb.DEL, Verb.GC):
+        details = "it may be done in part; run it again"
+    else:
+        details = "everything done so far was taken back"
+    return TryAgainLaterError(f"ended by signal {exc.signum}", details=details)
+
+
+def _note_misspelt(conf: NetConf, notes: list[str]) -> None:
+    """Name keys that look misspelt. A runtime asks CHECK and DEL of the same configuration: ADD alone says it."""
+    for path, part in (("$", conf), ("$.ipam", conf.ipam)):
+        if part.extra:
+            from ..spec.spelling import find_misspelt
+
+            for key, meant in find_misspelt(part.extra, type(part)):
+                notes.append(f"{path}.{key} is not known: did you mean {meant}?\n")
+
+
+def _handle(plugin: Plugin[Any], request: Request[Any], notes: list[str]) -> AnyResult | None:
+    if isinstance(request, AddRequest):
+        _note_misspelt(request.conf, notes)
+        result: object = plugin.add(request)
+        if not isinstance(result, AnyResult):
+            raise InternalError(
+                f"{type(plugin).__name__}.add returned {type(result).__name__}, expected a cnisdk.Result",
+                details="this is a bug in the plugin; what it did was taken back",
+            )
+        return result
+    if isinstance(request, DelRequest):
+        try:
+            plugin.delete(request)
+        finally:
+            if request.problems:
+                shown = "; ".join(map(str, request.problems[:_SHOWN]))
+                more = f" (and {len(request.problems) - _SHOWN} more)" if len(request.problems) > _SHOWN else ""
+                notes.append(f"DEL goes on without what is wrong in its configuration: {shown}{more}\n")
+    elif isinstance(request, CheckRequest):
+        plugin.check(request)
+    elif isinstance(request, GCRequest):
+        plugin.gc(request)
+    elif isinstance(request, StatusRequest):
+        plugin.status(request)
+    return None
+
+
+def _print(result: AnyResult, version: SpecVersion, notes: list[str]) -> bytes:
+    conversion = convert_result(result, version)
+    # Interfaces, and which of them an address is on, have no place before 0.3.0 and some of their fields none before
+    # 1.0.0: that is known and harmless. An address or a route that the runtime does not hear of is not.
+    serious = [
+        str(lost)
+        for lost in conversion.lost
+        if lost.path.startswith(("$.ips", "$.routes")) and not lost.path.endswith("].interface")
+    ]
+    if serious:
+        notes.append(f"a result of version {version} has no place for {', '.join(serious)}\n")
+    return print_result(conversion.result)
+
+
+def _as_cni_error(exc: BaseException, notes: list[str]) -> CNIError:
+    if isinstance(exc, CNIError):
+        return exc
+    if isinstance(exc, Terminated):
+        return TryAgainLaterError(f"ended by signal {exc.signum}")
+    if not isinstance(exc, Exception):
+        return InternalError(f"ended by {type(exc).__name__}")
+    from traceback import format_exception
+
+    notes.extend(format_exception(exc))
+    if isinstance(exc, OSError):
+        return IOFailureError(str(exc))
+    return InternalError(
+        f"{type(exc).__name__}: {exc}", details="this is a bug in the plugin; its traceback is on stderr"
+    )
+
+
+def print_error(error: CNIError, version: SpecVersion = CURRENT) -> bytes:
+    """Write the error object (spec §5, "Error"), with the ``cniVersion`` the spec asks for."""
+    document: dict[str, object] = {"cniVersion": str(version), "code": error.code, "msg": error.msg}
+    if error.details:
+        document["details"] = error.details
+    return dumps(document)
+
+
+def _version_document(supported: tuple[SpecVersion, ...]) -> bytes:
+    listed = [str(version) for version in sorted(supported)]
+    return dumps_compact({"cniVersion": str(CURRENT), "supportedVersions": listed}) + b"\n"
+
+
+def refuse_own_netns(request: Request[Any]) -> None:
+    """Refuse to work when the container's network namespace is the plugin's own: it would reconfigure the host.
+
+    The variable ``CNI_NETNS_OVERRIDE`` (``1`` or ``true``) allows it, as in the reference.
+
+    Raises:
+        InvalidNetNSError: (8) They are the same.
+    """
+    if not isinstance(request, AddRequest | CheckRequest | DelRequest) or not request.netns:
+        return
+    if request.environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true"):
+        return
+    import os
+
+    try:
+        theirs, ours = os.stat(request.netns), os.stat("/proc/self/ns/net")
+    except (OSError, ValueError):
+        return  # whoever opens it will say what is wrong; an IPAM plugin never does, and DEL works without
+    if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
+        raise InvalidNetNSError(
+            f"CNI_NETNS {request.netns} is the plugin's own network namespace",
+            details="plugin's netns and netns from CNI_NETNS should not be the same; "
+            "a DEL with an empty CNI_NETNS releases what is outside the container",
+        )
