@@ -77,6 +77,10 @@ class LegacyTable:
         except OSError:
             return False
 
+    def find_chains(self, *names: str) -> set[str]:
+        """Which of these chains are there?"""
+        return {name for name in names if self.has_chain(name)}
+
     def has_chain(self, chain: str) -> bool:
         """Is there such a chain?"""
         return chain in self.list_chains(chain)

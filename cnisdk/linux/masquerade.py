@@ -177,13 +177,14 @@ def delete(attachment: Attachment, addresses: Collection[IPInterface] = (), *, g
     Raises:
         CNIError: One failed; the others have been tried nevertheless.
     """
+    chain = chain_name(attachment)
+
+    def look(table: Table) -> tuple[list[str], list[Rule]]:
+        return _reference_rules(table, attachment, addresses, gone)
+
     run_all(
-        *(partial(rules.delete, layout, attachment) for layout in _LAYOUTS),
-        *(
-            partial(rules.delete_found, table, partial(_reference_rules, table, attachment, addresses, gone))
-            for layout in IPTABLES.values()
-            for table in layout.tables()
-        ),
+        *(partial(rules.delete, layout, attachment, foreign=chain, look=look) for layout in IPTABLES.values()),
+        partial(rules.delete, NFTABLES, attachment),
     )
 
 

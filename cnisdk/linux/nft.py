@@ -128,14 +128,44 @@ class Table(NamedTuple):
     def __str__(self) -> str:
         return f"nftables table {self.family} {self.name}"
 
+    def find_chains(self, *names: str) -> set[str]:
+        """Which of these chains are there? One question for all of them.
+
+        Raises:
+            IOFailureError: (5) The kernel refused to answer (EPERM: no CAP_NET_ADMIN).
+        """
+        generic, table = _GENERIC.pack(_FAMILIES[self.family], 0, 0), attributes.text(_CHAIN_TABLE, f"{self.name}\0")
+        request = b"".join(
+            _message(
+                _SUBSYSTEM << 8 | _GET_CHAIN,
+                _REQUEST | _ACK,
+                generic + table + attributes.text(_CHAIN_NAME, f"{name}\0"),
+            )
+            for name in names
+        )
+        found = set()
+        try:
+            with _socket() as sock:
+                sock.send(request)
+                for name in names:
+                    # Of a chain that there is, the kernel tells before it acknowledges the question.
+                    try:
+                        for _ in _messages(sock):
+                            found.add(name)
+                    except OSError as exc:
+                        if exc.errno not in _NO_NFTABLES and exc.errno != errno.ERANGE:  # too long for a name
+                            raise
+        except OSError as exc:
+            raise IOFailureError(f"cannot read {self}: {exc.strerror}") from exc
+        return found
+
     def has_chain(self, chain: str) -> bool:
         """Is there such a chain?
 
         Raises:
             IOFailureError: (5) The kernel refused to answer (EPERM: no CAP_NET_ADMIN).
         """
-        wanted = attributes.text(_CHAIN_TABLE, f"{self.name}\0") + attributes.text(_CHAIN_NAME, f"{chain}\0")
-        return any(True for _ in self._ask(_GET_CHAIN, wanted, dump=False))
+        return bool(self.find_chains(chain))
 
     def list_chains(self, prefix: str) -> list[str]:
         """The names of all chains that begin so.
@@ -144,7 +174,7 @@ class Table(NamedTuple):
             IOFailureError: (5) The kernel refused to answer.
         """
         names = []
-        for message in self._ask(_GET_CHAIN, b"", dump=True):
+        for message in self._ask(_GET_CHAIN, b""):
             found = attributes.read(message)
             name = attributes.read_text(found[_CHAIN_NAME])
             if attributes.read_text(found[_CHAIN_TABLE]) == self.name and name.startswith(prefix):
@@ -168,7 +198,7 @@ class Table(NamedTuple):
         needles = [word.encode(errors="surrogateescape") for word in words]
         return [
             _rule(attributes.read(message))
-            for message in self._ask(_GET_RULE, wanted, dump=True)
+            for message in self._ask(_GET_RULE, wanted)
             if not needles or any(needle in message for needle in needles)
         ]
 
@@ -225,13 +255,10 @@ class Table(NamedTuple):
             return False
         raise IOFailureError(f"cannot delete rules of {self}: {os.strerror(error)}")
 
-    def _ask(self, number: int, wanted: bytes, *, dump: bool) -> list[bytes]:
-        """The attributes of each object the kernel tells of."""
-        request = _message(
-            _SUBSYSTEM << 8 | number,
-            _REQUEST | (_DUMP if dump else _ACK),
-            _GENERIC.pack(_FAMILIES[self.family], 0, 0) + wanted,
-        )
+    def _ask(self, number: int, wanted: bytes) -> list[bytes]:
+        """The attributes of each object in a dump."""
+        generic = _GENERIC.pack(_FAMILIES[self.family], 0, 0)
+        request = _message(_SUBSYSTEM << 8 | number, _REQUEST | _DUMP, generic + wanted)
         try:
             with _socket() as sock:
                 for _ in range(_DUMP_ATTEMPTS):

@@ -167,7 +167,7 @@ def _find(layout: Layout, table: Table, owner: Attachment) -> _Owned:
             chains.append(name)
         else:
             rules += own
-    for shared in layout.shared:
+    for shared in layout.shared if chains or not layout.prefix else ():  # no rule jumps to a chain that is not there
         found = table.list_rules(shared, _key(owner), *chains)
         rules += [rule for rule in found if is_of(rule, owner) or rule.target in chains]
     return _Owned(chains, rules)
@@ -293,14 +293,33 @@ def missing_in(layout: Layout, table: Table, owner: Attachment, wanted: Sequence
     return ""
 
 
-def delete(layout: Layout, owner: Attachment) -> None:
+def delete(
+    layout: Layout,
+    owner: Attachment,
+    *,
+    foreign: str = "",
+    look: Callable[[Table], tuple[Collection[str], Collection[Rule]]] | None = None,
+) -> None:
     """Delete all rules and chains of an attachment. Absence is fine.
+
+    Args:
+        layout: Where to look.
+        owner: Whose rules.
+        foreign: Chain that the reference would have made for it.
+        look: Finds chains and rules that the reference made for it, if there is that chain.
 
     Raises:
         IOFailureError: (5) The kernel refused.
     """
     for table in layout.tables():
-        delete_found(table, partial(_find, layout, table, owner))
+        own = [layout.own_chain(owner)] if layout.prefix else []
+        if layout.reference is not None:
+            own.append(layout.reference(owner))
+        there = table.find_chains(*own, *filter(None, [foreign])) if layout.prefix else set()
+        if not layout.prefix or not there.isdisjoint(own):
+            delete_found(table, partial(_find, layout, table, owner))
+        if look is not None and foreign in there:
+            delete_found(table, partial(look, table))
 
 
 def delete_found(table: Table, look: Callable[[], tuple[Collection[str], Collection[Rule]]]) -> None:

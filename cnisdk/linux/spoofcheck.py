@@ -70,8 +70,8 @@ def delete(attachment: Attachment) -> None:
     Raises:
         IOFailureError: (5) The kernel refused.
     """
-    rules.delete(LAYOUT, attachment)
-    rules.delete_found(_TABLE, lambda: _reference_leftovers(attachment))
+    _, chain = _reference_names(attachment)
+    rules.delete(LAYOUT, attachment, foreign=chain, look=lambda _: _reference_leftovers(attachment))
 
 
 def gc(network: str, valid: Collection[Attachment]) -> None:
