@@ -51,6 +51,8 @@ def test_python_runs(page: Path) -> None:
     """The blocks of a page run one after another, as a reader would type them."""
     namespace: dict[str, object] = {"__name__": "example"}
     for note, code in blocks(page, "python"):
+        if note.startswith("of "):  # see test_code_of_a_file
+            continue
         if note.startswith("not run:"):
             compile(code, f"{named(page)} (example)", "exec")
             continue
@@ -60,6 +62,31 @@ def test_python_runs(page: Path) -> None:
             if os.environ.get("CI") == "true":
                 raise
             pytest.skip(str(unavailable))
+
+
+def quoted() -> list[tuple[Path, str]]:
+    """Each page, and the name of a file whose code it shows, as the comment `<!-- of patch.py -->` says."""
+    return sorted({(page, note[3:]) for page in PAGES for note, _ in blocks(page, "python") if note[:3] == "of "})
+
+
+@pytest.mark.parametrize(
+    ("page", "file"), quoted(), ids=lambda value: named(value) if isinstance(value, Path) else value
+)
+def test_code_of_a_file(page: Path, file: str) -> None:
+    """Who types what the page shows has the file, every line of it, that other tests run."""
+    text = (ROOT / "examples" / "tutorial" / file).read_text()
+    left = text
+    for note, code in blocks(page, "python"):
+        if note == f"of {file}":
+            assert f"\n{code}" in f"\n{text}", f"not, or no longer, in {file}"
+            left = left.replace(code, "", 1)
+    assert not left.strip(), f"{named(page)} does not show all of {file}"
+
+
+def test_pages_can_be_read_without_the_build() -> None:
+    """Most people read them where the repository is, where a directive of Sphinx is an empty box."""
+    for page in PAGES:
+        assert "{literalinclude}" not in page.read_text(), f"{named(page)}: write the code, below <!-- of FILE -->"
 
 
 @pytest.mark.parametrize("page", has("json"), ids=named)
