@@ -1,8 +1,11 @@
 """Sphinx configuration. Build with ``python3 -m nox -s docs``: a warning is an error."""
 
+import pkgutil
+import re
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 
+from sphinx.application import Sphinx
 from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 project = "cnisdk"
@@ -37,6 +40,35 @@ def _attribute_docstring(docstring: GoogleDocstring) -> list[str]:
 
 
 GoogleDocstring._parse_attribute_docstring = _attribute_docstring  # type: ignore[method-assign]
+
+
+def _escape_codes(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keep the code in "(5) The kernel refused" as text: reStructuredText takes it for the fifth item of a list."""
+    for number, line in enumerate(lines):
+        lines[number] = re.sub(r"^(\s*(?::raises [^:]+: )?)\((?=\d+\) )", r"\1\\(", line)
+
+
+def _skip_field(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
+    """Leave out the fields of a named tuple, whose docstrings are Python's: the class describes them."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
+def _link_names(app: Sphinx, page: str, source: list[str]) -> None:
+    """Make links of the names in the first column of the tables for plugin authors."""
+    if page == "reference/sdk":
+        source[0] = re.sub(r"^\| `(cnisdk[\w.]+)`", _link_to, source[0], flags=re.MULTILINE)
+
+
+def _link_to(row: re.Match[str]) -> str:
+    found = pkgutil.resolve_name(row[1])
+    target = f"{found.__module__}.{found.__qualname__}"
+    return f"| {{py:obj}}`{row[1]} <{target}>`"
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", _escape_codes, priority=900)  # after napoleon
+    app.connect("autodoc-skip-member", _skip_field)
+    app.connect("source-read", _link_names)
 
 
 # One page a package, made from what there is, so that no module is forgotten.

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import json
 import os
+import pkgutil
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+import cnisdk
 from cnisdk.cli.cnisdk import available
 from cnisdk.spec.fields import key_of
 from cnisdk.testing import Sandbox, SandboxUnavailable
@@ -168,3 +170,11 @@ def test_every_key_of_bridge_is_documented() -> None:
     from cnisdk_plugins.bridge import BridgeConf
 
     assert keys_of(BridgeConf) | {"ipam", "dns"} == tabled("bridge.md", "## Configuration")
+
+
+def test_what_plugins_use_is_there() -> None:
+    """Each name of the page can be imported as it is written, and none of those in `cnisdk` is missing."""
+    page = (ROOT / "docs" / "reference" / "sdk.md").read_text()
+    names = re.findall(r"^\| `(cnisdk[\w.]+)`", page, re.MULTILINE)
+    assert [name for name in names if not callable(pkgutil.resolve_name(name))] == []
+    assert {f"cnisdk.{name}" for name in cnisdk.__all__} <= set(names)
