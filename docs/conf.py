@@ -14,7 +14,7 @@ copyright = "The cnisdk authors, Apache-2.0"
 version = release = distribution_version("cnisdk")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "pypi.md"]
 # A docstring's `.run` may mean the function of its own package: several packages have one.
 suppress_warnings = ["ref.python"]
 

@@ -53,6 +53,15 @@ def test_links_lead_somewhere() -> None:
                 )
 
 
+@pytest.mark.parametrize("project", [ROOT, ROOT / "examples"], ids=["cnisdk", "cnisdk-plugins"])
+def test_what_a_package_index_shows_links_to_no_file(project: Path) -> None:
+    metadata = (project / "pyproject.toml").read_text()
+    shown = re.search(r'^readme = "(.*?)"', metadata, re.MULTILINE)
+    assert shown
+    links = re.findall(r"\]\(([^)]+)\)", (project / shown[1]).read_text())
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
 @pytest.mark.kernel
 def test_the_walkthrough(host: Sandbox, shell: Shell) -> None:
     variables = next(line for line in step("setup").splitlines() if line.startswith("export "))
