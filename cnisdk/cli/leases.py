@@ -12,6 +12,8 @@ from ..runtime.liveness import describe_age
 from .attachments import Judged, NetworkState, add_arguments, look, used_in
 
 _BAR = 30
+_HEADINGS = ("address", "container", "interface", "age", "boot", "attachment")
+_NARROWEST = 24  # of the column with the reason
 
 
 def register(subparsers: Any) -> None:
@@ -41,6 +43,9 @@ def run(args: argparse.Namespace) -> int:
         return 1
     if args.json:
         print(json.dumps({"networks": [describe(state) for state in states]}, indent=4))
+        return 0
+    if not sys.stdout.isatty():
+        _print_plain(states)  # one line a lease, whole, for grep and awk
         return 0
     try:
         _print_rich(states)
@@ -110,15 +115,28 @@ def _print_rich(states: Sequence[NetworkState]) -> None:
             console.print(
                 f"  {pool.range_set}  [{colour}]{bar(used, size)}[/{colour}]  {share(used, size)}", highlight=False
             )
-        if state.leases:
+        lines = [
+            (*map(escape, row[:-1]), f"[{colours[judged.state]}]{escape(row[-1])}[/]")
+            for row, judged in zip(rows(state.leases), state.leases, strict=True)
+        ]
+        if not _fits(state.leases, console.width):
+            for address, container, ifname, *rest in lines:  # an identifier is never cut, nor broken into two
+                console.print(f"{address}  {container}  {ifname}", highlight=False, soft_wrap=True)
+                console.print(f"    {', '.join(rest)}", highlight=False)
+        elif lines:
             table = Table(box=None, pad_edge=False, padding=(0, 2))
-            for heading in ("address", "container", "interface", "age", "boot", "attachment"):
-                table.add_column(heading)
-            for row, judged in zip(rows(state.leases), state.leases, strict=True):
-                colour = colours[judged.state]
-                table.add_row(*map(escape, row[:-1]), f"[{colour}]{escape(row[-1])}[/{colour}]")
+            for heading in _HEADINGS:
+                table.add_column(heading, no_wrap=heading != _HEADINGS[-1])
+            for line in lines:
+                table.add_row(*line)
             console.print(table)
         _print_findings(state)
+
+
+def _fits(leases: Sequence[Judged], width: int) -> bool:
+    """Is there room for a table with whole identifiers, and a column for the reason?"""
+    lines = [_HEADINGS[:-1], *(row[:-1] for row in rows(leases))]
+    return sum(max(map(len, column)) + 4 for column in zip(*lines, strict=True)) + _NARROWEST <= width
 
 
 def _print_plain(states: Sequence[NetworkState]) -> None:

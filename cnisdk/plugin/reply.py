@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+from attrs import evolve
+
 from ..errors import CNIError, InternalError, InvalidNetNSError, IOFailureError, TryAgainLaterError
 from ..spec.codec import dumps, dumps_compact, find_key, loads
 from ..spec.config import NetConf
 from ..spec.convert import AnyResult, convert_result, print_result
-from ..spec.versions import ALL, CURRENT, SpecVersion, Verb
+from ..spec.result import Result
+from ..spec.versions import ALL, CURRENT, V1_1_0, SpecVersion, Verb
 from .base import Plugin
 from .request import AddRequest, CheckRequest, DelRequest, GCRequest, Request, StatusRequest, parse_request, parse_verb
 from .signals import Terminated
@@ -71,7 +74,7 @@ def respond(
             if guard is not None:
                 guard(request)
             result = _handle(plugin(), request, notes)
-        stdout = b"" if result is None else _print(result, request.version, notes)
+        stdout = b"" if result is None else _print(result, request, notes)
         if not isinstance(request, AddRequest):
             undo.commit()  # only an ADD is taken back when its reply cannot be delivered
         return Reply(stdout, 0, "".join(notes), undo)
@@ -148,7 +151,12 @@ def _handle(plugin: Plugin[Any], request: Request[Any], notes: list[str]) -> Any
     return None
 
 
-def _print(result: AnyResult, version: SpecVersion, notes: list[str]) -> bytes:
+def _print(result: AnyResult, request: Request[Any], notes: list[str]) -> bytes:
+    version = request.version
+    if version < V1_1_0 and request.conf.prev_result is None and isinstance(result, Result):
+        # Keys that came with 1.1.0 are for readers who know them. What a plugin before in the chain wrote stays.
+        plain = (evolve(each, mtu=0, socket_path="", pci_id="") for each in result.interfaces)
+        result = evolve(result, interfaces=tuple(plain))
     conversion = convert_result(result, version)
     # Interfaces, and which of them an address is on, have no place before 0.3.0 and some of their fields none before
     # 1.0.0: that is known and harmless. An address or a route that the runtime does not hear of is not.

@@ -33,11 +33,16 @@ echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS" >> "$0.calls"
 HERE, GONE = "/run/netns/living", "/run/netns/gone"
 
 
-def run_on(host: Host, *arguments: str) -> int:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run_on(host: Host, *arguments: str, terminal: bool = False) -> int:
     """Run ``cnisdk`` on a host, and print here what it prints there."""
 
     def work() -> tuple[int, str, str]:
-        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        with redirect_stdout(Terminal() if terminal else io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
             status = cnisdk.main(arguments)
         return status, out.getvalue(), err.getvalue()
 
@@ -78,9 +83,9 @@ class Place:
             os.utime(self.cache.path(entry.attachment), (time.time() - age, time.time() - age))
         return [str(ip.address.ip) for ip in ips]
 
-    def run(self, *arguments: str) -> int:
+    def run(self, *arguments: str, terminal: bool = False) -> int:
         options = ["--conf-dir", f"{self.root}/conf", "--cache-dir", f"{self.root}/cache"]
-        return run_on(self.host, *arguments, "--inside", *options)
+        return run_on(self.host, *arguments, "--inside", *options, terminal=terminal)
 
     def gc(self, *arguments: str) -> int:
         return self.run("gc", "net", "--pause", "0", "--cni-path", f"{self.root}/bin", *arguments)
@@ -152,10 +157,12 @@ def test_leases_as_a_table(
     if rich:
         pytest.importorskip("rich")
         monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("NO_COLOR", "1")
+        monkeypatch.setenv("TERM", "dumb")
     else:
         monkeypatch.setitem(sys.modules, "rich.console", None)
     place.add("alive", HERE)
-    assert place.run("leases") == 0
+    assert place.run("leases", terminal=True) == 0
     out, err = capsys.readouterr()
     assert "10.5.0.1-10.5.0.14  ██░░" in out
     assert "1 of 13" in out
@@ -558,3 +565,28 @@ def test_fsck_deletes_the_index_of_a_network_that_is_gone(place: Place) -> None:
     os.rename(place.store.path, f"{place.root}/elsewhere")
     assert place.run("fsck") == 0
     assert not Path(place.store.index_path).exists()
+
+
+LONG = "0123456789abcdef" * 4
+
+
+def test_piped_a_lease_is_one_line_with_whole_values(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    (address, _) = place.add(LONG, HERE)
+    assert place.run("leases") == 0
+    (line,) = (each for each in capsys.readouterr().out.splitlines() if address in each.split())
+    assert line.split()[:3] == [address, LONG, "eth0"]
+    assert "alive" in line
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_on_a_terminal_no_identifier_is_cut(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "dumb")
+    place.add(LONG, HERE)
+    assert place.run("leases", terminal=True) == 0
+    out = capsys.readouterr().out
+    assert LONG in out
+    assert "…" not in out

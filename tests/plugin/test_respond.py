@@ -110,7 +110,7 @@ def test_add_answers_in_the_version_of_the_configuration(version: str) -> None:
     else:
         assert document["ips"][0]["interface"] == 0
         assert document["ips"][0].get("version") == ("4" if version < "1" else None)
-        assert document["interfaces"][0].get("mtu") == (1500 if version >= "1.0.0" else None)
+        assert document["interfaces"][0].get("mtu") == (1500 if version == "1.1.0" else None)
 
 
 @pytest.mark.parametrize("command", ["DEL", "CHECK", "STATUS"])
@@ -402,3 +402,13 @@ def test_delete_says_in_one_line_what_is_wrong_however_much_it_is(seen: list[Any
     assert reply.stderr.count("\n") == 1
     assert "$.size is 'x'" in reply.stderr
     assert "(and 998 more)" in reply.stderr
+
+
+def test_the_mtu_that_a_plugin_before_wrote_in_1_0_0_is_handed_on() -> None:
+    class Chained(Minimal):
+        def add(self, request: AddRequest[Conf]) -> Result:
+            return request.require_prev_result()
+
+    before = {"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "mtu": 1400}]}
+    reply = respond(Chained, environ("ADD"), config("1.0.0", prevResult=before))
+    assert json.loads(reply.stdout)["interfaces"] == [{"name": "eth0", "mtu": 1400}]
