@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ class Plugins:
     @property
     def setup(self) -> str:
         """Shell commands that make a host ready for them; empty for none."""
-        return f"{' '.join(SERVE)} </dev/null >/dev/null 2>&1" if self.resident else ""
+        return f"{shlex.join(SERVE)} </dev/null >/dev/null 2>&1" if self.resident else ""
 
     def take_fallbacks(self) -> list[str]:
         """The requests that shims ran by themselves since this was asked last: type and reason."""

@@ -21,7 +21,7 @@ def test_runtime_dependencies() -> None:
 
 def test_test_kit_and_cli_are_extras() -> None:
     assert required("cnisdk", "testing") - required("cnisdk", "") == {"pytest", "hypothesis"}
-    assert required("cnisdk", "cli") - required("cnisdk", "") == {"rich"}
+    assert required("cnisdk", "cli") - required("cnisdk", "") == {"rich", "shtab"}
 
 
 def test_commands() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -459,7 +460,7 @@ def test_a_result_that_cnitool_cannot_print(bench: Bench, tmp_path: Path) -> Non
     environ = {"PATH": os.environ["PATH"], "CNI_PATH": str(bench.ipam), "NETCONFPATH": str(tmp_path)}
     netns = bench.host.add_netns("c1")
     for where in ("/dev/full", "&-"):
-        command = f"{sys.executable} -m cnisdk.cli.cnitool add net {netns} >{where}"
+        command = f"{shlex.quote(sys.executable)} -m cnisdk.cli.cnitool add net {netns} >{where}"
         done = bench.host.run(["sh", "-c", command], env=environ, check=False)
         assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
         assert "cannot print the result" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -273,8 +274,8 @@ def run_beside_gc(cluster: Cluster, directory: Path, rounds: int, seed: int) -> 
     life = Life(cluster, directory, seed)
     log = cluster.root / "gc.log"
     gc = (
-        f"{sys.executable} -m cnisdk.cli.cnisdk gc net --inside --grace 0 --pause 0 --conf-dir {cluster.root}/conf "
-        f"--cache-dir {cluster.elsewhere} --cni-path {directory}"
+        f"{shlex.quote(sys.executable)} -m cnisdk gc net --inside --grace 0 --pause 0 "
+        f"--conf-dir {cluster.root}/conf --cache-dir {cluster.elsewhere} --cni-path {directory}"
     )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     script = f"while :; do {gc} >> {log} 2>&1 || echo FAILED >> {log}; read -t 0 end && exit 0; done"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from cnisdk.conformance.identify import identify
 from cnisdk.conformance.judgement import Kind
 from cnisdk.conformance.known import STUB
 from cnisdk.testing.stub import SCRIPT
+
+from ..programs import python_program
 
 WIRE = Path(__file__).with_name("wire").read_text()
 
@@ -29,24 +30,27 @@ POOL = (
     .replace("cd '@HOME@' || exit 70", "mkdir -p /var/lib/cni/pool/leases && cd /var/lib/cni/pool || exit 70")
 )
 
-ECHO = f"""#!{sys.executable} -ISs
+ECHO = python_program(
+    """
 import json, os, sys
 if os.environ["CNI_COMMAND"] == "VERSION":
-    print('{{"cniVersion": "1.1.0", "supportedVersions": ["1.0.0", "1.1.0"]}}')
+    print('{"cniVersion": "1.1.0", "supportedVersions": ["1.0.0", "1.1.0"]}')
     sys.exit()
 conf = json.load(sys.stdin)
 if os.environ["CNI_COMMAND"] == "ADD":
     result = conf["prevResult"]
     print(json.dumps(result))
-"""
+""",
+    "-ISs",
+)
 
-BRIDGE = f"""#!{sys.executable}
+BRIDGE = python_program("""
 from cnisdk import PluginMain
 from cnisdk_plugins.bridge import Bridge
 class Broken(Bridge):
     pass
 PluginMain(Broken)()
-"""
+""")
 
 WORD = {Kind.INTERFACE: ("wire", WIRE), Kind.IPAM: ("pool", POOL), Kind.CHAINED: ("echo", ECHO)}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,6 +17,7 @@ from cnisdk.conformance.known import KNOWN
 from cnisdk.conformance.report import Report, as_html, as_json, as_junit, as_text
 from cnisdk.conformance.runner import Outcome, exit_status
 
+from ..programs import python_program
 from .conftest import BRIDGE, Make
 from .test_broken import method
 
@@ -125,7 +125,7 @@ def test_a_plugin_says_itself_how_to_try_it(tmp_path: Path) -> None:
     from cnisdk.conformance.identify import identify
 
     program = tmp_path / "whatever"
-    program.write_text(f"#!{sys.executable}\nfrom cnisdk_plugins.host_local import main\nmain()\n")
+    program.write_text(python_program("from cnisdk_plugins.host_local import main\nmain()\n"))
     program.chmod(0o755)
     subject = identify(str(program), conf=None)
     assert (subject.kind, subject.conf["ipam"]["type"]) == (Kind.IPAM, "host-local")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from cnisdk.conformance import Level, Verdict, judge, select
 from cnisdk.conformance.identify import identify
 
 from ..modes import Plugins
+from ..programs import python_program
 from .conftest import run
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
@@ -117,7 +117,7 @@ UNSEEN_BY_DEFAULT = {  # the CHECK of a plugin that has none of its own compares
 def test_the_tutorials_plugins(tmp_path: Path, name: str, conf: dict[str, Any] | None, known: set[str]) -> None:
     source = Path(__file__).parents[2] / "examples" / "tutorial" / f"{name}.py"
     path = tmp_path / name
-    path.write_text(f"#!{sys.executable}\n{source.read_text()}")
+    path.write_text(python_program(source.read_text()))
     path.chmod(0o755)
     outcomes = run(identify(str(path), conf=conf))
     assert {each.case.id for each in outcomes if each.verdict in (Verdict.FAILED, Verdict.ERROR)} == known

@@ -13,10 +13,12 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @pytest.fixture(scope="session")
-def environment() -> dict[str, str]:
-    """The environment of a reader who has installed the package and set nothing else."""
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a reader who has installed the package, in a place without spaces, and set nothing else."""
+    installed = tmp_path_factory.mktemp("reader") / "venv"
+    installed.symlink_to(sys.prefix)
     kept = {key: value for key, value in os.environ.items() if key in {"HOME", "LANG", "TMPDIR", "USER"}}
-    return {**kept, "PATH": f"{Path(sys.executable).parent}:{SYSTEM_PATH}"}
+    return {**kept, "PATH": f"{installed}/bin:{SYSTEM_PATH}"}
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cnisdk.testing import Sandbox
+
+from ..programs import python_program
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -90,7 +91,7 @@ def test_the_example_runs(host: Sandbox, shell: Shell, tmp_path: Path) -> None:
     }
     shell("cnisdk install --dest bin host-local; ip link add patch0 type bridge; ip link set patch0 up")
     launcher = tmp_path / "bin" / "patch"
-    launcher.write_text(f"#!{sys.executable}\n{PATCH.read_text()}")
+    launcher.write_text(python_program(PATCH.read_text()))
     launcher.chmod(0o755)
     (tmp_path / "request.json").write_text(json.dumps(network))
     netns = host.add_netns("one")

@@ -14,6 +14,8 @@ from cnisdk.conformance import Verdict, judge, select
 from cnisdk.conformance.identify import identify
 from cnisdk.conformance.known import STUB
 
+from ..programs import python_program
+
 TUTORIAL = Path(__file__).resolve().parents[2] / "examples" / "tutorial"
 
 pytestmark = pytest.mark.kernel
@@ -49,7 +51,7 @@ def test_the_tests_pass(copied: Path, prefix: list[str]) -> None:
 )
 def test_the_plugins_conform(tmp_path: Path, name: str, only: tuple[str, ...]) -> None:
     program = tmp_path / name
-    program.write_text(f"#!{sys.executable}\n{(TUTORIAL / name).with_suffix('.py').read_text()}")
+    program.write_text(python_program((TUTORIAL / name).with_suffix(".py").read_text()))
     program.chmod(0o755)
     conf = {"bridge": "up1", "ipam": {"type": STUB}} if name == "cable" else None
     subject = identify(str(program), conf=conf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cnisdk.testing.running import PluginUnderTest
 from ..modes import SERVE, Plugins
 
 STATUS = [sys.executable, "-I", "-m", "cnisdk.cli.cnisdk", "serve", "--status"]
-QUIET = f"{' '.join(SERVE)} </dev/null >/dev/null 2>&1"
+QUIET = f"{shlex.join(SERVE)} </dev/null >/dev/null 2>&1"
 
 
 @pytest.fixture(scope="session")
