@@ -5,8 +5,10 @@ import re
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon.docstring import GoogleDocstring
+from sphinx.util import logging
 
 project = "cnisdk"
 author = "The cnisdk authors"
@@ -53,6 +55,13 @@ def _skip_field(app: Sphinx, what: str, name: str, obj: object, skip: bool, opti
     return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
+def _check_page(app: Sphinx, doctree: nodes.document) -> None:
+    """Warn, which fails the build, of a list that begins with another number than 1: it was a code in brackets."""
+    for found in doctree.findall(nodes.enumerated_list):
+        if found.get("start", 1) != 1:
+            logging.getLogger(__name__).warning("a number became a list: %s", found.astext(), location=found)
+
+
 def _link_names(app: Sphinx, page: str, source: list[str]) -> None:
     """Make links of the names in the first column of the tables for plugin authors."""
     if page == "reference/sdk":
@@ -68,6 +77,7 @@ def _link_to(row: re.Match[str]) -> str:
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _escape_codes, priority=900)  # after napoleon
     app.connect("autodoc-skip-member", _skip_field)
+    app.connect("doctree-read", _check_page)
     app.connect("source-read", _link_names)
 
 

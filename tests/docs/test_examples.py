@@ -7,6 +7,7 @@ import os
 import pkgutil
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -126,6 +127,23 @@ def test_the_tutorial(host: Sandbox, shell: Shell, tmp_path: Path) -> None:
     printed = shell(typed(steps))
     assert "1 received" in printed
     assert [link["ifname"] for link in host.ip("link")] == ["lo"]
+
+
+@pytest.mark.kernel
+def test_the_chain(host: Sandbox, shell: Shell, tmp_path: Path) -> None:
+    """The list in the guide, with the chained plugin above it."""
+    page = ROOT / "docs" / "how-to" / "write-a-plugin.md"
+    (network,) = [code for _, code in blocks(page, "json") if "promisc" in code]
+    (plugin,) = [code for note, code in blocks(page, "python") if note == "of promisc.py"]
+    shell("cnisdk install --dest bin bridge host-local >/dev/null; mkdir net.d; ip netns add one")
+    (tmp_path / "net.d" / "10.conflist").write_text(network)
+    (tmp_path / "bin" / "promisc").write_text(f"#!{sys.executable}\n{plugin}")
+    (tmp_path / "bin" / "promisc").chmod(0o755)
+    cnitool = "export CNI_PATH=$PWD/bin NETCONFPATH=$PWD/net.d; cnitool"
+    shell(f"{cnitool} add watched /run/netns/one; cnitool check watched /run/netns/one")
+    assert host.ip("link", "show", "eth0", netns="one")[0]["promiscuity"] == 1
+    shell(f"{cnitool} del watched /run/netns/one")
+    assert [link["ifname"] for link in host.ip("link", netns="one")] == ["lo"]
 
 
 def commands() -> list[str]:
