@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import socket
@@ -351,7 +352,7 @@ def test_connections_that_end_at_once(host: Host, shims: Plugins) -> None:
 @pytest.mark.parametrize("count", [5, 12])
 def test_connections_that_say_nothing_hold_up_nobody(host: Host, shims: Plugins, count: int) -> None:
     """Whether there are workers left (of eight), or their time must end first."""
-    host.run(["sh", "-euc", f"{' '.join(SERVE)} --limit 8 </dev/null >/dev/null 2>&1"])
+    host.run(["sh", "-euc", f"{shlex.join(SERVE)} --limit 8 </dev/null >/dev/null 2>&1"])
     silent = host.popen(
         [sys.executable, "-c", SILENT, SOCKET, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
