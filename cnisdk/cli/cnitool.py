@@ -20,8 +20,8 @@ from ..invoke.find import split_path
 from ..runtime.cache import DEFAULT_CACHE_DIR
 from ..runtime.load import DEFAULT_CONF_DIR, load_network
 from ..runtime.network import Network
-from ..runtime.runner import DEFAULT_TIMEOUT, Runtime
-from ..spec.codec import loads
+from ..runtime.runner import DEFAULT_TIMEOUT, PluginCall, Runtime
+from ..spec.codec import dumps_compact, loads
 from ..spec.config import parse_args
 from ..spec.convert import print_result
 from ..spec.names import Attachment, shorten
@@ -127,6 +127,13 @@ def make_parser() -> argparse.ArgumentParser:
         default=DEFAULT_TIMEOUT,
         help="how long one call of a plugin may take; 0 means for ever (%(default)g)",
     )
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="say on standard error what each plugin is sent and what it returns: the whole configuration, secrets "
+        "included",
+    )
     parser.add_argument("--no-rollback", action="store_true", help="leave what a failed add did, to look at it")
     parser.add_argument(
         "--valid",
@@ -166,6 +173,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         timeout=args.timeout or None,
         rollback=not args.no_rollback,
         on_warning=_warn,
+        on_call=_show if args.verbose else _show_nothing,
     )
     ifname = _choose(args.ifname, "CNI_IFNAME", "eth0")
     try:
@@ -239,6 +247,29 @@ def _print(data: bytes) -> None:
     # Not through sys.stdout, which would try again, and fail, when the process ends.
     while data:
         data = data[os.write(1, data) :]
+
+
+def _show_nothing(_: PluginCall) -> None:
+    """Say nothing of a call."""
+
+
+def _show(call: PluginCall) -> None:
+    """Say what a plugin is sent, or what it returned."""
+    if call.error is not None:
+        text = f"< {call.type} failed: {call.error} (code {call.error.code})"
+    elif call.printed is not None:
+        text = f"< {call.type} returned {_one_line(call.printed) or 'nothing'}"
+    else:
+        variables = (f"{name}={value}" for name, value in sorted(call.environ.items()) if name.startswith("CNI_"))
+        text = f"> {call.path} {' '.join(variables)}\n> {_one_line(call.request)}"
+    print(text, file=sys.stderr, flush=True)
+
+
+def _one_line(document: bytes) -> str:
+    try:
+        return dumps_compact(loads(document)).decode() if document.strip() else ""
+    except CNIError:
+        return repr(document.decode(errors="replace"))
 
 
 def _warn(text: str) -> None:

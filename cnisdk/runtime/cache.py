@@ -218,8 +218,8 @@ class Cache:
                 continue
             except (OSError, CNIError) as exc:
                 if name.startswith(f"{network}-") or not network:
-                    reason = exc if isinstance(exc, CNIError) else exc.strerror
-                    problems.append(DecodingError(f"cached result {path} cannot be read: {reason}"))
+                    unread = f"cached result {path} cannot be read: {exc.strerror}" if isinstance(exc, OSError) else ""
+                    problems.append(exc if isinstance(exc, CNIError) else DecodingError(unread))
                 continue
             if not network or entry.attachment.network == network:
                 found.append(entry)

@@ -13,6 +13,7 @@ from ..errors import (
     InvalidEnvironmentError,
     InvalidNetNSError,
     TryAgainLaterError,
+    UnknownContainerError,
     error_for_code,
 )
 from ..invoke.call import run
@@ -54,6 +55,28 @@ class GCReport(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class PluginCall(NamedTuple):
+    """One call of a plugin.
+
+    Attributes:
+        verb: What it is asked to do.
+        type: The plugin's type.
+        path: Its executable.
+        environ: All of its environment.
+        request: What it reads from standard input.
+        printed: What it printed; None before it has ended, and when it failed.
+        error: How it failed; None before it has ended, and when it succeeded.
+    """
+
+    verb: Verb
+    type: str
+    path: str
+    environ: Mapping[str, str]
+    request: bytes
+    printed: bytes | None = None
+    error: CNIError | None = None
+
+
 class Runtime:
     """Runs networks.
 
@@ -80,6 +103,8 @@ class Runtime:
         environ: The environment of plugins, but for the variables of CNI; None means that of this process.
         on_stderr: Called with each piece of a plugin's stderr as it comes; by default it goes to this process's own.
         on_warning: Called with what went wrong but is no reason to fail.
+        on_call: Called twice for each plugin that is run: with what it is sent, and with what it returned. It is the
+            whole configuration, and may hold secrets.
     """
 
     def __init__(
@@ -92,6 +117,7 @@ class Runtime:
         environ: Mapping[str, str] | None = None,
         on_stderr: Callable[[bytes], object] = pass_on,
         on_warning: Callable[[str], object] = lambda text: None,
+        on_call: Callable[[PluginCall], object] = lambda call: None,
     ) -> None:
         self.path = tuple(path)
         self.cache = Cache(cache_dir)
@@ -100,6 +126,7 @@ class Runtime:
         self._environ = environ
         self._on_stderr = on_stderr
         self._on_warning = on_warning
+        self._on_call = on_call
 
     # --- ADD ----------------------------------------------------------------------------------------------------------
 
@@ -239,6 +266,7 @@ class Runtime:
 
         Raises:
             IncompatibleVersionError: (1) The network's version, before 0.4.0, does not know CHECK.
+            UnknownContainerError: (3) Nothing is remembered of the attachment.
             CNIError: What the first plugin that finds something reported, or why the cached result cannot be used.
         """
         attachment = Attachment(network.name, container_id, ifname)
@@ -253,8 +281,14 @@ class Runtime:
         if not netns:
             raise InvalidNetNSError("the path of the container's network namespace is empty")
         entry = self.cache.find(attachment)
-        result = None if entry is None else self._cached_result(network, entry)
-        if capability_args is None and entry is not None:
+        if entry is None:
+            raise UnknownContainerError(
+                f"{attachment} is not attached",
+                details=f"there is no cached result {self.cache.path(attachment)}: ADD it first, or name the directory "
+                "that its runtime caches in",
+            )
+        result = self._cached_result(network, entry)
+        if capability_args is None:
             capability_args = entry.capability_args
         environ = self._variables(attachment, netns, _args_or_cached(cni_args, entry))
         until = _until(deadline)
@@ -526,17 +560,22 @@ class Runtime:
         request: bytes,
         until: float | None,
     ) -> bytes:
+        call = PluginCall(verb, plugin.type, path, {**environ, "CNI_COMMAND": str(verb)}, request)
+        self._on_call(call)
         try:
-            return run(
+            printed = run(
                 path,
-                environ={**environ, "CNI_COMMAND": str(verb)},
+                environ=call.environ,
                 stdin=request,
                 timeout=self._timeout(plugin.type, until),
                 grace=_GRACE,
                 on_stderr=self._on_stderr,
             )
         except CNIError as exc:
+            self._on_call(call._replace(error=exc))
             raise _wrap(plugin, verb, exc) from exc
+        self._on_call(call._replace(printed=printed))
+        return printed
 
     def _cached_result(self, network: Network, entry: CachedAttachment) -> Mapping[str, Any] | None:
         """The result of the ADD, in the network's version."""

@@ -337,3 +337,25 @@ def test_signal_handlers_are_put_back(tool: Tool) -> None:
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert tool("add", "mynet", NETNS) == 0
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_check_of_what_was_never_added_says_that_it_is_not_attached(
+    tool: Tool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert tool("check", "mynet", NETNS) == 1
+    err = capfd.readouterr().err
+    assert (
+        f'interface "eth0" on network "mynet" is not attached; there is no cached result {tool.cache}/results/' in err
+    )
+    assert "(code 3)" in err
+    assert tool.log == []
+
+
+def test_verbose_shows_what_each_plugin_is_sent_and_returns(tool: Tool, capfd: pytest.CaptureFixture[str]) -> None:
+    assert tool("-v", "add", "mynet", NETNS, "--cap-args", '{"ips": ["10.1.2.3"]}') == 0
+    out, err = capfd.readouterr()
+    assert out == PRINTED
+    variables, request, answer = err.splitlines()
+    assert variables.startswith(f"> {tool.bin}/fake CNI_ARGS= CNI_COMMAND=ADD CNI_CONTAINERID={ID} CNI_IFNAME=eth0 ")
+    assert json.loads(request.removeprefix("> ")) == tool.config("ADD")
+    assert json.loads(answer.removeprefix("< fake returned ")) == json.loads(PRINTED)

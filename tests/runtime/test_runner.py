@@ -468,7 +468,7 @@ def test_gc_names_what_it_cannot_read(bench: Bench) -> None:
     network = populate(bench)
     (bench.cache_dir / "results" / "net-c9-eth0").write_bytes(b"")
     report = bench.runtime.gc(network, [("c1", "eth0"), ("c2", "eth0")])
-    assert "net-c9-eth0 cannot be read" in report.notes[0]
+    assert "net-c9-eth0 is empty, expected a JSON document" in report.notes[0]
 
 
 def test_gc_is_not_silent_when_the_cache_cannot_be_listed(bench: Bench) -> None:
@@ -595,6 +595,9 @@ def test_no_plugin_is_run_when_the_deadline_is_over(bench: Bench, verb: str) -> 
     bench.results("a", R100)
     network = bench.network({"type": "a"}, version="1.1.0")
     where = WHERE if verb in ("check", "delete") else {}
+    if verb == "check":
+        bench.runtime.add(network, **WHERE)
+        bench.forget()
     with pytest.raises(TryAgainLaterError, match="plugin a was not run: the deadline of the call is over"):
         getattr(bench.runtime, verb)(network, **where, deadline=0)
     assert bench.calls == []
