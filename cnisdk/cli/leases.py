@@ -108,12 +108,14 @@ def _print_rich(states: Sequence[NetworkState]) -> None:
     console = Console()
     colours = {"alive": "green", "dead": "red", "unknown": "yellow"}
     for state in states:
-        console.print(f"[bold]{escape(state.name)}[/bold]  {escape(_path(state))}", highlight=False)
+        console.print(f"[bold]{escape(state.name)}[/bold]  {escape(_path(state))}", highlight=False, soft_wrap=True)
         for pool in state.pools:
             used, size = used_in(pool, state.leases), pool.size()
             colour = "red" if used >= size else "yellow" if used * 10 >= size * 9 else "green"
             console.print(
-                f"  {pool.range_set}  [{colour}]{bar(used, size)}[/{colour}]  {share(used, size)}", highlight=False
+                f"  {pool.range_set}  [{colour}]{bar(used, size)}[/{colour}]  {share(used, size)}",
+                highlight=False,
+                soft_wrap=True,
             )
         lines = [
             (*map(escape, row[:-1]), f"[{colours[judged.state]}]{escape(row[-1])}[/]")
