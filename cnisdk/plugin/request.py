@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from attrs import evolve, frozen
 
 from .._signals import HeldBack
-from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError
+from ..errors import CNIError, DecodingError, InvalidConfigError, InvalidEnvironmentError
 from ..spec.codec import find_key, loads, structure
 from ..spec.config import NetConf, RuntimeConfig, parse_args
 from ..spec.convert import structure_result, upgrade
@@ -399,16 +399,24 @@ def parse_request(
             such verb.
     """
     check_variables(verb, environ)
-    document = loads(stdin)
+    problems: list[CNIError] = []
+    try:
+        document = loads(stdin)
+    except DecodingError as exc:
+        if verb is not Verb.DEL:
+            raise
+        # What is no UTF-8 keeps no container's resources: a key or a value is lost, as with the reference.
+        document = loads(stdin.decode(errors="replace").encode())
+        problems.append(exc)
     if not isinstance(document, dict):
         raise InvalidConfigError("invalid network configuration: expected an object")
     check_network_name(_text(document, "name"))
     version = negotiate(_text(document, "cniVersion"), supported, verb)
-    problems: list[CNIError] = []
     if verb is Verb.DEL:
         from ..spec.lenient import structure_leniently
 
-        conf, problems = structure_leniently(document, conf_class, converter=converter)
+        conf, wrong = structure_leniently(document, conf_class, converter=converter)
+        problems += wrong
     else:
         conf = structure(document, conf_class, converter=converter)
     request: Request[ConfT] = _CLASSES[verb](verb, version, conf, document, environ, stdin)

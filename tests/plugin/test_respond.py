@@ -412,3 +412,13 @@ def test_the_mtu_that_a_plugin_before_wrote_in_1_0_0_is_handed_on() -> None:
     before = {"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "mtu": 1400}]}
     reply = respond(Chained, environ("ADD"), config("1.0.0", prevResult=before))
     assert json.loads(reply.stdout)["interfaces"] == [{"name": "eth0", "mtu": 1400}]
+
+
+def test_bytes_that_are_no_text_do_not_block_del(seen: list[Any]) -> None:
+    stdin = config().replace(b'"recorder"', b'"recorder", "comment": "caf\xe9"')
+    assert failure(respond(Recorder, environ("ADD"), stdin))["code"] == 6
+    reply = respond(Recorder, environ("DEL"), stdin)
+    assert reply[:2] == (b"", 0)
+    assert "is not UTF-8" in reply.stderr
+    assert [request.network for request in seen] == ["net"]
+    assert failure(respond(Recorder, environ("DEL"), b"{"))["code"] == 6
