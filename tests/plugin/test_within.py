@@ -32,7 +32,7 @@ class Outer(Plugin[NetConf]):
         request.undo(os.write, 2, b"OUTER UNDONE\\n")
         try:
             if request.args.get("TIMEOUT"):
-                return Delegate("inner", request.environ, request.stdin, timeout=0.5).add()
+                return Delegate("inner", request.environ, request.stdin, timeout=2.0).add()
             leased = request.ipam.add()
         finally:
             assert (environ, cwd) == (dict(os.environ), os.getcwd())
@@ -203,7 +203,7 @@ def test_a_deadline(host: Host) -> None:
     within, apart = (host.run(where, "ADD", "MODE=wait;TIMEOUT=1") for where in ("within", "apart"))
     for each in (within, apart):
         assert each.status == 1
-        assert "/DIR/inner did not finish within 0.5 seconds and was stopped" in each.stdout
+        assert "/DIR/inner did not finish within 2 seconds and was stopped" in each.stdout
         assert '"code": 11' in each.stdout
         assert "INNER UNDONE" in each.stderr
         assert "INNER DEL" in each.stderr
