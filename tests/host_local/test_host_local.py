@@ -533,3 +533,26 @@ def test_a_container_id_that_no_lease_can_hold_is_refused(network: Network) -> N
     assert sorted(network.leases()) == ["10.9.0.2", "10.9.0.9"]
     assert ours("DEL", conf, longest).status == 0
     assert list(network.leases()) == ["10.9.0.9"]
+
+
+@pytest.mark.parametrize(
+    ("route", "complaint"),
+    [
+        ({"dst": "10.0.0.0/99"}, "$.ipam.routes[0].dst is '10.0.0.0/99', expected a network"),
+        ({"dst": ""}, "$.ipam.routes[0].dst is '', expected a network"),
+        ({"gw": "10.9.0.1"}, "$.ipam.routes[0].dst is missing"),
+    ],
+)
+def test_a_malformed_destination_is_not_called_missing(tmp_path: Path, route: dict[str, str], complaint: str) -> None:
+    ipam = {"type": "host-local", "subnet": V4, "routes": [route], "dataDir": str(tmp_path)}
+    conf = {"cniVersion": "1.0.0", "name": "net", "type": "bridge", "ipam": ipam}
+    variables = {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": "c",
+        "CNI_NETNS": "/x",
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": "/x",
+    }
+    reply = respond(HostLocal, variables, json.dumps(conf).encode())
+    assert (reply.status, json.loads(reply.stdout)["code"]) == (1, 7)
+    assert complaint in json.loads(reply.stdout)["msg"]

@@ -422,3 +422,11 @@ def test_bytes_that_are_no_text_do_not_block_del(seen: list[Any]) -> None:
     assert "is not UTF-8" in reply.stderr
     assert [request.network for request in seen] == ["net"]
     assert failure(respond(Recorder, environ("DEL"), b"{"))["code"] == 6
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
+def test_a_result_before_0_3_0_makes_no_noise_about_the_interface_of_an_address(version: str) -> None:
+    """No result of these versions has interfaces: there is nothing an operator could do about it."""
+    reply = respond(Recorder, environ("ADD"), config(version))
+    assert json.loads(reply.stdout)["ip4"] == {"ip": "10.0.0.2/24"}
+    assert (reply.status, reply.stderr) == (0, "")
