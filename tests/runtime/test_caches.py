@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,19 +101,27 @@ def test_what_is_no_file_at_all_stops_nothing(tmp_path: Path, kind: str) -> None
     assert unreadable.problem == "foreign"
 
 
-def test_what_this_user_may_not_read_says_so(tmp_path: Path) -> None:
+def test_what_this_user_may_not_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = store(tmp_path)
-    path.chmod(0)
-    try:
-        if os.access(path, os.R_OK):
-            pytest.skip("this user may read everything")
-        (unreadable,) = read_all(find_places([str(tmp_path)])).unreadable
-        assert (unreadable.problem, unreadable.text) == ("not readable", "cannot be read: Permission denied")
-        path.parent.chmod(0)
-        memory = read_all(find_places([str(tmp_path)]))
-        assert memory.hidden == (f"{path.parent} cannot be read: Permission denied",)
-    finally:
-        path.parent.chmod(0o700)
+    forbidden = {str(path)}
+
+    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+        """Root may read everything: refuse what an ordinary user is refused."""
+
+        def call(name: Any, *args: Any, **kwargs: Any) -> Any:
+            if str(name) in forbidden:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+            return function(name, *args, **kwargs)
+
+        return call
+
+    for name in ("open", "listdir", "scandir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    (unreadable,) = read_all(find_places([str(tmp_path)])).unreadable
+    assert (unreadable.problem, unreadable.text) == ("not readable", "cannot be read: Permission denied")
+    forbidden.add(str(path.parent))
+    memory = read_all(find_places([str(tmp_path)]))
+    assert memory.hidden == (f"{path.parent} cannot be read: Permission denied",)
 
 
 def test_only_the_very_file_that_was_read_is_forgotten(tmp_path: Path) -> None:
