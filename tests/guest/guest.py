@@ -62,11 +62,11 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm /dev/mqueue
 mount -t devpts devpts /dev/pts
-for each in /dev/shm /run /tmp; do mount -t tmpfs tmpfs $each; done
+for each in /dev/shm /run; do mount -t tmpfs tmpfs $each; done
 ln -sf /proc/self/fd /dev/fd
 echo /sbin/modprobe >/proc/sys/kernel/modprobe
 ip link set lo up
-cd @DIRECTORY@
+cd @DIRECTORY@ || exit
 @ENVIRONMENT@
 setsid sh -c @COMMAND@ </dev/null >/dev/hvc0 2>&1
 status=$?
