@@ -4,8 +4,10 @@ from ._lazy import exports
 
 __version__ = "0.1.0"
 
-TYPE_CHECKING = False  # type checkers know better; importing typing's takes longer than VERSION
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take longer than VERSION
 if TYPE_CHECKING:
+    from attrs import evolve as evolve, field as field, frozen as frozen
+
     from .errors import (
         CNIError as CNIError,
         DecodingError as DecodingError,
@@ -34,17 +36,12 @@ if TYPE_CHECKING:
     from .spec.config import IPAMConf as IPAMConf, NetConf as NetConf
     from .spec.fields import json_field as json_field
     from .spec.names import Attachment as Attachment
-    from .spec.result import (
-        DNS as DNS,
-        Interface as Interface,
-        IPConfig as IPConfig,
-        Result as Result,
-        Route as Route,
-    )
+    from .spec.result import DNS as DNS, Interface as Interface, IPConfig as IPConfig, Result as Result, Route as Route
 
 __all__, __dir__, __getattr__ = exports(
     __name__,
     {
+        ".classes": "evolve field frozen",
         ".errors": "CNIError DecodingError IncompatibleVersionError InternalError InvalidConfigError "
         "InvalidEnvironmentError InvalidNetNSError IOFailureError LimitedConnectivityError PluginNotAvailableError "
         "TryAgainLaterError UnknownContainerError UnsupportedFieldError run_all",
@@ -56,5 +53,5 @@ __all__, __dir__, __getattr__ = exports(
         ".spec.names": "Attachment",
         ".spec.result": "DNS Interface IPConfig Result Route",
     },
-    "conformance errors invoke ipam linux plugin runtime spec testing",
+    "classes conformance dhcp errors invoke ipam linux plugin runtime spec testing",
 )

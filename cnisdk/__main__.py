@@ -2,7 +2,7 @@
 
 import sys
 
-from .cli.cnisdk import main
+from ._cli.cnisdk import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Names that a package offers from its modules, imported when first asked for: a plugin pays only for what it uses."""
+"""Lazy exports: a package offers names from its modules, and imports a module on first use of one of its names."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from types import ModuleType
     from typing import NamedTuple
 
     class Exports(NamedTuple):
-        """The three names that a package's ``__init__`` assigns."""
+        """Values of the three names that a package's ``__init__`` assigns."""
 
         all: tuple[str, ...]
         dir: Callable[[], list[str]]
         getattr: Callable[[str], object]
+
+
+def load(name: str) -> ModuleType:
+    """Import a module, as ``importlib.import_module`` does, without importing importlib."""
+    __import__(name)
+    return sys.modules[name]
 
 
 def exports(package: str, homes: Mapping[str, str], modules: str = "") -> Exports:
@@ -22,7 +29,8 @@ def exports(package: str, homes: Mapping[str, str], modules: str = "") -> Export
 
     Args:
         package: ``__name__`` of the package.
-        homes: The names each module gives, separated by spaces, by the module's relative name.
+        homes: The names each module gives, separated by spaces, by the module's relative name. A package gives the
+            modules in it.
         modules: The modules and packages inside that users import as such, separated by spaces.
     """
     home_of = {name: module for module, names in homes.items() for name in names.split()}
@@ -33,15 +41,13 @@ def exports(package: str, homes: Mapping[str, str], modules: str = "") -> Export
         return sorted({*own, *home_of, *inside})
 
     def __getattr__(name: str) -> object:
-        from importlib import import_module
-
         if name in inside:
-            return import_module(f".{name}", package)
+            return load(f"{package}.{name}")
         try:
             home = home_of[name]
         except KeyError:
             raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
-        value = getattr(import_module(home, package), name)
+        value = getattr(load(package + home), name, None) or load(f"{package}{home}.{name}")
         setattr(sys.modules[package], name, value)
         return value
 

@@ -1,22 +1,30 @@
-"""Hold signals back while something must not be torn apart.
+"""Hold signals back while steps run that must not be separated.
 
-A signal handler that raises (SIGTERM to a plugin, Ctrl-C to anything) does so between any two steps of Python: after
-the kernel gave a lock and before a variable has its descriptor, or at the first step of the code that gives it back. No
-``try`` covers that. So the kernel keeps the signals until the block ends; then they are raised.
+A signal handler that raises an exception (SIGTERM in a plugin, Ctrl-C in any program) can do so between any two steps
+of Python: after the kernel granted a lock and before a variable holds its descriptor, or at the first step of the code
+that releases it. No ``try`` covers that. So the signals are blocked until the block ends, and raised then.
 
-It is for the main thread, where Python runs handlers. A signal that another thread of the process lets in is not held.
+Use it in the main thread, where Python runs handlers. Signals that another thread does not block are not held back.
 """
 
 from __future__ import annotations
 
-import signal
+from ._light import TYPE_CHECKING
 
-# Those whose handlers raise in programs; SIGALRM is the deadline of a delegate in this process.
+if TYPE_CHECKING:
+    import signal as signal
+else:  # signal imports enum, and makes three of them
+    try:
+        import _signal as signal
+    except ImportError:
+        import signal
+
+# Signals whose handlers raise exceptions. SIGALRM is the deadline of a delegate in this process.
 _HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM)
 
 
 class HeldBack:
-    """Inside ``with``, no signal is raised, unless :meth:`let_through` allows it. May be nested."""
+    """Context manager that blocks signals, until :meth:`let_through` or the end of the block. It may be nested."""
 
     __slots__ = ("_before",)
 
@@ -24,7 +32,7 @@ class HeldBack:
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             self.hold()
-        except BaseException:  # a signal that came before
+        except BaseException:  # raised by a signal that came before
             signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
             raise
         return self
@@ -33,9 +41,9 @@ class HeldBack:
         self.let_through()
 
     def let_through(self) -> None:
-        """Raise what has come, and from now on what comes: to wait, in something that may be left half way."""
+        """Raise the signals that came, and let further ones through: for waiting, in a state that may be left."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
     def hold(self) -> None:
-        """Hold signals back again. What came before this took hold is raised by it, and they are held nevertheless."""
+        """Block signals again. A signal that came just before is raised here; they are blocked all the same."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)

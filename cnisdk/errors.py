@@ -1,13 +1,14 @@
 """The errors of CNI (spec §5, "Error"): one class for each code.
 
-A handler raises one of these; :class:`cnisdk.PluginMain` prints it as the JSON error object and exits with 1.
-Callers match by class or by ``code``, never by text.
+A handler raises one of these; :class:`cnisdk.PluginMain` prints it as the JSON error object and exits with status 1.
+Callers match errors by class or by ``code``, never by text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+
+from ._light import ClassVar
 
 
 class CNIError(Exception):
@@ -19,8 +20,8 @@ class CNIError(Exception):
         code: The code, when it is not the one of the class: plugins may use 100 and above for their own errors.
 
     Attributes:
-        others: Further errors of the same call, in the order in which they happened: of taking a failed ADD back, or of
-            the other plugins in DEL and GC. They are told in ``details`` as text as well.
+        others: Further errors of the same call, in the order in which they happened: of the undo of a failed ADD, or of
+            the other plugins in DEL and GC. Their texts are in ``details`` as well.
     """
 
     default_code: ClassVar[int] = 100
@@ -30,12 +31,24 @@ class CNIError(Exception):
     details: str
     others: list[CNIError]
 
+    def __init_subclass__(cls, *, code: int | None = None) -> None:
+        """Give a subclass its code: ``class DecodingError(CNIError, code=6)``."""
+        if code is not None:
+            cls.default_code = code
+
     def __init__(self, msg: str, *, details: str = "", code: int | None = None) -> None:
         super().__init__(msg)
         self.msg = msg
         self.details = details
         self.code = self.default_code if code is None else code
         self.others = []
+
+    def add_others(self, others: Iterable[CNIError]) -> None:
+        """Attach further errors of the same call, and name each in the details."""
+        others = tuple(others)
+        self.others.extend(others)
+        told = (f"also: {other} (code {other.code})" for other in others)
+        self.details = "; ".join(filter(None, (self.details, *told)))
 
     def __str__(self) -> str:
         return f"{self.msg}; {self.details}" if self.details else self.msg
@@ -54,82 +67,58 @@ def _restore(cls: type[CNIError], msg: str, details: str, code: int, others: lis
     return error
 
 
-class IncompatibleVersionError(CNIError):
+class IncompatibleVersionError(CNIError, code=1):
     """Code 1: the plugin, or the verb, does not support the configuration's ``cniVersion``."""
 
-    default_code = 1
 
-
-class UnsupportedFieldError(CNIError):
+class UnsupportedFieldError(CNIError, code=2):
     """Code 2: a field of the network configuration is not supported; the message names key and value."""
 
-    default_code = 2
 
-
-class UnknownContainerError(CNIError):
+class UnknownContainerError(CNIError, code=3):
     """Code 3: the container is unknown or does not exist: the runtime need not clean up (no DEL)."""
 
-    default_code = 3
 
-
-class InvalidEnvironmentError(CNIError):
+class InvalidEnvironmentError(CNIError, code=4):
     """Code 4: a ``CNI_*`` variable is missing or invalid; the message names it."""
 
-    default_code = 4
 
-
-class IOFailureError(CNIError):
+class IOFailureError(CNIError, code=5):
     """Code 5: an input or output operation failed: a file, a socket, a request to the kernel."""
 
-    default_code = 5
 
-
-class DecodingError(CNIError):
+class DecodingError(CNIError, code=6):
     """Code 6: content could not be decoded: broken JSON, a version that is no version."""
 
-    default_code = 6
 
-
-class InvalidConfigError(CNIError):
+class InvalidConfigError(CNIError, code=7):
     """Code 7: the network configuration is not valid; the message gives JSON path, value and what was expected."""
 
-    default_code = 7
 
-
-class InvalidNetNSError(CNIError):
+class InvalidNetNSError(CNIError, code=8):
     """Code 8: ``CNI_NETNS`` is no network namespace, or is the plugin's own.
 
     Not in the spec's table; the reference's SDK defines and uses it.
     """
 
-    default_code = 8
 
-
-class TryAgainLaterError(CNIError):
+class TryAgainLaterError(CNIError, code=11):
     """Code 11: a transient condition (a full pool, a lock held too long): the runtime should try again later."""
 
-    default_code = 11
 
-
-class PluginNotAvailableError(CNIError):
+class PluginNotAvailableError(CNIError, code=50):
     """Code 50 (spec 1.1.0, STATUS): the plugin cannot service ADD requests."""
 
-    default_code = 50
 
-
-class LimitedConnectivityError(CNIError):
+class LimitedConnectivityError(CNIError, code=51):
     """Code 51 (spec 1.1.0, STATUS): the plugin works, but containers it attached may have limited connectivity."""
 
-    default_code = 51
 
-
-class InternalError(CNIError):
-    """Code 999: a bug, of this SDK or of the plugin.
+class InternalError(CNIError, code=999):
+    """Code 999: a bug in this SDK or in the plugin.
 
     Not in the spec's table; the reference's SDK uses it for any other error.
     """
-
-    default_code = 999
 
 
 _BY_CODE: dict[int, type[CNIError]] = {
@@ -152,15 +141,15 @@ _BY_CODE: dict[int, type[CNIError]] = {
 
 
 def error_for_code(code: int, msg: str, details: str = "") -> CNIError:
-    """Make the error another process reported, with the class of its code (:class:`CNIError` when it has none)."""
+    """Make the error that another process reported, of the class of its code (:class:`CNIError` for other codes)."""
     return _BY_CODE.get(code, CNIError)(msg, details=details, code=code)
 
 
 def run_all(*steps: Callable[[], object]) -> None:
-    """Take things down: run every step, whatever happens to the others, then report.
+    """Run all steps of a teardown, also after one has failed; then raise the errors.
 
     Raises:
-        CNIError: The first that was raised, with the others in its details.
+        CNIError: The first error, with the others in its details.
     """
     problems: list[CNIError] = []
     for step in steps:
@@ -172,9 +161,12 @@ def run_all(*steps: Callable[[], object]) -> None:
             problems.append(IOFailureError(str(exc)))
         except Exception as exc:
             problems.append(InternalError(f"{type(exc).__name__}: {exc}"))
+    raise_first(problems)
+
+
+def raise_first(problems: Sequence[CNIError]) -> None:
+    """Raise the first of several errors, with the others in its details; return when there are none."""
     if problems:
         first, *others = problems
-        also = [f"also: {problem}" for problem in others]
-        error = type(first)(first.msg, details="; ".join(filter(None, (first.details, *also))), code=first.code)
-        error.others = [*first.others, *others]
-        raise error from first
+        first.add_others(others)
+        raise first

@@ -1,8 +1,7 @@
 """Typed objects and versions of the CNI specification. Pure: no I/O, no operating system."""
 
-from typing import TYPE_CHECKING
-
 from .._lazy import exports
+from .._light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .addresses import IPAddress as IPAddress, IPInterface as IPInterface, IPNetwork as IPNetwork
@@ -38,13 +37,7 @@ if TYPE_CHECKING:
     from .lazy import LazyObject as LazyObject, lazy_field as lazy_field
     from .names import Attachment as Attachment
     from .older_results import Result020 as Result020, Result040 as Result040, Result100 as Result100
-    from .result import (
-        DNS as DNS,
-        Interface as Interface,
-        IPConfig as IPConfig,
-        Result as Result,
-        Route as Route,
-    )
+    from .result import DNS as DNS, Interface as Interface, IPConfig as IPConfig, Result as Result, Route as Route
     from .versions import SpecVersion as SpecVersion, Verb as Verb
 
 __all__, __dir__, __getattr__ = exports(

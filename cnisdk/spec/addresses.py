@@ -6,22 +6,18 @@ is checked first. As in the reference, an IPv4-mapped IPv6 address is the IPv4 a
 
 from __future__ import annotations
 
-import re
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-    ip_address,
-)
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
 
+#: An address.
 IPAddress = IPv4Address | IPv6Address
+#: An address with the length of its network's prefix.
 IPInterface = IPv4Interface | IPv6Interface
+#: A network.
 IPNetwork = IPv4Network | IPv6Network
 
-_CIDR = re.compile(r"([0-9a-fA-F:.]+)/([0-9]{1,3})")
+_ADDRESS = frozenset("0123456789abcdefABCDEF:.")
+_NUMBER = frozenset("0123456789")
+_LENGTH_DIGITS = 3
 _MAPPED_BITS = 96
 
 
@@ -44,20 +40,26 @@ def specified(address: IPAddress | None) -> IPAddress | None:
     return None if address is None or address.is_unspecified else address
 
 
+def network_of_one(address: IPAddress) -> IPNetwork:
+    """Return the network that has this address and no other: ``10.1.2.3/32``, ``2001:db8::1/128``."""
+    kind = IPv4Network if isinstance(address, IPv4Address) else IPv6Network
+    return kind((int(address), address.max_prefixlen))
+
+
 def parse_interface(text: str) -> IPInterface:
     """Read an address with its prefix length; the host part is kept.
 
     Raises:
         ValueError: ``text`` is not an address, a slash and a prefix length.
     """
-    match = _CIDR.fullmatch(text)
-    if match is None:
+    before, _, after = text.partition("/")
+    if not (before and 0 < len(after) <= _LENGTH_DIGITS and _ADDRESS.issuperset(before) and _NUMBER.issuperset(after)):
         raise ValueError(f"{text!r} is not an address, a slash and a prefix length")
-    address, length = ip_address(match[1]), int(match[2])
+    address, length = ip_address(before), int(after)
     if length > address.max_prefixlen:
         raise ValueError(f"the prefix length of {text!r} is more than {address.max_prefixlen}")
     if isinstance(address, IPv4Address):
-        return IPv4Interface((int(address), length))  # of the object, it would make a text and read that again
+        return IPv4Interface((int(address), length))  # given the object, it would make a text and parse that
     if address.ipv4_mapped is None:
         return IPv6Interface((int(address), length))
     if length < _MAPPED_BITS:

@@ -3,26 +3,24 @@
 Subclass :class:`NetConf` (and :class:`IPAMConf`) with the fields of a plugin; unknown keys stay in ``extra``.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-from attrs import field, frozen
-
-from ..errors import InvalidEnvironmentError
-from .codec import structure
+from .._light import Any
+from ..classes import field, frozen
+from ..errors import InvalidConfigError, InvalidEnvironmentError
+from .codec import find_key, structure
 from .fields import json_field
 from .lazy import LazyField, LazyObject, lazy_field
-from .mismatch import show_path
 from .names import shorten
 from .result import DNS
-from .value import Value
+from .versions import ALL, V0_3_0, SpecVersion
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class IPRange(Value):
+@frozen(kw_only=True)
+class IPRange:
     """A range of addresses, as the capability ``ipRanges`` and host-local's ``ranges`` write it.
 
-    The values stay text here: what they must be is the allocator's business, and so is the message when they are not.
+    The values stay text here: the allocator parses them, and its messages are the reference's.
     """
 
     subnet: str = ""
@@ -32,8 +30,8 @@ class IPRange(Value):
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class PortMapping(Value):
+@frozen(kw_only=True)
+class PortMapping:
     """One published port (capability ``portMappings``). An empty ``host_ip`` means every address of the host."""
 
     host_port: int = 0
@@ -43,8 +41,8 @@ class PortMapping(Value):
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class Bandwidth(Value):
+@frozen(kw_only=True)
+class Bandwidth:
     """Traffic limits (capability ``bandwidth``): rates in bits per second, bursts in bits; 0 means none."""
 
     ingress_rate: int = 0
@@ -53,8 +51,8 @@ class Bandwidth(Value):
     egress_burst: int = 0
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class RuntimeDNS(Value):
+@frozen(kw_only=True)
+class RuntimeDNS:
     """Name resolution of one container (capability ``dns``); its keys are not those of a result's ``dns``."""
 
     servers: tuple[str, ...] = ()
@@ -65,20 +63,16 @@ class RuntimeDNS(Value):
 class _AliasesField(LazyField[tuple[str, ...] | Mapping[str, tuple[str, ...]]]):
     """The capability ``aliases`` in either of its two shapes."""
 
-    def read(self, instance: LazyObject) -> tuple[str, ...] | Mapping[str, tuple[str, ...]]:
-        given = self.find(instance)
-        if given is not None and isinstance(instance.document[given], Mapping):
-            path = show_path((given,), instance.path)
-            return structure(instance.document[given], dict[str, tuple[str, ...]], path=path)
-        return super().read(instance)
+    def kind_for(self, part: object) -> Any:
+        return dict[str, tuple[str, ...]] if isinstance(part, Mapping) else self.kind
 
 
 class RuntimeConfig(LazyObject):
     """Capability arguments (``runtimeConfig``), by the names of the conventions. Those not known stay in ``extra``.
 
-    Runtimes send what a plugin never asked for, and in shapes of their own. So each is read when it is asked for, and
-    only the plugin that uses it can find it wrong: InvalidConfigError (7), in DEL a warning. Subclass it, and give your
-    configuration the field ``runtime_config`` with that type, for capabilities of your own.
+    Runtimes also send arguments that a plugin did not ask for, some in shapes of their own. So each argument is read
+    when the plugin first uses it, and only then can it be wrong: InvalidConfigError (7), in DEL a warning. For
+    capabilities of your own, subclass it, and give your configuration the field ``runtime_config`` with that type.
     """
 
     path = "$.runtimeConfig"
@@ -95,7 +89,7 @@ class RuntimeConfig(LazyObject):
     cgroup_path = lazy_field(str, "")
 
     def aliases_in(self, network: str) -> tuple[str, ...]:
-        """The further names of the container on a network.
+        """Return the further names of the container on a network.
 
         The conventions have ``aliases`` as an array; Podman sends an object with an array for each network.
         """
@@ -103,24 +97,24 @@ class RuntimeConfig(LazyObject):
         return aliases.get(network, ()) if isinstance(aliases, Mapping) else aliases
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class IPAMConf(Value):
+@frozen(kw_only=True)
+class IPAMConf:
     """The ``ipam`` object of a plugin that delegates to an IPAM plugin. An empty ``type`` means there is none."""
 
     type: str = ""
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class NetConf(Value):
-    """What a plugin reads from its standard input (spec §2 and §3, "Deriving request configuration").
+@frozen(kw_only=True)
+class NetConf:
+    """Configuration of a plugin, from its standard input (spec §2 and §3, "Deriving request configuration").
 
     Attributes:
         cni_version: As written; empty means 0.1.0.
         name: Name of the network.
         type: Name of the plugin.
-        capabilities: Which capability arguments the plugin understands.
-        ipam: Which IPAM plugin to delegate to.
+        capabilities: The capability arguments that the plugin understands.
+        ipam: The IPAM plugin to delegate to.
         dns: Name resolution the administrator set.
         args: Arguments by convention (``args.cni.ips``, …).
         runtime_config: Capability arguments of the runtime.
@@ -133,16 +127,16 @@ class NetConf(Value):
     name: str = ""
     type: str = ""
     capabilities: Mapping[str, bool] = field(factory=dict)
-    ipam: IPAMConf = IPAMConf()
-    dns: DNS = DNS()
+    ipam: IPAMConf = field(factory=IPAMConf)
+    dns: DNS = field(factory=DNS)
     args: Mapping[str, Any] = field(factory=dict)
-    runtime_config: RuntimeConfig = RuntimeConfig()
+    runtime_config: RuntimeConfig = field(factory=RuntimeConfig)
     prev_result: Mapping[str, Any] | None = None
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class NetConfList(Value):
+@frozen(kw_only=True)
+class NetConfList:
     """A network as it lies in a file (spec §1, "Configuration format").
 
     Attributes:
@@ -170,7 +164,7 @@ def parse_args(text: str) -> dict[str, str]:
     """Read ``CNI_ARGS`` (spec §2, "Parameters"): ``"IgnoreUnknown=1;K8S_POD_NAME=web"``.
 
     Keys are case-sensitive. Empty parts, as after a final semicolon, are skipped; only the first ``=`` of a part
-    divides it. Which keys a plugin knows is its own business: unknown ones are never an error here.
+    divides it. Keys that the plugin does not know are no error.
 
     Raises:
         InvalidEnvironmentError: (4) A part has no ``=``, or no key before it.
@@ -186,3 +180,35 @@ def parse_args(text: str) -> dict[str, str]:
             )
         args[key] = value
     return args
+
+
+def read_conventional_ips(args: Mapping[str, Any]) -> tuple[str, ...]:
+    """Read ``args.cni.ips`` (conventions, "args in network config") from the object ``args``.
+
+    Raises:
+        InvalidConfigError: (7) It is no list of texts.
+    """
+    if not args:
+        return ()
+    arguments = structure(find_key(args, "cni") or {}, dict[str, Any], path="$.args.cni")
+    return structure(find_key(arguments, "ips") or (), tuple[str, ...], path="$.args.cni.ips")
+
+
+def check_addresses_fit(cni_version: str, families: Iterable[int]) -> None:
+    """Refuse more addresses than a result can have: before 0.3.0 one of each IP version.
+
+    Args:
+        cni_version: Of the configuration, as written.
+        families: The IP version of each address, 4 or 6.
+
+    Raises:
+        InvalidConfigError: (7) There are two of one IP version.
+    """
+    if cni_version and SpecVersion.parse(cni_version) >= V0_3_0:
+        return
+    given = list(families)
+    if len(set(given)) < len(given):
+        raise InvalidConfigError(
+            f"CNI version {cni_version or ALL[0]} does not support more than 1 address per family",
+            details="$.cniVersion: more addresses of an IP version need 0.3.0 or later",
+        )

@@ -1,4 +1,4 @@
-"""From any version of a result to any other, both ways, saying what the target cannot hold.
+"""Convert results between any two versions, and report the values that the target version cannot hold.
 
 Four shapes serve the seven versions; :data:`CONVERTERS` lists the way between any two of them.
 """
@@ -6,10 +6,9 @@ Four shapes serve the seven versions; :data:`CONVERTERS` lists the way between a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
 
-from attrs import evolve
-
+from .._light import Any, NamedTuple, cast
+from ..classes import evolve
 from ..errors import DecodingError, IncompatibleVersionError
 from .codec import dumps, find_key, loads, structure
 from .older_results import FamilyConfig, OlderInterface, Result020, Result040, Result100, VersionedIPConfig
@@ -32,7 +31,7 @@ SHAPES: dict[SpecVersion, type[AnyResult]] = {
 
 
 class Lost(NamedTuple):
-    """Something the target version has no place for: its JSON path in the source, and its value."""
+    """A value that the target version has no place for: its JSON path in the source, and itself."""
 
     path: str
     value: object
@@ -42,7 +41,7 @@ class Lost(NamedTuple):
 
 
 class Conversion(NamedTuple):
-    """A converted result, and what it lost."""
+    """A converted result, and the values it lost."""
 
     result: AnyResult
     lost: tuple[Lost, ...]
@@ -54,8 +53,8 @@ _Step = Callable[[Any, list[Lost]], Any]
 def convert_result(result: AnyResult, version: SpecVersion) -> Conversion:
     """Convert a result to a version of the specification.
 
-    Going up, fields the source does not know stay empty. Going down, what the target cannot hold is left out
-    and listed.
+    Going up, fields that the source does not know stay empty. Going down, values that the target cannot hold are left
+    out and listed.
 
     Raises:
         IncompatibleVersionError: (1) ``version`` is not a released version.
@@ -68,12 +67,12 @@ def convert_result(result: AnyResult, version: SpecVersion) -> Conversion:
 
 
 def upgrade(result: AnyResult) -> Result:
-    """The result in the shape plugins work with. Nothing is lost on the way up."""
+    """Convert a result to the shape that plugins work with. It loses nothing."""
     return cast(Result, convert_result(result, V1_1_0).result)
 
 
 def shape_of(version: SpecVersion) -> type[AnyResult]:
-    """The type of a version's results.
+    """Return the type of a version's results.
 
     Raises:
         IncompatibleVersionError: (1) There is no such version.
@@ -88,15 +87,15 @@ def shape_of(version: SpecVersion) -> type[AnyResult]:
 
 
 def parse_result(data: bytes, default_version: str = "", *, what: str = "result") -> AnyResult:
-    """Read a result as a plugin printed it; its own ``cniVersion`` says which shape it has.
+    """Read the output of a plugin's ADD; its own ``cniVersion`` says which shape it has.
 
     Args:
         data: One JSON object.
         default_version: The version of a result that names none, as results of 0.1.0 may.
-        what: What the bytes are, for the message.
+        what: Name of the bytes, for the message.
 
     Raises:
-        DecodingError: (6) Not JSON, or a value is not what its place asks for.
+        DecodingError: (6) Not JSON, or a value has the wrong kind.
         IncompatibleVersionError: (1) A version that does not exist.
     """
     return structure_result(loads(data, what), default_version, what=what)
@@ -114,10 +113,10 @@ def structure_result(
 
 
 def without_null_entries(document: Any) -> Any:
-    """A parsed result of any version without the entries of ``interfaces``, ``ips`` and ``routes`` that are null.
+    """Remove the entries of ``interfaces``, ``ips`` and ``routes`` that are null from a parsed result of any version.
 
-    The reference accepts them, and plugins written in Go crash when one is handed on. Addresses point at the same
-    interfaces as before; one that pointed at such an entry points at none. A result without any is returned as it is.
+    The reference accepts them, and plugins written in Go crash when they get one. Addresses point at the same
+    interfaces as before; an address that pointed at such an entry points at none.
     """
     if not isinstance(document, Mapping):
         return document
@@ -137,7 +136,7 @@ def without_null_entries(document: Any) -> Any:
 
 
 def _renumber(cleaned: dict[str, Any], interfaces: list[Any]) -> None:
-    """Have the addresses point at the places their interfaces have without the entries that are null."""
+    """Renumber the interfaces that addresses point at, after null entries were removed."""
     kept = [index for index, each in enumerate(interfaces) if each is not None]
     for key, ips in cleaned.items():
         if key.lower() == "ips" and isinstance(ips, list):

@@ -1,33 +1,32 @@
-"""JSON objects whose parts are read when they are asked for."""
+"""JSON objects whose parts are read on first use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, NoReturn, TypeVar, overload
 
-from attrs.exceptions import FrozenInstanceError
-
+from .._light import Any, ClassVar, Generic, NoReturn, TypeVar, overload
 from ..errors import CNIError
+from ._deferred import Deferred
+from ._mismatch import show_path
 from .codec import structure, unstructure
 from .fields import camel_case
-from .mismatch import show_path
-from .value import Deferred
 
-T = TypeVar("T")
+_T = TypeVar("_T")
+_ObjectT = TypeVar("_ObjectT", bound="LazyObject")
 
 
 class LazyObject(Deferred):
-    """A JSON object whose parts are structured when they are asked for.
+    """A JSON object whose parts are structured on first use.
 
-    Something wrong in one part fails whoever asks for that part, and nobody else. Give subclasses their parts with
-    :func:`lazy_field`; what no part stands for is in :attr:`extra`.
+    A wrong part raises an error only for code that uses this part. Declare the parts of a subclass with
+    :func:`lazy_field`; other keys are in :attr:`extra`.
 
     Args:
         **parts: The parts by the names of the attributes, to make an object in a program.
     """
 
     path: ClassVar[str] = "$"
-    """Where such an object stands, for messages."""
+    """Place of such an object, for messages."""
 
     def __init__(self, **parts: Any) -> None:
         fields = _lazy_fields(type(self))
@@ -47,11 +46,15 @@ class LazyObject(Deferred):
         known = {each.key.lower() for each in _lazy_fields(type(self)).values()}
         return {key: value for key, value in self.document.items() if key.lower() not in known}
 
-    def leniently(self, on_problem: Callable[[CNIError], object]) -> None:
-        """Have wrong parts be absent from now on, and tell of each when it is asked for: DEL must work nevertheless."""
-        self.__dict__["_on_problem"] = on_problem
+    def leniently(self: _ObjectT, on_problem: Callable[[CNIError], object]) -> _ObjectT:
+        """Copy the object. The copy treats wrong parts as absent, and reports each on first use, for DEL must work."""
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__, _on_problem=on_problem)
+        return made
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
+        from attrs.exceptions import FrozenInstanceError
+
         raise FrozenInstanceError
 
     def __eq__(self, other: object) -> bool:
@@ -62,7 +65,7 @@ class LazyObject(Deferred):
     __hash__ = None  # type: ignore[assignment]
 
     def _canonical(self) -> dict[str, Any]:
-        """The parts by their keys, typed where they are right, so that spelling and absence make no difference."""
+        """Return the parts by their keys, typed where they are right, to compare objects whatever their spelling."""
         parts: dict[str, Any] = {}
         for each in _lazy_fields(type(self)).values():
             given = each.find(self)
@@ -76,14 +79,14 @@ class LazyObject(Deferred):
         return {**self.extra, **parts}
 
     def __repr__(self) -> str:
-        # Not the values: they may be what must not be logged.
+        # Without the values, which may be secrets.
         return f"{type(self).__qualname__}({', '.join(sorted(self.document))})"
 
 
-class LazyField(Generic[T]):
+class LazyField(Generic[_T]):
     """A part of a :class:`LazyObject`; see :func:`lazy_field`."""
 
-    def __init__(self, kind: type[T], default: T, key: str | None) -> None:
+    def __init__(self, kind: type[_T], default: _T, key: str | None) -> None:
         self.kind = kind
         self.default = default
         self.key = key or ""
@@ -93,10 +96,10 @@ class LazyField(Generic[T]):
         self.key = self.key or camel_case(name)
 
     @overload
-    def __get__(self, instance: None, owner: type) -> LazyField[T]: ...
+    def __get__(self, instance: None, owner: type) -> LazyField[_T]: ...
     @overload
-    def __get__(self, instance: LazyObject, owner: type) -> T: ...
-    def __get__(self, instance: LazyObject | None, owner: type) -> LazyField[T] | T:
+    def __get__(self, instance: LazyObject, owner: type) -> _T: ...
+    def __get__(self, instance: LazyObject | None, owner: type) -> LazyField[_T] | _T:
         if instance is None:
             return self
         try:
@@ -106,17 +109,18 @@ class LazyField(Generic[T]):
             if on_problem is None:
                 raise
             value = self._read_leniently(instance, on_problem)
-        instance.__dict__[self.name] = value  # found there before this descriptor, from now on
+        instance.__dict__[self.name] = value  # from now on Python finds it here, before this descriptor
         return value
 
-    def _read_leniently(self, instance: LazyObject, on_problem: Callable[[CNIError], object]) -> T:
-        from .lenient import structure_leniently
+    def _read_leniently(self, instance: LazyObject, on_problem: Callable[[CNIError], object]) -> _T:
+        from ._lenient import structure_leniently
 
         given = str(self.find(instance))
         path = show_path((given,), instance.path)
+        part = instance.document[given]
         try:
             value, problems = structure_leniently(
-                instance.document[given], self.kind, path=path, converter=instance.__dict__.get("_converter")
+                part, self.kind_for(part), path=path, converter=instance.__dict__.get("_converter")
             )
         except CNIError as exc:
             value, problems = self.default, [exc]
@@ -124,34 +128,38 @@ class LazyField(Generic[T]):
             on_problem(problem)
         return value
 
+    def kind_for(self, part: object) -> type[_T]:
+        """Return the type into which a value is read."""
+        return self.kind
+
     def find(self, instance: LazyObject) -> str | None:
-        """The key as it is written; None when the part is absent."""
+        """Return the key as it is written in the document; None when the part is absent."""
         document = instance.document
         if document.get(self.key) is not None:
             return self.key
         folded = self.key.lower()
         return next((key for key, part in document.items() if part is not None and key.lower() == folded), None)
 
-    def read(self, instance: LazyObject) -> T:
+    def read(self, instance: LazyObject) -> _T:
         """Structure the part.
 
         Raises:
-            InvalidConfigError: (7) It is not what it should be; the message has path and value.
+            InvalidConfigError: (7) It has the wrong kind; the message has path and value.
         """
         given = self.find(instance)
         if given is None:
             return self.default
         path = show_path((given,), instance.path)
-        converter = instance.__dict__.get("_converter")
-        return structure(instance.document[given], self.kind, path=path, converter=converter)
+        part = instance.document[given]
+        return structure(part, self.kind_for(part), path=path, converter=instance.__dict__.get("_converter"))
 
 
-def lazy_field(kind: type[T], default: T, *, key: str | None = None) -> LazyField[T]:
+def lazy_field(kind: type[_T], default: _T, *, key: str | None = None) -> LazyField[_T]:
     """Declare a part of a :class:`LazyObject`.
 
     Args:
-        kind: What it must be: any type that a field of a configuration may have.
-        default: What an absent one is.
+        kind: Its type: any that a field of a configuration may have.
+        default: The value of an absent part.
         key: The JSON key; None means camelCase of the name.
     """
     return LazyField(kind, default, key)

@@ -1,29 +1,29 @@
-"""The grammar of names (spec §2 "Parameters" and §1 "Configuration format"), and what is derived from them."""
+"""The grammar of names (spec §2 "Parameters" and §1 "Configuration format"), and the marks derived from names."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
 
+from .._light import Any, NamedTuple, cast
 from ..errors import InvalidConfigError, InvalidEnvironmentError
 
 # "Must start with an alphanumeric character, optionally followed by any combination of one or more alphanumeric
 # characters, underscore (_), dot (.) or hyphen (-)": for container ids (§2) and for network names (§1).
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+_NAME = _LETTERS | frozenset("_.-")
 
 # The kernel's IFNAMSIZ is 16 with the NUL. The reference refuses '/', ':' and white space (dev_valid_name());
 # control characters and NUL cannot come through a shell or the environment unharmed either.
 _IFNAME_MAX = 15
 # "%d" asks the kernel for a number of its own choice, so that the link would have another name than was asked for.
-_IFNAME_BAD = re.compile(r"[/:%\s\x00-\x1f\x7f\udc80-\udcff]")
+_IFNAME_BAD = frozenset("/:%")
 
 # An alias is at most IFALIASZ - 1 = 255 bytes.
 _TAG_MAX = 255
 
 
 class Attachment(NamedTuple):
-    """One container's interface on one network: what every object a plugin leaves behind is owned by."""
+    """One container's interface on one network: the owner of every object that a plugin leaves."""
 
     network: str
     container_id: str
@@ -36,8 +36,12 @@ class Attachment(NamedTuple):
         The grammar of names has no slash, so the text is unambiguous. Names too long for a link alias are hashed, with
         a ``#`` that no name can begin with.
         """
+        return self.tag_within(_TAG_MAX)
+
+    def tag_within(self, limit: int) -> str:
+        """The owner's mark for a place that holds fewer bytes, 80 at least: hashed where the names are too long."""
         text = f"{network_tag_prefixes(self.network)[0]}{self.container_id}/{self.ifname}"
-        if len(text.encode()) <= _TAG_MAX:
+        if len(text.encode()) <= limit:
             return text
         return f"{network_tag_prefixes(self.network)[1]}{short_hash(self.container_id, self.ifname, digits=32)}"
 
@@ -46,24 +50,28 @@ class Attachment(NamedTuple):
 
 
 def network_tag_prefixes(network: str) -> tuple[str, str]:
-    """How the tags of a network's attachments begin: in clear, and hashed for over-long names."""
+    """Return the beginnings of the tags of a network's attachments: in clear, and hashed for over-long names."""
     return f"cni:{network}/", f"cni:#{short_hash(network, digits=32)}/"
 
 
 def short_hash(*parts: str, digits: int) -> str:
-    """The first ``digits`` hexadecimal digits of the SHA-512 over the parts, joined by NUL (which no name contains)."""
+    """Return `digits` hexadecimal digits of the SHA-512 over the parts, joined by NUL, which no name contains."""
+    return digest("\0".join(parts).encode(errors="surrogateescape"))[:digits]
+
+
+def digest(data: bytes) -> str:
+    """Return the SHA-512 in hexadecimal digits."""
     global _sha512
     if _sha512 is None:
         _sha512 = _load_sha512()
-    digest: str = _sha512("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
-    return digest[:digits]
+    return str(_sha512(data).hexdigest())
 
 
 _sha512: Callable[[bytes], Any] | None = None
 
 
 def _load_sha512() -> Callable[[bytes], Any]:
-    # hashlib loads OpenSSL: 4 ms. So this does as the standard library's own random does.
+    # hashlib loads OpenSSL, which takes 4 ms. The standard library's random avoids it in the same way.
     for module in ("_sha2", "_sha512"):
         try:
             return cast("Callable[[bytes], Any]", __import__(module).sha512)
@@ -82,7 +90,7 @@ def check_container_id(container_id: str) -> str:
     """
     if not container_id:
         raise InvalidEnvironmentError("CNI_CONTAINERID is empty")
-    if _NAME.fullmatch(container_id) is None:
+    if not _is_name(container_id):
         raise InvalidEnvironmentError(
             f"invalid characters in CNI_CONTAINERID {shorten(container_id)}",
             details="expected letters, digits, '_', '.' and '-', beginning with a letter or a digit",
@@ -94,7 +102,7 @@ def check_ifname(ifname: str) -> str:
     """Return the interface name unchanged.
 
     Raises:
-        InvalidEnvironmentError: (4) The kernel would not take it as the name of a link.
+        InvalidEnvironmentError: (4) The kernel would refuse it as the name of a link.
     """
     problem = None
     if not ifname:
@@ -103,7 +111,7 @@ def check_ifname(ifname: str) -> str:
         problem = f"is longer than {_IFNAME_MAX} bytes"
     elif ifname in (".", ".."):
         problem = "is . or .."
-    elif _IFNAME_BAD.search(ifname):
+    elif any(each in _IFNAME_BAD or each.isspace() or _is_control(ord(each)) for each in ifname):
         problem = "contains / or : or % or whitespace or control characters, or is not UTF-8"
     if problem:
         raise InvalidEnvironmentError(f"invalid interface name in CNI_IFNAME: {shorten(ifname)} {problem}")
@@ -118,12 +126,26 @@ def check_network_name(name: str, path: str = "$.name") -> str:
     """
     if not name:
         raise InvalidConfigError("missing network name", details=f"{path}: expected a non-empty string")
-    if _NAME.fullmatch(name) is None:
+    if not is_network_name(name):
         raise InvalidConfigError(
             f"invalid characters found in network name {shorten(name)}",
             details=f"{path}: expected letters, digits, '_', '.' and '-', beginning with a letter or a digit",
         )
     return name
+
+
+def is_network_name(name: str) -> bool:
+    """Return whether :func:`check_network_name` accepts a name."""
+    return _is_name(name)
+
+
+def _is_name(text: str) -> bool:
+    return text[:1] in _LETTERS and _NAME.issuperset(text)
+
+
+def _is_control(number: int) -> bool:
+    """Return whether a character is a control character, or stands for a byte that is not UTF-8."""
+    return number < 0x20 or number == 0x7F or 0xDC80 <= number <= 0xDCFF
 
 
 def check_plugin_type(name: str, path: str = "$.type") -> str:

@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping
 
-from attrs import field, frozen
-
+from ..classes import field, frozen
 from .addresses import IPAddress, IPInterface
 from .fields import json_field
 from .result import DNS, Interface, IPConfig, Route
-from .value import Value
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class OlderInterface(Value):
+@frozen(kw_only=True)
+class OlderInterface:
     """A link as 0.3.0 to 0.4.0 wrote it, without ``mtu``, ``socketPath`` and ``pciID``."""
 
     name: str = json_field(always=True)
@@ -20,8 +18,8 @@ class OlderInterface(Value):
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class Result100(Value):
+@frozen(kw_only=True)
+class Result100:
     """A result of 1.0.0.
 
     The specification gave interfaces their ``mtu``, ``socketPath`` and ``pciID`` in 1.1.0. The reference reads and
@@ -36,8 +34,8 @@ class Result100(Value):
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class VersionedIPConfig(Value):
+@frozen(kw_only=True)
+class VersionedIPConfig:
     """An address as 0.3.0 to 0.4.0 wrote it, with its family: ``"4"`` or ``"6"``."""
 
     version: str = json_field(always=True, default="")
@@ -47,8 +45,8 @@ class VersionedIPConfig(Value):
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class Result040(Value):
+@frozen(kw_only=True)
+class Result040:
     """A result of 0.3.0, 0.3.1 or 0.4.0."""
 
     cni_version: str = json_field(always=True, default="0.4.0")
@@ -59,8 +57,8 @@ class Result040(Value):
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class FamilyConfig(Value):
+@frozen(kw_only=True)
+class FamilyConfig:
     """The one address of a family, as 0.1.0 and 0.2.0 wrote it."""
 
     ip: IPInterface = json_field(always=True)
@@ -69,8 +67,8 @@ class FamilyConfig(Value):
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class Result020(Value):
+@frozen(kw_only=True)
+class Result020:
     """A result of 0.1.0 or 0.2.0: at most one address of each family, no interfaces."""
 
     cni_version: str = json_field(always=True, default="0.2.0")

@@ -1,17 +1,15 @@
 """Results (spec §5): the 1.1.0 shape, the one plugins work with. Older shapes are in :mod:`.older_results`."""
 
 from collections.abc import Mapping
-from typing import Protocol
 
-from attrs import evolve, field, frozen
-
+from .._light import Protocol
+from ..classes import evolve, field, frozen
 from .addresses import IPAddress, IPInterface, IPNetwork
 from .fields import json_field
-from .value import Value
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class DNS(Value):
+@frozen(kw_only=True)
+class DNS:
     """Name resolution (spec §5, ``dns``).
 
     Attributes:
@@ -34,8 +32,8 @@ class DNS(Value):
 _NO_DNS = DNS()
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class Route(Value):
+@frozen(kw_only=True)
+class Route:
     """A route (spec §5, ``routes``).
 
     One type for all versions, as in the reference: the later keys survive in older results.
@@ -50,7 +48,7 @@ class Route(Value):
         scope: Scope, as in ``rtnetlink(7)``: 0 universe, 253 link, 254 host.
 
     Raises:
-        ValueError: A number is not what the kernel could take.
+        ValueError: A number is out of the kernel's range.
     """
 
     dst: IPNetwork = json_field(always=True)
@@ -71,8 +69,8 @@ class Route(Value):
 _ROUTE_LIMITS = {"mtu": 2**32 - 1, "advmss": 2**32 - 1, "priority": 2**32 - 1, "table": 2**32 - 1, "scope": 255}
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class Interface(Value):
+@frozen(kw_only=True)
+class Interface:
     """A link the plugin made or used (spec §5, ``interfaces``).
 
     Attributes:
@@ -93,8 +91,8 @@ class Interface(Value):
     extra: Mapping[str, object] = field(factory=dict)
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class IPConfig(Value):
+@frozen(kw_only=True)
+class IPConfig:
     """An address (spec §5, ``ips``).
 
     Attributes:
@@ -110,16 +108,16 @@ class IPConfig(Value):
 
 
 class HasInterface(Protocol):
-    """Something that can describe itself as an interface of a result, such as a link."""
+    """An object that can describe itself as an interface of a result, such as a link."""
 
     @property
     def interface(self) -> Interface:
         """The description."""
 
 
-@frozen(kw_only=True, eq=False, repr=False)
-class Result(Value):
-    """What ADD returns (spec §5, "Add Success"), in the shape of 1.1.0."""
+@frozen(kw_only=True)
+class Result:
+    """Result of ADD (spec §5, "Add Success"), in the shape of 1.1.0."""
 
     cni_version: str = json_field(always=True, default="1.1.0")
     interfaces: tuple[Interface, ...] = ()
@@ -129,7 +127,7 @@ class Result(Value):
     extra: Mapping[str, object] = field(factory=dict)
 
     def with_interfaces(self, *interfaces: Interface | HasInterface) -> "Result":
-        """A copy with these interfaces appended; addresses that have none get the last of them: the container's.
+        """Copy the result with these interfaces appended. Addresses that have none get the last one, the container's.
 
         Give them as spec §5 orders them, the container's interface last.
         """

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from enum import Enum
-from typing import NamedTuple
 
+from .._light import NamedTuple, TextEnum
 from ..errors import DecodingError, IncompatibleVersionError
 
 
-class Verb(str, Enum):
-    """What ``CNI_COMMAND`` may say (spec §2, "CNI operations")."""
+class Verb(TextEnum):
+    """Verbs: the values of ``CNI_COMMAND`` (spec §2, "CNI operations")."""
 
     ADD = "ADD"
     DEL = "DEL"
@@ -42,24 +40,26 @@ class SpecVersion(NamedTuple):
         """
         if not text:
             return V0_1_0
-        match = _VERSION.fullmatch(text)
-        if match is None:
+        parts = text.split(".")
+        if len(parts) > _PARTS or not all(0 < len(part) <= _DIGITS and _NUMBER.issuperset(part) for part in parts):
             raise DecodingError(f"invalid CNI version {text!r}", details='expected up to three numbers, as in "1.0.0"')
-        return cls(*(int(part or 0) for part in match.groups()))
+        return cls(*map(int, (*parts, "0", "0")[:_PARTS]))
 
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}.{self.patch}"
 
 
-_VERSION = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?(?:\.([0-9]{1,9}))?")
+_PARTS = 3
+_DIGITS = 9
+_NUMBER = frozenset("0123456789")
 
-V0_1_0 = SpecVersion(0, 1, 0)
-V0_2_0 = SpecVersion(0, 2, 0)
-V0_3_0 = SpecVersion(0, 3, 0)
-V0_3_1 = SpecVersion(0, 3, 1)
-V0_4_0 = SpecVersion(0, 4, 0)
-V1_0_0 = SpecVersion(1, 0, 0)
-V1_1_0 = SpecVersion(1, 1, 0)
+V0_1_0 = SpecVersion(0, 1, 0)  #: CNI 0.1.0
+V0_2_0 = SpecVersion(0, 2, 0)  #: CNI 0.2.0
+V0_3_0 = SpecVersion(0, 3, 0)  #: CNI 0.3.0
+V0_3_1 = SpecVersion(0, 3, 1)  #: CNI 0.3.1
+V0_4_0 = SpecVersion(0, 4, 0)  #: CNI 0.4.0
+V1_0_0 = SpecVersion(1, 0, 0)  #: CNI 1.0.0
+V1_1_0 = SpecVersion(1, 1, 0)  #: CNI 1.1.0
 
 ALL = (V0_1_0, V0_2_0, V0_3_0, V0_3_1, V0_4_0, V1_0_0, V1_1_0)
 """Every released version, oldest first."""
@@ -73,7 +73,7 @@ SINCE: dict[Verb, SpecVersion] = {
     Verb.CHECK: V0_4_0,
     Verb.GC: V1_1_0,
     Verb.STATUS: V1_1_0,
-    # VERSION came with 0.2.0, but it is asked before any version is agreed on, so it is never refused.
+    # VERSION came with 0.2.0, but runtimes ask it before any version is agreed on, so it is never refused.
     Verb.VERSION: V0_1_0,
 }
 """The first version of the specification that knows a verb."""
@@ -83,7 +83,7 @@ PREV_RESULT_SINCE: dict[Verb, SpecVersion] = {Verb.ADD: V0_3_0, Verb.CHECK: V0_4
 
 
 def allows(version: SpecVersion, verb: Verb) -> bool:
-    """Does this version of the specification know the verb?"""
+    """Return whether a version of the specification knows the verb."""
     return version >= SINCE[verb]
 
 
@@ -95,12 +95,12 @@ def negotiate(configured: str, supported: Iterable[SpecVersion], verb: Verb) -> 
 
     Args:
         configured: ``cniVersion`` of the configuration; empty means 0.1.0.
-        supported: What the plugin supports.
+        supported: The versions that the plugin supports.
         verb: The verb asked for; CHECK, GC and STATUS need a version that knows them.
 
     Raises:
         IncompatibleVersionError: (1) The plugin does not list the version, or the version does not know the verb.
-        DecodingError: (6) The verb depends on the version, and ``configured`` is not one.
+        DecodingError: (6) The verb depends on the version, and `configured` is not one.
     """
     listed = sorted(supported)
     if verb in _GATED:

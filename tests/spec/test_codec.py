@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Mapping
-from typing import Any
+from datetime import date
+from typing import Annotated, Any
 
 import pytest
-from attrs import field, frozen
+from attrs import field, frozen, validators
 from hypothesis import example, given, strategies as st
 
-from cnisdk import DecodingError, InvalidConfigError
+from cnisdk import CNIError, DecodingError, InvalidConfigError
 from cnisdk.spec import (
     IPAddress,
+    IPAMConf,
     NetConf,
     NetConfList,
     RuntimeConfig,
@@ -24,7 +29,8 @@ from cnisdk.spec import (
     structure,
     unstructure,
 )
-from cnisdk.spec.lenient import structure_leniently
+from cnisdk.spec._lenient import structure_leniently
+from cnisdk.spec.codec import make_converter
 
 
 @frozen(kw_only=True)
@@ -248,26 +254,186 @@ class Entry:
 class Entries(NetConf):
     entries: tuple[Entry, ...] = ()
     groups: tuple[tuple[Entry, ...], ...] = ()
+    by_name: Mapping[str, Entry] = field(factory=dict)
 
 
-def test_delete_reads_each_wrong_entry_a_few_times_however_many_there_are() -> None:
+def test_delete_reads_each_entry_a_few_times_however_many_are_wrong() -> None:
     good = {"port": 1, "names": ["a", "b"]}
     wrong = [{"port": "80"}, 5, {}, {"port": 2, "names": ["c", 3, "d"]}]
-    document = {"name": "n", "entries": [*wrong * 500, good], "groups": [wrong * 500, [good]]}
+    document: dict[str, Any] = {"name": "n", "entries": [*wrong * 500, good], "groups": [wrong * 500, [good]]}
+    document["byName"] = {str(index): entry for index, entry in enumerate([*wrong * 500, good])}
     reads.clear()
     conf, problems = structure_leniently(document, Entries)
-    kept = (*[Entry(port=2, names=("c", "d"))] * 500,)
+    kept = (Entry(port=0), Entry(port=0), Entry(port=2, names=("c", "d"))) * 500
     assert conf.entries == (*kept, Entry(port=1, names=("a", "b")))
     assert conf.groups == (kept, (Entry(port=1, names=("a", "b")),))
-    assert len(reads) < 10 * 2000
+    assert tuple(conf.by_name.values()) == conf.entries
+    assert len(reads) < 10 * 3000
     texts = [problem.msg for problem in problems]
     assert "$.entries[1996].port is '80'" in " ".join(texts)
     assert "$.groups[0][1999].names[1] is 3" in " ".join(texts)
-    assert len(texts) == len(set(texts))
+    assert len(texts) == len(set(texts)) == 3 * 2000
+
+
+@frozen(kw_only=True)
+class Pool:
+    """A part of a configuration, with a key that is required."""
+
+    subnet: str
+    data_dir: str = "/x"
+    size: int = field(default=1, validator=validators.ge(1))
+    pair: tuple[int, str] = (0, "")
+    pools: tuple[Pool, ...] = ()
+
+    @size.validator
+    def _check_size(self, attribute: object, value: int) -> None:
+        if self.subnet == "" or (self.subnet == "10.1.0.0/30" and value > 2):
+            raise ValueError("the subnet is too small")
+
+    def __attrs_post_init__(self) -> None:
+        if self.data_dir == "/forbidden":
+            raise ValueError("no such directory is allowed")
+
+
+@frozen(kw_only=True)
+class PoolIPAM(IPAMConf):
+    subnet: str
+    data_dir: str = "/x"
+
+
+@frozen(kw_only=True)
+class PoolConf(NetConf):
+    mtu: int
+    ipam: PoolIPAM = PoolIPAM(subnet="")
+    pool: Pool | None = None
+    needed: Pool
+    by_name: Mapping[str, Pool] = field(factory=dict)
+    either: Pool | tuple[Pool, ...] | bool = False
+    wrapped: Annotated[list[Pool], "doc"] = field(factory=list)
+
+
+FINE: dict[str, Any] = {"name": "n", "mtu": 1400, "needed": {"subnet": "s"}}
+POOL = {"subnet": "", "data_dir": "/mine"}
+
+
+# what is wrong · where it is · what is kept of it there · messages
+WRONG_LEAVES: list[tuple[dict[str, Any], str, dict[str, Any], list[str]]] = [
+    (
+        {"ipam": {"type": "t", "dataDir": "/mine", "other": 1}},
+        "ipam",
+        {"type": "t", "subnet": "", "data_dir": "/mine", "extra": {"other": 1}},
+        ["$.ipam.subnet is missing, expected a string"],
+    ),
+    (
+        {"ipam": {"type": "t", "subnet": None, "SUBNET": 5, "dataDir": "/mine"}},
+        "ipam",
+        {"type": "t", "subnet": "", "data_dir": "/mine"},
+        ["$.ipam.SUBNET is 5, expected a string"],
+    ),
+    ({"mtu": "1400"}, "", {"mtu": 0}, ["$.mtu is '1400', expected an integer"]),
+    ({"mtu": None}, "", {"mtu": 0}, ["$.mtu is missing, expected an integer"]),
+    ({"needed": {"dataDir": "/mine"}}, "needed", POOL, ["$.needed.subnet is missing, expected a string"]),
+    ({"needed": None}, "needed", {"subnet": "", "data_dir": "/x"}, ["$.needed is missing, expected a value"]),
+    ({"needed": 5}, "needed", {"subnet": "", "data_dir": "/x"}, ["$.needed is 5, expected an object"]),
+    ({"pool": {"dataDir": "/mine", "subnet": []}}, "pool", POOL, ["$.pool.subnet is an array, expected a string"]),
+    ({"either": {"dataDir": "/mine"}}, "either", POOL, ["$.either.subnet is missing, expected a string"]),
+    ({"either": [{"dataDir": "/mine"}, 5]}, "either[0]", POOL, ["$.either[0].subnet is missing", "$.either[1] is 5"]),
+    ({"wrapped": [{"dataDir": "/mine"}]}, "wrapped[0]", POOL, ["$.wrapped[0].subnet is missing, expected a string"]),
+    ({"byName": {"a": {"dataDir": "/mine"}, "b": 5}}, "by_name['a']", POOL, ["$.byName.a.subnet is", "$.byName.b is"]),
+    (
+        {"pool": {"subnet": "s", "pools": [{"dataDir": "/mine", "pools": [{"dataDir": "/mine"}]}]}},
+        "pool.pools[0].pools[0]",
+        POOL,
+        ["$.pool.pools[0].pools[0].subnet is missing", "$.pool.pools[0].subnet is missing"],
+    ),
+    (
+        {"pool": {"subnet": "s", "pair": [1, 2], "dataDir": "/mine"}},
+        "pool",
+        {"subnet": "s", "pair": (1, ""), "data_dir": "/mine"},
+        ["$.pool.pair[1] is 2, expected a string"],
+    ),
+    (  # a validator refuses a value
+        {"pool": {"subnet": "s", "size": 0, "dataDir": "/mine"}},
+        "pool",
+        {"subnet": "s", "size": 1, "data_dir": "/mine"},
+        ["$.pool.size is 0: 'size' must be >= 1: 0"],
+    ),
+    (  # and beside a key that is missing
+        {"pool": {"size": 0, "dataDir": "/mine"}},
+        "pool",
+        {"subnet": "", "size": 1, "data_dir": "/mine"},
+        ["$.pool.subnet is missing, expected a string", "$.pool.size is 0: 'size' must be >= 1: 0"],
+    ),
+    (  # but it says nothing about what stands in for that key
+        {"pool": {"size": 9, "dataDir": "/mine"}},
+        "pool",
+        {"subnet": "", "size": 9, "data_dir": "/mine"},
+        ["$.pool.subnet is missing, expected a string"],
+    ),
+    (  # the class refuses the object as a whole
+        {"pool": {"subnet": "s", "dataDir": "/forbidden"}},
+        "pool",
+        {"subnet": "s", "data_dir": "/forbidden"},
+        ["$.pool is an object: no such directory is allowed"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("document", "place", "kept", "messages"), WRONG_LEAVES, ids=lambda each: str(each)[:50])
+def test_delete_replaces_a_wrong_leaf_alone(
+    document: dict[str, Any], place: str, kept: dict[str, Any], messages: list[str]
+) -> None:
+    conf, problems = structure_leniently({**FINE, **document}, PoolConf)
+    there = eval(f"conf.{place}" if place else "conf")
+    assert {name: getattr(there, name) for name in kept} == kept
+    assert (conf.name, conf.mtu) == ("n", 1400 if place else 0)
+    for problem, message in zip(problems, messages, strict=True):
+        assert problem.msg.startswith(f"invalid network configuration: {message}")
+
+
+def test_delete_keeps_what_is_right_in_runtime_config() -> None:
+    class Capabilities(RuntimeConfig):
+        pools = lazy_field(tuple[Pool, ...], ())
+        when = lazy_field(date, date.min)
+
+    converter = make_converter()
+    converter.register_structure_hook(date, lambda value, _: date.fromisoformat(value))
+    document = {"pools": [{"dataDir": "/mine"}], "aliases": {"web": ["a", 1], "other": 5}, "when": "soon"}
+    read = structure(document, Capabilities, path="$.runtimeConfig", converter=converter)
+    problems: list[CNIError] = []
+    read = read.leniently(problems.append)
+    assert [(each.subnet, each.data_dir) for each in read.pools] == [("", "/mine")]
+    assert (read.aliases_in("web"), read.aliases_in("other"), read.when) == (("a",), (), date.min)
+    assert [problem.msg.removeprefix("invalid network configuration: $.runtimeConfig.") for problem in problems] == [
+        "pools[0].subnet is missing, expected a string",
+        "aliases.web[1] is 1, expected a string",
+        "aliases.other is 5, expected an array",
+        "when is 'soon': Invalid isoformat string: 'soon'",
+    ]
+
+
+def test_a_hook_of_the_author_reads_a_part_as_a_whole() -> None:
+    converter = make_converter()
+    converter.register_structure_hook(Pool, lambda value, _: Pool(subnet=value["net"]))
+    document = {**FINE, "needed": {"net": "a"}, "either": [{"net": "b"}, {"subnet": "c"}]}
+    conf, problems = structure_leniently(document, PoolConf, converter=converter)
+    assert (conf.needed, conf.either) == (Pool(subnet="a"), (Pool(subnet="b"),))
+    assert [problem.msg for problem in problems] == [
+        "invalid network configuration: $.either[1] is an object: KeyError: net"
+    ]
+
+
+def test_delete_survives_what_is_nested_too_deeply_to_read() -> None:
+    deep: dict[str, Any] = {"subnet": "s", "dataDir": 5}
+    for _ in range(2000):
+        deep = {"subnet": "s", "pools": [deep]}
+    conf, problems = structure_leniently({**FINE, "pool": deep}, PoolConf)
+    assert (conf.name, conf.mtu) == ("n", 1400)
+    assert problems
 
 
 def test_a_part_is_judged_beside_its_neighbours() -> None:
-    """What is right in the whole document is not wrong for what a part of it lacks."""
+    """A value that is right in the whole document is not wrong because a part of it lacks a key."""
 
     @frozen(kw_only=True)
     class Span(NetConf):
@@ -297,6 +463,10 @@ json_values = st.recursive(
 )
 
 
+# With the same rules as the package's own.
+CATTRS = make_converter()
+
+
 @example({"MTU": [], "mtu": None})
 @example({"MTU": None, "mtu": None})
 @given(st.dictionaries(st.sampled_from(["name", "mtu", "inner", "dns", "ipam", "MTU", "byName", "x"]), json_values))
@@ -305,9 +475,13 @@ def test_any_document_is_structured_or_refused_with_its_path(document: dict[str,
         conf = structure(document, Conf)
     except InvalidConfigError as exc:
         assert "$." in exc.msg  # noqa: PT017 - most documents are fine
+        with pytest.raises(InvalidConfigError, match=re.escape(exc.msg)):
+            structure(document, Conf, converter=CATTRS)
         return
     again = structure(json.loads(dumps(conf)), Conf)
     assert again == conf
+    assert structure(document, Conf, converter=CATTRS) == conf
+    assert CATTRS.unstructure(conf) == unstructure(conf)
 
 
 @given(json_values)
@@ -319,3 +493,19 @@ def test_lenient_structuring_never_fails_on_an_object(value: Any) -> None:
 def test_written_keys_are_those_read() -> None:
     conf = Conf(name="n", is_gateway=True, inner=Inner(min_id=3))
     assert unstructure(conf) == {"name": "n", "isGateway": True, "inner": {"minID": 3}}
+
+
+@pytest.mark.parametrize("text", ["{", '{"a":', '{"a": 1,}', '"', "[1", "{]", ""])
+def test_a_damaged_document_in_a_process_without_the_module_json(text: str) -> None:
+    """The scanner in C makes its errors with a module that may not be there."""
+    code = f"""
+import sys
+from cnisdk.spec import codec
+assert "json" not in sys.modules
+try:
+    codec.loads({text.encode()!r})
+except codec.CNIError as exc:
+    print(exc.code)
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "6\n"

@@ -60,6 +60,9 @@ attachments = st.builds(Attachment, names, names, st.sampled_from(["eth0", "eth1
 def test_tags_fit_a_link_alias_and_tell_attachments_apart(one: Attachment, other: Attachment) -> None:
     assert len(one.tag.encode()) <= 255
     assert (one.tag == other.tag) == (one == other)
+    assert len(one.tag_within(127).encode()) <= 127
+    assert (one.tag_within(127) == other.tag_within(127)) == (one == other)
+    assert one.tag_within(127).startswith(network_tag_prefixes(one.network))
     assert one.tag.startswith(network_tag_prefixes(one.network))
     if one.network != other.network:
         assert not one.tag.startswith(network_tag_prefixes(other.network))

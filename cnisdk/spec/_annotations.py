@@ -1,8 +1,8 @@
 """Annotations of configuration classes beyond the everyday ones: how each reads JSON, and which are refused.
 
 :mod:`.codec` reads ``str``, ``int``, ``bool``, ``float``, optional values, arrays, objects, addresses and attrs classes
-by itself, and comes here for the rest. An annotation that no JSON value can be checked against is refused when the
-class is defined, with a sentence that says what to write instead: at a request it would be too late.
+by itself, and uses this module for the rest. An annotation that no JSON value can be checked against is refused when
+the class is defined, and not by the first request. The message says what to write instead.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapp
 from enum import Enum
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
-from .mismatch import Hook, Mismatch, UnsupportedAnnotationError, structure_part
+from ._mismatch import Hook, Mismatch, UnsupportedAnnotationError, structure_part
+from .fields import is_attrs_class
 
 HookOf = Callable[[Any], Hook]
-"""Gives the hook of a part's annotation."""
+"""Function that returns the hook of a part's annotation."""
 
 _LISTS = {list, MutableSequence}
 _TUPLES = {tuple, Sequence, Collection, Iterable}
@@ -70,7 +71,7 @@ def _advice(kind: Any) -> str:
         return "write Any, or a type that may be None, such as int | None"
     if not isinstance(origin, type):
         return _AS_TEXT
-    if hasattr(origin, "__attrs_attrs__"):
+    if is_attrs_class(origin):
         return "write a class without type variables"
     if hasattr(origin, "__total__") or hasattr(origin, "_fields") or hasattr(origin, "__dataclass_fields__"):
         return _OWN_TYPE
@@ -99,7 +100,7 @@ def _show(value: object) -> str:
 
 
 def _choice(values: Mapping[Any, Any], kind: Any) -> Hook:
-    """A hook for one of some JSON values. Types are compared, too: true is not 1."""
+    """Make a hook that accepts some JSON values. Types are compared, too: true is not 1."""
     chosen = {(type(value), value): meaning for value, meaning in values.items()}
     if not all(plain in (str, int, float, bool) for plain, _ in chosen):
         raise UnsupportedAnnotationError(f"{name_of(kind)} has values that JSON has not: write text or numbers")
@@ -140,7 +141,7 @@ def _path(kind: Any, hook_of: HookOf) -> Hook:
 
 
 def _items(kind: Any, hook_of: HookOf) -> Callable[[Any], list[Any]]:
-    """A function that reads a JSON array into a list."""
+    """Make a function that reads a JSON array into a list."""
     arguments = get_args(kind)
     item = arguments[0] if arguments else Any
     item_hook = hook_of(item)
@@ -172,7 +173,7 @@ def _set(make: Callable[[list[Any]], Any]) -> Callable[[Any, HookOf], Hook]:
 
 
 def _fixed_tuple(kind: Any, hook_of: HookOf) -> Hook:
-    """``tuple[int, str]``: an array of as many values, each of its own type."""
+    """Make a hook for ``tuple[int, str]``: an array of as many values, each of its own type."""
     items = [] if get_args(kind) == ((),) else [(each, hook_of(each)) for each in get_args(kind)]
     expected = f"an array of {len(items)} value{'' if len(items) == 1 else 's'}"
 
@@ -209,11 +210,11 @@ def _mapping(kind: Any, hook_of: HookOf) -> Hook:
 _NUMBERS = ("an integer", "a number")
 
 
-def _json_kinds(kind: Any) -> frozenset[str]:
+def json_kinds_of(kind: Any) -> frozenset[str]:
     """Return which kinds of JSON values an annotation reads."""
-    inner = _inner(kind)
+    inner = inner_of(kind)
     if inner is not None:
-        return _json_kinds(inner)
+        return json_kinds_of(inner)
     if get_origin(kind) is Literal:
         return frozenset(_JSON_KINDS[type(value)] for value in get_args(kind))
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -221,7 +222,7 @@ def _json_kinds(kind: Any) -> frozenset[str]:
     origin = get_origin(kind) or kind
     if origin in _LISTS | _TUPLES | _SETS | _MUTABLE_SETS:
         return frozenset({"an array"})
-    if origin in _MAPPINGS or hasattr(origin, "__attrs_attrs__"):
+    if origin in _MAPPINGS or is_attrs_class(origin):
         return frozenset({"an object"})
     return frozenset({_JSON_KINDS.get(kind, "a string")})
 
@@ -238,11 +239,11 @@ def _kind_of(value: object) -> str:
 
 
 def _union(kind: Any, hook_of: HookOf) -> Hook:
-    """``int | str``: the kind of the JSON value tells which type is meant."""
+    """Make a hook for ``int | str``: the kind of the JSON value tells which type is meant."""
     reads: dict[str, tuple[Any, Hook]] = {}
     for member in get_args(kind):
         hook: Hook = (lambda value, _: value) if member is type(None) else hook_of(member)
-        for each in _json_kinds(member):
+        for each in json_kinds_of(member):
             if each in reads:
                 raise UnsupportedAnnotationError(
                     f"{name_of(kind)} is ambiguous: {name_of(reads[each][0])} and {name_of(member)} both read {each}; "
@@ -267,7 +268,7 @@ def _union(kind: Any, hook_of: HookOf) -> Hook:
 # --- wrappers ---------------------------------------------------------------------------------------------------------
 
 
-def _inner(kind: Any) -> Any:
+def inner_of(kind: Any) -> Any:
     """Return what an annotation wraps: ``Annotated``, ``Final``, a ``NewType`` or a ``type`` alias; else None."""
     if get_origin(kind) in (Annotated, Final):
         return get_args(kind)[0]
@@ -277,7 +278,7 @@ def _inner(kind: Any) -> Any:
 
 
 def _wrapped(kind: Any, hook_of: HookOf) -> Hook:
-    inner = _inner(kind)
+    inner = inner_of(kind)
     hook = hook_of(inner)
     return lambda value, _: hook(value, inner)
 
@@ -286,7 +287,7 @@ def _is(origins: Collection[Any]) -> Callable[[Any], bool]:
     return lambda kind: (get_origin(kind) or kind) in origins
 
 
-def _is_fixed_tuple(kind: Any) -> bool:
+def is_fixed_tuple(kind: Any) -> bool:
     return get_origin(kind) is tuple and Ellipsis not in get_args(kind)
 
 
@@ -295,16 +296,16 @@ def _is_enum(kind: Any) -> bool:
 
 
 def _is_path(kind: Any) -> bool:
-    # By name: importing pathlib takes longer than a plugin without paths has.
+    # By name: a plugin without paths must not pay for importing pathlib.
     return isinstance(kind, type) and any(each.__qualname__ == "PurePath" for each in kind.__mro__)
 
 
 _FACTORIES: tuple[tuple[Callable[[Any], bool], Callable[[Any, HookOf], Hook]], ...] = (
-    (lambda kind: _inner(kind) is not None, _wrapped),
+    (lambda kind: inner_of(kind) is not None, _wrapped),
     (lambda kind: get_origin(kind) is Literal, _literal),
     (_is_enum, _enum),
     (lambda kind: get_origin(kind) in (Union, types.UnionType), _union),
-    (_is_fixed_tuple, _fixed_tuple),
+    (is_fixed_tuple, _fixed_tuple),
     (_is(_LISTS), _array(list)),
     (_is(_TUPLES), _array(tuple)),
     (_is(_SETS), _set(frozenset)),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any
 
-import attrs
-
-from .fields import key_of
+from .._light import Any
+from .fields import get_fields
 
 _SHORTEST = 4  # of shorter keys, too many are alike
 
@@ -21,7 +19,7 @@ def find_misspelt(unknown: Iterable[str], cls: Any) -> Iterator[tuple[str, str]]
         cls: The class.
 
     Yields:
-        The key, and what may have been meant.
+        The unknown key, and the known key that may be meant.
     """
     for key in unknown:
         near = [
@@ -38,4 +36,4 @@ def find_misspelt(unknown: Iterable[str], cls: Any) -> Iterator[tuple[str, str]]
 
 @cache
 def _known_keys(cls: Any) -> tuple[str, ...]:
-    return tuple(key_of(attribute) for attribute in attrs.fields(cls) if attribute.name != "extra")
+    return tuple(each.key for each in get_fields(cls, typed=False) if each.name != "extra")

@@ -1,22 +1,23 @@
-"""Values that are not what their place asks for, and where they stand."""
+"""The exception for a wrong value of a JSON document, and for its place."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any
+
+from .._light import Any
+from ._json import write_ascii
 
 Hook = Callable[[Any, Any], Any]
 Path = tuple[str | int, ...]
 
 
 class Mismatch(ValueError):
-    """A value that is not what its place asks for.
+    """Raised for a JSON value of the wrong kind.
 
     Attributes:
         value: The JSON value.
-        problem: What is wrong with it, to be read after the value: ``, expected an integer``.
-        path: Where it stands, seen from the hook that raised this.
+        problem: The end of a sentence that begins with the value: ``, expected an integer``.
+        path: The keys and indexes that lead to the value from the one that the hook was given.
     """
 
     def __init__(self, value: object, expected: str = "", path: Path = (), *, problem: str = "") -> None:
@@ -27,9 +28,9 @@ class Mismatch(ValueError):
 
 
 class UnsupportedAnnotationError(TypeError):
-    """A configuration class has an annotation that no JSON value is read into.
+    """Raised for an annotation that no JSON value is read into, when the class of the plugin is defined.
 
-    Raised when the class of the plugin is defined. The message names class and field, and what to write instead.
+    The message names class and field, and what to write instead.
     """
 
 
@@ -45,12 +46,12 @@ def show_path(path: Path, root: str = "$") -> str:
         elif step.isidentifier():
             parts.append(f".{step}")
         else:
-            parts.append(f"[{json.dumps(step)}]")
+            parts.append(f"[{write_ascii(step)}]")
     return "".join(parts)
 
 
 def structure_part(hook: Hook, value: Any, kind: Any, step: str | int) -> Any:
-    """Structure a part, and put its place before the path of what went wrong in it."""
+    """Structure a part, and put its place before the path of a wrong value in it."""
     try:
         return hook(value, kind)
     except Mismatch as exc:
@@ -62,7 +63,17 @@ def structure_part(hook: Hook, value: Any, kind: Any, step: str | int) -> Any:
         raise Mismatch(value, path=(step,), problem=own_words(exc)) from exc
 
 
+def structure_whole(hook: Hook, value: Any, kind: Any) -> Any:
+    """Structure a value that is no part of another one here."""
+    try:
+        return hook(value, kind)
+    except (Mismatch, UnsupportedAnnotationError):
+        raise
+    except Exception as exc:  # a hook of a plugin's author
+        raise Mismatch(value, problem=own_words(exc)) from exc
+
+
 def own_words(exc: Exception) -> str:
-    """What a check of a plugin's author says of a value. attrs' own validators put it first of several arguments."""
+    """Return the text of an exception from a plugin author's check. attrs' validators have it as the first argument."""
     text = str(exc.args[0]) if exc.args else ""
     return f": {text}" if text and isinstance(exc, (ValueError, TypeError)) else f": {type(exc).__name__}: {text}"
