@@ -13,23 +13,27 @@ from pathlib import Path
 
 import pytest
 
-from cnisdk.cli.install import Registered, ask_versions, render, search_path
+from cnisdk._cli.install import RegisteredPlugin, ask_versions, render_launcher, search_path
 from cnisdk.testing import Sandbox
 
 # Netlink sends (each may hold several requests), programs executed, processes and threads started; the first two
 # programs are the launcher's shell and the interpreter. Threads are how a process works inside the container's
 # namespace. A second address family costs nothing more, but that CHECK asks for its routes by themselves.
-BUDGETS = {"ADD": (10, 2, 0, 1), "CHECK": (7, 2, 0, 2), "DEL": (10, 2, 0, 0)}
+BUDGETS = {
+    "bridge": {"ADD": (10, 2, 0, 1), "CHECK": (7, 2, 0, 2), "DEL": (10, 2, 0, 0)},
+    "ptp": {"ADD": (7, 2, 0, 1), "CHECK": (9, 2, 0, 2), "DEL": (5, 2, 0, 0)},
+}
+KEYS = {"bridge": {"bridge": "cni0", "isGateway": True}, "ptp": {}}
 SUBNETS = {"IPv4": ["10.1.0.0/16"], "dual stack": ["10.1.0.0/16", "fd01::/64"]}
 
 
-def install(directory: Path) -> None:
+def install(directory: Path, *types: str) -> None:
     paths = search_path(sys.executable)
     if paths is None:
         paths = tuple(path for path in sys.path if path)
-    for type_, module in (("bridge", "cnisdk_plugins.bridge"), ("host-local", "cnisdk_plugins.host_local")):
-        plugin = Registered(type_, module, "main", "a test")
-        text = render(plugin, sys.executable, ask_versions(plugin, sys.executable, paths), paths)
+    for type_ in types:
+        plugin = RegisteredPlugin(type_, f"cnisdk_plugins.{type_.replace('-', '_')}", "main", "a test")
+        text = render_launcher(plugin, sys.executable, ask_versions(plugin, sys.executable, paths), paths)
         (directory / type_).write_bytes(text)
         (directory / type_).chmod(0o755)
 
@@ -54,11 +58,12 @@ def count(trace: str) -> tuple[int, int, int, int]:
 
 @pytest.mark.skipif(shutil.which("strace") is None and os.environ.get("CI") != "true", reason="no strace")
 @pytest.mark.parametrize("subnets", list(SUBNETS))
-def test_calls_of_a_request(host: Sandbox, tmp_path: Path, subnets: str) -> None:
-    install(tmp_path)
+@pytest.mark.parametrize("plugin", list(BUDGETS))
+def test_calls_of_a_request(host: Sandbox, tmp_path: Path, plugin: str, subnets: str) -> None:
+    install(tmp_path, plugin, "host-local")
     netns = host.add_netns("counted")
     ipam = {"type": "host-local", "ranges": [[{"subnet": subnet}] for subnet in SUBNETS[subnets]]}
-    conf = {"cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "cni0", "isGateway": True, "ipam": ipam}
+    conf = {"cniVersion": "1.0.0", "name": "net", "type": plugin, **KEYS[plugin], "ipam": ipam}
     environ = {
         "PATH": os.environ["PATH"],
         "CNI_CONTAINERID": "c1",
@@ -70,7 +75,7 @@ def test_calls_of_a_request(host: Sandbox, tmp_path: Path, subnets: str) -> None
     strace = ["strace", "-f", "-o", str(trace), "-e", "trace=sendto,sendmsg,execve,clone,clone3,fork,vfork"]
 
     def run(verb: str, *argv: str) -> subprocess.CompletedProcess[str]:
-        return host.run([*argv, str(tmp_path / "bridge")], env=environ | {"CNI_COMMAND": verb}, input=json.dumps(conf))
+        return host.run([*argv, str(tmp_path / plugin)], env=environ | {"CNI_COMMAND": verb}, input=json.dumps(conf))
 
     # The first makes the bridge; the second is what every later one is like.
     run("ADD")
@@ -80,5 +85,6 @@ def test_calls_of_a_request(host: Sandbox, tmp_path: Path, subnets: str) -> None
         if verb == "ADD":
             conf["prevResult"] = json.loads(done.stdout)
         counted = count(trace.read_text())
-        over = [(here, most) for here, most in zip(counted, BUDGETS[verb], strict=True) if here > most]
-        assert not over, f"{verb}: netlink sends, programs, processes, threads are {counted}, expected {BUDGETS[verb]}"
+        budget = BUDGETS[plugin][verb]
+        over = [(here, most) for here, most in zip(counted, budget, strict=True) if here > most]
+        assert not over, f"{verb}: netlink sends, programs, processes, threads are {counted}, expected {budget}"

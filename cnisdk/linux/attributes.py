@@ -1,8 +1,8 @@
 """Attributes of netlink messages (``linux/netlink.h``): a length, a number, and a payload, padded to four bytes.
 
-Everything plugins send and read is made of these few functions and the numbers in the kernel's headers. pyroute2's
-codecs make an object of each attribute and look its type up by name: for one bridge ADD, that took more than all of the
-kernel's work, and importing them 190 ms. The tests compare what is sent and read with theirs.
+All messages that plugins send and read are made of these few functions and the numbers in the kernel's headers.
+pyroute2's codecs make an object of each attribute and look up its type by name: in a bridge ADD, that took longer than
+all of the kernel's work, and importing them took 190 ms. The tests compare each message with pyroute2's.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
 def attribute(number: int, *payload: bytes) -> bytes:
-    """An attribute with any payload, such as other attributes."""
+    """Make an attribute with any payload, such as other attributes."""
     data = b"".join(payload)
     return _HEADER.pack(4 + len(data), number) + data + _PADDING[len(data) & 3]
 
 
 def uint8(number: int, value: int) -> bytes:
-    """An attribute of one byte."""
+    """Make an attribute of one byte."""
     return _UINT8.pack(5, number, value)
 
 
 def uint32(number: int, value: int) -> bytes:
-    """An attribute of four bytes, in the host's byte order."""
+    """Make an attribute of four bytes, in the host's byte order."""
     return _UINT32.pack(8, number, value)
 
 
 def text(number: int, value: str) -> bytes:
-    """A text, in whatever encoding, without a NUL at its end: an alias has room for 255 bytes all told."""
+    """Make an attribute of a text, without a NUL at its end: an alias has room for 255 bytes in all."""
     return attribute(number, value.encode(errors="surrogateescape"))
 
 
 def iterate(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Number and payload of each attribute, in order; what is no attribute ends them."""
+    """Yield number and payload of each attribute, in order, up to the first bytes that are no attribute."""
     end = len(data)
     while start + 4 <= end:
         length, number = _HEADER.unpack_from(data, start)
@@ -51,20 +51,20 @@ def iterate(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def read(data: bytes, start: int = 0) -> dict[int, bytes]:
-    """The payloads by number; of several attributes of one number the last."""
+    """Return the payloads by number; of several attributes of one number, the last."""
     return dict(iterate(data, start))
 
 
 def find(data: bytes, number: int) -> bytes | None:
-    """The payload of the first attribute of a number; of a bridge, there are a hundred."""
+    """Return the payload of the first attribute of a number, without reading all: a bridge has a hundred."""
     return next((payload for each, payload in iterate(data) if each == number), None)
 
 
 def read_uint(payload: bytes) -> int:
-    """A number of any size, in the host's byte order; 0 for none."""
+    """Read a number of any size, in the host's byte order; no bytes are 0."""
     return int.from_bytes(payload, sys.byteorder)
 
 
 def read_text(payload: bytes) -> str:
-    """A text, with or without a NUL at its end."""
+    """Read a text, with or without a NUL at its end."""
     return payload.rstrip(b"\0").decode(errors="surrogateescape")

@@ -1,7 +1,8 @@
-"""Network namespaces, opened by path. Nothing here creates one, or a file.
+"""Network namespaces, opened by path. No function here creates a namespace or a file.
 
-``setns(2)`` moves a thread, and an exception between entering and leaving would strand the caller's. So work inside a
-namespace runs in a thread made for it, which is thrown away afterwards (:meth:`NetNS.call`).
+Theory of operation. ``setns(2)`` moves one thread into a namespace. An exception between entering and leaving would
+leave the caller's thread in the wrong place. So work inside a namespace runs in a thread made for it, which ends with
+the work (:meth:`NetNS.call`), and no thread ever has to come back.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ import _thread
 import errno
 import os
 from collections.abc import Callable
-from types import TracebackType
-from typing import ParamSpec, TypeVar, cast
 
+from .._light import ParamSpec, TypeVar, cast
 from ..errors import InvalidNetNSError, IOFailureError
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _CLONE_NEWNET = 0x40000000
 # ioctl_nsfs(2), Linux 4.11: tells the kind of a namespace, and fails with ENOTTY for any other file.
@@ -24,7 +24,7 @@ _NS_GET_NSTYPE = 0xB703
 
 
 class NetNSNotFoundError(InvalidNetNSError):
-    """Code 8: there is nothing at the path. DEL treats it as done."""
+    """Code 8: there is no file at the path. DEL then has nothing to do in the namespace."""
 
 
 class NetNS:
@@ -47,7 +47,7 @@ class NetNS:
 
     @property
     def fd(self) -> int:
-        """The file descriptor, as IFLA_NET_NS_FD wants it.
+        """The file descriptor, for IFLA_NET_NS_FD.
 
         Raises:
             ValueError: It was closed.
@@ -58,7 +58,7 @@ class NetNS:
 
     @property
     def inode(self) -> int:
-        """The inode number ``lsns`` and ``readlink /proc/self/ns/net`` show."""
+        """The inode number, as ``lsns`` and ``readlink /proc/self/ns/net`` show it."""
         return self._identity[1]
 
     def __eq__(self, other: object) -> bool:
@@ -73,9 +73,7 @@ class NetNS:
     def __enter__(self) -> NetNS:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self._kept:
             self.close()
 
@@ -84,12 +82,12 @@ class NetNS:
         self._kept = True
 
     def close(self) -> None:
-        """Let go of the namespace. Closing twice is fine."""
+        """Close the namespace. Closing twice is fine."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
-    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call a function in a new thread inside the namespace; return its value, or raise its exception.
 
         Sockets it opens stay in this namespace and may be used by any thread; files below ``/proc/sys/net`` and
@@ -101,10 +99,10 @@ class NetNS:
             IOFailureError: (5) The kernel does not let this process enter.
         """
         fd = self.fd
-        returned: list[T] = []
+        returned: list[_T] = []
         raised: list[BaseException] = []
-        # Neither Thread.join() nor a lock will do: an exception from a signal handler can leave both in a state that
-        # looks as if the thread had ended. The end of a pipe is seen again by every read.
+        # Thread.join() and locks were rejected: after an exception from a signal handler, both may look as if the
+        # thread had ended. Each read of a pipe sees its end again.
         reading, writing = os.pipe()
 
         def work() -> None:
@@ -146,14 +144,14 @@ def open(path: str) -> NetNS:
     """Open the network namespace at a path such as ``/run/netns/blue`` or ``/proc/4711/ns/net``.
 
     Raises:
-        NetNSNotFoundError: (8) Nothing is there.
-        InvalidNetNSError: (8) It is empty, or something else than a network namespace.
+        NetNSNotFoundError: (8) There is no file.
+        InvalidNetNSError: (8) The path is empty, or the file is no network namespace.
         IOFailureError: (5) It may not be opened.
     """
     if not path:
         raise InvalidNetNSError("the path of the network namespace is empty")
     try:
-        # Looking at it first: to open a device or a named pipe can have effects, or block.
+        # stat() first: opening a device or a named pipe can have effects, or block.
         look = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
         named = f"/run/netns/{path}"
@@ -180,10 +178,10 @@ def open(path: str) -> NetNS:
 
 
 def find(path: str) -> NetNS | None:
-    """Open the network namespace at a path, or return None where there is none: what DEL needs.
+    """Open the network namespace at a path, or return None when there is none, for DEL.
 
-    None for an empty path, for one where nothing is, and for one where something else is: an unmounted
-    ``/run/netns/blue`` leaves an empty file behind.
+    None stands for an empty path, for a path without a file, and for a file that is no namespace: unmounting
+    ``/run/netns/blue`` leaves an empty file.
 
     Raises:
         IOFailureError: (5) It may not be opened.
@@ -217,8 +215,8 @@ _KINDS = {
 }
 
 
-# What open(2) says of a path that leads to no namespace. Anything else says that this process, or the machine, is
-# short of something.
+# Errors of open(2) for a path that leads to no namespace. Other errors mean that this process or the machine lacks
+# memory, descriptors or permission.
 _NO_NETNS = frozenset({errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EISDIR})
 
 

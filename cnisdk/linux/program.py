@@ -6,26 +6,31 @@ from collections.abc import Sequence
 
 from ..errors import IOFailureError, PluginNotAvailableError
 
-# Rule sets of large clusters take nft more than a minute to list.
 TIMEOUT = 90.0
+"""Seconds that a program may take. nft needs more than a minute to list the rule set of a large cluster."""
 
 
 def find(name: str) -> str | None:
-    """The path of a program, or None. The sbin directories count also where ``PATH`` lacks them, or is not set."""
+    """Return the path of a program, or None. The sbin directories are searched also when ``PATH`` lacks them."""
     import shutil
 
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin")
 
 
-def run(argv: Sequence[str], stdin: str = "") -> str:
+def run(argv: Sequence[str], stdin: str = "", inherited: Sequence[int] = ()) -> str:
     """Run a program to its end.
 
+    Args:
+        argv: Its name and arguments.
+        stdin: What it reads.
+        inherited: Descriptors that it keeps open: they tell that it runs, also when this process is killed.
+
     Returns:
-        What it printed.
+        Its standard output.
 
     Raises:
         PluginNotAvailableError: (50) It is not installed.
-        IOFailureError: (5) It failed; the message has what it wrote to stderr. Or it took more than 90 seconds.
+        IOFailureError: (5) It failed; the message has its stderr. Or it took more than 90 seconds.
     """
     import subprocess
 
@@ -36,7 +41,13 @@ def run(argv: Sequence[str], stdin: str = "") -> str:
         )
     try:
         done = subprocess.run(
-            [path, *argv[1:]], input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False
+            [path, *argv[1:]],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+            pass_fds=inherited,
         )
     except subprocess.TimeoutExpired as exc:
         raise IOFailureError(f"{' '.join(argv)} did not finish within {TIMEOUT:g} seconds") from exc

@@ -1,7 +1,12 @@
 """A small synchronous netlink socket (``rtnetlink(7)``): several requests in one send, every answer read.
 
-Not thread-safe; make one for each piece of work. A socket belongs for good to the namespace of the thread that opened
-it, so :func:`connect` opens it in the right one and the caller's thread goes on where it is.
+Theory of operation. A socket stays for ever in the namespace of the thread that opened it. So :func:`connect` opens it
+in a thread inside the namespace, and the caller uses it from its own. The kernel handles the requests of one send in
+order, before ``send()`` returns, and answers each with a message, an acknowledgement or an error. It goes on after a
+request that it refused. A dump, the answer to a request for a whole table, is marked when the table changed meanwhile,
+and is then asked for again.
+
+A socket is not thread-safe: open one for each piece of work.
 """
 
 from __future__ import annotations
@@ -12,25 +17,18 @@ import struct
 from _thread import _local
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
 
+from .._light import NamedTuple
 from ..errors import IOFailureError
-from . import attributes
+from . import _sockets, attributes
 from .netns import NetNS
 
-if TYPE_CHECKING:
-    import socket
-
-# linux/netlink.h
-F_REQUEST = 0x1
-F_ACK = 0x4
-F_DUMP_INTR = 0x10
-F_CAPPED = 0x100
-F_ACK_TLVS = 0x200
-F_EXCL = 0x200
-F_CREATE = 0x400
-F_DUMP = 0x300
+#: Flags of any message (linux/netlink.h).
+F_REQUEST, F_ACK, F_ECHO, F_DUMP_INTR = 0x1, 0x4, 0x8, 0x10
+#: Flags of a request that makes or lists objects.
+F_REPLACE, F_EXCL, F_CREATE, F_DUMP = 0x100, 0x200, 0x400, 0x300
+#: Flags of an acknowledgement.
+F_CAPPED, F_ACK_TLVS = 0x100, 0x200
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _NETLINK_ROUTE = 0
@@ -40,24 +38,26 @@ _NETLINK_EXT_ACK = 11
 _NETLINK_GET_STRICT_CHK = 12
 _NLMSGERR_ATTR_MSG = 1
 
-# linux/rtnetlink.h
+#: Types of messages about links (linux/rtnetlink.h).
 NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
+#: Types of messages about addresses.
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
+#: Types of messages about routes.
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
-GROUP_LINK = 0x1
-GROUP_IPV6_IFADDR = 0x100
+#: Multicast groups, as bits for bind(2): changes of links, and of IPv6 addresses.
+GROUP_LINK, GROUP_IPV6_IFADDR = 0x1, 0x100
 
 HEADER = struct.Struct("=IHHII")
 """struct nlmsghdr: length, type, flags, sequence number, port."""
 
-# A dump the kernel calls interrupted saw the table change meanwhile and may lack entries or hold them twice.
+# In a dump that the kernel marks as interrupted, the table changed meanwhile: entries may be missing or be there twice.
 _DUMP_ATTEMPTS = 20
 
 SCAN_LIMIT = 500_000
-"""How many messages a scan looks at, in a table that a container fills: two seconds' worth."""
+"""Messages that a scan reads at most, about two seconds: a container may fill its tables."""
 
 
-# What an errno means where the kernel says no more.
+# Explanations of an errno, for requests to which the kernel gives no reason.
 _ADVICE = {
     errno.EPERM: "it takes CAP_NET_ADMIN in the user namespace that owns the network namespace",
     errno.EXFULL: "a bridge has at most 1024 ports (BR_MAX_PORTS): use a second network with a bridge of its own",
@@ -68,8 +68,8 @@ class KernelError(IOFailureError):
     """Code 5: the kernel refused a request.
 
     Attributes:
-        errno: Why, as in :mod:`errno`.
-        position: Which request of a batch it was, from 0.
+        errno: The error number, as in :mod:`errno`.
+        position: Position of the request in its batch, from 0.
         reason: The kernel's own words (its extended acknowledgement); often empty.
     """
 
@@ -93,13 +93,13 @@ def _restore(msg: str, number: int, position: int, reason: str) -> KernelError:
     return error
 
 
-class Request(NamedTuple):
+class Message(NamedTuple):
     """One netlink request.
 
     Attributes:
         kind: Message type, such as :data:`NEWLINK`.
         body: The message without its header: the fixed part of its type, and :mod:`.attributes`.
-        what: What is being done, for the error: ``cannot set link eth0 up``.
+        what: Beginning of the error's message: ``cannot set link eth0 up``.
         flags: Beyond F_REQUEST; F_ACK is for requests that answer with nothing else.
     """
 
@@ -117,14 +117,14 @@ class Socket:
     """
 
     def __init__(self, groups: int = 0, *, family: int = _NETLINK_ROUTE) -> None:
-        import socket
-
         self._sequence = 0
         self._interrupted = False
-        self._socket: socket.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
+        self._socket: _sockets.Socket = _sockets.Socket(
+            _sockets.AF_NETLINK, _sockets.SOCK_RAW | _sockets.SOCK_CLOEXEC, family
+        )
         try:
             self._socket.bind((0, groups))
-            # Since Linux 4.12, 4.3 and 4.20: nothing depends on them but the words of errors and the size of dumps.
+            # Since Linux 4.12, 4.3 and 4.20. Without them, errors have fewer words and dumps are longer.
             for option in (_NETLINK_EXT_ACK, _NETLINK_CAP_ACK, _NETLINK_GET_STRICT_CHK):
                 try:
                     self._socket.setsockopt(_SOL_NETLINK, option, 1)
@@ -137,22 +137,20 @@ class Socket:
     def __enter__(self) -> Socket:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
 
-    def exchange(self, requests: Sequence[Request]) -> list[bytes | KernelError | None]:
-        """Send all requests at once and collect what became of each, in order.
+    def exchange(self, requests: Sequence[Message]) -> list[bytes | KernelError | None]:
+        """Send all requests at once and collect the answers, in order.
 
-        The kernel carries them out one after the other, and goes on after one it refuses.
+        The kernel carries them out one after the other, and goes on after one that it refuses.
 
         Returns:
-            For each request the message it was answered with, None for a plain acknowledgement, or the error.
+            For each request the message of the answer, None for a plain acknowledgement, or the error.
         """
         if not requests:
             return []
@@ -166,7 +164,7 @@ class Socket:
             for kind, _, sequence, body in self._receive():
                 position = sequence - first
                 if not 0 <= position < len(requests):
-                    continue  # an answer to something an interrupted call sent
+                    continue  # an answer to a request of an earlier call that was interrupted
                 if kind == _NLMSG_ERROR:
                     answers.setdefault(position, _read_error(body, requests[position], position))
                 else:
@@ -174,11 +172,11 @@ class Socket:
                     answers[position] = body
         return [answers[position] for position in range(len(requests))]
 
-    def send(self, requests: Sequence[Request]) -> list[bytes | None]:
-        """Like :meth:`exchange`, raising the first error.
+    def send(self, requests: Sequence[Message]) -> list[bytes | None]:
+        """Send requests as :meth:`exchange` does, and raise the first error.
 
         Raises:
-            KernelError: (5) The kernel refused a request; the following ones were carried out all the same.
+            KernelError: (5) The kernel refused a request; it carried out the following ones all the same.
         """
         answers: list[bytes | None] = []
         for answer in self.exchange(requests):
@@ -187,14 +185,14 @@ class Socket:
             answers.append(answer)
         return answers
 
-    def dump(self, request: Request) -> list[bytes]:
+    def dump(self, request: Message) -> list[bytes]:
         """Ask for a whole table, again when it changed meanwhile.
 
         Returns:
             The messages, each with its header.
 
         Raises:
-            KernelError: (5) The kernel refused, or the table never held still (EINTR).
+            KernelError: (5) The kernel refused, or the table changed during each attempt (EINTR).
         """
         for _ in range(_DUMP_ATTEMPTS):
             messages = list(self._stream(request))
@@ -202,14 +200,14 @@ class Socket:
                 return messages
         raise _never_still(request)
 
-    def scan(self, request: Request) -> Iterator[bytes]:
-        """Yield the messages of a table one by one, for a reader that stops when it has found what it looks for.
+    def scan(self, request: Message) -> Iterator[bytes]:
+        """Yield the messages of a table one by one, for a reader that stops when it has found its entry.
 
-        Nothing is kept, so that a table of any length takes no memory. When the table changed meanwhile, it is yielded
-        once more. The kernel may not be through when the reader stops: close the socket then.
+        No message is kept, so that a table of any length takes no memory. When the table changed meanwhile, it is
+        yielded once more. When the reader stops, the kernel may have more to send: close the socket then.
 
         Raises:
-            KernelError: (5) The kernel refused, or the table never held still (EINTR).
+            KernelError: (5) The kernel refused, or the table changed during each attempt (EINTR).
             IOFailureError: (5) The reader has not stopped after :data:`SCAN_LIMIT` messages.
         """
         left = SCAN_LIMIT
@@ -246,8 +244,8 @@ class Socket:
         finally:
             self._socket.settimeout(None)
 
-    def _stream(self, request: Request) -> Iterator[bytes]:
-        """Yield what a dump is answered with, and note whether the table changed meanwhile."""
+    def _stream(self, request: Message) -> Iterator[bytes]:
+        """Yield the messages of a dump, and note whether the table changed meanwhile."""
         self._sequence += 1
         self._interrupted = False
         self._socket.send(_encode(request._replace(flags=F_DUMP), self._sequence))
@@ -270,10 +268,8 @@ class Socket:
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         """Read one datagram: (type, flags, sequence number, message with header) of each message in it."""
-        import socket
-
         # The kernel never sends more than 32 KiB in one datagram, unless a single message is larger than that.
-        data = self._socket.recv(65536, socket.MSG_TRUNC)
+        data = self._socket.recv(65536, _sockets.MSG_TRUNC)
         if len(data) > 65536:
             raise IOFailureError("a netlink message is larger than 64 KiB")
         offset = 0
@@ -285,15 +281,15 @@ class Socket:
             offset += (length + 3) & ~3
 
 
-def _never_still(request: Request) -> KernelError:
+def _never_still(request: Message) -> KernelError:
     return KernelError(request.what, errno.EINTR, reason=f"the table changed during each of {_DUMP_ATTEMPTS} dumps")
 
 
-class Wanted:
-    """Addresses or destinations that are looked for among the messages of a scan.
+class Prefixes:
+    """Filter for the messages of a scan that may be about certain addresses or destinations.
 
-    Most messages are told apart by their bytes: struct ifaddrmsg and struct rtmsg both begin with the family and the
-    length of the prefix.
+    It compares bytes, since decoding all messages takes too long: struct ifaddrmsg and struct rtmsg both begin with the
+    family and the length of the prefix.
 
     Args:
         prefixes: Address family, length of the prefix, and address of each; no address for a default route, whose
@@ -306,7 +302,7 @@ class Wanted:
             self._addresses.setdefault((family, length), []).append(packed)
 
     def __contains__(self, message: bytes) -> bool:
-        """Can the message be about one of them?"""
+        """Return whether the message may be about one of the prefixes."""
         candidates = self._addresses.get((message[HEADER.size], message[HEADER.size + 1]), ())
         return any(packed in message for packed in candidates)
 
@@ -325,9 +321,9 @@ def connect(netns: NetNS | None = None, groups: int = 0) -> AbstractContextManag
 
 @contextmanager
 def sharing() -> Iterator[None]:
-    """Let everything that is asked meanwhile of the calling thread's own namespace go through one socket.
+    """Use one socket for all calls of :func:`connect` for the calling thread's own namespace, inside ``with``.
 
-    A plugin asks a dozen times, and making a socket takes longer than most answers. The thread must not change its
+    A plugin sends a dozen requests, and opening a socket takes longer than most answers. The thread must not change its
     namespace meanwhile.
     """
     if getattr(_thread_local, "socket", None) is not None:
@@ -343,12 +339,12 @@ def sharing() -> Iterator[None]:
 _thread_local = _local()
 
 
-def _encode(request: Request, sequence: int) -> bytes:
+def _encode(request: Message, sequence: int) -> bytes:
     header = HEADER.pack(HEADER.size + len(request.body), request.kind, F_REQUEST | request.flags, sequence, 0)
     return header + request.body
 
 
-def _read_error(body: bytes, request: Request, position: int) -> KernelError | None:
+def _read_error(body: bytes, request: Message, position: int) -> KernelError | None:
     """Read an acknowledgement (struct nlmsgerr): None for success."""
     (status,) = struct.unpack_from("=i", body, HEADER.size)
     if status == 0:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable, Mapping
 
 from ..errors import IOFailureError
 
 _ROOT = "/proc/sys/"
+_OCTAL = frozenset("01234567")
 
 
 class SysctlError(IOFailureError):
@@ -72,36 +74,101 @@ def ensure_if_present(key: str, value: str) -> bool:
     return bool(_ensure(key, value))
 
 
+def path_of(key: str) -> str:
+    """Return the path below ``/proc/sys`` of a key such as ``net.ipv4.ip_forward``.
+
+    As in sysctl(8) the first separator decides: after a slash, dots belong to names.
+    """
+    import posixpath
+
+    slash, dot = key.find("/"), key.find(".")
+    return posixpath.normpath(key if 0 <= slash < dot or dot < 0 else key.replace(".", "/"))
+
+
+def same(there: str, value: str) -> bool:
+    """Compare two values of a setting as the kernel does: it shows tabs between numbers, and no leading zeros or 0x."""
+    return there == value or [_number(each) for each in there.split()] == [_number(each) for each in value.split()]
+
+
+def _number(word: str) -> int | str:
+    try:
+        return int(word, 0)
+    except ValueError:
+        return int(word, 8) if _OCTAL.issuperset(word) else word
+
+
+def write(key: str, value: str) -> str:
+    """Write a setting, unless it has the value, and return what the kernel then shows, which may be spelt differently.
+
+    Raises:
+        SysctlError: (5) It does not exist, or cannot be written.
+    """
+    written = _exchange(key, value)
+    if written is None:
+        raise _absent(key)
+    return written[1]
+
+
+def get_all(keys: Iterable[str]) -> dict[str, str]:
+    """Read several settings, as one visit to a namespace can.
+
+    Raises:
+        SysctlError: (5) As for :func:`get`.
+    """
+    return {key: get(key) for key in keys}
+
+
+def write_all(values: Mapping[str, str]) -> dict[str, str]:
+    """Write several settings, in this order, and return what the kernel then shows.
+
+    Raises:
+        SysctlError: (5) As for :func:`write`; those before it stay written.
+    """
+    return {key: write(key, value) for key, value in values.items()}
+
+
 def _ensure(key: str, value: str) -> bool | None:
     """Give a setting a value; None when there is no such setting."""
+    written = _exchange(key, value)
+    if written is None:
+        return None
+    before, after = written
+    if not same(after, value):
+        raise SysctlError(f"sysctl {key} is {after} after {value} was written to it")
+    return not same(before, value)
+
+
+def _exchange(key: str, value: str) -> tuple[str, str] | None:
+    """Write a setting, unless it has the value; return what it was and what it is. None when there is no such one."""
     reading = _open(key)
     if reading is None:
         return None
     try:
         before = _read(reading, key)
-        if before == value:
-            return False
-        try:
-            writing = os.open(_ROOT + key, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-            try:
-                os.write(writing, value.encode("ascii"))
-            finally:
-                os.close(writing)
-        except OSError as error:
-            raise SysctlError(
-                f"cannot set sysctl {key} from {before} to {value}: {errno.errorcode.get(error.errno or 0)}",
-                details=(
-                    f"{_ROOT}{key} must be writable, or have the value {value} beforehand"
-                    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
-                    else ""
-                ),
-            ) from error
-        after = _read(reading, key)
+        if same(before, value):
+            return before, before
+        _write(key, before, value)
+        return before, _read(reading, key)
     finally:
         os.close(reading)
-    if after != value:
-        raise SysctlError(f"sysctl {key} is {after} after {value} was written to it")
-    return True
+
+
+def _write(key: str, before: str, value: str) -> None:
+    try:
+        writing = os.open(_ROOT + key, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        try:
+            os.write(writing, f"{value}\n".encode())  # an empty write would do nothing
+        finally:
+            os.close(writing)
+    except OSError as error:
+        raise SysctlError(
+            f"cannot set sysctl {key} from {before} to {value}: {errno.errorcode.get(error.errno or 0)}",
+            details=(
+                f"{_ROOT}{key} must be writable, or have the value {value} beforehand"
+                if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+                else ""
+            ),
+        ) from error
 
 
 def _open(key: str) -> int | None:
@@ -129,23 +196,38 @@ def _absent(key: str) -> SysctlError:
     return SysctlError(f"sysctl {key} does not exist", details=f"no file {_ROOT}{key}")
 
 
-def enable_forwarding(*, ipv4: bool = False, ipv6: bool = False) -> None:
+_FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+
+
+def enable_forwarding(*versions: int) -> None:
     """Let this host forward packets, as a gateway must.
+
+    Args:
+        *versions: Of IP, 4 and 6; any number of times.
 
     Raises:
         SysctlError: (5) The kernel refused, or has no such protocol.
     """
-    if ipv4:
-        ensure("net/ipv4/ip_forward", "1")
-    if ipv6:
-        ensure("net/ipv6/conf/all/forwarding", "1")
+    for version in sorted(set(versions)):
+        ensure(_FORWARDING[version], "1")
+
+
+def check_forwarding(*versions: int) -> None:
+    """Verify that this host forwards packets, as :func:`enable_forwarding` has it do.
+
+    Raises:
+        SysctlError: (5) It does not, or does not tell.
+    """
+    for version in sorted(set(versions)):
+        if find(_FORWARDING[version]) == "0":
+            raise SysctlError(f"the host does not forward IPv{version}: sysctl {_FORWARDING[version]} is 0")
 
 
 def refuse_advertisements(ifname: str, *, redirects: bool = True) -> None:
     """Let a link ignore router advertisements, verified: any neighbour could otherwise give it addresses and routes.
 
-    Nothing need be set where the kernel has no IPv6. A link whose IPv6 is disabled hears none, so there a setting that
-    cannot be written is no failure.
+    Nothing need be set where the kernel has no IPv6. A link with IPv6 disabled hears none: if the setting cannot be
+    written there, that is no failure.
 
     Args:
         ifname: The link, in the calling thread's namespace.

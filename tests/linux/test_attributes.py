@@ -1,4 +1,4 @@
-"""What is sent and read is, byte for byte, what pyroute2's codecs make of the same values."""
+"""Messages are, byte for byte, those that pyroute2's codecs make of the same values."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from cnisdk.linux import address, bridge, link, rtnetlink, veth
+from cnisdk.linux import address, bridge, bridge_port, link, rtnetlink, veth
 from cnisdk.linux.attributes import attribute, find, iterate, read, text, uint8, uint32
+from cnisdk.linux.ip.route import add_request
 from cnisdk.linux.netns import NetNS
-from cnisdk.linux.route import add_request
 from cnisdk.spec.addresses import IPAddress, IPInterface, IPNetwork
 from cnisdk.testing import strategies
 
 
-def decoded(kind: Any, request: rtnetlink.Request) -> Any:
+def decoded(kind: Any, request: rtnetlink.Message) -> Any:
     message = kind(rtnetlink._encode(request, 7))
     message.decode()
     assert message["header"]["length"] == len(rtnetlink._encode(request, 7))
@@ -28,7 +28,7 @@ def decoded(kind: Any, request: rtnetlink.Request) -> Any:
     return message
 
 
-def encoded(kind: Any, request: rtnetlink.Request, attributes: list[tuple[str, Any]], **fields: Any) -> bytes:
+def encoded(kind: Any, request: rtnetlink.Message, attributes: list[tuple[str, Any]], **fields: Any) -> bytes:
     message = kind()
     message.update(fields)
     message["attrs"] = attributes
@@ -93,7 +93,7 @@ def test_a_veth_is_one_message() -> None:
         def __init__(self) -> None:
             self.path, self._fd = "/run/netns/blue", 9
 
-    port = bridge.Port(link.Link(5, "br0"))
+    port = bridge_port.Port(link.Link(5, "br0"))
     request = veth._create_request(Open(), "eth0", "veth0", mtu=1400, mac="02:00:00:00:00:01", port=port)
     message = decoded(ifinfmsg, request)
     assert message.get_attr("IFLA_IFNAME") == "veth0"
@@ -120,7 +120,7 @@ def test_a_veth_is_one_message() -> None:
         (bridge._create_request("br0", mtu=1500, vlan_filtering=True), {"IFLA_IFNAME": "br0", "IFLA_MTU": 1500}),
     ],
 )
-def test_links(request_: rtnetlink.Request, attributes: dict[str, object]) -> None:
+def test_links(request_: rtnetlink.Message, attributes: dict[str, object]) -> None:
     message = decoded(ifinfmsg, request_)
     found = {name: message.get_attr(name) for name in attributes}
     if "IFLA_IFALIAS" in attributes and isinstance(found["IFLA_IFALIAS"], bytes):

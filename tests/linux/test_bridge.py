@@ -7,8 +7,8 @@ from ipaddress import ip_interface
 import pytest
 
 from cnisdk.errors import IOFailureError
-from cnisdk.linux import bridge, link, rtnetlink
-from cnisdk.linux.bridge import VLANEntry, VLANs
+from cnisdk.linux import bridge, bridge_port, link, rtnetlink, vlan_gateway
+from cnisdk.linux.links.bridge_port import VLANEntry, VLANs
 from cnisdk.testing import Sandbox
 
 kernel = pytest.mark.kernel
@@ -177,13 +177,28 @@ CLEAR = (rtnetlink.DELLINK, [(BEGIN, 1), (END, 4094)])
     ],
 )
 def test_vlans_are_a_few_entries(vlans: VLANs, expected: list[tuple[int, list[tuple[int, int]]]]) -> None:
-    encoded = [rtnetlink._encode(request, 1) for request in bridge.vlan_requests(42, "veth0", vlans)]
+    encoded = [rtnetlink._encode(request, 1) for request in bridge_port.vlan_requests(42, "veth0", vlans)]
     assert encoded == [by_hand(kind, 5, 42, entries) for kind, entries in expected]
+
+
+@pytest.mark.parametrize(
+    ("vlan", "others"),
+    [
+        (1, [(BEGIN, 2), (END, 4094)]),
+        (2, [(0, 1), (BEGIN, 3), (END, 4094)]),
+        (100, [(BEGIN, 1), (END, 99), (BEGIN, 101), (END, 4094)]),
+        (4094, [(BEGIN, 1), (END, 4093)]),
+    ],
+)
+def test_one_vlan_is_set_before_the_others_go(vlan: int, others: list[tuple[int, int]]) -> None:
+    encoded = [rtnetlink._encode(request, 1) for request in bridge_port.access_requests(42, "veth0", vlan)]
+    first = by_hand(rtnetlink.SETLINK, 5, 42, [(PVID | UNTAGGED, vlan)])
+    assert encoded == [first, by_hand(rtnetlink.DELLINK, 5, 42, others)]
 
 
 def test_vlans_are_read_back() -> None:
     answer = by_hand(rtnetlink.NEWLINK, 2, 42, [(PVID | UNTAGGED, 1), (BEGIN, 10), (END, 12), (0, 20)])
-    assert bridge.parse_vlans(answer) == (
+    assert bridge_port.parse_vlans(answer) == (
         42,
         [VLANEntry(1, True, True), VLANEntry(10), VLANEntry(11), VLANEntry(12), VLANEntry(20)],
     )
@@ -197,20 +212,20 @@ def test_vlans_of_a_port(host: Sandbox) -> None:
 
     def work() -> list[VLANEntry]:
         port = link.get("v0")
-        bridge.set_vlans(port, VLANs(access=100, trunk=((200, 201),)))
-        return bridge.list_vlans(port)
+        bridge_port.set_vlans(port, VLANs(access=100, trunk=((200, 201),)))
+        return bridge_port.list_vlans(port)
 
     if supported:
         assert host.call(work) == [VLANEntry(100, True, True), VLANEntry(200), VLANEntry(201)]
     else:
         with pytest.raises(IOFailureError, match=r"VLANs of bridge port v0: .*CONFIG_BRIDGE_VLAN_FILTERING"):
             host.call(work)
-        assert host.call(lambda: bridge.list_vlans(link.get("v0"))) == []
+        assert host.call(lambda: bridge_port.list_vlans(link.get("v0"))) == []
 
 
 @pytest.mark.parametrize("name", ["br0", "a-long-bridge", "fifteen-letters"])
 def test_the_name_of_a_vlans_gateway_fits(name: str) -> None:
-    given = bridge.vlan_gateway_name(name, 4094)
+    given = vlan_gateway.name_of(name, 4094)
     assert len(given) <= 15
     assert given.endswith(".4094")
     assert (given == f"{name}.4094") == (len(name) <= 10)
@@ -220,3 +235,9 @@ def test_made_up_addresses_are_for_one_host_and_local() -> None:
     for _ in range(50):
         first = int(link.random_mac()[:2], 16)
         assert (first & 1, first & 2) == (0, 2)
+
+
+@pytest.mark.parametrize("vlan", [-1, 0, 4095, 10**30])
+def test_no_gateway_of_a_vlan_that_is_none(vlan: int) -> None:
+    """DEL deletes what a configuration with a wrong number could not have made: nothing."""
+    assert not vlan_gateway.delete_unused("br0", vlan)

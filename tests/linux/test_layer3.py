@@ -6,9 +6,10 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from cnisdk.errors import InvalidConfigError, IOFailureError
-from cnisdk.linux import address, bridge, layer3, link, netns, route, rtnetlink, sysctl, veth
+from cnisdk.linux import address, bridge, bridge_port, layer3, link, netns, route, rtnetlink, sysctl, veth
 from cnisdk.spec import Interface, IPConfig, Result, Route
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Host, Sandbox
@@ -37,7 +38,7 @@ def attach(result: Result, *, path: str = BLUE, ifname: str = "eth0", enabledad:
     with netns.open(path) as inner:
         master = bridge.ensure("br0")
         owner = Attachment("mynet", path.rpartition("/")[2], ifname)
-        pair = veth.create(inner, ifname, owner=owner, port=bridge.Port(master))
+        pair = veth.create(inner, ifname, owner=owner, port=bridge_port.Port(master))
         pair.container.configure(result, enabledad=enabledad)
         return result.with_interfaces(master, pair.host, pair.container)
 
@@ -428,3 +429,43 @@ def test_refused_work_leaves_the_thread_where_it_was(host: Sandbox, monkeypatch:
     host.call(attempt, in_the_container)
     host.call(lambda: veth.delete(Attachment("mynet", "blue", "eth0")))
     host.call(attempt, on_the_host)
+
+
+def test_a_link_that_leads_to_its_gateways_alone(host: Sandbox) -> None:
+    """A gateway outside the address's network, a network of one address, and an address without a gateway."""
+    host.add_netns("blue")
+    result = Result(
+        ips=(
+            ip("10.1.0.5/24", "10.1.0.1"),
+            ip("10.2.0.5/32", "169.254.1.1"),
+            ip("10.3.0.5/24"),
+            ip("2001:db8::5/64", "2001:db8::1"),
+        ),
+        routes=(to("0.0.0.0/0"), to("::/0"), to("10.9.0.0/16", "10.1.0.9"), to("2001:db8:9::/48", "2001:db8::9")),
+    )
+
+    def work() -> Result:
+        with netns.open(BLUE) as inner:
+            pair = veth.create(inner, "eth0", owner=Attachment("mynet", "blue", "eth0"))
+            pair.container.configure(result, routed=True)
+            added = result.with_interfaces(pair.host, pair.container)
+            layer3.verify(inner, "eth0", added)
+            own = [each for ip in result.ips for each in layer3.gateway_routes(ip)]
+            layer3.verify(inner, "eth0", evolve(added, routes=(*own, *added.routes)))
+            return added
+
+    host.call(work)
+    shown = host.run(["ip", "netns", "exec", "blue", "sh", "-c", "ip route; ip -6 route show proto boot"]).stdout
+    assert sorted(line.strip() for line in shown.splitlines()) == [
+        "10.1.0.0/24 via 10.1.0.1 dev eth0 src 10.1.0.5",
+        "10.1.0.1 dev eth0 scope link src 10.1.0.5",
+        "10.3.0.0/24 dev eth0 proto kernel scope link src 10.3.0.5",
+        # The reference has these two before it takes the route to the network away.
+        "10.9.0.0/16 via 10.1.0.9 dev eth0 onlink",
+        "169.254.1.1 dev eth0 scope link src 10.2.0.5",
+        "2001:db8:9::/48 via 2001:db8::9 dev eth0 metric 1024 onlink pref medium",
+        "2001:db8::/64 via 2001:db8::1 dev eth0 src 2001:db8::5 metric 1024 pref medium",
+        "2001:db8::1 dev eth0 src 2001:db8::5 metric 1024 pref medium",
+        "default via 10.1.0.1 dev eth0",
+        "default via 2001:db8::1 dev eth0 metric 1024 pref medium",
+    ]

@@ -4,7 +4,7 @@ import pytest
 
 from cnisdk.errors import IOFailureError
 from cnisdk.linux import link, netns
-from cnisdk.linux.link import Link, LinkNotFoundError
+from cnisdk.linux.links.link import Link, LinkNotFoundError
 from cnisdk.spec import Interface
 from cnisdk.testing import Sandbox
 
@@ -29,7 +29,7 @@ def test_links_are_what_iproute2_says(host: Sandbox) -> None:
         assert ours["running"] == (theirs["operstate"] == "UP")
         assert ours["kind"] == theirs.get("linkinfo", {}).get("info_kind", "")
         assert ours["alias"] == theirs.get("ifalias", "")
-        assert ours["peer_index"] == theirs.get("link_index", 0)
+        assert ours["link_index"] == theirs.get("link_index", 0)
     bridge, port = host.call(lambda: (link.get("b0"), link.get("v0")))
     assert port.master == bridge.index
     assert (port.hairpin, port.isolated, bridge.hairpin, bridge.vlan_filtering) == (False, False, None, False)
@@ -40,7 +40,7 @@ def test_links_are_what_iproute2_says(host: Sandbox) -> None:
             return end._replace(netns=None), end.interface
 
     end, interface = host.call(inside)
-    assert end.peer_index == port.index
+    assert end.link_index == port.index
     assert interface == Interface(name="eth0", mac=end.mac, mtu=1500, sandbox=path)
 
 

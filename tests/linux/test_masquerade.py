@@ -144,11 +144,11 @@ def test_our_jump_is_what_the_reference_deletes(host: Sandbox) -> None:
 
 
 def test_the_kernel_is_asked_for_chains(host: Sandbox) -> None:
-    assert not host.call(nft.Table("inet", "t").has_chain, "c")
+    assert not host.call(nft.NftTable("inet", "t").has_chain, "c")
     host.run(["nft", "add table inet t; add chain inet t c"])
-    assert host.call(nft.Table("inet", "t").has_chain, "c")
-    assert not host.call(nft.Table("inet", "t").has_chain, "d")
-    assert not host.call(nft.Table("ip", "t").has_chain, "c")
+    assert host.call(nft.NftTable("inet", "t").has_chain, "c")
+    assert not host.call(nft.NftTable("inet", "t").has_chain, "d")
+    assert not host.call(nft.NftTable("ip", "t").has_chain, "c")
 
 
 def test_unknown_backends() -> None:

@@ -146,7 +146,7 @@ def test_entering_that_is_refused(host: Sandbox, monkeypatch: pytest.MonkeyPatch
         assert not ran
         del caught
 
-    monkeypatch.setattr(netns, "_load_setns", lambda: refuse)
+    monkeypatch.setattr(netns, "_system_call", refuse)
     in_blue(host, work)
 
 

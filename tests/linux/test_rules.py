@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from cnisdk import Attachment, CNIError
-from cnisdk.linux import iptables, masquerade, nft, rules, spoofcheck
+from cnisdk.linux import firewall, iptables, masquerade, nft, program, rules, spoofcheck
+from cnisdk.linux.netfilter.ingress import Ingress
 from cnisdk.spec.addresses import IPInterface
 from cnisdk.testing import Host
 
@@ -108,7 +111,7 @@ def nothing_is_taken(first: Attachment, second: Attachment) -> None:
     assert not [line for line in listing() if "CNI-" in line or "cni-" in line or "saddr" in line]
 
 
-@pytest.mark.parametrize("examples", [8, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_no_rule_of_another_attachment_is_touched(host: Host, examples: int) -> None:
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(pairs())
@@ -167,7 +170,7 @@ def test_attachments_added_at_the_same_moment_share_no_chain(host: Host) -> None
             for owner, address in owners.items():
                 masquerade.check("iptables", owner, [address])
                 masquerade.delete(owner)
-        assert nft.Table("ip", "nat").list_chains("CNI-") == []
+        assert nft.NftTable("ip", "nat").list_chains("CNI-") == []
 
     host.call(add_at_once)
 
@@ -197,6 +200,42 @@ def test_few_programs_are_started(host: Host) -> None:
         assert host.call(programs, delete, other) == []
         assert host.call(programs, delete, owner) == []
         assert host.call(programs, gc, "net") == []
+
+
+@pytest.mark.parametrize("name", ["iptables-restore", "nft"])
+def test_del_waits_for_the_program_of_a_killed_add(host: Host, tmp_path: Path, name: str) -> None:
+    started, go = tmp_path / "started", tmp_path / "go"
+    for pipe in (started, go):
+        os.mkfifo(pipe)
+    slow = tmp_path / name
+    slow.write_text(f'#!/bin/sh\nexec 9>{started}; echo >&9; read -r _ <{go}; exec {program.find(name)} "$@"\n')
+    slow.chmod(0o755)
+    host.call(kill_and_delete, tmp_path, "iptables" if name == "iptables-restore" else "nftables")
+
+
+def kill_and_delete(directory: Path, backend: str) -> None:
+    owner, before = Attachment("net", "c1", "eth0"), listing()
+    child = os.fork()
+    if child == 0:
+        os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
+        rules.apply(owner, masquerade.wanted(backend, ADDRESSES[0]))
+        os._exit(0)
+    with (directory / "started").open() as running:
+        running.readline()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        released: list[int] = []
+
+        def release(_: float = 0) -> None:
+            if not released:
+                released.append((directory / "go").write_text("go\n"))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("time.sleep", release)
+            masquerade.delete(owner)
+        release()
+        assert running.read() == "", "the program has ended"
+    assert not [line for line in listing() if line not in before and "10.1.0.5" in line]
 
 
 def test_a_changed_rule_is_noticed(host: Host) -> None:
@@ -302,7 +341,7 @@ def test_spoof_rules_of_the_reference_that_share_a_chain(host: Host) -> None:
 
 
 def test_many_rules_are_read_and_deleted(host: Host) -> None:
-    table = nft.Table("inet", "t")
+    table = nft.NftTable("inet", "t")
     host.run(["nft", "add table inet t; add chain inet t c"])
     for start in (0, 600):  # more do not fit into an ordinary user's message
         rules_of_many = (
@@ -324,7 +363,7 @@ def test_many_rules_are_read_and_deleted(host: Host) -> None:
 def test_a_chain_in_use_is_not_deleted(host: Host) -> None:
     host.run(["nft", "add table inet t; add chain inet t c; add chain inet t d; add rule inet t d jump c"])
     with pytest.raises(CNIError, match="cannot delete rules of nftables table inet t: Device or resource busy"):
-        host.call(nft.Table("inet", "t").delete, [], ["c"])
+        host.call(nft.NftTable("inet", "t").delete, [], ["c"])
 
 
 @pytest.fixture
@@ -357,5 +396,36 @@ def test_the_legacy_variant_of_iptables(legacy: Host, collision: str) -> None:
         masquerade.check("iptables", second, ADDRESSES[1])
         masquerade.gc(second.network, frozenset())
         assert iptables.LegacyTable(4, "nat").list_chains("CNI-") == []
+
+    legacy.call(add_and_delete)
+
+
+def test_what_is_forwarded_by_the_legacy_variant(legacy: Host) -> None:
+    """An address that two attachments have, a changed policy, and DEL in either order."""
+    late, following = Attachment("net", "late", "eth0"), Attachment("net", "c1", "eth0")
+    both = [ip_address("10.1.0.5"), ip_address("2001:db8::5")]
+
+    def saved() -> str:
+        programs = ("iptables-legacy-save", "ip6tables-legacy-save")
+        return "".join(subprocess.run([each], check=True, capture_output=True, text=True).stdout for each in programs)
+
+    def add_and_delete() -> None:
+        for owner, policy in ((late, "isolated"), (following, "same-bridge"), (following, "same-bridge")):
+            asked = (both, "ADMINS", Ingress(policy, "br0"))
+            firewall.admit("iptables", owner, *asked)
+            firewall.check("iptables", owner, *asked)
+        assert "-i br0 -o br0" not in saved()
+        assert saved().count("-s 10.1.0.5/32 -j ACCEPT") == 2
+        for _ in range(2):
+            firewall.withdraw(late, both)
+            firewall.check("iptables", following, both, "ADMINS", Ingress("same-bridge", "br0"))
+        firewall.gc("other", frozenset())
+        firewall.check("iptables", following, both, "ADMINS", Ingress("same-bridge", "br0"))
+        subprocess.run(["iptables-legacy", "-D", "CNI-FORWARD", "-s", "10.1.0.5", "-j", "ACCEPT"], check=True)
+        with pytest.raises(CNIError, match=r"-s 10\.1\.0\.5"):
+            firewall.check("iptables", following, both, "ADMINS", Ingress("same-bridge", "br0"))
+        firewall.gc("net", frozenset())
+        assert not [line for line in saved().splitlines() if any(word in line for word in ("br0", "10.1.0.5", "::5"))]
+        assert '-A CNI-FORWARD -m comment --comment "CNI firewall plugin admin overrides" -j ADMINS' in saved()
 
     legacy.call(add_and_delete)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,12 +91,12 @@ def test_nothing_outlives_the_opener(end: Callable[[int, int], None], number: in
     """SIGKILL gives it no chance to clean up; ^C and timeout(1) reach the whole group."""
     script = f"""
 DAEMON = {DAEMON!r}
-import sys, time
+import signal, sys
 from cnisdk.testing import Sandbox
 host = Sandbox().__enter__()
 child = host.popen(["sleep", "600"])
 print(host.pid, child.pid, host.run(["sh", "-c", DAEMON]).stdout, flush=True)
-time.sleep(600)
+signal.pause()
 """
     opener = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -107,11 +106,11 @@ time.sleep(600)
         pids = [int(each) for each in opener.stdout.readline().split()]
         assert all(running(pid) for pid in pids)
         assert len(pids) == 3
+        fds = [os.pidfd_open(pid) for pid in pids]
         end(opener.pid, number)
-    deadline = time.monotonic() + 10
-    while any(running(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not any(running(pid) for pid in pids)
+    assert [bool(select.select([fd], [], [], 10)[0]) for fd in fds] == [True, True, True]
+    for fd in fds:
+        os.close(fd)
 
 
 def test_daemons_end_with_their_host() -> None:

@@ -18,7 +18,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_value_is_written_and_read_back(root: Path) -> None:
     (root / "key").write_text("0\n")
     assert sysctl.ensure("key", "1") is True
-    assert (root / "key").read_text() == "1"
+    assert (root / "key").read_text() == "1\n"
     (root / "key").chmod(0o400)
     assert sysctl.ensure("key", "1") is False
     assert sysctl.get("key") == "1"
@@ -45,7 +45,7 @@ def test_one_that_cannot_be_written(root: Path) -> None:
 
 @pytest.mark.kernel
 def test_forwarding(host: Sandbox) -> None:
-    host.call(sysctl.enable_forwarding, ipv4=True, ipv6=True)
+    host.call(sysctl.enable_forwarding, 4, 6)
     for key in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
         assert host.run(["cat", f"/proc/sys/net/{key}"]).stdout == "1\n"
 

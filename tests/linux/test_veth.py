@@ -2,16 +2,16 @@
 
 import os
 import random
+import select
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from cnisdk.errors import InvalidEnvironmentError, IOFailureError
-from cnisdk.linux import bridge, link, netns, rtnetlink, sysctl, veth
-from cnisdk.linux.rtnetlink import Request, Socket
+from cnisdk.linux import bridge, bridge_port, link, netns, rtnetlink, sysctl, veth
+from cnisdk.linux.rtnetlink import Message, Socket
 from cnisdk.plugin.undo import UndoStack
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Sandbox
@@ -25,7 +25,7 @@ BLUE = "/run/netns/blue"
 def create(owner: Attachment = OWNER, ifname: str = "eth0", *, mtu: int | None = None, mac: str = "") -> str:
     """Attach blue to a bridge, and return the name of the host end."""
     with netns.open(BLUE) as blue:
-        port = bridge.Port(bridge.ensure("br0"), hairpin=True, isolated=True)
+        port = bridge_port.Port(bridge.ensure("br0"), hairpin=True, isolated=True)
         return veth.create(blue, ifname, owner=owner, mtu=mtu, mac=mac, port=port).host.name
 
 
@@ -34,7 +34,7 @@ def test_a_pair_is_what_was_asked_for(host: Sandbox) -> None:
 
     def work() -> tuple[veth.VethPair, veth.VethPair]:
         with netns.open(BLUE) as blue:
-            port = bridge.Port(bridge.ensure("br0"), hairpin=True, isolated=True)
+            port = bridge_port.Port(bridge.ensure("br0"), hairpin=True, isolated=True)
             pair = veth.create(blue, "eth0", owner=OWNER, mtu=1400, mac="02:42:AC:11:00:02", port=port)
             # The handles know without asking what the kernel knows.
             asked = veth.VethPair(pair.host.refresh(), pair.container.refresh())
@@ -162,7 +162,7 @@ def test_the_same_attachment_with_another_namespace(host: Sandbox) -> None:
 
 
 def test_one_of_several_at_once_succeeds_and_the_others_take_nothing_back(host: Sandbox) -> None:
-    """What an author writes: each that fails takes back what it made, and nothing else."""
+    """An author's code: each call that fails takes back its own work, and nothing else."""
     host.add_netns("blue")
     host.call(bridge.ensure, "br0")
 
@@ -235,7 +235,7 @@ def test_the_alias_is_in_the_send_that_makes_the_link(host: Sandbox, monkeypatch
     sends: list[list[int]] = []
     original = Socket.exchange
 
-    def record(self: Socket, requests: Sequence[Request]) -> list[bytes | rtnetlink.KernelError | None]:
+    def record(self: Socket, requests: Sequence[Message]) -> list[bytes | rtnetlink.KernelError | None]:
         sends.append([request.kind for request in requests])
         return original(self, requests)
 
@@ -243,7 +243,7 @@ def test_the_alias_is_in_the_send_that_makes_the_link(host: Sandbox, monkeypatch
         master = bridge.ensure("br0")
         with netns.open(BLUE) as blue:
             monkeypatch.setattr(Socket, "exchange", record)
-            veth.create(blue, "eth0", owner=OWNER, port=bridge.Port(master))
+            veth.create(blue, "eth0", owner=OWNER, port=bridge_port.Port(master))
             return sends
 
     new, change, get = rtnetlink.NEWLINK, rtnetlink.SETLINK, rtnetlink.GETLINK
@@ -262,7 +262,9 @@ def test_a_kill_at_any_moment_leaves_no_link_without_owner(host: Sandbox) -> Non
         if pid == 0:
             create()
             os._exit(0)
-        time.sleep(dice.uniform(0, 0.008))
+        fd = os.pidfd_open(pid)
+        select.select([fd], [], [], dice.uniform(0, 0.008))  # until it ends, or so long
+        os.close(fd)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 

@@ -1,23 +1,23 @@
 """nftables: read chains and rules, delete them, and add what a script of ``nft`` says, each in one transaction.
 
-Reading and deleting speak netlink: that takes tens of microseconds where starting ``nft`` takes milliseconds, and needs
-no list of everything. ``iptables`` based on nftables keeps its rules in the same tables (``ip nat``, ``ip6 nat``), so
-they are read and deleted here, too. Only adding needs a program, which knows how to compile a rule.
+This module reads and deletes by netlink: that takes tens of microseconds where starting ``nft`` takes milliseconds, and
+does not list all rules. ``iptables`` based on nftables keeps its rules in tables of the same kind (``ip nat``,
+``ip6 nat``), so this module reads and deletes these, too. Only adding needs ``nft``, which compiles rules.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import socket
 import struct
 import sys
-from collections.abc import Collection, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-from ..errors import IOFailureError
-from ..spec.names import short_hash
-from . import attributes, program
+from ..._light import NamedTuple, TypeVar
+from ...errors import IOFailureError
+from ...spec.names import short_hash
+from .. import _sockets, attributes, program
+from . import xt
 
 # linux/netfilter.h, linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, linux/netlink.h
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
@@ -35,9 +35,11 @@ _PAYLOAD_BASES = ("link", "network", "transport")
 _META_IIFNAME, _META_NFPROTO = 6, 15
 _VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
 
-# A comment has at most NFTNL_UDATA_COMMENT_MAXLEN bytes, a chain's name fewer than NFT_NAME_MAXLEN.
 COMMENT_MAX = 128
+"""Bytes of a comment, at most (NFTNL_UDATA_COMMENT_MAXLEN)."""
+
 NAME_MAX = 255
+"""Bytes of a chain's name, at most (NFT_NAME_MAXLEN less one)."""
 
 # The kernel has no nftables, or not for this family: then it has no such chain either.
 _NO_NFTABLES = frozenset({errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL})
@@ -47,13 +49,15 @@ _DUMP_ATTEMPTS = 50
 # Deletions per message: the kernel takes a transaction only in one piece, and a socket's buffer is 208 KiB.
 _DELETIONS_AT_ONCE = 500
 
+_T = TypeVar("_T")
+
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
 def plain(ifname: str) -> str:
-    """An interface's name for use in a script: hashed if it has characters that could mean something there.
+    """Return an interface's name for a script: hashed if it has characters with a meaning there.
 
-    Names of networks and ids of containers have none; those of interfaces may have any that the kernel takes.
+    Names of networks and ids of containers have no such characters; names of interfaces may have any.
     """
     return ifname if _PLAIN.issuperset(ifname) else f"h-{short_hash(ifname, digits=12)}"
 
@@ -77,13 +81,13 @@ class Match(NamedTuple):
 
 
 def match(what: str, offset: int, value: bytes, mask: bytes = b"", *, equal: bool = True) -> Match:
-    """A condition in its one form, however a program wrote it down. Without a mask, all bits count."""
+    """Make a condition in the one form that all programs' equal conditions have. Without a mask, all bits count."""
     mask = (mask or b"\xff" * len(value)).rstrip(b"\0")
     return Match(what, offset, equal, bytes(a & b for a, b in zip(value, mask, strict=False)), mask)
 
 
 def match_interface(name: str) -> Match:
-    """The condition that a frame comes in through this interface."""
+    """Make the condition that a frame comes in through an interface."""
     value = name.encode(errors="surrogateescape").ljust(16, b"\0")
     return match("iifname", 0, value)
 
@@ -109,12 +113,12 @@ class Rule(NamedTuple):
 
     @property
     def target(self) -> str:
-        """The chain that the rule jumps or goes to, or empty."""
+        """The chain that the rule jumps or goes to; empty for none."""
         word, _, chain = self.verdict.partition(" ")
         return chain if word in ("jump", "goto") else ""
 
 
-class Table(NamedTuple):
+class NftTable(NamedTuple):
     """A table of nftables, which need not exist.
 
     Attributes:
@@ -129,7 +133,7 @@ class Table(NamedTuple):
         return f"nftables table {self.family} {self.name}"
 
     def find_chains(self, *names: str) -> set[str]:
-        """Which of these chains are there? One question for all of them.
+        """Find those of these chains that exist, with one request for all.
 
         Raises:
             IOFailureError: (5) The kernel refused to answer (EPERM: no CAP_NET_ADMIN).
@@ -148,7 +152,7 @@ class Table(NamedTuple):
             with _socket() as sock:
                 sock.send(request)
                 for name in names:
-                    # Of a chain that there is, the kernel tells before it acknowledges the question.
+                    # For a chain that exists, the kernel sends its description before the acknowledgement.
                     try:
                         for _ in _messages(sock):
                             found.add(name)
@@ -160,7 +164,7 @@ class Table(NamedTuple):
         return found
 
     def has_chain(self, chain: str) -> bool:
-        """Is there such a chain?
+        """Return whether the chain exists.
 
         Raises:
             IOFailureError: (5) The kernel refused to answer (EPERM: no CAP_NET_ADMIN).
@@ -168,45 +172,62 @@ class Table(NamedTuple):
         return bool(self.find_chains(chain))
 
     def list_chains(self, prefix: str) -> list[str]:
-        """The names of all chains that begin so.
+        """Return the names of all chains with this prefix.
 
         Raises:
             IOFailureError: (5) The kernel refused to answer.
         """
-        names = []
-        for message in self._ask(_GET_CHAIN, b""):
+
+        def read(message: bytes) -> str | None:
             found = attributes.read(message)
             name = attributes.read_text(found[_CHAIN_NAME])
-            if attributes.read_text(found[_CHAIN_TABLE]) == self.name and name.startswith(prefix):
-                names.append(name)
-        return names
+            own = attributes.read_text(found[_CHAIN_TABLE]) == self.name and name.startswith(prefix)
+            return name if own else None
+
+        return self._ask(_GET_CHAIN, b"", (), read)
 
     def list_rules(self, chain: str, *words: str) -> list[Rule]:
-        """The rules of a chain, in order; none when there is no such chain.
+        """Return the rules of a chain, in order; none when there is no such chain.
 
         Args:
             chain: Name of the chain; empty means all chains.
-            words: Only rules that have one of these in their comment, or in the name of their chain or of one they jump
-                to. A chain has the rules of all containers: this keeps the others from being taken apart.
+            words: If given, only rules that have one of these in their comment, or in the name of their chain or of one
+                they jump to. A shared chain has the rules of all containers, and parsing all takes long.
 
         Raises:
             IOFailureError: (5) The kernel refused to answer.
         """
+        return list(self._ask(_GET_RULE, self._rules_of(chain), words, lambda message: _rule(attributes.read(message))))
+
+    def find_rule(self, chain: str, wanted: Callable[[Rule], bool], *words: str) -> Rule | None:
+        """Return the first rule of a chain that is wanted; None if there is none.
+
+        The rules behind it are not read: so this takes no longer the more there are, if it is among the first.
+
+        Args:
+            chain: Name of the chain; empty means all chains.
+            wanted: Function that tells if a rule is.
+            words: As for :meth:`list_rules`.
+
+        Raises:
+            IOFailureError: (5) The kernel refused to answer.
+        """
+
+        def read(message: bytes) -> Rule | None:
+            rule = _rule(attributes.read(message))
+            return rule if wanted(rule) else None
+
+        return next(iter(self._ask(_GET_RULE, self._rules_of(chain), words, read, first=True)), None)
+
+    def _rules_of(self, chain: str) -> bytes:
         wanted = attributes.text(_RULE_TABLE, f"{self.name}\0")
-        if chain:
-            wanted += attributes.text(_RULE_CHAIN, f"{chain}\0")
-        needles = [word.encode(errors="surrogateescape") for word in words]
-        return [
-            _rule(attributes.read(message))
-            for message in self._ask(_GET_RULE, wanted)
-            if not needles or any(needle in message for needle in needles)
-        ]
+        return wanted + attributes.text(_RULE_CHAIN, f"{chain}\0") if chain else wanted
 
     def delete(self, rules: Iterable[Rule], chains: Collection[str] = ()) -> bool:
         """Delete rules, and chains with all rules that are in them: up to 500 in one transaction.
 
         Returns:
-            False if one was not there any more, and a transaction was not carried out: look again.
+            False if one was gone already, so that its transaction was not carried out: look again.
 
         Raises:
             IOFailureError: (5) The kernel refused; a chain that a remaining rule jumps to is busy.
@@ -243,9 +264,9 @@ class Table(NamedTuple):
         try:
             with _socket() as sock:
                 sock.send(batch)
-                # The kernel has worked through all of it by now, and says something only of what failed.
+                # The kernel has handled the whole transaction by now, and answers only deletions that failed.
                 try:
-                    answer = sock.recv(1 << 16, socket.MSG_DONTWAIT)
+                    answer = sock.recv(1 << 16, _sockets.MSG_DONTWAIT)
                 except BlockingIOError:
                     return True
         except OSError as exc:
@@ -255,17 +276,41 @@ class Table(NamedTuple):
             return False
         raise IOFailureError(f"cannot delete rules of {self}: {os.strerror(error)}")
 
-    def _ask(self, number: int, wanted: bytes) -> list[bytes]:
-        """The attributes of each object in a dump."""
+    def _ask(
+        self,
+        number: int,
+        wanted: bytes,
+        words: Iterable[str],
+        read: Callable[[bytes], _T | None],
+        *,
+        first: bool = False,
+    ) -> list[_T]:
+        """Return the objects of a dump.
+
+        Args:
+            number: Of the request.
+            wanted: Its attributes.
+            words: If given, only objects that contain one of these are read.
+            read: Function that reads an object's attributes; it returns None for one that is not wanted.
+            first: End with the first that is wanted.
+        """
+        needles = [word.encode(errors="surrogateescape") for word in words]
         generic = _GENERIC.pack(_FAMILIES[self.family], 0, 0)
         request = _message(_SUBSYSTEM << 8 | number, _REQUEST | _DUMP, generic + wanted)
         try:
-            with _socket() as sock:
-                for _ in range(_DUMP_ATTEMPTS):
+            for _ in range(_DUMP_ATTEMPTS):
+                with _socket() as sock:  # of its own: the rest of a dump that was ended early goes with it
                     sock.send(request)
-                    found = list(_messages(sock))
-                    if not any(flags & _INTERRUPTED for flags, _ in found):
-                        return [body[_GENERIC.size :] for _, body in found if body]
+                    found: list[_T] = []
+                    interrupted = 0
+                    for flags, body in _messages(sock, needles):
+                        interrupted |= flags & _INTERRUPTED
+                        if body and (each := read(body[_GENERIC.size :])) is not None:
+                            found.append(each)
+                            if first:
+                                return found
+                    if not interrupted:
+                        return found
         except OSError as exc:
             if exc.errno in _NO_NFTABLES:
                 return []
@@ -273,8 +318,12 @@ class Table(NamedTuple):
         raise IOFailureError(f"cannot read {self}: it changed {_DUMP_ATTEMPTS} times meanwhile")
 
 
-def commit(commands: Iterable[str]) -> None:
+def commit(commands: Iterable[str], inherited: Sequence[int] = ()) -> None:
     """Carry out commands in one transaction: all of them, or none.
+
+    Args:
+        commands: The commands; none start no program.
+        inherited: Descriptors that ``nft`` keeps open: see :func:`.program.run`.
 
     Raises:
         IOFailureError: (5) ``nft`` refused them.
@@ -282,14 +331,14 @@ def commit(commands: Iterable[str]) -> None:
     """
     script = "".join(f"{command}\n" for command in commands)
     if script:
-        program.run(["nft", "-f", "-"], script)
+        program.run(["nft", "-f", "-"], script, inherited)
 
 
 # --- netlink ----------------------------------------------------------------------------------------------------------
 
 
-def _socket() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+def _socket() -> _sockets.Socket:
+    sock = _sockets.Socket(_sockets.AF_NETLINK, _sockets.SOCK_RAW | _sockets.SOCK_CLOEXEC, _NETLINK_NETFILTER)
     try:
         sock.bind((0, 0))
     except OSError:
@@ -302,14 +351,20 @@ def _message(number: int, flags: int, body: bytes) -> bytes:
     return _HEADER.pack(_HEADER.size + len(body), number, flags, 1, 0) + body
 
 
-def _messages(sock: socket.socket) -> Iterator[tuple[int, bytes]]:
-    """Flags and body of each message of an answer, to its end.
+def _messages(sock: _sockets.Socket, needles: Sequence[bytes] = ()) -> Iterator[tuple[int, bytes]]:
+    """Yield flags and body of each message of an answer, to its end.
+
+    Args:
+        sock: The socket.
+        needles: If given, messages without any of these have no body here.
 
     Raises:
         OSError: It is an error.
     """
     while True:
         data = sock.recv(1 << 18)
+        # Most parts of a long answer have none: those are not taken apart.
+        anything = not needles or any(needle in data for needle in needles)
         start = 0
         while start + _HEADER.size <= len(data):
             length, number, flags, _, _ = _HEADER.unpack_from(data, start)
@@ -320,7 +375,12 @@ def _messages(sock: socket.socket) -> Iterator[tuple[int, bytes]]:
                 if error := _error(data, start):
                     raise OSError(error, os.strerror(error))
                 return
-            yield flags, data[start + _HEADER.size : start + length]
+            if anything:
+                body = data[start + _HEADER.size : start + length]
+                wanted = not needles or any(needle in body for needle in needles)
+                yield flags, body if wanted else b""
+            elif flags & _INTERRUPTED:
+                yield flags, b""
             start += (length + 3) & ~3
 
 
@@ -337,7 +397,7 @@ def _rule(found: dict[int, bytes]) -> Rule:
     matches: list[Match] = []
     verdict = ""
     comment = _comment(found.get(_RULE_USERDATA, b""))
-    field: tuple[str, int, bytes] | None = None  # what the register holds, and the bits of it that count
+    field: tuple[str, int, bytes] | None = None  # the field in the register, and the mask of its bits that count
     for _, element in attributes.iterate(found.get(_RULE_EXPRESSIONS, b"")):
         expression = attributes.read(element)
         name = attributes.read_text(expression[1])
@@ -367,8 +427,7 @@ def _rule(found: dict[int, bytes]) -> Rule:
         elif name == "match" and parts[1].rstrip(b"\0") == b"comment":
             comment = attributes.read_text(parts[3].split(b"\0", 1)[0])
         elif name == "target":
-            verdict = attributes.read_text(parts[1])
-            verdict = "masquerade" if verdict == "MASQUERADE" else verdict
+            verdict = xt.read_target(attributes.read_text(parts[1]), parts[3])
         elif name != "counter":
             matches.append(Match(name, 0, True, expression.get(2, b""), b""))
     chain, handle = attributes.read_text(found[_RULE_CHAIN]), _number(found[_RULE_HANDLE])

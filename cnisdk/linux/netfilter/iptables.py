@@ -1,52 +1,58 @@
 """iptables: change a table in one transaction, and read the tables of its legacy variant.
 
-The variant based on nftables keeps its rules where :class:`.nft.Table` reads and deletes them. Only a program can read
-those of the legacy variant; a kernel that has such tables names them in ``/proc``.
+The variant based on nftables keeps its rules in tables that :class:`.nft.NftTable` reads and changes. Only a program
+can read those of the legacy variant; a kernel that has such tables names them in ``/proc``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import ip_network
 
-from ..errors import IOFailureError
-from . import program
+from ...errors import IOFailureError
+from .. import program
 from .nft import Match, Rule, match
 
 # Seconds to wait for the lock that the legacy variant takes around each change.
 _WAIT = "30"
 _PROGRAMS = {4: ("iptables", "/proc/net/ip_tables_names"), 6: ("ip6tables", "/proc/net/ip6_tables_names")}
 _OFFSETS = {(4, "-s"): 12, (4, "-d"): 16, (6, "-s"): 8, (6, "-d"): 24}
+INTERFACES = {"-i": "iifname", "-o": "meta 7"}
+"""Conditions on the interface a packet comes from or leaves by: options, and names in :class:`.nft.Match`."""
+
 _VERDICTS = {"ACCEPT": "accept", "DROP": "drop", "RETURN": "return", "MASQUERADE": "masquerade"}
 
 
-def commit(version: int, table: str, lines: Iterable[str]) -> None:
-    """Change a table in one transaction: all of it, or nothing.
+def commit_all(version: int, tables: Mapping[str, Iterable[str]], inherited: Sequence[int] = ()) -> None:
+    """Change tables with one run of the program, each in one transaction: all of it, or nothing.
 
     Args:
         version: 4 or 6.
-        table: Name of the table, such as ``nat``.
-        lines: Lines of ``iptables-restore``: ``:CHAIN - [0:0]`` makes a chain, or empties it; ``-N`` makes one, and
-            fails if it exists; ``-A``, ``-D``, ``-F``, ``-X``.
+        tables: Lines of ``iptables-restore`` by the name of the table: ``:CHAIN - [0:0]`` makes a chain, or empties it;
+            ``-N`` makes one, and fails if it exists; ``-A``, ``-D``, ``-F``, ``-X``. Without any, no program runs.
+        inherited: Descriptors that the program keeps open: see :func:`.program.run`.
 
     Raises:
         IOFailureError: (5) ``iptables-restore`` refused them.
         PluginNotAvailableError: (50) It is not installed.
     """
-    _restore(_PROGRAMS[version][0], table, lines)
+    bodies = {table: "".join(f"{line}\n" for line in lines) for table, lines in tables.items()}
+    script = "".join(f"*{table}\n{body}COMMIT\n" for table, body in bodies.items() if body)
+    if script:
+        program.run([f"{_PROGRAMS[version][0]}-restore", "--noflush", "-w", _WAIT], script, inherited)
 
 
 def match_address(version: int, option: str, network: str, *, equal: bool = True) -> Match:
-    """The condition of ``-s`` or ``-d``."""
+    """Make the condition of ``-s`` or ``-d``."""
     parsed = ip_network(network)
     value, mask = parsed.network_address.packed, parsed.netmask.packed
     return match("network", _OFFSETS[version, option], value, mask, equal=equal)
 
 
 class LegacyTable:
-    """A table of the legacy variant, with the methods of :class:`.nft.Table`.
+    """A table of the legacy variant, with the methods of :class:`.nft.NftTable`.
 
-    It is listed once, and again after a change.
+    A program lists it once, and again after a change.
 
     Args:
         version: 4 or 6.
@@ -70,7 +76,7 @@ class LegacyTable:
         return f"{plain}-legacy" if program.find(f"{plain}-legacy") is not None else plain
 
     def exists(self) -> bool:
-        """Does the kernel have the table, and the host the program?"""
+        """Return whether the kernel has the table, and the host the program."""
         try:
             with open(_PROGRAMS[self.version][1]) as file:
                 return f"{self.name}\n" in file and program.find(self._program) is not None
@@ -78,19 +84,19 @@ class LegacyTable:
             return False
 
     def find_chains(self, *names: str) -> set[str]:
-        """Which of these chains are there?"""
+        """Find those of these chains that exist."""
         return {name for name in names if self.has_chain(name)}
 
     def has_chain(self, chain: str) -> bool:
-        """Is there such a chain?"""
+        """Return whether the chain exists."""
         return chain in self.list_chains(chain)
 
     def list_chains(self, prefix: str) -> list[str]:
-        """The names of all chains of users that begin so."""
+        """Return the names of all chains, but for built-in ones, with this prefix."""
         return [line[3:] for line in self._list() if line.startswith(f"-N {prefix}")]
 
     def list_rules(self, chain: str, *words: str) -> list[Rule]:
-        """The rules of a chain, in order; only those that contain one of the words."""
+        """Return the rules of a chain, in order; only those that contain one of the words."""
         start = f"-A {chain} "
         return [
             self._rule(chain, line[len(start) :])
@@ -98,11 +104,15 @@ class LegacyTable:
             if line.startswith(start) and (not words or any(word in line for word in words))
         ]
 
+    def find_rule(self, chain: str, wanted: Callable[[Rule], bool], *words: str) -> Rule | None:
+        """Return the first rule of a chain that is wanted; None if there is none."""
+        return next(filter(wanted, self.list_rules(chain, *words)), None)
+
     def delete(self, rules: Iterable[Rule], chains: Collection[str] = ()) -> bool:
         """Delete rules, and chains with all rules that are in them, in one transaction.
 
         Returns:
-            False if the kernel refused, and some of it is not there any more: look again.
+            False if the kernel refused since a rule or chain was gone already: look again.
 
         Raises:
             IOFailureError: (5) The kernel refused.
@@ -139,6 +149,8 @@ class LegacyTable:
                 continue
             if word in ("-s", "-d"):
                 matches.append(match_address(self.version, word, words.pop(0), equal=equal))
+            elif word in INTERFACES:
+                matches.append(match(INTERFACES[word], 0, f"{words.pop(0)}\0".encode(), equal=equal))
             elif word in ("-j", "-g"):
                 target = words.pop(0)
                 verdict = _VERDICTS.get(target) or f"{'jump' if word == '-j' else 'goto'} {target}"

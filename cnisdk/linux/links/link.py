@@ -6,33 +6,46 @@ import errno
 import os
 import struct
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from collections.abc import Collection, Sequence
 
-from ..errors import IOFailureError
-from . import rtnetlink
-from .attributes import attribute, find as find_attribute, read, read_text, read_uint, text, uint8, uint32
-from .netns import NetNS
-from .rtnetlink import KernelError, Request
+from ..._light import TYPE_CHECKING, NamedTuple, TypeVar
+from ...errors import IOFailureError
+from ...spec.names import Attachment, network_tag_prefixes
+from .. import rtnetlink
+from ..attributes import attribute, find as find_attribute, iterate, read, read_text, read_uint, text, uint8, uint32
+from ..netns import NetNS
+from ..rtnetlink import KernelError, Message
 
 if TYPE_CHECKING:
-    from ..spec.result import Interface
+    from ...spec.result import Interface
 
 # linux/if.h, linux/if_link.h, linux/rtnetlink.h
 _IFF_UP = 0x1
 _IFF_PROMISC = 0x100
+_IFF_ALLMULTI = 0x200
 _OPERSTATE_UP = 6
 _RTEXT_FILTER_SKIP_STATS = 0x8
+#: Attributes of a link (linux/if_link.h).
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
-IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC = 16, 18, 20, 26
-IFLA_NET_NS_FD, IFLA_EXT_MASK = 28, 29
+#: More attributes of a link.
+IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC = 13, 16, 18, 20, 26
+#: More attributes of a link.
+IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_NUM_TX_QUEUES = 28, 29, 31
+#: More attributes of a link.
+IFLA_PROP_LIST, IFLA_ALT_IFNAME, IFLA_PERM_ADDRESS, IFLA_PARENT_DEV_NAME = 52, 53, 54, 56
+#: Attributes inside IFLA_LINKINFO.
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+#: Attribute inside IFLA_INFO_DATA of a bridge.
 IFLA_BR_VLAN_FILTERING = 7
+#: Attributes inside IFLA_INFO_SLAVE_DATA of a bridge's port.
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
+#: Kinds of links that have the hardware address of the link below them, and follow it.
+SHARE_MAC = frozenset({"ipvlan", "vlan"})
+#: Attribute inside IFLA_INFO_DATA of a veth: the other end.
 VETH_INFO_PEER = 1
 _FIXED = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 
-L = TypeVar("L", bound="Link")
+_L = TypeVar("_L", bound="Link")
 
 
 class LinkNotFoundError(IOFailureError):
@@ -40,7 +53,7 @@ class LinkNotFoundError(IOFailureError):
 
 
 class Link(NamedTuple):
-    """What the kernel told about a link. Methods act on the link; the snapshot stays as it was.
+    """Snapshot of a link, as the kernel described it. Methods act on the link; the snapshot stays as it was.
 
     Attributes:
         index: Its number in its namespace.
@@ -51,12 +64,20 @@ class Link(NamedTuple):
         up: Administratively up.
         running: Its operational state (RFC 2863) is up: it has carrier too.
         promisc: Set promiscuous by an administrator; packet sockets do not show.
-        master: Index of the bridge it is a port of; 0 for none.
-        peer_index: Index of the other end of a veth, in the peer's namespace; 0 for none.
+        master: Index of the bridge it is a port of, or of the VRF it is in; 0 for none.
+        link_index: Index that the kernel's ``IFLA_LINK`` gives: of a veth's other end, or of the link a vlan or macvlan
+            is on, in the namespace of that link; 0 for none.
         alias: Its alias, which carries the owner.
+        allmulti: An administrator had it receive all multicast frames.
+        txqlen: Length of its queue, in packets.
         hairpin: The bridge sends frames back out of this port; None when it is no bridge port.
         isolated: The bridge keeps this port from other isolated ones; None when it is no bridge port.
         vlan_filtering: The bridge filters VLANs; None when it is no bridge.
+        altnames: Its alternative names (Linux 5.5).
+        parent_device: The device it belongs to, such as ``0000:00:1f.6`` on the PCI bus; empty for virtual links, and
+            before Linux 5.14.
+        permanent_mac: The hardware address it was made with; empty for virtual links, and before Linux 5.6.
+        data: What only its kind has, as :func:`cnisdk.linux.links.kinds.options` reads it; of a bridge nothing.
         netns: Where it is; None means the namespace of the thread that asked. Not closed by the link.
     """
 
@@ -69,23 +90,29 @@ class Link(NamedTuple):
     running: bool = False
     promisc: bool = False
     master: int = 0
-    peer_index: int = 0
+    link_index: int = 0
     alias: str = ""
+    allmulti: bool = False
+    txqlen: int = 0
     hairpin: bool | None = None
     isolated: bool | None = None
     vlan_filtering: bool | None = None
+    altnames: tuple[str, ...] = ()
+    parent_device: str = ""
+    permanent_mac: str = ""
+    data: bytes = b""
     netns: NetNS | None = None
 
     @property
     def interface(self) -> Interface:
         """The link as it is described in a result."""
-        from ..spec.result import Interface
+        from ...spec.result import Interface
 
         return Interface(
             name=self.name, mac=self.mac, mtu=self.mtu, sandbox=self.netns.path if self.netns is not None else ""
         )
 
-    def refresh(self: L) -> L:
+    def refresh(self: _L) -> _L:
         """Ask the kernel again, by index.
 
         Raises:
@@ -118,6 +145,80 @@ class Link(NamedTuple):
         """
         self._change(promisc_request(self.index, self.name, on))
 
+    def set_allmulti(self, on: bool) -> None:
+        """Make it receive all multicast frames, or only those of groups joined.
+
+        Raises:
+            KernelError: (5) The kernel refused.
+        """
+        what = f"cannot {'set' if on else 'clear'} all-multicast mode of link {self.name}"
+        self._change(set_request(what, index=self.index, flags=_IFF_ALLMULTI if on else 0, change=_IFF_ALLMULTI))
+
+    def set_mtu(self, mtu: int) -> None:
+        """Set its MTU, in bytes.
+
+        Raises:
+            KernelError: (5) The kernel refused: EINVAL outside the range the link supports.
+        """
+        self._change(set_request(f"cannot set the MTU of link {self.name} to {mtu}", index=self.index, mtu=mtu))
+
+    def set_mac(self, mac: str) -> None:
+        """Set its hardware address, such as ``02:42:ac:11:00:02``.
+
+        Raises:
+            KernelError: (5) The kernel refused.
+        """
+        what = f"cannot set the hardware address of link {self.name} to {mac}"
+        self._change(set_request(what, index=self.index, mac=mac))
+
+    def set_txqlen(self, length: int) -> None:
+        """Set the length of its queue, in packets.
+
+        Raises:
+            KernelError: (5) The kernel refused.
+        """
+        what = f"cannot set the queue length of link {self.name} to {length}"
+        self._change(set_request(what, index=self.index, txqlen=length))
+
+    def rename(self: _L, name: str) -> _L:
+        """Give it another name; it must be down before Linux 6.2.
+
+        Returns:
+            The link with that name; this snapshot keeps the old one.
+
+        Raises:
+            KernelError: (5) The kernel refused: EEXIST when another link has that name, EBUSY when this one is up.
+        """
+        what = f"cannot rename link {self.name} to {name}"
+        self._change(set_request(what, index=self.index, rename=name))
+        return self._replace(name=name)
+
+    def move(self: _L, netns: NetNS, name: str = "") -> _L:
+        """Move it to another namespace, where it is down and has no addresses.
+
+        Its alias goes with it. A link of that name there stands in the way: then nothing is moved.
+
+        Args:
+            netns: Where to.
+            name: Its name there; empty keeps the one it has.
+
+        Returns:
+            The link there.
+
+        Raises:
+            KernelError: (5) The kernel refused: EEXIST when there is a link of that name.
+        """
+        name = name or self.name
+        what = f"cannot move link {self.name} to {name} in {netns.path}"
+        with rtnetlink.connect(netns) as there, rtnetlink.connect(self.netns) as here:
+            look = get_request(name=name, what=f"link {name}")
+            # The kernel would move it first and find the name taken then.
+            (taken,) = there.exchange([look])
+            if not isinstance(taken, KernelError):
+                raise KernelError(what, errno.EEXIST)
+            here.send([set_request(what, index=self.index, rename=name, netns=netns)])
+            return type(self)(*_get(there, look, netns))
+
     def set_alias(self, alias: str) -> None:
         """Give it an alias of at most 255 bytes.
 
@@ -148,6 +249,15 @@ class Link(NamedTuple):
                     *port_requests(self.index, self.name, hairpin=hairpin, isolated=isolated),
                 ]
             )
+
+    def set_master(self, master: Link | None) -> None:
+        """Put it under a link in the same namespace, such as a VRF, or under none. For bridges, see :meth:`join`.
+
+        Raises:
+            KernelError: (5) The kernel refused.
+        """
+        what = f"cannot put link {self.name} under {master.name}" if master else f"cannot release link {self.name}"
+        self._change(set_request(what, index=self.index, master=master.index if master else 0))
 
     def delete(self) -> bool:
         """Delete it, by index; a veth's other end goes with it. Absence is fine.
@@ -190,7 +300,7 @@ class Link(NamedTuple):
                     if error.errno != errno.ENOBUFS:
                         raise
 
-    def _change(self, request: Request) -> None:
+    def _change(self, request: Message) -> None:
         with rtnetlink.connect(self.netns) as sock:
             sock.send([request])
 
@@ -251,6 +361,30 @@ def list_by_alias_prefix(*prefixes: str, netns: NetNS | None = None) -> list[Lin
     return [link for link in list_all(netns) if link.alias.startswith(prefixes)]
 
 
+def delete_stale(kind: str, network: str, valid: Collection[Attachment]) -> list[Link]:
+    """Delete the links of a network's attachments that are not among the valid ones: what GC asks for.
+
+    Only links in the calling thread's namespace whose alias names the network are touched.
+
+    Args:
+        kind: Of this kind.
+        network: The network.
+        valid: Attachments whose links stay.
+
+    Returns:
+        The links deleted.
+
+    Raises:
+        KernelError: (5) The kernel refused one; the others were deleted.
+    """
+    keep = {attachment.tag for attachment in valid}
+    owned = list_by_alias_prefix(*network_tag_prefixes(network))
+    stale = [each for each in owned if each.kind == kind and each.alias not in keep]
+    with rtnetlink.connect() as sock:
+        delete_all(sock, stale)
+    return stale
+
+
 def random_mac() -> str:
     """A hardware address of this host's own making: unicast, locally administered (IEEE 802)."""
     octets = bytearray(os.urandom(6))
@@ -267,17 +401,17 @@ def message(*attributes: bytes, family: int = 0, index: int = 0, flags: int = 0,
 
 
 def info(kind: str, *data: bytes) -> bytes:
-    """What kind of link it is, and what only that kind has."""
+    """Make the attribute of the kind of a link, and of the attributes that only this kind has."""
     inner = attribute(IFLA_INFO_DATA, *data) if data else b""
     return attribute(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, kind.encode(), b"\0"), inner)
 
 
-def get_request(*, what: str, name: str = "", index: int = 0) -> Request:
+def get_request(*, what: str, name: str = "", index: int = 0) -> Message:
     """Ask for one link, or, with neither name nor index, for all (to :meth:`~.rtnetlink.Socket.dump`)."""
     attributes = [uint32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)]
     if name:
         attributes.append(text(IFLA_IFNAME, name))
-    return Request(rtnetlink.GETLINK, message(*attributes, index=index), what, flags=0)
+    return Message(rtnetlink.GETLINK, message(*attributes, index=index), what, flags=0)
 
 
 def set_request(
@@ -291,9 +425,21 @@ def set_request(
     master: int | None = None,
     mac: str | None = None,
     mtu: int | None = None,
-) -> Request:
-    """Change a link, named by index or name. None leaves a property; `change` masks the `flags` (IFF_*) to change."""
+    txqlen: int | None = None,
+    rename: str | None = None,
+    netns: NetNS | None = None,
+) -> Message:
+    """Change a link, named by index or name. None leaves a property; `change` masks the `flags` (IFF_*) to change.
+
+    With `rename`, the link is named by index.
+    """
     attributes = []
+    if rename is not None:
+        attributes.append(text(IFLA_IFNAME, rename))
+    if netns is not None:
+        attributes.append(uint32(IFLA_NET_NS_FD, netns.fd))
+    if txqlen is not None:
+        attributes.append(uint32(IFLA_TXQLEN, txqlen))
     if name:
         attributes.append(text(IFLA_IFNAME, name))
     if alias is not None:
@@ -304,7 +450,7 @@ def set_request(
         attributes.append(mac_attribute(mac))
     if mtu is not None:
         attributes.append(uint32(IFLA_MTU, mtu))
-    return Request(rtnetlink.SETLINK, message(*attributes, index=index, flags=flags, change=change), what)
+    return Message(rtnetlink.SETLINK, message(*attributes, index=index, flags=flags, change=change), what)
 
 
 def mac_attribute(mac: str) -> bytes:
@@ -312,12 +458,12 @@ def mac_attribute(mac: str) -> bytes:
     return attribute(IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
 
 
-def up_request(index: int, name: str) -> Request:
+def up_request(index: int, name: str) -> Message:
     """Set a link up."""
     return set_request(f"cannot set link {name} up", index=index, flags=_IFF_UP, change=_IFF_UP)
 
 
-def promisc_request(index: int, name: str, on: bool) -> Request:
+def promisc_request(index: int, name: str, on: bool) -> Message:
     """Set or clear a link's IFF_PROMISC."""
     return set_request(
         f"cannot {'set' if on else 'clear'} promiscuous mode of link {name}",
@@ -329,7 +475,7 @@ def promisc_request(index: int, name: str, on: bool) -> Request:
 
 def port_requests(
     index: int = 0, name: str = "", *, hairpin: bool | None = None, isolated: bool | None = None
-) -> list[Request]:
+) -> list[Message]:
     """Change the flags of a bridge port, named by index or else by name. One request a flag, none for None.
 
     They are requests of their own so that the error says which flag an old kernel lacks (isolated: Linux 4.18).
@@ -344,7 +490,7 @@ def port_requests(
         kind = attribute(IFLA_INFO_SLAVE_KIND, b"bridge\0")
         data = attribute(IFLA_INFO_SLAVE_DATA, uint8(number, value))
         body = message(b"" if index else text(IFLA_IFNAME, name), attribute(IFLA_LINKINFO, kind, data), index=index)
-        requests.append(Request(rtnetlink.NEWLINK, body, f"cannot set {title} of bridge port {name}"))
+        requests.append(Message(rtnetlink.NEWLINK, body, f"cannot set {title} of bridge port {name}"))
     return requests
 
 
@@ -358,7 +504,7 @@ def delete_all(sock: rtnetlink.Socket, links: Sequence[Link]) -> int:
         KernelError: (5) The kernel refused one; the others were deleted.
     """
     requests = [
-        Request(rtnetlink.DELLINK, message(index=link.index), f"cannot delete link {link.name}") for link in links
+        Message(rtnetlink.DELLINK, message(index=link.index), f"cannot delete link {link.name}") for link in links
     ]
     deleted = 0
     refused: KernelError | None = None
@@ -396,16 +542,24 @@ def parse(data: bytes, netns: NetNS | None = None) -> Link:
         running=read_uint(found.get(IFLA_OPERSTATE, b"")) == _OPERSTATE_UP,
         promisc=bool(flags & _IFF_PROMISC),
         master=read_uint(found.get(IFLA_MASTER, b"")),
-        peer_index=read_uint(found.get(IFLA_LINK, b"")),
+        link_index=read_uint(found.get(IFLA_LINK, b"")),
         alias=read_text(found.get(IFLA_IFALIAS, b"")),
+        allmulti=bool(flags & _IFF_ALLMULTI),
+        txqlen=read_uint(found.get(IFLA_TXQLEN, b"")),
         hairpin=None if port is None else bool(read_uint(port.get(IFLA_BRPORT_MODE, b""))),
         isolated=None if port is None else bool(read_uint(port.get(IFLA_BRPORT_ISOLATED, b""))),
         vlan_filtering=bool(read_uint(filtering or b"")) if kind == "bridge" else None,
+        altnames=tuple(
+            read_text(name) for number, name in iterate(found.get(IFLA_PROP_LIST, b"")) if number == IFLA_ALT_IFNAME
+        ),
+        parent_device=read_text(found.get(IFLA_PARENT_DEV_NAME, b"")),
+        permanent_mac=found.get(IFLA_PERM_ADDRESS, b"").hex(":"),
+        data=b"" if kind == "bridge" else about.get(IFLA_INFO_DATA, b""),
         netns=netns,
     )
 
 
-def _get(sock: rtnetlink.Socket, request: Request, netns: NetNS | None) -> Link:
+def _get(sock: rtnetlink.Socket, request: Message, netns: NetNS | None) -> Link:
     (answer,) = sock.exchange([request])
     if isinstance(answer, KernelError):
         where = f" in network namespace {netns.path}" if netns is not None else ""

@@ -1,27 +1,30 @@
 """Veth pairs: one end in the container, the other on the host.
 
-Each is born in its final place, with its final name, MAC and MTU, by one message; the host end's alias, which names the
-owner, follows in the same send, so that no kill comes between. The host end's name is derived from the attachment: DEL
-finds it with nothing but the attachment in its hands.
+Theory of operation. One netlink message makes both ends in their final namespaces, with their final names, MAC and MTU.
+A second message in the same send sets the host end's alias, which names the owner. The kernel handles both before the
+process runs again, so a kill cannot come between. The host end's name is derived from the attachment, so DEL finds it
+without the namespace and without ``prevResult``. The kernel refuses a second link of that name: of two ADDs of one
+attachment, one succeeds.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Collection
-from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import InvalidEnvironmentError, IOFailureError
-from ..spec.names import Attachment, network_tag_prefixes, short_hash
-from . import bridge, link, rtnetlink, sysctl
-from .attributes import attribute, text, uint32
-from .bridge import Port
+from ..._light import TYPE_CHECKING, NamedTuple
+from ...errors import InvalidEnvironmentError, IOFailureError
+from ...spec.names import Attachment, short_hash
+from .. import rtnetlink, sysctl
+from ..attributes import attribute, text, uint32
+from ..netns import NetNS
+from ..rtnetlink import KernelError, Message
+from . import bridge_port, link
+from .bridge_port import Port
 from .link import Link
-from .netns import NetNS
-from .rtnetlink import KernelError, Request
 
 if TYPE_CHECKING:
-    from ..spec.result import Result
+    from ...spec.result import Result
 
 # Names are eight hexadecimal digits of a hash. Among 10,000 attachments of a host two share one with a probability of
 # 1 %, so a name taken by another owner has three alternatives.
@@ -40,21 +43,29 @@ class ContainerEnd(Link):
     __slots__ = ()
 
     def configure(
-        self, result: Result, *, enabledad: bool = False, accept_ra: bool | None = None, timeout: float = 5.0
+        self,
+        result: Result,
+        *,
+        enabledad: bool = False,
+        accept_ra: bool | None = None,
+        routed: bool = False,
+        timeout: float = 5.0,
     ) -> None:
         """Give it the result's addresses, set it up, add the result's routes, and announce the addresses.
 
-        They are announced when frames get through the other end, which is waited for: the port of a bridge drops them
-        until the kernel has seen that the link has carrier. See :func:`cnisdk.linux.layer3.configure` and
-        :func:`cnisdk.linux.layer3.announce`.
+        This waits until frames get through the other end, since the port of a bridge drops them until the kernel has
+        seen that the link has carrier. See :func:`cnisdk.linux.ip.layer3.configure` and
+        :func:`cnisdk.linux.ip.layer3.announce`.
 
         Raises:
             IOFailureError: (5) The kernel refused, or the other end is not operational after ``timeout`` seconds.
         """
-        from . import layer3
+        from ..ip import layer3
 
-        peer = Link(index=self.peer_index, name=f"with index {self.peer_index}")
-        layer3.configure(self, result, enabledad=enabledad, accept_ra=accept_ra, peer=peer, timeout=timeout)
+        peer = Link(index=self.link_index, name=f"with index {self.link_index}")
+        layer3.configure(
+            self, result, enabledad=enabledad, accept_ra=accept_ra, routed=routed, peer=peer, timeout=timeout
+        )
 
 
 class VethPair(NamedTuple):
@@ -73,7 +84,7 @@ class VethPair(NamedTuple):
 
 
 def host_names(owner: Attachment) -> tuple[str, ...]:
-    """The names the host end of an attachment may have, in the order they are tried."""
+    """Return the names that the host end of an attachment may have, in the order in which they are tried."""
     return tuple(f"veth{short_hash(*owner, str(number), digits=8)}" for number in range(_NAMES))
 
 
@@ -91,9 +102,9 @@ def create(
     The host end is up when this returns, ignores router advertisements (verified), and carries the owner's tag as its
     alias. Nothing is left when it fails.
 
-    Of several that make the pair of one attachment at the same moment, one succeeds. Take back what it made with
-    :meth:`VethPair.delete`, which knows it from what another call made, not with :func:`delete`. Make the pair before
-    you ask an IPAM plugin, so that the others fail before they touch the attachment's lease.
+    Of several calls that make the pair of one attachment at the same moment, one succeeds. For undo, register
+    :meth:`VethPair.delete`, which deletes this very pair, and not :func:`delete`, which deletes any pair of the
+    attachment. Make the pair before you ask an IPAM plugin, so that the other calls fail before they touch its lease.
 
     Args:
         netns: The container's namespace.
@@ -107,27 +118,28 @@ def create(
         InvalidEnvironmentError: (4) The attachment has a pair, or the container an interface of that name.
         IOFailureError: (5) The kernel refused.
     """
-    # Addresses are given even where nobody asked for one: that marks them as set, and udev's
-    # MACAddressPolicy=persistent leaves them alone. It also saves asking which ones the kernel chose.
+    # Hardware addresses are set even if the configuration names none: udev's MACAddressPolicy=persistent leaves
+    # addresses alone that were set. It also saves a request for the addresses that the kernel chose.
     mac = mac.lower() if mac else link.random_mac()
     with rtnetlink.connect() as sock:
         host = _create(sock, netns, ifname, owner=owner, mtu=mtu or None, mac=mac, port=port)
         pair = VethPair(
             HostEnd(*host._replace(up=True)),
             ContainerEnd(
-                index=host.peer_index,
+                index=host.link_index,
                 name=ifname,
                 kind="veth",
                 mac=mac,
                 mtu=host.mtu,
-                peer_index=host.index,
+                txqlen=host.txqlen,
+                link_index=host.index,
                 netns=netns,
             ),
         )
         try:
             sysctl.refuse_advertisements(host.name)
             if port is not None and port.vlans is not None:
-                bridge.set_vlans(host, port.vlans)
+                bridge_port.set_vlans(host, port.vlans)
             sock.send([link.up_request(host.index, host.name)])
         except BaseException:
             link.delete_all(sock, [host])
@@ -147,16 +159,16 @@ def find_host_end(owner: Attachment) -> HostEnd | None:
 
 
 def delete(owner: Attachment, *, netns: NetNS | None = None) -> bool:
-    """Delete the veth of an attachment, whichever call made it: for DEL. Absence and a namespace that is gone are fine.
+    """Delete the veth of an attachment, made by any call, for DEL. Absence and a namespace that is gone are fine.
 
     Args:
         owner: The attachment.
-        netns: Its namespace, where there is one: if the host has no end of ours, a veth of the attachment's name in
-            there is deleted, such as the reference plugin makes, under a random name on the host. One that another
-            attachment owns stays.
+        netns: Its namespace, if there is one. If the host has no end of ours, a veth of the attachment's interface name
+            in there is deleted: the reference plugin makes such ones, with a random name on the host. A veth that
+            another attachment owns stays.
 
     Returns:
-        Whether there was something to delete.
+        True if there was a veth to delete.
 
     Raises:
         KernelError: (5) The kernel refused.
@@ -171,19 +183,17 @@ def delete(owner: Attachment, *, netns: NetNS | None = None) -> bool:
 
 
 def _is_of_another(end: Link, owner: Attachment) -> bool:
-    """Does the host end of a container's end say that another attachment owns it?"""
+    """Return whether the alias of the host end names another owner."""
     with rtnetlink.connect() as sock:
-        (answer,) = sock.exchange([link.get_request(index=end.peer_index, what=f"the host end of {end.name}")])
+        (answer,) = sock.exchange([link.get_request(index=end.link_index, what=f"the host end of {end.name}")])
     if answer is None or isinstance(answer, KernelError):
         return False
     host = link.parse(answer)
-    return host.peer_index == end.index and host.alias.startswith("cni:") and host.alias != owner.tag
+    return host.link_index == end.index and host.alias.startswith("cni:") and host.alias != owner.tag
 
 
 def delete_stale(network: str, valid: Collection[Attachment]) -> list[Link]:
-    """Delete the veths of a network's attachments that are not among the valid ones: what GC asks for.
-
-    Only links whose alias names the network are touched.
+    """Delete the veths of a network's attachments that are not among the valid ones, for GC.
 
     Returns:
         The host ends deleted.
@@ -191,15 +201,7 @@ def delete_stale(network: str, valid: Collection[Attachment]) -> list[Link]:
     Raises:
         KernelError: (5) The kernel refused one; the others were deleted.
     """
-    keep = {attachment.tag for attachment in valid}
-    stale = [
-        each
-        for each in link.list_by_alias_prefix(*network_tag_prefixes(network))
-        if each.kind == "veth" and each.alias not in keep
-    ]
-    with rtnetlink.connect() as sock:
-        link.delete_all(sock, stale)
-    return stale
+    return link.delete_stale("veth", network, valid)
 
 
 def _create(
@@ -214,7 +216,7 @@ def _create(
 ) -> Link:
     """Make the pair under the first name that is free."""
     for name in host_names(owner):
-        # Looked at first, because the kernel goes on after a request it refuses: with the name taken, the second
+        # This looks first, because the kernel goes on after a request that it refuses: if the name is taken, the second
         # request would change the alias of another owner's link.
         (taken,) = sock.exchange([link.get_request(name=name, what=f"link {name}")])
         if not isinstance(taken, KernelError):
@@ -261,14 +263,14 @@ def _check_not_attached(taken: bytes | None, owner: Attachment) -> None:
 
 
 def _is_own(there: Link, owner: Attachment) -> bool:
-    """Is a link of a name derived from the attachment its host end?
+    """Return whether a link of a name derived from the attachment is its host end.
 
-    One without alias counts: nobody else makes veths of that name but by a coincidence of 32 bits.
+    A link without alias counts: another program makes a veth of that name only by a coincidence of 32 bits.
     """
     return there.kind == "veth" and there.alias in (owner.tag, "")
 
 
-def _create_request(netns: NetNS, ifname: str, name: str, *, mtu: int | None, mac: str, port: Port | None) -> Request:
+def _create_request(netns: NetNS, ifname: str, name: str, *, mtu: int | None, mac: str, port: Port | None) -> Message:
     size = uint32(link.IFLA_MTU, mtu) if mtu else b""
     peer = link.message(
         text(link.IFLA_IFNAME, ifname), link.mac_attribute(mac), uint32(link.IFLA_NET_NS_FD, netns.fd), size
@@ -281,13 +283,13 @@ def _create_request(netns: NetNS, ifname: str, name: str, *, mtu: int | None, ma
         link.info("veth", attribute(link.VETH_INFO_PEER, peer)),
     )
     what = f"cannot create veth {ifname} in {netns.path} with its host end {name}"
-    return Request(rtnetlink.NEWLINK, body, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL)
+    return Message(rtnetlink.NEWLINK, body, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL)
 
 
-def _port_requests(name: str, port: Port | None) -> list[Request]:
+def _port_requests(name: str, port: Port | None) -> list[Message]:
     if port is None:
         return []
-    # A new port has neither flag: only those to be set are sent, which old kernels need not know.
+    # A new port has neither flag. Only flags to be set are sent: old kernels do not know them.
     return link.port_requests(name=name, hairpin=port.hairpin or None, isolated=port.isolated or None)
 
 
@@ -308,7 +310,7 @@ def _explain(error: KernelError, netns: NetNS, ifname: str) -> Exception:
 
 
 def _host_ends(sock: rtnetlink.Socket, owner: Attachment) -> list[Link]:
-    """The links with a name derived from the attachment that are its own."""
+    """Find the links with a name derived from the attachment that are its own."""
     answers = sock.exchange([link.get_request(name=name, what=f"link {name}") for name in host_names(owner)])
     ends = []
     for answer in answers:

@@ -1,58 +1,66 @@
-"""Packet-filter rules that belong to an attachment: describe once what is wanted, then apply, check, delete it.
+"""Packet-filter rules that belong to an attachment: describe the wanted rules once, then apply, check and delete them.
 
-A :class:`Layout` says where rules of one kind live: a table, the chains in it that all attachments share, and the name
-of the chain of a single attachment. A :class:`Part` is a layout with the rules that an attachment wants there.
+Theory of operation. A :class:`Layout` describes the place of rules of one kind: a table, the chains in it that all
+attachments share, and the name of the chain of a single attachment. A :class:`Part` is a layout with the rules that an
+attachment wants there.
 
-This module alone decides who owns a rule, by what the kernel shows:
+This module alone decides who owns a rule, by the rule as the kernel shows it:
 
 * A rule has its owner's :func:`mark` as comment: a hash of the network, a hash of container and interface, then the
   names in clear. The hashes are over the whole names, with a separator that no name contains.
 * The name of a chain is a hash of the whole attachment. Where the reference plugin looks for another name, the chain
-  gets that one if it is free, so that the reference can delete what ours added. The marks of its rules then say whose
-  it is.
+  gets that one if it is free, so that the reference can delete our rules. The marks of its rules then name the owner.
 * A rule that jumps to an attachment's chain belongs to that attachment.
 
 :func:`apply` makes all parts of an attachment with one run of ``nft``, and one of ``iptables-restore`` per protocol.
-Nothing else starts a program: this module reads and deletes by netlink. The legacy variant of iptables is the
-exception, only a program can read it.
+Reading and deleting start no program, since they use netlink. The legacy variant of iptables is the exception: only a
+program can read it.
+
+Other processes change the same tables meanwhile. A deletion is one transaction, which the kernel refuses if a rule in
+it is gone; then this module looks again. Killed between two transactions, an ADD leaves rules with its mark, which DEL
+and GC find; killed while a program runs, it leaves that program, which DEL waits for.
 """
 
 from __future__ import annotations
 
-import socket
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
 
-from ..errors import IOFailureError, run_all
-from ..spec.names import Attachment, short_hash
+from ..._light import NamedTuple
+from ...errors import IOFailureError, run_all
+from ...spec.names import Attachment, short_hash
+from .. import _sockets
 from . import iptables, nft
 from .nft import Match, Rule
 
-Table = nft.Table | iptables.LegacyTable
+Table = nft.NftTable | iptables.LegacyTable
+"""Table of rules, in nftables or in iptables' legacy variant."""
 
 OWN = "own chain"
 """In a :class:`Wanted`: the chain of the attachment itself."""
 
-# Another process may change the same rules while they are looked at: an ADD, a DEL and a GC at a time.
-_ATTEMPTS = 10
+# Attempts. Other processes may change the same rules meanwhile: an ADD, a DEL and a GC at the same time.
+_ATTEMPTS = 100
+# Seconds to wait for the program of an ADD that was killed.
+_PATIENCE = 5.0
 
 
 class Layout(NamedTuple):
-    """Where the rules of one kind live.
+    """The place of the rules of one kind.
 
     Attributes:
         family: ``inet``, ``ip``, ``ip6`` or ``bridge``; with iptables ``ip`` or ``ip6``.
         table: Name of the table.
-        base: Commands that make what all attachments share; they may be carried out again and again.
+        base: Commands that make the shared table and chains; each ADD carries them out again.
         shared: Chains that have rules of several attachments.
         fixed: Rules that ``base`` makes, for CHECK.
-        prefix: How the chains of single attachments begin; empty if there are none.
-        digits: How much of the hash follows the prefix.
-        reference: How the reference plugin calls the chain, if it is to find ours.
-        reference_comment: Comment that the reference looks for at rules that jump there.
-        by_iptables: ``iptables-restore`` makes the rules, not ``nft``.
+        prefix: Beginning of the names of single attachments' chains; empty if there are none.
+        digits: Digits of the hash that follow the prefix.
+        reference: Function that returns the reference plugin's name of the chain, if the reference is to find ours.
+        reference_comment: Function that returns the comment by which the reference finds rules that jump there.
+        by_iptables: If true, ``iptables-restore`` makes the rules, and not ``nft``.
     """
 
     family: str
@@ -72,12 +80,12 @@ class Layout(NamedTuple):
         return 6 if self.family == "ip6" else 4
 
     def own_chain(self, owner: Attachment) -> str:
-        """Name of the chain that can be no other attachment's."""
+        """Return the name of the chain that no other attachment can have."""
         return f"{self.prefix}{short_hash(*owner, digits=self.digits)}"
 
     def tables(self) -> list[Table]:
-        """Where to look: with iptables, both variants may have rules, whichever is the default today."""
-        found: list[Table] = [nft.Table(self.family, self.table)]
+        """Return the tables to look into: with iptables, rules may be in those of both variants."""
+        found: list[Table] = [nft.NftTable(self.family, self.table)]
         if self.by_iptables:
             legacy = iptables.LegacyTable(self.version, self.table)
             if legacy.exists():
@@ -86,13 +94,13 @@ class Layout(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """A rule that there should be.
+    """A rule that an attachment wants.
 
     Attributes:
         chain: Its chain, or :data:`OWN`.
-        text: The rule as ``nft`` or ``iptables-restore`` takes it, without comment. ``{chain}`` is the own chain.
+        text: The rule for ``nft`` or ``iptables-restore``, without comment. ``{chain}`` is the own chain.
         matches: Its conditions as the kernel shows them, in order.
-        verdict: What it does, as the kernel shows it; ``{chain}`` as above.
+        verdict: Its verdict as the kernel shows it; ``{chain}`` as above.
     """
 
     chain: str
@@ -101,12 +109,12 @@ class Wanted(NamedTuple):
     verdict: str
 
     def is_like(self, rule: Rule, chain: str) -> bool:
-        """Does a rule of the kernel do this? ``chain`` is the own chain."""
+        """Return whether a rule of the kernel is this rule. `chain` is the own chain."""
         return rule.matches == self.matches and rule.verdict == self.verdict.format(chain=chain)
 
 
 class Part(NamedTuple):
-    """What an attachment wants of one layout."""
+    """The rules that an attachment wants in one layout."""
 
     layout: Layout
     wanted: tuple[Wanted, ...]
@@ -116,35 +124,36 @@ class Part(NamedTuple):
 
 
 def mark(owner: Attachment, limit: int = nft.COMMENT_MAX) -> str:
-    """The comment of an attachment's rules, at most ``limit`` bytes: the reference's, of its nftables masquerade."""
+    """Return the comment of an attachment's rules, at most `limit` bytes, in the reference's format for masquerade."""
     network, container_id, ifname = owner
-    return f"{_key(owner)}, net: {network}, if: {nft.plain(ifname)}, id: {container_id}"[:limit]
+    return f"{key(owner)}, net: {network}, if: {nft.plain(ifname)}, id: {container_id}"[:limit]
 
 
 def _network_key(network: str) -> str:
     return f"{short_hash(network, digits=16)}-"
 
 
-def _key(owner: Attachment) -> str:
+def key(owner: Attachment) -> str:
+    """Return what each mark of an attachment begins with: two hashes."""
     # Neither an interface's name nor a container's id can have a colon.
     return _network_key(owner.network) + short_hash(f"{owner.ifname}:{owner.container_id}", digits=16)
 
 
 def is_of(rule: Rule, owner: Attachment) -> bool:
-    """Does a rule bear the mark of an attachment? Marks are cut to a length, but their hashes come first."""
-    return rule.comment.startswith(f"{_key(owner)},")
+    """Return whether a rule has the mark of an attachment. Marks are cut to a length, but their hashes come first."""
+    return rule.comment.startswith(f"{key(owner)},")
 
 
 def is_marked(rule: Rule) -> bool:
-    """Does a rule bear the mark of any attachment?"""
+    """Return whether a rule has the mark of any attachment."""
     key, _, _ = rule.comment.partition(", net: ")
     network, _, rest = key.partition("-")
     return len(network) == len(rest) == 16 and {*network, *rest} <= {*"0123456789abcdef"}
 
 
 def has_rule_of(table: Table, chain: str, owner: Attachment) -> bool:
-    """Does a chain have a rule with the mark of an attachment?"""
-    return any(is_of(rule, owner) for rule in table.list_rules(chain, _key(owner)))
+    """Return whether a chain has a rule with the mark of an attachment."""
+    return any(is_of(rule, owner) for rule in table.list_rules(chain, key(owner)))
 
 
 class _Owned(NamedTuple):
@@ -152,8 +161,8 @@ class _Owned(NamedTuple):
     rules: list[Rule]
 
 
-def _find(layout: Layout, table: Table, owner: Attachment) -> _Owned:
-    """Chains of an attachment, and its rules in chains that are not its own."""
+def _list_owned(layout: Layout, table: Table, owner: Attachment) -> _Owned:
+    """Find the chains of an attachment, and its rules in chains that are not its own."""
     chains = []
     rules = []
     if layout.prefix and table.has_chain(layout.own_chain(owner)):
@@ -168,7 +177,7 @@ def _find(layout: Layout, table: Table, owner: Attachment) -> _Owned:
         else:
             rules += own
     for shared in layout.shared if chains or not layout.prefix else ():  # no rule jumps to a chain that is not there
-        found = table.list_rules(shared, _key(owner), *chains)
+        found = table.list_rules(shared, key(owner), *chains)
         rules += [rule for rule in found if is_of(rule, owner) or rule.target in chains]
     return _Owned(chains, rules)
 
@@ -177,19 +186,41 @@ def _find(layout: Layout, table: Table, owner: Attachment) -> _Owned:
 
 
 def apply(owner: Attachment, parts: Iterable[Part]) -> None:
-    """Make all rules that an attachment wants. What an earlier ADD of it left in these layouts is replaced.
+    """Make all rules that an attachment wants, in the place of those that an earlier ADD of it left in these layouts.
 
     Raises:
         IOFailureError: (5) The kernel, ``nft`` or ``iptables-restore`` refused.
         PluginNotAvailableError: (50) The program is not installed.
     """
-    commands: list[str] = []
-    for part in parts:
-        if part.layout.by_iptables:
-            _apply_iptables(owner, part)
-        else:
-            commands += _nft_commands(owner, part)
-    nft.commit(commands)
+    with alone(owner) as sign:
+        commands: list[str] = []
+        for part in parts:
+            if part.layout.by_iptables:
+                _apply_iptables(owner, part, sign)
+            else:
+                commands += _nft_commands(owner, part)
+        nft.commit(commands, [sign])
+
+
+@contextmanager
+def alone(owner: Attachment) -> Iterator[int]:
+    """Wait until no program changes the rules of an attachment; yield a descriptor that tells others to wait.
+
+    The program of an ADD that was killed runs on. Without waiting for it, DEL would find nothing, and the program would
+    make the rules afterwards. So the program inherits the descriptor: a socket with a name that exists once in the
+    network namespace, until the last process that has it closes it. After five seconds, this goes on without.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    with _sockets.Socket(_sockets.AF_UNIX, _sockets.SOCK_DGRAM | _sockets.SOCK_CLOEXEC) as sock:
+        while True:
+            try:
+                sock.bind(f"\0cnisdk-{short_hash(*owner, digits=32)}")
+            except OSError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.002)
+                    continue
+            yield sock.fileno()
+            return
 
 
 def _nft_commands(owner: Attachment, part: Part) -> list[str]:
@@ -199,7 +230,7 @@ def _nft_commands(owner: Attachment, part: Part) -> list[str]:
     commands = [*layout.base]
     if layout.prefix:
         commands += [f"add chain {where} {own}", f"flush chain {where} {own}"]
-    left = _find(layout, nft.Table(layout.family, layout.table), owner).rules
+    left = _list_owned(layout, nft.NftTable(layout.family, layout.table), owner).rules
     commands += [f"delete rule {where} {rule.chain} handle {rule.handle}" for rule in left]
     for chain, text, _, _ in part.wanted:
         where_to = own if chain == OWN else chain
@@ -207,33 +238,33 @@ def _nft_commands(owner: Attachment, part: Part) -> list[str]:
     return commands
 
 
-def _apply_iptables(owner: Attachment, part: Part) -> None:
+def _apply_iptables(owner: Attachment, part: Part, sign: int) -> None:
     layout = part.layout
-    delete(layout, owner)
+    _delete(layout, owner)
     own = layout.own_chain(owner)
     if layout.reference is not None:
         name = layout.reference(owner)
-        with _reserve(f"{layout.family}-{name}") as reserved:
+        with reserve(f"{layout.family}-{name}") as reserved:
             if reserved and not any(table.has_chain(name) for table in layout.tables()):
                 try:
-                    _restore(owner, part, name, f"-N {name}")
+                    _restore(owner, part, name, f"-N {name}", sign)
                 except IOFailureError:
                     # Has the reference made the chain in the meantime? Then ours has another name.
                     if not any(table.has_chain(name) for table in layout.tables()):
                         raise
                 else:
                     return
-    _restore(owner, part, own, f":{own} - [0:0]")
+    _restore(owner, part, own, f":{own} - [0:0]", sign)
 
 
 @contextmanager
-def _reserve(name: str) -> Iterator[bool]:
-    """Keep other processes from making a chain of this name; False if one is about to.
+def reserve(name: str) -> Iterator[bool]:
+    """Keep other processes from making a chain of this name; yield false if one is about to.
 
     ``-N`` alone is not enough: where two run at once, iptables-nft 1.8.9 starts over, and takes the other's chain for
     its own. An abstract socket exists once in a network namespace, as the chain does, and goes with its process.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+    with _sockets.Socket(_sockets.AF_UNIX, _sockets.SOCK_DGRAM | _sockets.SOCK_CLOEXEC) as sock:
         try:
             sock.bind(f"\0cnisdk-{name}")
         except OSError:
@@ -242,7 +273,7 @@ def _reserve(name: str) -> Iterator[bool]:
             yield True
 
 
-def _restore(owner: Attachment, part: Part, chain: str, make: str) -> None:
+def _restore(owner: Attachment, part: Part, chain: str, make: str, sign: int) -> None:
     layout = part.layout
     inside = jump = mark(owner, _XT_COMMENT_MAX)
     if layout.reference_comment is not None and chain != layout.own_chain(owner):
@@ -252,37 +283,56 @@ def _restore(owner: Attachment, part: Part, chain: str, make: str) -> None:
         in_chain, comment = (chain, inside) if where == OWN else (where, jump)
         quoted = comment.replace('"', '\\"')
         lines.append(f'-A {in_chain} -m comment --comment "{quoted}" {text.format(chain=chain)}')
-    iptables.commit(layout.version, layout.table, lines)
+    iptables.commit_all(layout.version, {layout.table: lines}, [sign])
 
 
 _XT_COMMENT_MAX = 255  # of xt_comment, in bytes
 
 
 def check(owner: Attachment, parts: Iterable[Part]) -> None:
-    """Verify that the rules are there, and do what they should.
+    """Verify that the rules are there, with their conditions and verdicts.
 
     Raises:
         IOFailureError: (5) One is missing, or was changed; the message has it.
     """
-    for layout, wanted in parts:
-        missing = [missing_in(layout, table, owner, wanted) for table in layout.tables()]
-        if all(missing):
-            raise IOFailureError(f"{owner} has no rule like this: {missing[0]}")
+    for part in parts:
+        if missing := _missing_of(owner, part):
+            raise IOFailureError(f"{owner} has no rule like this: {missing}")
+
+
+def repair(owner: Attachment, parts: Iterable[Part]) -> bool:
+    """Make the rules of the parts that :func:`check` would refuse. The others are not touched.
+
+    Returns:
+        Whether there were any.
+
+    Raises:
+        CNIError: As :func:`apply` does.
+    """
+    broken = [part for part in parts if _missing_of(owner, part)]
+    apply(owner, broken)
+    return bool(broken)
+
+
+def _missing_of(owner: Attachment, part: Part) -> str:
+    """Return the first rule of a part that is not there; empty if all are, in one of the tables."""
+    missing = [missing_in(part.layout, table, owner, part.wanted) for table in part.layout.tables()]
+    return missing[0] if all(missing) else ""
 
 
 def missing_in(layout: Layout, table: Table, owner: Attachment, wanted: Sequence[Wanted]) -> str:
-    """The first rule that a table lacks, or empty."""
+    """Return the first rule that a table lacks; empty if it has all."""
     for rule in layout.fixed:
         if not any(rule.is_like(each, "") for each in table.list_rules(rule.chain)):
             return f"{rule.text} in chain {rule.chain} of {table}"
-    chains = _find(layout, table, owner).chains
+    chains = _list_owned(layout, table, owner).chains
     if layout.reference is not None and has_rule_of(table, layout.reference(owner), owner):
         chains = [layout.reference(owner)]  # perhaps with rules that the reference added for another attachment
     chain = chains[0] if chains else ""
     for rule in wanted:
         if rule.chain != OWN and not any(
             rule.is_like(each, chain) and (is_of(each, owner) or each.target == chain)
-            for each in table.list_rules(rule.chain, _key(owner), *chains)
+            for each in table.list_rules(rule.chain, key(owner), *chains)
         ):
             return f"{rule.text.format(chain=chain or layout.own_chain(owner))} in chain {rule.chain} of {table}"
     inside = [rule for rule in wanted if rule.chain == OWN]
@@ -303,27 +353,38 @@ def delete(
     """Delete all rules and chains of an attachment. Absence is fine.
 
     Args:
-        layout: Where to look.
-        owner: Whose rules.
-        foreign: Chain that the reference would have made for it.
-        look: Finds chains and rules that the reference made for it, if there is that chain.
+        layout: The place of the rules.
+        owner: The attachment.
+        foreign: Name of the chain that the reference would have made for it.
+        look: Function that finds the chains and rules that the reference made for it, called if that chain exists.
 
     Raises:
         IOFailureError: (5) The kernel refused.
     """
+    with alone(owner):
+        _delete(layout, owner, foreign=foreign, look=look)
+
+
+def _delete(
+    layout: Layout,
+    owner: Attachment,
+    *,
+    foreign: str = "",
+    look: Callable[[Table], tuple[Collection[str], Collection[Rule]]] | None = None,
+) -> None:
     for table in layout.tables():
         own = [layout.own_chain(owner)] if layout.prefix else []
         if layout.reference is not None:
             own.append(layout.reference(owner))
         there = table.find_chains(*own, *filter(None, [foreign])) if layout.prefix else set()
         if not layout.prefix or not there.isdisjoint(own):
-            delete_found(table, partial(_find, layout, table, owner))
+            delete_found(table, partial(_list_owned, layout, table, owner))
         if look is not None and foreign in there:
             delete_found(table, partial(look, table))
 
 
 def delete_found(table: Table, look: Callable[[], tuple[Collection[str], Collection[Rule]]]) -> None:
-    """Delete the chains and rules that ``look`` finds, and look again if others deleted some of them meanwhile.
+    """Delete the chains and rules that `look` finds; look again if another process deleted some of them meanwhile.
 
     Raises:
         IOFailureError: (5) The kernel refused.
@@ -335,17 +396,29 @@ def delete_found(table: Table, look: Callable[[], tuple[Collection[str], Collect
     raise IOFailureError(f"cannot delete rules of {table}: others change them all the time")
 
 
-def gc(layout: Layout, network: str, valid: Collection[Attachment]) -> None:
-    """Delete the rules of a network's attachments that are not valid.
-
-    Raises:
-        IOFailureError: (5) The kernel refused; the other tables have been looked at nevertheless.
-    """
-    kept = tuple(f"{_key(owner)}," for owner in valid)
+def is_stale(network: str, valid: Collection[Attachment]) -> Callable[[Rule], bool]:
+    """Return a function that tells if a rule has the mark of an attachment of the network that is not valid."""
+    kept = tuple(f"{key(owner)}," for owner in valid)
     network_key = _network_key(network)
 
     def stale(rule: Rule) -> bool:
         return is_marked(rule) and rule.comment.startswith(network_key) and not rule.comment.startswith(kept)
+
+    return stale
+
+
+def list_stale(table: Table, chain: str, network: str, valid: Collection[Attachment]) -> list[Rule]:
+    """List the rules of a chain that have the mark of an attachment of the network that is not valid."""
+    return list(filter(is_stale(network, valid), table.list_rules(chain, _network_key(network))))
+
+
+def gc(layout: Layout, network: str, valid: Collection[Attachment]) -> None:
+    """Delete the rules of a network's attachments that are not valid.
+
+    Raises:
+        IOFailureError: (5) The kernel refused; the other tables were cleaned nevertheless.
+    """
+    network_key, stale = _network_key(network), is_stale(network, valid)
 
     def look(table: Table) -> tuple[list[str], list[Rule]]:
         names = table.list_chains(layout.prefix) if layout.prefix else []
@@ -355,7 +428,7 @@ def gc(layout: Layout, network: str, valid: Collection[Attachment]) -> None:
         for shared in layout.shared:
             found = table.list_rules(shared, network_key, *chains)
             going += [rule for rule in found if stale(rule) or rule.target in chains]
-        # An empty chain does not say whose it is; the rule that jumps there does.
+        # An empty chain does not name its owner; the rule that jumps there does.
         chains += sorted({rule.target for rule in going} & {name for name, has in inside.items() if not has})
         return chains, going
 

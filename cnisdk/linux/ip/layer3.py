@@ -1,21 +1,23 @@
-"""Addresses and routes of a container's interface, as a result asks for them: set, and verified."""
+"""Set and verify the addresses and routes that a result gives a container's interface."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
-from ..errors import InvalidConfigError, IOFailureError
-from ..spec.addresses import IPAddress, specified
-from . import address, link, route, rtnetlink, sysctl
-from .link import Link
-from .netns import NetNS
-from .rtnetlink import KernelError, Request, Socket
+from ..._light import TYPE_CHECKING
+from ...errors import InvalidConfigError, IOFailureError
+from ...spec.addresses import IPAddress, network_of_one, specified
+from .. import rtnetlink, sysctl
+from ..links import link
+from ..links.link import Link
+from ..netns import NetNS
+from ..rtnetlink import KernelError, Message, Socket
+from . import address, route
 
 if TYPE_CHECKING:
-    from ..spec.result import IPConfig, Result, Route
+    from ...spec.result import IPConfig, Result, Route
 
 
 def configure(
@@ -24,6 +26,7 @@ def configure(
     *,
     enabledad: bool = False,
     accept_ra: bool | None = None,
+    routed: bool = False,
     peer: Link | None = None,
     timeout: float = 5.0,
 ) -> None:
@@ -31,19 +34,21 @@ def configure(
 
     Addresses come before it is up, and the kernel announces them as it goes up; routes after.
 
-    A route without a next hop goes to the first gateway of its family, and onto the link where there is none, where its
-    scope is link, or where its next hop is ``0.0.0.0`` or ``::``. Several routes to one destination coexist; the one
-    that was added last goes first.
+    A route without a next hop goes to the first gateway of its family. It goes onto the link if there is no gateway,
+    if its scope is link, or if its next hop is ``0.0.0.0`` or ``::``. Several routes to one destination coexist; the
+    one that was added last goes first.
 
     Args:
         end: The link, in ``end.netns``.
         result: Its addresses without an interface, or with this link's; all its routes.
-        enabledad: Ask, and wait, whether other hosts have an IPv6 address, instead of using it at once.
-        accept_ra: Leave it to the kernel's setting whether the link hears router advertisements (true), or have it hear
-            none (false). None has it hear none where the result brings IPv6 addresses, and else leaves it.
-        peer: The other end of a veth, a port of a bridge in the calling thread's namespace: it drops frames until it is
-            operational, so that is waited for, and then the addresses are announced again. It may have been moved out
-            of that namespace.
+        enabledad: If true, duplicate address detection runs for IPv6 addresses, and this waits for it.
+        accept_ra: True keeps the kernel's setting for router advertisements; false makes the link ignore them. None
+            makes it ignore them if the result has IPv6 addresses.
+        routed: If true, the link leads to the gateways alone, and each address's own network is reached through its
+            gateway too, see :func:`gateway_routes`.
+        peer: The other end of a veth, a port of a bridge in the calling thread's namespace. A port drops frames until
+            it is operational; so this waits for that, and then announces the addresses again. The port may have been
+            moved out of that namespace.
         timeout: Seconds to wait for duplicate address detection, and for the other end.
 
     Raises:
@@ -51,7 +56,6 @@ def configure(
         IOFailureError: (5) The kernel refused, another host has an address, or the other end is not operational.
     """
     ips = list(_own_ips(result, end.name))
-    gateways = _gateways(ips)
     addresses = [ip.address for ip in ips]
     groups = rtnetlink.GROUP_IPV6_IFADDR if enabledad else 0
 
@@ -60,41 +64,71 @@ def configure(
         _prepare(end.name, ipv6=ipv6, enabledad=enabledad, hear=not ipv6 if accept_ra is None else accept_ra)
         return Socket(groups)
 
+    routes = [
+        *(_gateway_requests(end, ips) if routed else ()),
+        *_route_requests(end, result.routes, ips, routed=routed),
+    ]
     sock = end.netns.call(prepare) if end.netns is not None else prepare()
     with sock:
         _send(
             sock,
             [
-                *(address.add_request(end.index, end.name, each, nodad=not enabledad) for each in addresses),
+                *(
+                    address.add_request(
+                        end.index,
+                        end.name,
+                        ip.address,
+                        nodad=not enabledad,
+                        prefix_route=not (routed and specified(ip.gateway)),
+                    )
+                    for ip in ips
+                ),
                 link.up_request(end.index, end.name),
             ],
-            [] if enabledad else _route_requests(end, result.routes, gateways),
+            [] if enabledad else routes,
         )
         if enabledad:
             address.wait_for_dad(sock, end, [each for each in addresses if each.version == 6], timeout)
-            _send(sock, [], _route_requests(end, result.routes, gateways))
+            _send(sock, [], routes)
         if peer is not None:
             try:
                 peer = peer.refresh()
-                if peer.peer_index == end.index and not peer.running:
+                if peer.link_index == end.index and not peer.running:
                     peer.wait_running(timeout)
             except link.LinkNotFoundError:
                 pass
             sock.exchange(_announce_requests(end))
 
 
-def announce(end: Link) -> None:
-    """Tell the neighbours of a link that its addresses are here now, once frames get through.
+def gateway_routes(ip: IPConfig) -> list[Route]:
+    """Return the routes of an address on a link to its gateway alone, such as a veth to a host that forwards.
 
-    Neighbours remember for half a minute and longer which hardware address had an IP address before. The kernel sends a
-    gratuitous ARP for each IPv4 address (RFC 5227, section 3) and an unsolicited neighbour advertisement for each IPv6
-    address (RFC 4861, section 7.2.6) when a link goes up, if :func:`configure` could set ``arp_notify`` and
-    ``ndisc_notify``; and when its hardware address is set, even to the one that it has, which is what this does. A
-    packet socket could send the same, but the kernel takes 10 ms and more to close one.
+    The first leads to the gateway, which need not be in the address's network. The second leads through it to that
+    network, unless the address is all of it. They replace the route to the network that the kernel adds with an
+    address. An address without a gateway keeps the kernel's route, and gets none of these.
+    """
+    from ...spec.result import Route
+
+    if (gateway := specified(ip.gateway)) is None:
+        return []
+    routes = [Route(dst=network_of_one(gateway), scope=address.SCOPE_LINK)]
+    if ip.address.network.num_addresses > 1:
+        routes.append(Route(dst=ip.address.network, gw=gateway))
+    return routes
+
+
+def announce(end: Link) -> None:
+    """Announce the addresses of a link to its neighbours, once frames get through.
+
+    Neighbours remember for half a minute and longer the hardware address that had an IP address before. The kernel
+    sends a gratuitous ARP for each IPv4 address (RFC 5227, section 3) and an unsolicited neighbour advertisement for
+    each IPv6 address (RFC 4861, section 7.2.6) in two cases, if :func:`configure` could set ``arp_notify`` and
+    ``ndisc_notify``: when a link goes up, and when its hardware address is set, even to the same one. This sets it to
+    the same one. A packet socket was rejected: the kernel takes 10 ms and more to close one.
 
     Links that refuse it (an ipvlan, which has its parent's hardware address) have announced their addresses on going
-    up. Behind a bridge that runs the spanning tree protocol no frame gets through for twice its forward delay: waiting
-    for that would hold up ADD, so there it is lost.
+    up. A bridge that runs the spanning tree protocol lets no frame through for twice its forward delay. ADD does not
+    wait for that, so there the announcement is lost.
 
     Args:
         end: The link, configured and up.
@@ -104,23 +138,23 @@ def announce(end: Link) -> None:
 
 
 def verify(netns: NetNS | None, ifname: str, result: Result) -> Link:
-    """Check that an interface is up and has what a result says.
+    """Check that an interface is up and has the addresses and routes of a result.
 
     Addresses: those of the interface, with prefix length, and not found to be duplicates. Routes: each must exist with
-    its next hop (its own, or the first gateway of the family), and, where the result tells them, table, metric, scope,
-    MTU and MSS. A route without a table may have been moved to another one, as the chained plugins sbr and vrf do.
+    its next hop (its own, or the first gateway of the family), and, if the result gives them, table, metric, scope, MTU
+    and MSS. A route without a table may have been moved to another one, as the chained plugins sbr and vrf do.
 
     Args:
         netns: The container's namespace.
         ifname: Name of the interface.
-        result: What ADD returned.
+        result: The result of ADD.
 
     Returns:
         The interface.
 
     Raises:
         LinkNotFoundError: (5) There is no such interface.
-        IOFailureError: (5) Something is missing or different: all of that is named.
+        IOFailureError: (5) Addresses or routes are missing or different: the message names all of them.
     """
     end = link.get(ifname, netns)
     sandbox = netns.path if netns is not None else "the host"
@@ -131,8 +165,8 @@ def verify(netns: NetNS | None, ifname: str, result: Result) -> Link:
         return [Socket() for _ in range(1 + len(versions))]
 
     with ExitStack() as stack:
-        # A container may have any number of addresses and routes. So each table is read until what is looked for was
-        # found, and a socket whose table was not read to its end is of no further use.
+        # A container may have any number of addresses and routes. So each table is read only until the wanted entries
+        # were found, and a socket whose table was not read to its end is not used again.
         sockets = netns.call(open_sockets) if netns is not None else open_sockets()
         for sock in sockets:
             stack.enter_context(sock)
@@ -145,7 +179,7 @@ def verify(netns: NetNS | None, ifname: str, result: Result) -> Link:
             elif state.duplicate:
                 problems.append(f"address {ip.address} is in use by another host")
         gateways = _gateways(ips)
-        # With several interfaces the result does not tell which one a route belongs to.
+        # A result with several interfaces does not say to which of them a route belongs.
         alone = sum(1 for each in result.interfaces if each.sandbox) <= 1
         for sock, version in zip(sockets[1:], versions, strict=True):
             wanted = [each for each in result.routes if each.dst.version == version]
@@ -179,14 +213,14 @@ def _gateways(ips: Iterable[IPConfig]) -> dict[int, IPAddress]:
     return gateways
 
 
-def _announce_requests(end: Link) -> list[Request]:
+def _announce_requests(end: Link) -> list[Message]:
     return [link.set_request(f"cannot announce link {end.name}", index=end.index, mac=end.mac)] if end.mac else []
 
 
 def _prepare(ifname: str, *, ipv6: bool, enabledad: bool, hear: bool) -> None:
-    """Set what must be set before the addresses are added, in the namespace of the calling thread."""
+    """Make the settings that must be made before the addresses are added, in the namespace of the calling thread."""
     conf6 = f"net/ipv6/conf/{ifname}"
-    # As the reference, whatever the addresses are: IPv6 has one of the link in any case.
+    # As the reference does, for any addresses: with IPv6 the link has a link-local one in any case.
     _try(f"net/ipv4/conf/{ifname}/arp_notify", "1")
     if enabledad:
         _try(f"{conf6}/enhanced_dad", "1")
@@ -203,41 +237,54 @@ def _prepare(ifname: str, *, ipv6: bool, enabledad: bool, hear: bool) -> None:
 
 
 def _try(key: str, value: str) -> None:
-    """Set what is good to have: the interface works without."""
+    """Make the settings without which the interface works, too."""
     try:
         sysctl.ensure_if_present(key, value)
     except sysctl.SysctlError:
         pass
 
 
-def _send(sock: Socket, firmly: list[Request], routes: list[Request]) -> None:
-    """Send everything at once, raising the first error; a route that is there already is fine."""
+def _send(sock: Socket, firmly: list[Message], routes: list[Message]) -> None:
+    """Send all requests at once and raise the first error; accept a route that is there already."""
     for number, answer in enumerate(sock.exchange([*firmly, *routes])):
         if isinstance(answer, KernelError) and not (number >= len(firmly) and answer.errno == errno.EEXIST):
             raise answer
 
 
-def _route_requests(end: Link, routes: Iterable[Route], gateways: dict[int, IPAddress]) -> list[Request]:
+def _gateway_requests(end: Link, ips: Iterable[IPConfig]) -> list[Message]:
     return [
-        route.add_request(
+        route.add_request(end.index, end.name, dst=each.dst, gw=each.gw, src=ip.address.ip)
+        for ip in ips
+        for each in gateway_routes(ip)
+    ]
+
+
+def _route_requests(end: Link, routes: Iterable[Route], ips: Sequence[IPConfig], *, routed: bool) -> list[Message]:
+    gateways, reached = _gateways(ips), {ip.gateway for ip in ips}
+    requests = []
+    for each in routes:
+        gw = _next_hop(each, gateways)
+        request = route.add_request(
             end.index,
             end.name,
             dst=each.dst,
-            gw=_next_hop(each, gateways),
+            gw=gw,
+            # On a link to its gateways alone, the kernel knows no route to other neighbours.
+            onlink=routed and gw is not None and gw not in reached and any(gw in ip.address.network for ip in ips),
             table=each.table,
             priority=each.priority,
             scope=each.scope,
             mtu=each.mtu,
             advmss=each.advmss,
         )
-        for each in routes
-    ]
+        requests.append(request)
+    return requests
 
 
 def _next_hop(wanted: Route, gateways: dict[int, IPAddress]) -> IPAddress | None:
-    """The route's own next hop, or else the gateway of its family, unless its scope says that it ends on the link.
+    """Return a route's own next hop, or else the gateway of its family, unless its scope says that it ends on the link.
 
-    An own next hop of ``0.0.0.0`` or ``::`` says that there is none: the route leads onto the link.
+    An own next hop of ``0.0.0.0`` or ``::`` means none: the route leads onto the link.
     """
     if wanted.gw is not None:
         return specified(wanted.gw)
@@ -248,7 +295,7 @@ def _next_hop(wanted: Route, gateways: dict[int, IPAddress]) -> IPAddress | None
 def _route_problems(
     sock: Socket, version: int, wanted: list[Route], gateways: dict[int, IPAddress], index: int
 ) -> list[str]:
-    """Look for routes of one IP version on a link, or on any for 0, and tell what is wrong with them."""
+    """Yield the differences between a result's routes of one IP version and those of a link; 0 means any link."""
     candidates: list[route.KernelRoute] = []
     problems = [_route_problem(each, gateways, candidates) for each in wanted]
     for found in route.scan(sock, version, [each.dst for each in wanted]):
@@ -264,7 +311,7 @@ def _route_problems(
 
 
 def _route_problem(wanted: Route, gateways: dict[int, IPAddress], candidates: list[route.KernelRoute]) -> str | None:
-    """Tell what is wrong with a route; None when it is there."""
+    """Return the difference between a route and those there are, in words; None when it is there."""
     gw = _next_hop(wanted, gateways)
     what = f"route {route.describe(wanted.dst, gw)}"
     same = [each for each in candidates if each.dst == wanted.dst]

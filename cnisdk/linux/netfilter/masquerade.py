@@ -1,6 +1,6 @@
-"""Masquerade what containers send beyond their network, with rules that name their owner.
+"""Masquerade traffic from containers to destinations beyond their network, with rules that name their owner.
 
-Two backends, in the layouts of the reference plugins, so that either side removes what the other added:
+There are two backends, in the layouts of the reference plugins, so that each side removes the other's rules:
 
 * nftables: one rule an address in table ``inet cni_plugins_masquerade``, found again by its comment;
 * iptables: a chain in the nat tables, named by a hash, with a jump an address.
@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
-from ..errors import InvalidConfigError, PluginNotAvailableError, run_all
-from ..spec.addresses import IPInterface
-from ..spec.names import Attachment, short_hash, shorten
-from . import iptables, program, rules
+from ...errors import InvalidConfigError, PluginNotAvailableError, run_all
+from ...spec.addresses import IPInterface
+from ...spec.names import Attachment, short_hash, shorten
+from .. import program
+from . import iptables, rules
 from .nft import Match, Rule, match
 from .rules import OWN, Layout, Part, Table, Wanted
 
@@ -30,18 +31,19 @@ _COMMENT_MAX = 255  # of xt_comment, in bytes
 
 
 def chain_name(attachment: Attachment) -> str:
-    """The chain of the reference. It joins network and container, so that two attachments may want the same."""
+    """Return the name of the reference's chain. It joins network and container: two attachments may have the same."""
     return f"CNI-{short_hash(attachment.network + attachment.container_id, digits=24)}"
 
 
 def _jump_comment(attachment: Attachment) -> str:
-    """The comment that the reference looks for when it deletes a jump."""
+    """Return the comment by which the reference finds a jump to delete."""
     network, container_id, _ = attachment
     room = _COMMENT_MAX - len(f'name: "{network}" id: ""')
     return f'name: "{network}" id: "{container_id[: max(room, 0)]}"'
 
 
 _WHERE = "inet cni_plugins_masquerade"
+#: Layout of the rules in nftables.
 NFTABLES = Layout(
     family="inet",
     table="cni_plugins_masquerade",
@@ -57,6 +59,7 @@ NFTABLES = Layout(
     ),
     fixed=(Wanted("postrouting", "goto masq_checks", (), "goto masq_checks"),),
 )
+#: Layout of the rules in iptables, by IP version.
 IPTABLES = {
     version: Layout(
         family=_KEYWORDS[version],
@@ -74,7 +77,7 @@ _LAYOUTS = (*IPTABLES.values(), NFTABLES)
 
 
 def choose_backend(name: str | None) -> str:
-    """The backend a configuration asks for: ``iptables`` or ``nftables``.
+    """Return the backend that a configuration asks for: ``iptables`` or ``nftables``.
 
     Args:
         name: None or empty: iptables where it is installed, otherwise nftables.
@@ -93,7 +96,7 @@ def choose_backend(name: str | None) -> str:
 
 
 def wanted(backend: str, addresses: Iterable[IPInterface]) -> list[Part]:
-    """The rules that masquerade what these addresses send beyond their networks.
+    """Make the rules that masquerade traffic from these addresses to destinations beyond their networks.
 
     Args:
         backend: From :func:`choose_backend`.
@@ -158,24 +161,40 @@ def check(backend: str, attachment: Attachment, addresses: Iterable[IPInterface]
     Raises:
         IOFailureError: (5) One is missing, or was changed.
     """
-    for part in wanted(backend, addresses):
-        if not (part.layout.by_iptables and _reference_masquerades(attachment, part)):
-            rules.check(attachment, [part])
+    rules.check(attachment, _not_the_references(backend, attachment, addresses))
+
+
+def repair(backend: str, attachment: Attachment, addresses: Iterable[IPInterface]) -> bool:
+    """Make the rules of these addresses that :func:`check` would miss, and return whether there were any.
+
+    Raises:
+        CNIError: As :func:`.rules.apply` does.
+    """
+    return rules.repair(attachment, _not_the_references(backend, attachment, addresses))
+
+
+def _not_the_references(backend: str, attachment: Attachment, addresses: Iterable[IPInterface]) -> list[Part]:
+    """Return the wanted rules without those that the reference has made."""
+    return [
+        part
+        for part in wanted(backend, addresses)
+        if not (part.layout.by_iptables and _reference_masquerades(attachment, part))
+    ]
 
 
 def delete(attachment: Attachment, addresses: Collection[IPInterface] = (), *, gone: bool = False) -> None:
-    """Remove the rules of an attachment, whichever backend made them: the configuration may have changed since.
+    """Remove the rules of an attachment, of both backends: the configuration may have changed since ADD.
 
-    Ours are found by their owner. The reference's chains of iptables do not tell the interface: of those, what the
-    addresses say is removed.
+    Our rules are found by their owner. The reference's chains of iptables do not name the interface: from those, the
+    rules of the attachment's addresses are removed.
 
     Args:
-        attachment: Whose rules.
+        attachment: The attachment.
         addresses: Its addresses, as far as they are known.
-        gone: The container is gone, so that all of the reference's rules for it and the network go.
+        gone: If true, the container is gone, and all of the reference's rules for it and the network are removed.
 
     Raises:
-        CNIError: One failed; the others have been tried nevertheless.
+        CNIError: One backend failed; the other was tried nevertheless.
     """
     chain = chain_name(attachment)
 
@@ -189,10 +208,10 @@ def delete(attachment: Attachment, addresses: Collection[IPInterface] = (), *, g
 
 
 def gc(network: str, valid: Collection[Attachment]) -> None:
-    """Remove the rules of attachments that are not valid, whichever backend made them.
+    """Remove the rules of attachments that are not valid, of both backends.
 
     Raises:
-        CNIError: One failed; the others have been tried nevertheless.
+        CNIError: One backend failed; the other was tried nevertheless.
     """
     run_all(
         *(partial(rules.gc, layout, network, valid) for layout in _LAYOUTS),
@@ -215,11 +234,11 @@ def status(backend: str) -> None:
 
 
 def _reference_jumps(table: Table, attachment: Attachment) -> list[Rule]:
-    """Jumps of the reference for a container on a network: all of its interfaces have the same comment and chain."""
+    """Find the reference's jumps for a container on a network: all its interfaces have the same comment and chain."""
     chain, comment = chain_name(attachment), _jump_comment(attachment)
     inside = table.list_rules(chain)
     if inside and all(map(rules.is_marked, inside)):
-        return []  # ours; the marks say whose
+        return []  # our chain: the marks of its rules name the owner
     return [rule for rule in table.list_rules(_POSTROUTING, chain) if (rule.target, rule.comment) == (chain, comment)]
 
 
@@ -244,7 +263,7 @@ def _reference_rules(
 
 
 def _stale_reference_rules(table: Table, network: str, valid: Collection[Attachment]) -> tuple[list[str], list[Rule]]:
-    """Jumps whose comment has the network, and none of the valid attachments' containers, and chains only they used."""
+    """Find jumps whose comment names the network and no valid container, and the chains that only they used."""
     kept = {_jump_comment(attachment) for attachment in valid}
     start = f'name: "{network}" id: "'
     jumps = [
@@ -257,7 +276,7 @@ def _stale_reference_rules(table: Table, network: str, valid: Collection[Attachm
 
 
 def _with_chains(table: Table, jumps: list[Rule]) -> tuple[list[str], list[Rule]]:
-    """The jumps, and the chains that nothing else of ``POSTROUTING`` jumps to, unless they have a rule of ours."""
+    """Return the jumps, and the chains that no other rule of ``POSTROUTING`` jumps to, unless they have our rules."""
     targets = {rule.target for rule in jumps}
     used = {rule.target for target in targets for rule in table.list_rules(_POSTROUTING, target) if rule not in jumps}
     return [name for name in sorted(targets - used) if not any(map(rules.is_marked, table.list_rules(name)))], jumps

@@ -1,23 +1,27 @@
-"""Drop what a container sends with another source MAC than its own, before it enters the bridge (``macspoofchk``).
+"""Drop frames of a container with another source MAC than its own, before they enter the bridge (``macspoofchk``).
 
 In table ``bridge nat``, as with the reference plugin, the chain ``PREROUTING`` jumps from the port to a chain of the
-attachment, which lets the MAC pass and drops the rest. The names are not the reference's: those leave the network out
-and join container and interface with a character that both may contain, so that two attachments may get one chain.
+attachment, which lets the MAC pass and drops all other frames. The names are not the reference's: those leave the
+network out, and join container and interface with a character that both may contain. So two attachments may get the
+same chain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..errors import IOFailureError, PluginNotAvailableError
-from ..spec.names import Attachment
-from . import link, nft, program, rules
-from .nft import Rule, Table, match, match_interface
+from ...errors import IOFailureError, PluginNotAvailableError
+from ...spec.names import Attachment
+from .. import program
+from ..links import link
+from . import nft, rules
+from .nft import NftTable, Rule, match, match_interface
 from .rules import OWN, Layout, Part, Wanted
 
 _BASE = "PREROUTING"
-_TABLE = Table("bridge", "nat")
+_TABLE = NftTable("bridge", "nat")
 _SOURCE_MAC = 6  # offset in the Ethernet header
+#: Layout of the rules.
 LAYOUT = Layout(
     family="bridge",
     table="nat",
@@ -31,7 +35,7 @@ LAYOUT = Layout(
 
 
 def wanted(port: str, mac: str) -> Part:
-    """The rules that let only this MAC in.
+    """Make the rules that let only this MAC in.
 
     Args:
         port: Name of the host's end, the port of the bridge.
@@ -51,7 +55,7 @@ def check(attachment: Attachment, port: str, mac: str) -> None:
     """Verify that the rules are there, ours or the reference's.
 
     Raises:
-        IOFailureError: (5) They are not, or let another MAC in.
+        IOFailureError: (5) They are missing, or let another MAC in.
     """
     part = wanted(port, mac)
     missing = rules.missing_in(LAYOUT, _TABLE, attachment, part.wanted)
@@ -61,11 +65,20 @@ def check(attachment: Attachment, port: str, mac: str) -> None:
         )
 
 
+def repair(attachment: Attachment, port: str, mac: str) -> bool:
+    """Make the rules if :func:`check` would miss one, and return whether it would.
+
+    Raises:
+        CNIError: As :func:`.rules.apply` does.
+    """
+    return not _reference_checks(attachment, port, mac) and rules.repair(attachment, [wanted(port, mac)])
+
+
 def delete(attachment: Attachment) -> None:
     """Remove the rules, once the port is gone. Absence is fine.
 
-    Ours are found by their owner. Rules of the reference do not tell their network: they are removed if their port does
-    not exist any more, since another attachment of that name would still have one.
+    Our rules are found by their owner. Rules of the reference do not name their network. They are removed only if
+    their port is gone, since a living attachment of that name still has its port.
 
     Raises:
         IOFailureError: (5) The kernel refused.
@@ -75,7 +88,7 @@ def delete(attachment: Attachment) -> None:
 
 
 def gc(network: str, valid: Collection[Attachment]) -> None:
-    """Remove the rules of a network's attachments that are not valid. Those of the reference do not tell their network.
+    """Remove the rules of a network's attachments that are not valid. The reference's stay: they name no network.
 
     Raises:
         IOFailureError: (5) The kernel refused.
@@ -97,7 +110,7 @@ def _match_mac(mac: str) -> nft.Match:
 
 
 def _reference_names(attachment: Attachment) -> tuple[str, str]:
-    """Comment and chain."""
+    """Return comment and chain."""
     name = f"{attachment.container_id}-{attachment.ifname}"
     return f"macspoofchk-{name}", f"cni-br-iface-{name}"
 
@@ -122,7 +135,7 @@ def _reference_checks(attachment: Attachment, port: str, mac: str) -> bool:
 
 
 def _reference_leftovers(attachment: Attachment) -> tuple[list[str], list[Rule]]:
-    """What the reference left of an attachment whose port is gone."""
+    """Find the reference's rules of an attachment whose port is gone."""
     jumps = _reference_jumps(attachment)
     dead = [rule for rule in jumps if not _has_live_port(rule)]
     if not dead:
@@ -130,7 +143,7 @@ def _reference_leftovers(attachment: Attachment) -> tuple[list[str], list[Rule]]
     comment, chain = _reference_names(attachment)
     going = {name for name in (chain, f"{chain}-mac") if _TABLE.has_chain(name)}
     rest = [rule for rule in _TABLE.list_rules("", chain) if rule not in dead]
-    # The names of another interface may make the same chain's: what else has rules there, or jumps there, keeps it.
+    # Another interface may have a chain of the same name: so a chain with other rules, or other jumps to it, stays.
     while kept := {rule.chain for rule in rest if rule.chain in going and rule.comment != comment} | {
         rule.target for rule in rest if rule.target in going and rule.chain not in going
     }:

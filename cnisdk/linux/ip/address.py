@@ -7,14 +7,14 @@ import struct
 import time
 from collections.abc import Collection
 from ipaddress import IPv4Interface, IPv6Interface
-from typing import NamedTuple
 
-from ..errors import IOFailureError
-from ..spec.addresses import IPInterface
-from . import rtnetlink
-from .attributes import attribute, read, read_uint
-from .link import Link
-from .rtnetlink import Request, Socket
+from ..._light import NamedTuple
+from ...errors import IOFailureError
+from ...spec.addresses import IPInterface
+from .. import rtnetlink
+from ..attributes import attribute, read, read_uint, uint32
+from ..links.link import Link
+from ..rtnetlink import Message, Socket
 
 # linux/if_addr.h
 _FIXED = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
@@ -22,9 +22,10 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _F_NODAD = 0x02
 _F_DADFAILED = 0x08
 _F_TENTATIVE = 0x40
+_F_NOPREFIXROUTE = 0x200  # for IPv4 since Linux 4.4
 
-SCOPE_UNIVERSE = 0
-SCOPE_LINK = 253
+#: Scopes of an address (linux/rtnetlink.h, rt_scope_t): everywhere, and on its link.
+SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 
 _AF_INET, _AF_INET6 = 2, 10
 _FAMILIES = {4: _AF_INET, 6: _AF_INET6}
@@ -37,12 +38,12 @@ class LinkAddress(NamedTuple):
         interface: The address with its prefix length.
         index: Index of its link.
         scope: 0 universe (global), 253 link, 254 host.
-        tentative: IPv6 duplicate address detection is going on: it cannot be used yet.
-        duplicate: Another host has it: it will not be used.
+        tentative: If true, IPv6 duplicate address detection is not done, and the address cannot be used yet.
+        duplicate: If true, another host has the address, and the kernel will not use it.
     """
 
     interface: IPInterface
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not needed here
     scope: int = SCOPE_UNIVERSE
     tentative: bool = False
     duplicate: bool = False
@@ -64,7 +65,7 @@ def list_all(sock: Socket) -> list[LinkAddress]:
     Raises:
         KernelError: (5) The kernel refused to tell.
     """
-    answers = sock.dump(Request(rtnetlink.GETADDR, _FIXED.pack(0, 0, 0, 0, 0), "cannot list addresses"))
+    answers = sock.dump(Message(rtnetlink.GETADDR, _FIXED.pack(0, 0, 0, 0, 0), "cannot list addresses"))
     return [each for each in map(parse, answers) if each is not None]
 
 
@@ -74,7 +75,7 @@ def add(link: Link, *addresses: IPInterface, nodad: bool = True) -> None:
     Args:
         link: The link.
         *addresses: With prefix length.
-        nodad: Use IPv6 addresses at once, without asking whether another host has them.
+        nodad: If true, IPv6 addresses are used at once, without duplicate address detection.
 
     Raises:
         KernelError: (5) The kernel refused one: EEXIST when the link has it.
@@ -84,7 +85,7 @@ def add(link: Link, *addresses: IPInterface, nodad: bool = True) -> None:
 
 
 def delete(link: Link, *addresses: IPInterface) -> None:
-    """Take addresses from a link; those it does not have are fine.
+    """Take addresses from a link; accept that it does not have them.
 
     Raises:
         KernelError: (5) The kernel refused one.
@@ -99,38 +100,43 @@ def delete(link: Link, *addresses: IPInterface) -> None:
 # -- requests and answers, for modules that send several at once -------------------------------------------------------
 
 
-def add_request(index: int, name: str, address: IPInterface, *, nodad: bool = True) -> Request:
-    """Give a link an address."""
+def add_request(
+    index: int, name: str, address: IPInterface, *, nodad: bool = True, prefix_route: bool = True
+) -> Message:
+    """Give a link an address. By default the kernel adds the route to its network."""
     body = _message(index, address, _F_NODAD if nodad and address.version == 6 else 0)
+    if not prefix_route:
+        # The header has eight bits for flags. This attribute, when it is sent, replaces them.
+        body += uint32(_IFA_FLAGS, _F_NOPREFIXROUTE | (_F_NODAD if nodad and address.version == 6 else 0))
     if address.version == 4 and address.network.prefixlen < 31:
-        # The kernel derives none by itself; the reference and ifconfig set it, `ip address add` does not.
+        # The kernel sets no broadcast address itself. The reference and ifconfig do, `ip address add` does not.
         body += attribute(_IFA_BROADCAST, address.network.broadcast_address.packed)
     what = f"cannot add address {address} to link {name}"
-    return Request(rtnetlink.NEWADDR, body, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL)
+    return Message(rtnetlink.NEWADDR, body, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL)
 
 
-def delete_request(index: int, name: str, address: IPInterface) -> Request:
+def delete_request(index: int, name: str, address: IPInterface) -> Message:
     """Take an address from a link."""
-    return Request(rtnetlink.DELADDR, _message(index, address), f"cannot delete address {address} of link {name}")
+    return Message(rtnetlink.DELADDR, _message(index, address), f"cannot delete address {address} of link {name}")
 
 
 def dump(sock: Socket, index: int) -> list[LinkAddress]:
     """List the addresses of a link."""
-    answers = sock.dump(Request(rtnetlink.GETADDR, _FIXED.pack(0, 0, 0, 0, index), "cannot list addresses"))
-    # Kernels before 4.20 ignore the index and tell of every link.
+    answers = sock.dump(Message(rtnetlink.GETADDR, _FIXED.pack(0, 0, 0, 0, index), "cannot list addresses"))
+    # Kernels before 4.20 ignore the index and list the addresses of every link.
     return [each for each in map(parse, answers) if each is not None and each.index == index]
 
 
 def scan(sock: Socket, index: int, wanted: Collection[IPInterface]) -> dict[IPInterface, LinkAddress]:
-    """Find addresses of a link, however many others it has. Close the socket afterwards."""
+    """Find addresses of a link, at any number of others. Close the socket afterwards."""
     versions = {each.version for each in wanted}
     family = _FAMILIES[versions.pop()] if len(versions) == 1 else 0
-    prefixes = rtnetlink.Wanted((_FAMILIES[each.version], each.network.prefixlen, each.ip.packed) for each in wanted)
+    prefixes = rtnetlink.Prefixes((_FAMILIES[each.version], each.network.prefixlen, each.ip.packed) for each in wanted)
     found: dict[IPInterface, LinkAddress] = {}
     missing = set(wanted)
     if missing:
         body = _FIXED.pack(family, 0, 0, 0, index)
-        for data in sock.scan(Request(rtnetlink.GETADDR, body, f"cannot list addresses of link {index}")):
+        for data in sock.scan(Message(rtnetlink.GETADDR, body, f"cannot list addresses of link {index}")):
             each = parse(data) if data in prefixes else None
             if each is not None and each.index == index and each.interface in missing:
                 found[each.interface] = each
@@ -162,16 +168,16 @@ def parse(data: bytes) -> LinkAddress | None:
 
 
 def wait_for_dad(sock: Socket, link: Link, addresses: Collection[IPInterface], timeout: float) -> None:
-    """Wait until duplicate address detection is through with addresses; the kernel tells, nothing is polled.
+    """Wait for the end of duplicate address detection, by the kernel's notifications.
 
     Args:
         sock: A socket that hears :data:`~.rtnetlink.GROUP_IPV6_IFADDR` since before the addresses were added.
         link: Their link, up.
-        addresses: What to wait for; IPv4 ones need no wait.
+        addresses: The addresses; IPv4 ones need no wait.
         timeout: Seconds.
 
     Raises:
-        IOFailureError: (5) Another host has one, it vanished, or it is not usable after that time.
+        IOFailureError: (5) Another host has an address, it vanished, or it is not usable after that time.
     """
     deadline = time.monotonic() + timeout
     while True:

@@ -1,0 +1,53 @@
+"""Sockets without :mod:`socket`.
+
+socket imports enum and selectors, and makes enumerations of all constants: that takes as long as a few requests to the
+kernel. What it adds, such as files around sockets, is of no use here.
+"""
+
+from __future__ import annotations
+
+import _socket
+import struct
+from _socket import (
+    AF_NETLINK as AF_NETLINK,
+    AF_UNIX as AF_UNIX,
+    MSG_DONTWAIT as MSG_DONTWAIT,
+    MSG_TRUNC as MSG_TRUNC,
+    SO_SNDTIMEO as SO_SNDTIMEO,
+    SOCK_CLOEXEC as SOCK_CLOEXEC,
+    SOCK_DGRAM as SOCK_DGRAM,
+    SOCK_RAW as SOCK_RAW,
+    SOCK_STREAM as SOCK_STREAM,
+    SOL_SOCKET as SOL_SOCKET,
+)
+
+
+class Socket(_socket.socket):
+    """A socket that ``with`` closes."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Socket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def connect_unix(sock: _socket.socket, path: str, timeout: float) -> None:
+    """Connect to a socket in the file system.
+
+    With ``settimeout``, the kernel would refuse at once when as many wait for the listener as it allows. So the kernel
+    is told how long to wait.
+
+    Raises:
+        TimeoutError: The listener did not get to it in time.
+        OSError: The kernel refused.
+    """
+    whole, part = divmod(max(int(timeout * 1e6), 1), 1_000_000)  # 0 would be for ever
+    sock.settimeout(None)
+    sock.setsockopt(SOL_SOCKET, SO_SNDTIMEO, struct.pack("@ll", whole, part))
+    try:
+        sock.connect(path)
+    except BlockingIOError:
+        raise TimeoutError("timed out") from None

@@ -1,0 +1,1 @@
+"""Addresses, routes and rules: layer 3."""

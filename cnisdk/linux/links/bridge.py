@@ -1,0 +1,219 @@
+"""Bridges: made once and shared by all containers of a network. Only an ADD that made one and failed deletes it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from ...errors import IOFailureError
+from ...spec.addresses import IPInterface
+from .. import lock, rtnetlink, sysctl
+from ..attributes import text, uint8, uint32
+from ..ip import address
+from ..rtnetlink import KernelError, Message
+from . import link
+from .bridge_port import NO_VLAN_FILTERING
+from .link import Link
+
+# Seconds that an ADD waits for a process that deletes a bridge: that takes a few milliseconds.
+_PATIENCE = 0.1
+
+
+def ensure(
+    name: str,
+    *,
+    mtu: int | None = None,
+    vlan_filtering: bool = False,
+    promisc: bool = False,
+    before_making: Callable[[], object] | None = None,
+) -> Link:
+    """Make a bridge in the calling thread's namespace, or take the one there is; set it up.
+
+    A new bridge gets a hardware address of its own, which then stays: without, the kernel gives it the lowest of its
+    ports', and all containers lose their gateway's address when that port goes. It hears no router advertisements.
+
+    Args:
+        name: Name of the bridge.
+        mtu: MTU in bytes of a new bridge; an existing one keeps its own. None leaves it to the kernel.
+        vlan_filtering: Turn VLAN filtering on; False leaves it as it is.
+        promisc: Set it promiscuous; False leaves it as it is.
+        before_making: Called before a new bridge is made, to remember that.
+
+    Raises:
+        IOFailureError: (5) A link of that name is no bridge; or the kernel refused, for one thing because it was built
+            without bridge VLAN filtering.
+    """
+    with rtnetlink.connect() as sock:
+        look = link.get_request(name=name, what=f"bridge {name}")
+        (found,) = sock.exchange([look])
+        if isinstance(found, KernelError) and found.errno == errno.ENODEV:
+            if before_making is not None:
+                before_making()
+            created, found = sock.exchange([_create_request(name, mtu=mtu, vlan_filtering=vlan_filtering), look])
+            if isinstance(created, KernelError) and created.errno != errno.EEXIST:
+                if created.errno == errno.EOPNOTSUPP:
+                    lacking = NO_VLAN_FILTERING if vlan_filtering else "the kernel lacks bridges (CONFIG_BRIDGE)"
+                    raise IOFailureError(f"cannot create bridge {name}: {lacking}") from created
+                raise created
+        if isinstance(found, KernelError):
+            raise found
+        assert found is not None
+        bridge = link.parse(found)
+        if bridge.kind != "bridge":
+            raise IOFailureError(
+                f"{name} already exists but is not a bridge",
+                details=f"it is a link of kind {bridge.kind or 'unknown'}",
+            )
+        if vlan_filtering and not bridge.vlan_filtering:
+            _filter_vlans(sock, bridge)
+        sysctl.refuse_advertisements(name)
+        requests = []
+        if promisc and not bridge.promisc:
+            requests.append(link.promisc_request(bridge.index, name, True))
+        if not bridge.up:
+            requests.append(link.up_request(bridge.index, name))
+        sock.send(requests)
+        return bridge._replace(
+            up=True, promisc=promisc or bridge.promisc, vlan_filtering=vlan_filtering or bridge.vlan_filtering
+        )
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep other processes from deleting an unused bridge, for the time between :func:`ensure` and its next port.
+
+    Any number of processes may be inside; :func:`delete_unused` leaves the bridge alone then.
+    """
+    with lock.shared(_PATIENCE):
+        yield
+
+
+def delete_unused(name: str) -> None:
+    """Delete a bridge without ports: what an ADD does that made it and failed. Absence is fine, and so are ports.
+
+    A bridge that another process may be about to use (see :func:`kept`) stays.
+
+    Raises:
+        KernelError: (5) The kernel refused.
+    """
+    with lock.exclusive(0) as alone:
+        found = link.find(name) if alone else None
+        if found is None or found.kind != "bridge":
+            return
+        if all(each.master != found.index for each in link.list_all()):
+            found.delete()
+
+
+def check(name: str, *, promisc: bool = False) -> Link:
+    """Verify that a bridge is there and up, and promiscuous where that is asked for.
+
+    Not its hardware address: that may follow the ports of a bridge that another program made.
+
+    Returns:
+        The bridge.
+
+    Raises:
+        IOFailureError: (5) It is not.
+    """
+    bridge = link.get(name)
+    if bridge.kind != "bridge":
+        raise IOFailureError(f"{name} is a link of kind {bridge.kind or 'unknown'}, not a bridge")
+    if not bridge.up:
+        raise IOFailureError(f"bridge {name} is down")
+    if promisc and not bridge.promisc:
+        raise IOFailureError(f"bridge {name} is not promiscuous, which $.promiscMode asks for")
+    return bridge
+
+
+def check_addresses(bridge: Link, addresses: Iterable[IPInterface]) -> None:
+    """Verify that a bridge has the addresses of its gateways.
+
+    Raises:
+        IOFailureError: (5) One is missing.
+    """
+    present = {each.interface for each in address.list_on(bridge)}
+    for each in addresses:
+        if each not in present:
+            raise IOFailureError(f"{bridge.name} does not have the gateway address {each}")
+
+
+def ensure_addresses(bridge: Link, addresses: Sequence[IPInterface], *, force: bool = False) -> None:
+    """Give a bridge the addresses of its gateways, all of one ADD in one call.
+
+    An address it has is left. Of other addresses, any IPv4 one stands against an IPv4 gateway, and an IPv6 one stands
+    against a gateway whose subnet overlaps with its own. The hardware address is made to stay, as neighbours learn it.
+
+    Args:
+        bridge: The bridge.
+        addresses: What it must have.
+        force: Remove what stands against them.
+
+    Raises:
+        IOFailureError: (5) Something stands against one, and `force` is not set; or the kernel refused.
+    """
+    with rtnetlink.connect(bridge.netns) as sock:
+        present = [each.interface for each in address.dump(sock, bridge.index)]
+        missing = [each for each in dict.fromkeys(addresses) if each not in present]
+        if not missing:
+            return
+        # The addresses of one call never stand against each other: a second range set evicts no gateway.
+        against = [
+            (wanted, other)
+            for other in present
+            if other not in addresses
+            for wanted in missing
+            if _stands_against(other, wanted)
+        ]
+        if against and not force:
+            wanted, other = against[0]
+            raise IOFailureError(
+                f'"{bridge.name}" already has an IP address different from {wanted}',
+                details=f"it has {other}; remove that, or set forceAddress",
+            )
+        answers = sock.exchange(
+            [
+                *(
+                    address.delete_request(bridge.index, bridge.name, other)
+                    for other in dict.fromkeys(other for _, other in against)
+                ),
+                # Without duplicate address detection: containers ask for their gateway at once, and the address is
+                # this host's by configuration.
+                *(address.add_request(bridge.index, bridge.name, each) for each in missing),
+                link.set_request(f"cannot set the MAC of bridge {bridge.name}", index=bridge.index, mac=bridge.mac),
+            ]
+        )
+    for answer in answers:
+        # Another ADD of the network was as fast.
+        if isinstance(answer, KernelError) and answer.errno not in (errno.EEXIST, errno.EADDRNOTAVAIL):
+            raise answer
+
+
+def _create_request(name: str, *, mtu: int | None, vlan_filtering: bool) -> Message:
+    # Given with the request that makes it, the address counts as set by an administrator: neither udev's
+    # MACAddressPolicy nor the kernel's choice of the lowest port's replaces it.
+    body = link.message(
+        text(link.IFLA_IFNAME, name),
+        link.mac_attribute(link.random_mac()),
+        link.info("bridge", *([uint8(link.IFLA_BR_VLAN_FILTERING, 1)] if vlan_filtering else [])),
+        uint32(link.IFLA_MTU, mtu) if mtu else b"",
+    )
+    flags = rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL
+    return Message(rtnetlink.NEWLINK, body, f"cannot create bridge {name}", flags)
+
+
+def _filter_vlans(sock: rtnetlink.Socket, bridge: Link) -> None:
+    body = link.message(link.info("bridge", uint8(link.IFLA_BR_VLAN_FILTERING, 1)), index=bridge.index)
+    what = f"cannot turn on VLAN filtering of bridge {bridge.name}"
+    try:
+        sock.send([Message(rtnetlink.NEWLINK, body, what)])
+    except KernelError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            raise IOFailureError(f"{what}: {NO_VLAN_FILTERING}") from error
+        raise
+
+
+def _stands_against(other: IPInterface, wanted: IPInterface) -> bool:
+    if other.version != wanted.version:
+        return False
+    return other.version == 4 or (other.network.overlaps(wanted.network) and not other.ip.is_link_local)

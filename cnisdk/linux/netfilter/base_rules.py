@@ -1,0 +1,134 @@
+"""Rules of iptables that all attachments share: looked for by netlink, and made where they are lacking.
+
+They are made together with an attachment's own rules, in one run of ``iptables-restore``. Two processes that find the
+same rule lacking would both add it, so the one that adds holds the lock of the network namespace.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from ..._light import NamedTuple
+from .. import lock, program
+from . import iptables, nft
+from .nft import Rule
+from .rules import Table
+
+IP_FAMILIES = {4: "ip", 6: "ip6"}
+"""Families of nftables, by IP version."""
+
+XT_COMMENT_MAX = 255
+"""Bytes of a comment, at most (xt_comment)."""
+
+_PATIENCE = 5.0
+
+
+class BaseRule(NamedTuple):
+    """A rule that all attachments share.
+
+    Attributes:
+        table: Its table.
+        chain: Its chain.
+        text: The rule for ``iptables-restore``.
+        is_it: Function that tells whether a rule of the kernel is this one.
+        word: Word by which the rule is told from most others before it is read; empty if there is none.
+        position: Its place in the chain where it is made, from 1; 0 for the last.
+        before: Chain that no rule before this one may jump to; empty if the order does not matter.
+    """
+
+    table: str
+    chain: str
+    text: str
+    is_it: Callable[[Rule], bool]
+    word: str = ""
+    position: int = 0
+    before: str = ""
+
+    def is_in(self, table: Table) -> bool:
+        """Return whether a table has the rule, in its place."""
+        words = filter(None, [self.word, self.before])
+        found = table.find_rule(self.chain, lambda rule: self.is_it(rule) or rule.target == self.before != "", *words)
+        return found is not None and self.is_it(found)
+
+
+def quote(text: str) -> str:
+    """Return a text as one word of ``iptables-restore``."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def tables(version: int, name: str) -> list[Table]:
+    """Return the tables of both variants of iptables, as far as they exist."""
+    legacy = iptables.LegacyTable(version, name)
+    return [nft.NftTable(IP_FAMILIES[version], name), *([legacy] if legacy.exists() else [])]
+
+
+def current(version: int, name: str) -> Table:
+    """Return the table that the program ``iptables-restore`` changes."""
+    found = program.find("iptables-restore" if version == 4 else "ip6tables-restore")
+    if found is not None and "legacy" in os.path.basename(os.path.realpath(found)):
+        return iptables.LegacyTable(version, name)
+    return nft.NftTable(IP_FAMILIES[version], name)
+
+
+def find_lacking(version: int, base: Collection[BaseRule]) -> list[BaseRule]:
+    """Find the rules that are not there, or not in their place, also once those before them in the list are made."""
+    there = {name: current(version, name) for name in {each.table for each in base}}
+    lacking: list[BaseRule] = []
+    for each in base:
+        if not each.is_in(there[each.table]) or any(each.before == other.word != "" for other in lacking):
+            lacking.append(each)
+    return lacking
+
+
+def commit(
+    version: int,
+    base: Collection[BaseRule],
+    chains: Mapping[str, Iterable[str]],
+    own: Mapping[str, Iterable[str]],
+    inherited: Sequence[int] = (),
+    *,
+    locked: bool = False,
+    quickly: Callable[[], bool] = lambda: False,
+) -> None:
+    """Carry out commands, after those that make what is lacking of the shared rules; start no program for none.
+
+    Args:
+        version: 4 or 6.
+        base: The shared rules.
+        chains: Names of the chains that must be there, by table.
+        own: The attachment's own lines, by table.
+        inherited: Descriptors that the program keeps open: see :func:`.program.run`.
+        locked: Hold the lock also if nothing is lacking: another process may delete shared rules that nobody needs.
+        quickly: Function that does the same as the own lines, without a program, and returns whether it could. It is
+            tried when nothing is lacking.
+
+    Raises:
+        IOFailureError: (5) The kernel or ``iptables-restore`` refused.
+        PluginNotAvailableError: (50) ``iptables-restore`` is not installed.
+    """
+    if not locked and not any(_making(version, base, chains).values()):
+        if not quickly():
+            iptables.commit_all(version, own, inherited)
+        return
+    with lock.exclusive(_PATIENCE):  # or two processes would add the same
+        lines = _making(version, base, chains)
+        if not any(lines.values()) and quickly():
+            return
+        for table, more in own.items():
+            lines.setdefault(table, []).extend(more)
+        iptables.commit_all(version, lines, inherited)
+
+
+def _making(version: int, base: Collection[BaseRule], chains: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """Return the lines that make what is lacking, by table."""
+    lines: dict[str, list[str]] = {}
+    for table, names in chains.items():
+        wanted = sorted(names)
+        there = current(version, table).find_chains(*wanted) if wanted else set()
+        lines[table] = [f"-N {name}" for name in wanted if name not in there]
+    for each in find_lacking(version, base):
+        where = f"-I {each.chain} {each.position}" if each.position else f"-A {each.chain}"
+        lines.setdefault(each.table, []).append(f"{where} {each.text}")
+    return lines

@@ -1,0 +1,172 @@
+"""Accept what a container sends, and the replies, on a host that drops what it forwards: rules that name their owner.
+
+There are two backends here: :mod:`.firewall_iptables` has the layout of the reference plugin, :mod:`.firewall_nft`
+looks addresses up in sets. Where firewalld decides, :mod:`cnisdk.plugin.zones` makes them sources of a zone of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from functools import partial
+
+from ...errors import InvalidConfigError, PluginNotAvailableError, run_all
+from ...spec.addresses import IPAddress
+from ...spec.names import Attachment, shorten
+from .. import program, sysctl
+from . import base_rules, firewall_iptables, firewall_nft, firewalld, nfnetlink, nft
+from .ingress import POLICIES as POLICIES, Ingress as Ingress
+
+_PROGRAMS = {"iptables": "iptables", "nftables": "nft"}
+_GET_GENERATION = 10 << 8 | 16  # NFT_MSG_GETGEN
+_KNOWN = ("iptables", "firewalld", "nftables")
+
+
+def choose_backend(name: str | None) -> str:
+    """Return the backend that a configuration asks for: ``iptables``, ``nftables`` or ``firewalld``.
+
+    Args:
+        name: None or empty: firewalld where it runs, otherwise iptables where it is installed, otherwise nftables.
+
+    Raises:
+        InvalidConfigError: (7) There is no such backend.
+        CNIError: Whether firewalld runs cannot be known.
+    """
+    if not name:
+        return "firewalld" if firewalld.is_running() else default_backend()
+    if name not in _KNOWN:
+        raise InvalidConfigError(
+            f"unrecognized backend {shorten(name)}", details=f"$.backend: expected one of {', '.join(_KNOWN)}"
+        )
+    return name
+
+
+def default_backend() -> str:
+    """Return iptables where it is installed, otherwise nftables."""
+    return "nftables" if program.find("iptables") is None and program.find("nft") is not None else "iptables"
+
+
+def installed_backends() -> list[str]:
+    """List the backends here whose programs are installed."""
+    return [backend for backend, name in _PROGRAMS.items() if program.find(name) is not None]
+
+
+def _by_version(addresses: Iterable[IPAddress]) -> dict[int, list[IPAddress]]:
+    found: dict[int, list[IPAddress]] = {}
+    for each in dict.fromkeys(addresses):
+        found.setdefault(each.version, []).append(each)
+    return dict(sorted(found.items()))
+
+
+def admit(
+    backend: str, owner: Attachment, addresses: Collection[IPAddress], admin: str, ingress: Ingress | None = None
+) -> None:
+    """Accept what an attachment sends, and the replies, in the place of what an earlier ADD of it had accepted.
+
+    Args:
+        backend: ``iptables`` or ``nftables``.
+        owner: The attachment.
+        addresses: Its addresses.
+        admin: Name of the chain of iptables in which the administrator has rules that come first.
+        ingress: The policy for its bridge; None for one that everybody reaches.
+
+    Raises:
+        InvalidConfigError: (7) iptables would take the name of the bridge for something else.
+        IOFailureError: (5) The kernel or a program refused.
+        PluginNotAvailableError: (50) A program is not installed.
+    """
+    by_version = _by_version(addresses)
+    if backend == "nftables":
+        firewall_nft.apply(owner, [each for own in by_version.values() for each in own], ingress)
+    elif program.find("nft") is not None:
+        firewall_nft.isolate(owner, ingress.isolated_ports if ingress is not None else ())
+    elif ingress is not None and ingress.isolates:
+        _require_visible(by_version)
+    for version, own in by_version.items():
+        if backend == "nftables":
+            firewall_iptables.ensure_accepted(version, admin)
+        else:
+            firewall_iptables.apply(owner, version, own, admin, ingress)
+
+
+def _require_visible(versions: Iterable[int]) -> None:
+    """Refuse to isolate containers of a bridge from each other by iptables, if it does not see what they send.
+
+    Raises:
+        PluginNotAvailableError: (50) It does not.
+    """
+    for version in versions:
+        switch = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}[version]
+        if sysctl.find(f"net/bridge/{switch}") != "1":
+            raise PluginNotAvailableError(
+                "ingressPolicy isolated needs the program nft, which is not installed",
+                details=f"or the kernel's module br_netfilter, with the sysctl net.bridge.{switch} = 1",
+            )
+
+
+def check(
+    backend: str, owner: Attachment, addresses: Collection[IPAddress], admin: str, ingress: Ingress | None = None
+) -> None:
+    """Verify that what an attachment sends is accepted, and the replies, and the policy of its bridge.
+
+    Raises:
+        IOFailureError: (5) A rule is missing, or was changed, or is one of another policy.
+        PluginNotAvailableError: (50) Nothing can isolate the containers of a bridge any more.
+    """
+    by_version = _by_version(addresses)
+    if backend == "nftables":
+        firewall_nft.check(owner, [each for own in by_version.values() for each in own], ingress)
+    elif program.find("nft") is not None:
+        firewall_nft.check_isolation(owner, ingress.isolated_ports if ingress is not None else ())
+    elif ingress is not None and ingress.isolates:
+        _require_visible(by_version)
+    for version, own in by_version.items():
+        if backend == "nftables":
+            firewall_iptables.check_accepted(version, admin)
+        else:
+            firewall_iptables.check(version, own, admin, ingress)
+
+
+def withdraw(owner: Attachment, addresses: Collection[IPAddress] = ()) -> None:
+    """Delete what an attachment has, by either backend. Absence is fine.
+
+    Args:
+        owner: The attachment.
+        addresses: Its addresses, as far as they are known: the reference's rules say nothing else about their owner.
+
+    Raises:
+        CNIError: Something failed; the rest was done nevertheless.
+    """
+    run_all(
+        partial(firewall_nft.delete, owner),
+        *(partial(firewall_iptables.delete, owner, version, addresses) for version in (4, 6)),
+    )
+
+
+def gc(network: str, valid: Collection[Attachment]) -> None:
+    """Delete what a network's attachments that are not valid have, by either backend.
+
+    Raises:
+        CNIError: Something failed; the rest was done nevertheless.
+    """
+    run_all(partial(firewall_nft.gc, network, valid), partial(firewall_iptables.gc, network, valid))
+
+
+def status(backend: str, policy: str = "") -> None:
+    """Raise :class:`PluginNotAvailableError` (50) unless rules can be made.
+
+    Args:
+        backend: From :func:`choose_backend`.
+        policy: One of :data:`POLICIES`.
+    """
+    name = _PROGRAMS[backend]
+    if program.find(name) is None:
+        raise PluginNotAvailableError(f"the backend {backend} needs the program {name}, which is not installed")
+    if backend == "nftables" or isinstance(base_rules.current(4, "filter"), nft.NftTable):
+        try:
+            answers = nfnetlink.ask([(_GET_GENERATION, 0, 0, b"")])
+        except OSError as exc:
+            raise PluginNotAvailableError(f"the kernel's nf_tables cannot be used: {exc.strerror}") from exc
+        if answers == [None]:
+            raise PluginNotAvailableError(f"the backend {backend} needs nf_tables, which this kernel has not")
+    if policy == "isolated" and program.find("nft") is None:
+        _require_visible((4,))

@@ -1,0 +1,395 @@
+"""Accept what the host forwards for containers, by iptables, in the layout of the reference.
+
+``FORWARD`` of the filter table jumps to ``CNI-FORWARD``, which asks the administrator's chain first, and then has two
+rules for each address of a container: one accepts what it sends, the other the replies to it.
+
+The reference compares these rules with comments and all, so ours have none. Who owns them is recorded in chains that no
+packet gets to, ``CNI-FORWARD-OWNERS-0`` to ``-f``: one rule for each address of an attachment, with its mark as
+comment. Each ADD adds rules of its own, also where another attachment's are the same, and DEL deletes as many as it
+had: so the DEL of a container that is gone leaves alone the rules of the next one with its address.
+
+The record also names the bridge for which the attachment asks for a policy: see :mod:`.ingress_iptables`.
+
+The reference deletes rules of ours without their record. A record none of whose rules is left goes with the next ADD of
+its address, or with GC.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from ipaddress import ip_address
+
+from ..._light import NamedTuple
+from ...errors import IOFailureError, run_all
+from ...spec.addresses import IPAddress
+from ...spec.names import Attachment, short_hash
+from .. import attributes, lock
+from . import base_rules, ingress_iptables, iptables, nft, rules, xt, xt_rules
+from .base_rules import IP_FAMILIES, XT_COMMENT_MAX, BaseRule, current, quote, tables
+from .ingress import Ingress
+from .nft import NftTable, Rule
+from .rules import Table
+
+FORWARD_MARK = 0x1000
+"""Bit of a packet's mark by which the nftables backend says that the packet is to be accepted."""
+
+_FORWARD, _PRIVATE = "FORWARD", "CNI-FORWARD"
+# Records are in the chain of their address, so that ADD reads few of them.
+_OWNERS = [f"CNI-FORWARD-OWNERS-{digit:x}" for digit in range(16)]
+_PATIENCE = 5.0
+# Addresses that are looked for in the bytes of rules. For more it is faster to read all rules.
+_FEW = 20
+_META_MARK = "meta 3"
+_STATES = "RELATED,ESTABLISHED"
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def _base(table: Table, admin: str, ingress: Ingress | None = None) -> list[BaseRule]:
+    """Return the shared rules, with those of a policy, in the order in which they are made."""
+    found = [
+        BaseRule(
+            "filter",
+            _FORWARD,
+            f'-m comment --comment "CNI firewall plugin rules" -j {_PRIVATE}',
+            lambda rule: rule.target == _PRIVATE and not rule.matches,
+            _PRIVATE,
+            1,
+        ),
+        BaseRule(
+            "filter",
+            _PRIVATE,
+            f'-m comment --comment "CNI firewall plugin admin overrides" -j {admin}',
+            lambda rule: rule.target == admin and not rule.matches,
+            admin,
+            1,
+        ),
+    ]
+    if ingress is not None or table.has_chain(ingress_iptables.STAGES[0]):
+        found.append(ingress_iptables.jump(_PRIVATE))
+    return [*found, *(ingress_iptables.bridge_rules(ingress) if ingress is not None else ())]
+
+
+def _accepting(table: Table, admin: str) -> list[BaseRule]:
+    """Return the shared rules of the nftables backend, which marks the packets that this one accepts.
+
+    That rule is the second of its chain: it is found again without reading the many that the iptables backend may add.
+    """
+    bit, text = FORWARD_MARK.to_bytes(4, sys.byteorder), f"{FORWARD_MARK:#x}/{FORWARD_MARK:#x}"
+    marked = nft.match(_META_MARK, 0, bit, bit)
+    comment = "CNI firewall: marked by table inet cni_firewall"
+    return [
+        *_base(table, admin),
+        BaseRule(
+            "filter",
+            _PRIVATE,
+            f'-m mark --mark {text} -m comment --comment "{comment}" -j ACCEPT',
+            lambda rule: rule.verdict == "accept" and (marked in rule.matches or text in rule.spec),
+            comment,
+            2,
+        ),
+    ]
+
+
+def _texts(address: IPAddress) -> tuple[str, str]:
+    """Return the rules of an address: for the replies to it, and for what it sends."""
+    return f"-d {address} -m conntrack --ctstate {_STATES} -j ACCEPT", f"-s {address} -j ACCEPT"
+
+
+def _accepts_source(rule: Rule, address: IPAddress) -> bool:
+    return rule.matches == (iptables.match_address(address.version, "-s", str(address)),)
+
+
+def _accepts_replies(rule: Rule, address: IPAddress) -> bool:
+    if rule.matches[:1] != (iptables.match_address(address.version, "-d", str(address)),):
+        return False
+    if rule.spec:
+        return f" {_STATES} " in rule.spec and len(rule.spec.split()) == len(_texts(address)[0].split())
+    others = [attributes.read(each.value) for each in rule.matches[1:] if each.what == "match"]
+    states = [xt.read_states(attributes.read_text(each[1]), each.get(3, b"")) for each in others]
+    return states == [_STATES] and len(rule.matches) == 2
+
+
+_KINDS = (_accepts_replies, _accepts_source)
+
+
+def _list_accepts(table: Table, addresses: Collection[IPAddress]) -> dict[IPAddress, list[list[Rule]]]:
+    """List the rules of addresses: for each those for the replies to it, and those for what it sends."""
+    there = table.list_rules(_PRIVATE, *_words(table, addresses)) if addresses else []
+    plain = [rule for rule in there if rule.verdict == "accept" and not rule.comment]
+    return {each: [[rule for rule in plain if kind(rule, each)] for kind in _KINDS] for each in addresses}
+
+
+def _words(table: Table, addresses: Collection[IPAddress]) -> list[str]:
+    """Return what a rule about one of these addresses contains, to tell it from most others before it is read."""
+    if len(addresses) > _FEW:
+        return []
+    if isinstance(table, iptables.LegacyTable):
+        return list(map(str, addresses))
+    return [address.packed.decode(errors="surrogateescape") for address in addresses]
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def _address_of(record: Rule) -> IPAddress | None:
+    return next((ip_address(each.value) for each in record.matches if each.what == "network"), None)
+
+
+def _addresses_of(records: Iterable[Rule]) -> Counter[IPAddress]:
+    return Counter(address for each in records if (address := _address_of(each)) is not None)
+
+
+def _bridge_of(record: Rule) -> str:
+    return next((ingress_iptables.name_of(each) for each in record.matches if each.what == "iifname"), "")
+
+
+def _chain_of(address: IPAddress) -> str:
+    return _OWNERS[int(short_hash(str(address), digits=1), 16)]
+
+
+def _list_all(table: Table, *words: str) -> list[Rule]:
+    """List all records; only those that contain one of the words."""
+    return [record for chain in sorted(table.find_chains(*_OWNERS)) for record in table.list_rules(chain, *words)]
+
+
+def _list_for(table: Table, addresses: Collection[IPAddress], *words: str) -> list[Rule]:
+    """List the records of addresses, and those in the same chains that contain one of the words."""
+    needles = _words(table, addresses)
+    wanted = [*words, *needles] if needles else []
+    return [each for chain in sorted({*map(_chain_of, addresses)}) for each in table.list_rules(chain, *wanted)]
+
+
+def _with_rules(
+    table: Table, going: list[Rule], there: Iterable[Rule], known: Collection[IPAddress] = (), kept: str = ""
+) -> list[Rule]:
+    """Return records that go, after the rules that go with them: as many as other records do not need.
+
+    Args:
+        table: The table.
+        going: The records that go.
+        there: All records of their addresses, and of the known ones.
+        known: Addresses whose rules go if no record goes.
+        kept: Bridge whose policy does not go.
+    """
+    found: list[Rule] = []
+    wanted = _addresses_of(going) if going else Counter(known)
+    gone = {*going}
+    others = [each for each in there if each not in gone and _address_of(each) in wanted]
+    accepts = _list_accepts(table, wanted)
+    if others:  # those that have gone since, with their rules, need none of the rules that were found then
+        staying = {*_list_for(table, wanted)}
+        others = [each for each in others if each in staying]
+    needed = _addresses_of(others)
+    for address, kinds in accepts.items():
+        for rules_there in kinds:
+            found += rules_there[: max(min(wanted[address], len(rules_there) - needed[address]), 0)]
+    bridges = {bridge for each in going if (bridge := _bridge_of(each)) not in ("", kept)}
+    unused = {each for each in bridges if not _is_needed(table, each, going)}
+    return [*ingress_iptables.list_own(table, unused), *found, *going]
+
+
+def _is_needed(table: Table, bridge: str, going: Collection[Rule]) -> bool:
+    """Return whether an attachment asks for a policy for a bridge, other than those that go."""
+
+    def asks(record: Rule) -> bool:
+        return _bridge_of(record) == bridge and record not in going
+
+    return any(table.find_rule(chain, asks, bridge) is not None for chain in table.find_chains(*_OWNERS))
+
+
+def _delete_found(table: Table, look: Callable[[], list[Rule]]) -> None:
+    """Delete the rules that `look` finds; alone, if a policy may be among them that another ADD relies on."""
+    has_policies = table.has_chain(ingress_iptables.STAGES[0])
+    with lock.exclusive(_PATIENCE) if has_policies else nullcontext():
+        rules.delete_found(table, lambda: ([], look()))
+
+
+# --- apply, check, delete, gc -----------------------------------------------------------------------------------------
+
+
+def apply(
+    owner: Attachment,
+    version: int,
+    addresses: Collection[IPAddress],
+    admin: str,
+    ingress: Ingress | None = None,
+) -> None:
+    """Accept what is forwarded for addresses, in the place of those that an earlier ADD of the attachment had.
+
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+        addresses: Its addresses of that version.
+        admin: Name of the administrator's chain.
+        ingress: The policy for its bridge, if it has one.
+
+    Raises:
+        InvalidConfigError: (7) iptables would take the name of the bridge for something else.
+        IOFailureError: (5) The kernel or ``iptables-restore`` refused.
+        PluginNotAvailableError: (50) ``iptables-restore`` is not installed.
+    """
+    table = current(version, "filter")
+    base = _base(table, admin, ingress)
+    mark, bridge = rules.mark(owner, XT_COMMENT_MAX), ingress.bridge if ingress is not None else ""
+    option = f" -i {bridge}" if bridge else ""
+    lines = [f"-A {_chain_of(each)} -s {each}{option} -m comment --comment {quote(mark)}" for each in addresses]
+    lines += [f"-A {_PRIVATE} {text}" for each in addresses for text in _texts(each)]
+    chains = {_PRIVATE, admin, *_OWNERS, *(ingress_iptables.STAGES if ingress is not None else ())}
+    with rules.alone(owner) as sign:
+        # What was there before goes afterwards: killed in between, an ADD leaves records of all that there is.
+        before = {str(table): _look_before(table, owner, addresses) for table in tables(version, "filter")}
+        base_rules.commit(
+            version,
+            base,
+            {"filter": chains},
+            {"filter": lines},
+            [sign],
+            locked=ingress is not None,
+            quickly=partial(_add, table, mark, addresses, bridge),
+        )
+        for table in tables(version, "filter"):
+            look = partial(_list_replaced, table, before.get(str(table), _Before()), ingress)
+            if look():
+                _delete_found(table, look)
+
+
+def _add(table: Table, mark: str, addresses: Iterable[IPAddress], bridge: str) -> bool:
+    """Add an attachment's records and rules without a program; return whether that could be done."""
+    added = [
+        (chain, expressions)
+        for address in addresses
+        for chain, expressions in (
+            (_chain_of(address), xt_rules.note(address, bridge, mark)),
+            (_PRIVATE, xt_rules.accept_replies(address)),
+            (_PRIVATE, xt_rules.accept_source(address)),
+        )
+    ]
+    return isinstance(table, NftTable) and xt_rules.add(table, added)
+
+
+class _Before(NamedTuple):
+    """Records that an ADD finds: those of an earlier ADD of the attachment, and those of others without any rule."""
+
+    own: Sequence[Rule] = ()
+    void: Sequence[Rule] = ()
+
+
+def _look_before(table: Table, owner: Attachment, addresses: Collection[IPAddress]) -> _Before:
+    there = _list_for(table, addresses, rules.key(owner))
+    own = [each for each in there if rules.is_of(each, owner)]
+    others = [each for each in there if each not in own and _address_of(each) in addresses]
+    accepts = _list_accepts(table, addresses if others else ())
+    alive = {address for address, kinds in accepts.items() if any(kinds)}
+    return _Before(own, [each for each in others if _address_of(each) not in alive])
+
+
+def _list_replaced(table: Table, before: _Before, ingress: Ingress | None) -> list[Rule]:
+    """List what an ADD has replaced: what was there before, and the rule of another policy for the bridge."""
+    outdated = ingress_iptables.list_outdated(table, ingress) if ingress is not None else []
+    there = _list_for(table, _addresses_of([*before.own, *before.void]))
+    own, void = ([each for each in records if each in there] for records in before)
+    kept = ingress.bridge if ingress is not None else ""
+    return [*outdated, *_with_rules(table, own, [each for each in there if each not in void], kept=kept), *void]
+
+
+def check(version: int, addresses: Collection[IPAddress], admin: str, ingress: Ingress | None = None) -> None:
+    """Verify that what is forwarded for addresses is accepted, and the policy, by our rules or the reference's.
+
+    Raises:
+        IOFailureError: (5) A rule is missing, or was changed, or is one of another policy.
+    """
+    written = str(current(version, "filter"))
+    problems = {
+        str(table): _problem(table, addresses, _base(table, admin, ingress)) for table in tables(version, "filter")
+    }
+    if all(problems.values()):
+        raise IOFailureError(problems.get(written) or f"{written} does not exist")
+    if ingress is not None and any(ingress_iptables.list_outdated(each, ingress) for each in tables(version, "filter")):
+        raise IOFailureError(f"iptables isolates containers on {ingress.bridge}, but ingressPolicy is {ingress.policy}")
+
+
+def _problem(table: Table, addresses: Collection[IPAddress], base: Iterable[BaseRule]) -> str:
+    for rule in base:
+        if not rule.is_in(table):
+            return f"no rule like this: {rule.text} in chain {rule.chain} of {table}"
+    for address, kinds in _list_accepts(table, addresses).items():
+        for text, there in zip(_texts(address), kinds, strict=True):
+            if not there:
+                return f"no rule like this: {text} in chain {_PRIVATE} of {table}"
+    return ""
+
+
+def delete(owner: Attachment, version: int, known: Collection[IPAddress] = ()) -> None:
+    """Delete the rules of an attachment. Absence is fine.
+
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+        known: Its addresses, as far as they are known. The reference's rules name no owner: if there is no record,
+            those of these addresses are deleted that no other attachment needs.
+
+    Raises:
+        IOFailureError: (5) The kernel refused.
+    """
+    own = [address for address in known if address.version == version]
+
+    def look(table: Table) -> list[Rule]:
+        found = [each for each in _list_all(table, rules.key(owner)) if rules.is_of(each, owner)]
+        there = _list_for(table, {*own, *_addresses_of(found)})
+        return _with_rules(table, [each for each in there if rules.is_of(each, owner)], there, own)
+
+    with rules.alone(owner):
+        for table in tables(version, "filter"):
+            _delete_found(table, partial(look, table))
+
+
+def gc(network: str, valid: Collection[Attachment]) -> None:
+    """Delete the rules of a network's attachments that are not valid. The reference's stay: they name no network.
+
+    Raises:
+        IOFailureError: (5) The kernel refused; the other tables were cleaned nevertheless.
+    """
+
+    def look(table: Table) -> list[Rule]:
+        there = _list_all(table)
+        return _with_rules(table, [*filter(rules.is_stale(network, valid), there)], there)
+
+    run_all(
+        *(
+            partial(_delete_found, table, partial(look, table))
+            for version in IP_FAMILIES
+            for table in tables(version, "filter")
+        )
+    )
+
+
+# --- for the nftables backend -----------------------------------------------------------------------------------------
+
+
+def ensure_accepted(version: int, admin: str) -> None:
+    """Have iptables accept what the nftables backend has marked, where iptables has a say in what is forwarded.
+
+    Raises:
+        IOFailureError: (5) ``iptables-restore`` refused.
+        PluginNotAvailableError: (50) It is not installed.
+    """
+    table = current(version, "filter")
+    if table.has_chain(_FORWARD):
+        base_rules.commit(version, _accepting(table, admin), {"filter": {_PRIVATE, admin}}, {})
+
+
+def check_accepted(version: int, admin: str) -> None:
+    """Verify that iptables accepts what the nftables backend has marked.
+
+    Raises:
+        IOFailureError: (5) A rule for that is missing.
+    """
+    table = current(version, "filter")
+    if table.has_chain(_FORWARD) and (problem := _problem(table, (), _accepting(table, admin))):
+        raise IOFailureError(problem)

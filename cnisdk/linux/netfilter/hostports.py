@@ -1,0 +1,148 @@
+"""Publish ports of a container on the host, with rules that name their owner.
+
+There are two backends: :mod:`.hostports_nft` looks ports up in maps, :mod:`.hostports_iptables` has the layout of the
+reference plugin. A host port is one container's, whichever backend publishes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+
+from ...errors import InvalidConfigError, PluginNotAvailableError, run_all
+from ...spec.names import Attachment, shorten
+from .. import program, sysctl
+from ..ip import route
+from . import conntrack, hostports_iptables, hostports_nft
+from .hostport import PROTOCOLS as PROTOCOLS, HostPort as HostPort, Options as Options, udp_ports
+
+_PROGRAMS = {"iptables": "iptables", "nftables": "nft"}
+
+
+def choose_backend(name: str | None, conditions: Iterable[str] = ()) -> str:
+    """Return the backend that a configuration asks for: ``iptables`` or ``nftables``.
+
+    Args:
+        name: None or empty: that whose language the conditions are in; without conditions iptables where it is
+            installed, otherwise nftables.
+        conditions: The first words of the conditions.
+
+    Raises:
+        InvalidConfigError: (7) There is no such backend, or the conditions are in the language of the other.
+    """
+    languages = {"iptables" if word.startswith(("-", "!")) else "nftables" for word in conditions}
+    if not name:
+        if len(languages) == 1:
+            return languages.pop()
+        return "nftables" if program.find("iptables") is None and program.find("nft") is not None else "iptables"
+    if name not in _PROGRAMS:
+        raise InvalidConfigError(
+            f"unrecognized backend {shorten(name)}", details=f"$.backend: expected {' or '.join(_PROGRAMS)}"
+        )
+    if languages - {name}:
+        raise InvalidConfigError(f"the conditions in conditionsV4 or conditionsV6 are not for the backend {name}")
+    return name
+
+
+def installed_backends() -> list[str]:
+    """List the backends whose programs are installed."""
+    return [backend for backend, name in _PROGRAMS.items() if program.find(name) is not None]
+
+
+def publish(
+    backend: str,
+    owner: Attachment,
+    ports: Collection[HostPort],
+    options: dict[int, Options],
+    listed: list[tuple[str, int]],
+) -> None:
+    """Publish ports, in the place of those that an earlier ADD of the attachment published.
+
+    Args:
+        backend: From :func:`choose_backend`.
+        owner: The attachment.
+        ports: The ports, of one address for each IP version.
+        options: How they lead to the container, by IP version.
+        listed: Protocols and numbers of all ports, whatever their host address.
+
+    Raises:
+        TryAgainLaterError: (11) Another container has one of them.
+        IOFailureError: (5) The kernel or a program refused.
+        PluginNotAvailableError: (50) A program is not installed.
+    """
+    for version in sorted({port.version for port in ports}):
+        own = [port for port in ports if port.version == version]
+        if backend == "nftables":
+            hostports_iptables.check_holders(owner, version, own)
+            hostports_nft.apply(owner, version, own, options[version])
+            hostports_iptables.ensure_accepted(version)
+        else:
+            hostports_nft.check_holders(owner, version, own)
+            hostports_iptables.apply(owner, version, own, options[version], listed)
+        conntrack.forget_udp(version, udp_ports(own))
+        if version == 4 and options[version].snat:
+            end = route.find_link_to(own[0].target.ip)
+            if end is not None:
+                sysctl.ensure(f"net/ipv4/conf/{end.name}/route_localnet", "1")
+
+
+def check(
+    backend: str,
+    owner: Attachment,
+    ports: Collection[HostPort],
+    options: dict[int, Options],
+    listed: list[tuple[str, int]],
+) -> None:
+    """Verify that ports are published.
+
+    Raises:
+        IOFailureError: (5) One is not, or a rule was changed.
+    """
+    for version in sorted({port.version for port in ports}):
+        own = [port for port in ports if port.version == version]
+        if backend == "nftables":
+            hostports_nft.check(owner, version, own, options[version])
+            hostports_iptables.check_accepted(version)
+        else:
+            hostports_iptables.check(owner, version, own, options[version], listed)
+
+
+def withdraw(owner: Attachment, ports: Iterable[HostPort] = ()) -> None:
+    """Take back what an attachment has published, by either backend. Absence is fine.
+
+    Args:
+        owner: The attachment.
+        ports: Its ports, as far as they are known: flows to them are forgotten, too.
+
+    Raises:
+        CNIError: Something failed; the rest was done nevertheless.
+    """
+    known = set(ports)
+
+    def clean(version: int) -> None:
+        gone = known | set(hostports_nft.delete(owner, version)) | set(hostports_iptables.delete(owner, version, known))
+        conntrack.forget_udp(version, udp_ports(port for port in gone if port.version == version))
+
+    run_all(*(partial(clean, version) for version in (4, 6)))
+
+
+def gc(network: str, valid: Collection[Attachment]) -> None:
+    """Take back what a network's attachments that are not valid have published, by either backend.
+
+    Raises:
+        CNIError: Something failed; the rest was done nevertheless.
+    """
+
+    def clean(collect: Callable[[str, Collection[Attachment]], Collection[HostPort]]) -> None:
+        gone = collect(network, valid)
+        for version in (4, 6):
+            conntrack.forget_udp(version, udp_ports(port for port in gone if port.version == version))
+
+    run_all(partial(clean, hostports_nft.gc), partial(clean, hostports_iptables.gc))
+
+
+def status(backend: str) -> None:
+    """Raise :class:`PluginNotAvailableError` (50) unless ports can be published."""
+    name = _PROGRAMS[backend]
+    if program.find(name) is None:
+        raise PluginNotAvailableError(f"the backend {backend} needs the program {name}, which is not installed")

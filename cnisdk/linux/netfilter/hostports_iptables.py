@@ -1,0 +1,373 @@
+"""Host ports by iptables, in the layout of the reference, so that each side checks and deletes the other's rules.
+
+In the nat table, what is sent to the host itself goes through ``CNI-HOSTPORT-DNAT``, which jumps from the ports of an
+attachment to the attachment's chain. That chain marks what must be masqueraded, and translates. The mark leads to
+``CNI-HOSTPORT-MASQ`` after routing.
+
+The reference compares its rules with comments and all, so ours have none, but for the first of an attachment's chain:
+it has the owner's mark as comment. It also marks the connection, by which a rule in the filter table's ``FORWARD``
+accepts what came through a host port.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+
+from ...errors import CNIError, IOFailureError, run_all
+from ...spec.addresses import IPAddress
+from ...spec.names import Attachment, short_hash
+from . import base_rules, iptables, nft, rules
+from .base_rules import IP_FAMILIES, XT_COMMENT_MAX, BaseRule, current, find_lacking, quote, tables
+from .dnat_chain import SETMARK, ShownRule, group_ports, read_port, show, wanted_rules
+from .hostport import CONNECTION_MARK, PROTOCOLS, HostPort, Options, is_same_container, taken
+from .nft import Rule
+from .rules import Table
+
+_ENTRY, _MASQUERADE = "CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-MASQ"
+_PREFIX = "CNI-DN-"
+_DIGITS = 21
+_ACCEPTED = "CNI portmap: connections to published ports"
+_META_MARK = "meta 3"
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def _reference_name(owner: Attachment) -> str:
+    """Return the name of the reference's chain. It joins network and container: two attachments may have the same."""
+    return f"{_PREFIX}{short_hash(owner.network + owner.container_id, digits=_DIGITS)}"
+
+
+def _own_name(owner: Attachment) -> str:
+    return f"{_PREFIX}{short_hash(*owner, digits=_DIGITS)}"
+
+
+def _reference_comment(owner: Attachment) -> str:
+    return f'dnat name: "{owner.network}" id: "{owner.container_id}"'[:XT_COMMENT_MAX]
+
+
+# --- what all attachments share ---------------------------------------------------------------------------------------
+
+
+def _leads_local(rule: Rule) -> bool:
+    return rule.target == _ENTRY and len(rule.matches) == 1
+
+
+def _base(options: Options) -> list[BaseRule]:
+    found = [
+        BaseRule("nat", chain, f"-m addrtype --dst-type LOCAL -j {_ENTRY}", _leads_local, _ENTRY)
+        for chain in ("PREROUTING", "OUTPUT")
+    ]
+    if options.snat and not options.mark_chain:
+        mark = 1 << options.mark_bit
+        bit = nft.match(_META_MARK, 0, mark.to_bytes(4, sys.byteorder), mark.to_bytes(4, sys.byteorder))
+        both = f"{mark:#x}/{mark:#x}"
+        found += [
+            BaseRule(
+                "nat",
+                SETMARK,
+                f'-m comment --comment "CNI portfwd masquerade mark" -j MARK --set-xmark {both}',
+                lambda rule: rule.verdict == f"MARK {both}",
+            ),
+            BaseRule(
+                "nat",
+                _MASQUERADE,
+                f"-m mark --mark {both} -j MASQUERADE",
+                lambda rule: rule.verdict == "masquerade" and (bit in rule.matches or both in rule.spec),
+            ),
+            # Before the chains of masquerade, which accept what stays in the network. It concerns nothing without mark.
+            BaseRule(
+                "nat",
+                "POSTROUTING",
+                f'-m comment --comment "CNI portfwd requiring masquerade" -j {_MASQUERADE}',
+                lambda rule: rule.target == _MASQUERADE and not rule.matches,
+                _MASQUERADE,
+                1,
+            ),
+        ]
+    return [*found, accepting()]
+
+
+def accepting() -> BaseRule:
+    """Return the rule that has the host forward what came through a host port, after all others."""
+    bit = f"{CONNECTION_MARK:#x}"
+    conditions = f"-m connmark --mark {bit}/{bit} -m conntrack --ctstate DNAT"
+    return BaseRule(
+        "filter",
+        "FORWARD",
+        f'{conditions} -m comment --comment "{_ACCEPTED}" -j ACCEPT',
+        lambda rule: (rule.comment, rule.verdict) == (_ACCEPTED, "accept"),
+        _ACCEPTED,
+    )
+
+
+def ensure_accepted(version: int) -> None:
+    """Have the host forward what came through a host port, where iptables has a say in it.
+
+    Raises:
+        IOFailureError: (5) ``iptables-restore`` refused.
+        PluginNotAvailableError: (50) It is not installed.
+    """
+    if current(version, "filter").has_chain("FORWARD"):
+        base_rules.commit(version, [accepting()], {}, {})
+
+
+def check_accepted(version: int) -> None:
+    """Verify that the host forwards what came through a host port.
+
+    Raises:
+        IOFailureError: (5) The rule for that is missing.
+    """
+    if current(version, "filter").has_chain("FORWARD") and find_lacking(version, [accepting()]):
+        raise IOFailureError(f"no rule like this: {accepting().text} in chain FORWARD")
+
+
+# --- apply, check, delete, gc -----------------------------------------------------------------------------------------
+
+
+def apply(
+    owner: Attachment, version: int, ports: Collection[HostPort], options: Options, listed: Sequence[tuple[str, int]]
+) -> None:
+    """Publish ports of one IP version, in the place of those that an earlier ADD of the attachment published.
+
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+        ports: The ports.
+        options: How they lead to the container.
+        listed: Protocols and ports for which the reference expects rules: also those of the other IP version.
+
+    Raises:
+        TryAgainLaterError: (11) Another container has one of them.
+        IOFailureError: (5) The kernel or ``iptables-restore`` refused.
+        PluginNotAvailableError: (50) ``iptables-restore`` is not installed.
+    """
+    with rules.alone(owner) as sign:
+        _delete(owner, version, ports)
+        name = _reference_name(owner)
+        with rules.reserve(f"{IP_FAMILIES[version]}-{name}") as reserved:
+            free = reserved and not any(table.has_chain(name) for table in tables(version, "nat"))
+            _commit(owner, version, name if free else _own_name(owner), ports, options, listed, sign)
+        try:
+            check_holders(owner, version, ports)
+        except CNIError:
+            _delete(owner, version)
+            raise
+
+
+def _commit(
+    owner: Attachment,
+    version: int,
+    name: str,
+    ports: Iterable[HostPort],
+    options: Options,
+    listed: Iterable[tuple[str, int]],
+    sign: int,
+) -> None:
+    mark, bit = rules.mark(owner, XT_COMMENT_MAX), f"{CONNECTION_MARK:#x}"
+    jump = _reference_comment(owner) if name == _reference_name(owner) else mark
+    conditions = "".join(f" {quote(word)}" for word in options.conditions)
+    own = [
+        f"-N {name}",
+        f"-A {name} -m comment --comment {quote(mark)} -j CONNMARK --set-xmark {bit}/{bit}",
+        *(f"-A {name} {text}" for text, _ in wanted_rules(ports, options)),
+        *(
+            f"-A {_ENTRY} -m comment --comment {quote(jump)} -m multiport -p {protocol}"
+            f" --destination-ports {','.join(map(str, some))}{conditions} -j {name}"
+            for protocol, some in group_ports(listed)
+        ),
+    ]
+    chains = {_ENTRY, *({SETMARK, _MASQUERADE} if options.snat and not options.mark_chain else ())}
+    base_rules.commit(version, _base(options), {"nat": chains}, {"nat": own}, [sign])
+
+
+def check_holders(owner: Attachment, version: int, ports: Collection[HostPort]) -> None:
+    """Refuse ports that another container has had before.
+
+    The first rule in the chain of all counts, so ADD looks after it made its own: two processes cannot both win.
+
+    Raises:
+        TryAgainLaterError: (11) It has one of them.
+    """
+    numbers = {port.port for port in ports}
+    own = (_reference_name(owner), _own_name(owner))
+    for table in tables(version, "nat"):
+        for jump in table.list_rules(_ENTRY, *_words(table, numbers)):
+            shown = show(jump)
+            if not numbers & shown.ports:
+                continue
+            inside = table.list_rules(jump.target)
+            holder = inside[0].comment if inside and rules.is_marked(inside[0]) else jump.comment
+            if jump.target in own and inside and rules.is_of(inside[0], owner):
+                return
+            if is_same_container(holder, owner, XT_COMMENT_MAX) or jump.comment.endswith(f'id: "{owner.container_id}"'):
+                continue
+            for wanted in ports:
+                if any(_overlap(wanted, show(each)) for each in inside):
+                    raise taken(wanted, holder)
+
+
+def _words(table: Table, ports: Iterable[int]) -> list[str]:
+    """Return what a rule about one of these ports contains, to tell it from most others before it is read."""
+    if isinstance(table, iptables.LegacyTable):
+        return list(map(str, ports))
+    return [
+        port.to_bytes(2, sys.byteorder).decode(errors="surrogateescape") for port in ports
+    ]  # as xt_multiport has it
+
+
+def _overlap(wanted: HostPort, held: ShownRule) -> bool:
+    if not held.verdict.startswith("DNAT ") or held.protocol != PROTOCOLS[wanted.protocol]:
+        return False
+    addresses = {each for each in held.others if each.what == "network"}
+    specific = wanted.host_ip is not None and iptables.match_address(wanted.version, "-d", str(wanted.host_ip))
+    return wanted.port in held.ports and (not specific or not addresses or specific in addresses)
+
+
+def check(
+    owner: Attachment, version: int, ports: Collection[HostPort], options: Options, listed: Sequence[tuple[str, int]]
+) -> None:
+    """Verify that the ports are published, by our rules or the reference's.
+
+    Raises:
+        IOFailureError: (5) A rule is missing, or was changed.
+    """
+    problems = [
+        _problem(table, owner, ports, options, listed) or _missing_base(table, options)
+        for table in tables(version, "nat")
+    ]
+    if all(problems):
+        raise IOFailureError(f"{owner} has no rule like this: {problems[0]}")
+    ours = (_reference_name(owner), _own_name(owner))
+    if any(rules.has_rule_of(table, name, owner) for table in tables(version, "nat") for name in ours):
+        check_accepted(version)
+
+
+def _missing_base(table: Table, options: Options) -> str:
+    base = [each for each in _base(options) if each.table == "nat"]
+    lacking = [each for each in base if not each.is_in(table)]
+    return f"{lacking[0].text} in chain {lacking[0].chain}" if lacking else ""
+
+
+def _problem(
+    table: Table,
+    owner: Attachment,
+    ports: Iterable[HostPort],
+    options: Options,
+    listed: Iterable[tuple[str, int]],
+) -> str:
+    found = _chains(table, owner)
+    chain = found[0] if found else _reference_name(owner)
+    inside = table.list_rules(chain)
+    if inside and rules.is_marked(inside[0]):
+        inside = inside[1:]
+    expected = list(wanted_rules(ports, options))
+    shown = [show(rule) for rule in inside]
+    for index, (text, wanted) in enumerate(expected):
+        if index >= len(shown) or shown[index] != wanted:
+            return f"{text} in chain {chain} of {table}"
+    jumps = [show(rule) for rule in table.list_rules(_ENTRY, chain) if rule.target == chain]
+    for protocol, some in group_ports(listed):
+        if not any(
+            (each.protocol, each.ports) == (PROTOCOLS[protocol], frozenset(some))
+            and bool(each.others) == bool(options.conditions)
+            for each in jumps
+        ):
+            return f"-p {protocol} to ports {some} jump {chain} in chain {_ENTRY} of {table}"
+    return ""
+
+
+def _chains(table: Table, owner: Attachment) -> list[str]:
+    """List the chains of an attachment: those that its mark is in, or else the reference's for its container."""
+    named = _reference_name(owner)
+    there = table.find_chains(named, _own_name(owner))
+    inside = {name: table.list_rules(name) for name in sorted(there)}
+    ours = [name for name, has in inside.items() if has and rules.is_of(has[0], owner)]
+    foreign = named in inside and not any(map(rules.is_marked, inside[named]))
+    return ours or ([named] if foreign else [])
+
+
+def delete(owner: Attachment, version: int, known: Collection[HostPort] = ()) -> list[HostPort]:
+    """Take back what an attachment has published by iptables, whether we or the reference made it. Absence is fine.
+
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+        known: Its ports, as far as they are known. The reference's chains do not name the interface: those that lead to
+            other addresses only are of another interface, and stay.
+
+    Returns:
+        The ports that it had.
+
+    Raises:
+        IOFailureError: (5) The kernel refused.
+    """
+    with rules.alone(owner):
+        return _delete(owner, version, known)
+
+
+def _delete(owner: Attachment, version: int, known: Collection[HostPort] = ()) -> list[HostPort]:
+    gone: list[HostPort] = []
+    own = {port.target.ip for port in known if port.version == version}
+
+    def look(table: Table) -> list[str]:
+        return [name for name in _chains(table, owner) if not _is_of_another(table, name, own)]
+
+    for table in tables(version, "nat"):
+        rules.delete_found(table, partial(_found, table, partial(look, table), gone))
+    return gone
+
+
+def _is_of_another(table: Table, chain: str, own: Collection[IPAddress]) -> bool:
+    inside = table.list_rules(chain)
+    leads_to = {port.target.ip for rule in inside if (port := read_port(rule)) is not None}
+    return not any(map(rules.is_marked, inside)) and bool(own and leads_to) and leads_to.isdisjoint(own)
+
+
+def _found(table: Table, look: Callable[[], Sequence[str]], ports: list[HostPort]) -> tuple[Sequence[str], list[Rule]]:
+    """Find chains and the jumps to them, and note the ports that lead there."""
+    chains = look()
+    ports += [port for chain in chains for rule in table.list_rules(chain) if (port := read_port(rule)) is not None]
+    jumps = [rule for rule in table.list_rules(_ENTRY, *chains) if rule.target in chains] if chains else []
+    return chains, jumps
+
+
+def gc(network: str, valid: Collection[Attachment]) -> list[HostPort]:
+    """Take back what a network's attachments that are not valid have published.
+
+    Returns:
+        The ports that they had.
+
+    Raises:
+        CNIError: The kernel refused; the rest was cleaned nevertheless.
+    """
+    kept = {rules.mark(owner, XT_COMMENT_MAX) for owner in valid}
+    kept_names = {_reference_name(owner) for owner in valid}
+    start = f"{short_hash(network, digits=16)}-"
+    foreign = f'dnat name: "{network}" id: "'
+
+    def stale(table: Table) -> list[str]:
+        found = []
+        for name in table.list_chains(_PREFIX):
+            inside = table.list_rules(name)
+            comment = inside[0].comment if inside else ""
+            if comment.startswith(start):
+                if comment not in kept:
+                    found.append(name)
+            elif not rules.is_marked(Rule(name, 0, comment, (), "")) and name not in kept_names:
+                jumps = table.list_rules(_ENTRY, name)
+                if jumps and all(rule.comment.startswith(foreign) for rule in jumps if rule.target == name):
+                    found.append(name)
+        return found
+
+    gone: list[HostPort] = []
+    run_all(
+        *(
+            partial(rules.delete_found, table, partial(_found, table, partial(stale, table), gone))
+            for version in IP_FAMILIES
+            for table in tables(version, "nat")
+        )
+    )
+    return gone
