@@ -1,8 +1,7 @@
-"""Allocating addresses: ranges, allocators, and the stores that remember who holds what."""
-
-from typing import TYPE_CHECKING
+"""Allocate addresses: ranges, allocators, and stores of leases."""
 
 from .._lazy import exports
+from .._light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .allocator import Allocator as Allocator, RoundRobin as RoundRobin
@@ -18,6 +17,12 @@ if TYPE_CHECKING:
         Transaction as Transaction,
         View as View,
     )
+    from .table import (
+        Examination as Examination,
+        Finding as Finding,
+        LeaseRecord as LeaseRecord,
+        LeaseTable as LeaseTable,
+    )
 
 __all__, __dir__, __getattr__ = exports(
     __name__,
@@ -27,5 +32,6 @@ __all__, __dir__, __getattr__ = exports(
         ".memory": "MemoryStore",
         ".ranges": "Range RangeSet",
         ".store": "Changes Conflict Lease Owner Store Transaction View",
+        ".table": "Examination Finding LeaseRecord LeaseTable",
     },
 )

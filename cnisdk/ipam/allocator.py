@@ -1,12 +1,16 @@
-"""Who gets which address: the interface, and the policy of the reference's host-local."""
+"""Allocators choose the addresses of an attachment: the interface, and the policy of the reference's host-local.
+
+An allocator reads and changes a :mod:`.store` through transactions, so that two processes never give out one address.
+Releasing needs no allocator: :func:`release` and :func:`retain` work without knowing any range.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
-from typing import Literal
 
+from .._light import Literal
 from ..errors import (
     CNIError,
     InvalidConfigError,
@@ -17,13 +21,24 @@ from ..errors import (
 from ..spec.addresses import IPAddress
 from ..spec.result import IPConfig
 from .ranges import Pool, Range, RangeSet, check_range_sets, pools
-from .store import DEFAULT_TIMEOUT, Lease, Owner, Store, Transaction, View, in_order
+from .store import LOCK_TIMEOUT, Lease, Owner, Store, Transaction, View, in_order
 
 OnDuplicate = Literal["error", "return"]
+"""Answer to a second request of an attachment: an error, or the addresses it holds."""
+
+
+class PoolExhaustedError(TryAgainLaterError):
+    """A range set has no free address.
+
+    Attributes:
+        index: Number of the range set.
+    """
+
+    index = 0
 
 
 class Allocator(ABC):
-    """Hands out addresses, for whoever brings their own policy."""
+    """Policy by which attachments get addresses. Subclass it for one of your own."""
 
     @abstractmethod
     def allocate(self, owner: Owner, requested: Sequence[IPAddress] = ()) -> tuple[IPConfig, ...]:
@@ -44,22 +59,22 @@ class Allocator(ABC):
 
     @abstractmethod
     def release(self, owner: Owner) -> tuple[Lease, ...]:
-        """Take back what an attachment holds, and say what that was. Holding nothing is fine."""
+        """Delete the leases of an attachment, and return them. It is fine when there are none."""
 
     @abstractmethod
     def find(self, owner: Owner) -> tuple[IPAddress, ...]:
-        """What an attachment holds, in ascending order, IPv4 first."""
+        """Return the addresses of an attachment, in ascending order, IPv4 first."""
 
     @abstractmethod
     def retain(self, owners: Collection[Owner]) -> tuple[Lease, ...]:
-        """Take back what everybody else holds, and say what that was."""
+        """Delete the leases that none of these owners holds, and return them."""
 
     @abstractmethod
     def check_capacity(self) -> None:
-        """Check that an attachment would get its addresses.
+        """Check that a new attachment would get its addresses.
 
         Raises:
-            PluginNotAvailableError: (50) It would not; the message says why.
+            PluginNotAvailableError: (50) A pool is used up; the message says which.
         """
 
 
@@ -67,10 +82,10 @@ class RoundRobin(Allocator):
     """One address of each range set, each after the one handed out last, so that addresses rest before they return.
 
     Args:
-        store: Where leases are remembered.
-        range_sets: What there is to hand out.
-        on_duplicate: What becomes of an ADD for an attachment that has addresses: ``"error"``, as the reference does,
-            or ``"return"`` for the addresses it has.
+        store: The store of the leases.
+        range_sets: The addresses to hand out.
+        on_duplicate: ``"error"`` refuses an ADD of an attachment that has addresses, as the reference does;
+            ``"return"`` gives it the same addresses again.
         timeout: How long to wait for the store, in seconds.
 
     Raises:
@@ -83,7 +98,7 @@ class RoundRobin(Allocator):
         range_sets: Sequence[RangeSet],
         *,
         on_duplicate: OnDuplicate = "error",
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float = LOCK_TIMEOUT,
     ) -> None:
         check_range_sets(range_sets)
         self._store = store
@@ -99,9 +114,9 @@ class RoundRobin(Allocator):
         Args:
             owner: The attachment.
             requested: Addresses it must get among others.
-            new: A list to note the leases in that this call makes, for a caller that has to give them back if it fails
-                later. They are noted before they are made. So :func:`release_exactly` with the same list can be
-                registered first, and no signal finds a lease that nobody knows of.
+            new: A list that receives the leases this call makes, before it makes them. The caller registers
+                :func:`release_exactly` with the same list for undo first; so a signal at any moment finds no lease that
+                undo does not know of.
         """
         choice = self._assign(tuple(dict.fromkeys(requested)))
         noted: list[Lease] = [] if new is None else new
@@ -122,7 +137,7 @@ class RoundRobin(Allocator):
             raise
 
     def _assign(self, requested: tuple[IPAddress, ...]) -> dict[int, IPAddress]:
-        """Which range set gives which requested address."""
+        """Return the requested address for each range set, by the number of the set."""
         choice: dict[int, IPAddress] = {}
         left = list(requested)
         for index, pool in enumerate(self._pools):
@@ -169,10 +184,12 @@ class RoundRobin(Allocator):
         else:
             free = _find_free(transaction, pool, index)
             if free is None:
-                raise TryAgainLaterError(
+                exhausted = PoolExhaustedError(
                     f"{prefix}no IP addresses available in range set: {pool.range_set}",
                     details=_exhausted(pool),
                 )
+                exhausted.index = index
+                raise exhausted
             address = free
         transaction.reserve(address, owner)
         transaction.set_cursor(index, address)
@@ -214,15 +231,15 @@ def _exhausted(pool: Pool) -> str:
 
 
 def find_held(view: View, owner: Owner) -> tuple[IPAddress, ...]:
-    """What an owner holds, old records that name only the container included."""
+    """Return the addresses of an owner, including those of old records that name only its container."""
     return in_order({*view.find_addresses(owner), *view.find_addresses(owner.without_ifname)})
 
 
-def release(store: Store, owner: Owner, *, timeout: float = DEFAULT_TIMEOUT) -> tuple[Lease, ...]:
-    """Take back what an owner holds, without knowing any range: DEL works with any configuration.
+def release(store: Store, owner: Owner, *, timeout: float = LOCK_TIMEOUT) -> tuple[Lease, ...]:
+    """Delete the leases of an owner and return them. No range is needed: DEL works with any configuration.
 
-    Old records, which name only the container, are taken when there is no other, as by the reference: the container's
-    other interfaces may have newer ones.
+    If the owner has none, delete old records that name only its container, as the reference does. They are not
+    deleted otherwise: they may be those of the container's other interfaces.
     """
 
     def change(transaction: Transaction) -> tuple[Lease, ...]:
@@ -237,8 +254,8 @@ def release(store: Store, owner: Owner, *, timeout: float = DEFAULT_TIMEOUT) -> 
     return store.update(change, timeout=timeout)
 
 
-def release_exactly(store: Store, leases: Sequence[Lease], *, timeout: float = DEFAULT_TIMEOUT) -> None:
-    """Take back these leases, as far as they still are: the inverse of an allocation."""
+def release_exactly(store: Store, leases: Sequence[Lease], *, timeout: float = LOCK_TIMEOUT) -> None:
+    """Delete these leases, those that still have their owner: the inverse of an allocation."""
     if not leases:
         return
 
@@ -250,8 +267,8 @@ def release_exactly(store: Store, leases: Sequence[Lease], *, timeout: float = D
     store.update(change, timeout=timeout)
 
 
-def retain(store: Store, owners: Collection[Owner], *, timeout: float = DEFAULT_TIMEOUT) -> tuple[Lease, ...]:
-    """Take back what everybody else holds, without knowing any range: see :meth:`View.find_stale`."""
+def retain(store: Store, owners: Collection[Owner], *, timeout: float = LOCK_TIMEOUT) -> tuple[Lease, ...]:
+    """Delete the leases that none of these owners holds, and return them: see :meth:`View.find_stale`."""
 
     def change(transaction: Transaction) -> tuple[Lease, ...]:
         stale = tuple(transaction.find_stale(owners))

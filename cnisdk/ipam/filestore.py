@@ -1,4 +1,21 @@
-"""Leases as files, in the format of the reference's host-local, which may use the same directory at the same time."""
+"""Leases as files, in the format of the reference's host-local, which may use the same directory at the same time.
+
+Theory of operation. ``<data_dir>/<network>/`` holds a file ``lock``, one file for each lease, named by the address, and
+a cursor ``last_reserved_ip.<n>`` for each range set, with the address it handed out last (:mod:`._records`).
+
+- One process at a time works in a directory. It holds ``flock`` on ``lock``, as the reference does (:mod:`._lockfile`),
+  and meanwhile signals are held back.
+- A lease appears whole: its file is written without a name, then linked under the address. The link fails when the name
+  is taken, so it is at once the allocation and the guard against allocating twice.
+- A commit does first what can fail: it verifies the leases to release and writes the new files. It then links these,
+  overwrites cursors and unlinks. On an error, it unlinks what it has linked.
+- Killed between two links, a process leaves the leases it has linked so far. They name their owner, so DEL finds them.
+- An index beside the directory (:mod:`._index`) lets each operation cost the same at any number of leases. It is a
+  hint: if it does not fit the directory, all files are read (a scan), and the index is made anew.
+- A scan also reclaims: it deletes empty files, whose writer was killed, and leases of earlier boots of this machine.
+- A process without the lock may delete the directory or replace it, as ``podman network rm`` does. A process that
+  notices this raises :class:`Conflict`, and the operation starts again.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +23,16 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, NoReturn
 
+from .._light import NamedTuple, NoReturn
 from .._signals import HeldBack
 from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError, IOFailureError, PluginNotAvailableError
 from ..spec.addresses import IPAddress
 from ..spec.names import check_network_name
-from . import lockfile
-from .index import DIRECTORY, Index, IndexWrong, delete_index, read_cursor
-from .memory import MemoryView
-from .place import is_exclusive
-from .records import (
+from . import _lockfile
+from ._index import DIRECTORY, Index, IndexWrong, delete_index, read_cursor
+from ._place import is_exclusive
+from ._records import (
     LAST_RESERVED,
     MODE,
     SIZE_MAX,
@@ -29,15 +45,16 @@ from .records import (
     parse_name,
     read_record,
 )
+from .memory import MemoryView
 from .store import NOBODY, Changes, Conflict, Lease, Store, View
 
 DATA_DIR = "/var/lib/cni/networks"
-"""Where the reference keeps leases, unless told otherwise."""
+"""The directory in which the reference keeps leases by default."""
 
 SPARE = ".cnisdk-new"
-"""Where a lease is written before it gets its name, on file systems that have no unnamed files."""
+"""Name of the file in which a lease is written first, on file systems that have no unnamed files."""
 
-# So many leases, those of a container with two families, are read faster than an index is made and deleted again.
+# Up to this many leases, those of one container with two families, reading all is faster than making an index.
 _FEW = 2
 
 _NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
@@ -61,27 +78,27 @@ class _Absent(MemoryView):
 
 
 class _Scanned(MemoryView):
-    """What a scan of a directory found, where there can be no index of it."""
+    """The leases a scan found in a directory that has no index."""
 
     def __init__(self, leases: Iterable[Lease], directory: int, *, exclusive: bool, index: Index | None = None) -> None:
         super().__init__(leases)
         self.directory = directory
         self.exclusive = exclusive
-        self.index = index  # to be made when there are more leases
+        self.index = index  # made as soon as there are more leases
 
     def find_cursor(self, index: int) -> IPAddress | None:
         return read_cursor(self.directory, index)
 
 
 class _File(NamedTuple):
-    """A file about to appear, or a cursor about to be overwritten.
+    """A lease about to get its name, or a cursor about to be overwritten.
 
     Attributes:
         name: Its name.
         data: Its content.
         boot: The boot to mark it with; None for no mark.
-        fd: A descriptor of it; -1 where there are no unnamed files.
-        exists: Whether it has its name already, so that it is only to be overwritten.
+        fd: A descriptor of it; -1 where the file system has no unnamed files.
+        exists: If true, the file is there already and is only overwritten.
     """
 
     name: str
@@ -94,16 +111,16 @@ class _File(NamedTuple):
 class FileStore(Store):
     """The leases of one network, in ``<data_dir>/<network>``.
 
-    The directory is made by the first lease. Every operation takes its lock. A lease appears with its content or not
-    at all. An index beside it (see :mod:`.index`) makes operations cost the same at any number of leases.
+    The first lease makes the directory.
 
     Args:
-        data_dir: Where the directories of networks are; empty means :data:`DATA_DIR`. A relative path is relative to
+        data_dir: Directory of the networks' directories; empty means :data:`DATA_DIR`. A relative path is relative to
             the working directory, as in the reference.
         network: Name of the network.
-        reclaim_earlier_boots: Take leases of earlier boots of this machine for free: their namespaces died with the
-            power. Leases whose boot is not known are never touched, nor any in a directory that other machines may use.
-        notice: Told, in a sentence, of each lease that is reclaimed.
+        reclaim_earlier_boots: If true, leases of earlier boots of this machine count as free: their namespaces ended
+            with the boot. Leases whose boot is not known are never touched, nor any in a directory that other machines
+            may use.
+        notice: Called with a sentence for each lease that is reclaimed.
         boot: The current boot; None means to ask the kernel.
 
     Raises:
@@ -139,7 +156,7 @@ class FileStore(Store):
         with self.locked(deadline, write=write) as directory:
             if directory is None:
                 if write and os.path.lexists(self.index_path):
-                    delete_index(self.index_path)  # the network was removed by hand
+                    delete_index(self.index_path)  # a person removed the network's directory
                 yield _Absent()
                 return
             index = Index(directory, self.index_path, self.boot, reclaims=self.reclaims)
@@ -158,11 +175,12 @@ class FileStore(Store):
 
     @contextmanager
     def locked(self, deadline: float, *, write: bool) -> Iterator[int | None]:
-        """Open the directory and hold its lock, and signals back until both are given back.
+        """Open the directory and take its lock. Signals are held back until both are closed.
 
         Args:
-            deadline: When to give up waiting, as ``time.monotonic()`` counts.
-            write: Whether anything will be changed. If not, and if there can be no lock, it goes without.
+            deadline: Time of ``time.monotonic()`` at which to give up waiting.
+            write: If true, the caller may change files. Otherwise a directory in which this process cannot make a lock
+                file is read without one.
 
         Yields:
             A descriptor of the directory; None when it does not exist.
@@ -225,13 +243,13 @@ class FileStore(Store):
                 return
             index.trust(since)
         except (OSError, IndexWrong):
-            index.distrust()  # no room, no permission: the leases are right, and the next one scans
+            index.distrust()  # no room, no permission: the leases are right, and the next process scans
 
     def check_usable(self) -> None:
-        """Check that leases could be written, without making anything.
+        """Check that leases can be written, without writing.
 
         Raises:
-            PluginNotAvailableError: (50) They could not; the message has the path and the reason.
+            PluginNotAvailableError: (50) They cannot; the message has the path and the reason.
         """
         path = self.path
         while not os.path.lexists(path):
@@ -260,15 +278,15 @@ class FileStore(Store):
 
     def _lock(self, directory: int, deadline: float, write: bool, signals: HeldBack) -> int | None:
         try:
-            return lockfile.acquire(directory, self.path, deadline, signals, create=True)
+            return _lockfile.acquire(directory, self.path, deadline, signals, create=True)
         except FileNotFoundError as exc:
             if os.fstat(directory).st_nlink:
-                raise  # not deleted: the file is a link that leads nowhere
+                raise  # the directory is there: its lock file is a link that leads nowhere
             raise Conflict(f"{self.path} was deleted") from exc
         except OSError as exc:
-            # Where nobody can make a lock file, nobody can make leases either: reading needs no lock.
+            # Where no process can make a lock file, none can make leases either: reading needs no lock.
             if not write and exc.errno in (errno.EROFS, errno.EACCES, errno.ENOSPC):
-                return lockfile.acquire(directory, self.path, deadline, signals, create=False)
+                return _lockfile.acquire(directory, self.path, deadline, signals, create=False)
             raise
 
     def _make_directory(self) -> None:
@@ -277,26 +295,30 @@ class FileStore(Store):
         try:
             for path in _missing(self.path):
                 try:
-                    # The reference makes them all with 0755; whose leases there are is nobody's business.
+                    # The reference makes them all with 0755. Container ids and addresses are for their owner alone.
                     os.mkdir(path, 0o700 if path == self.path else 0o755)
                 except FileExistsError:
                     continue
                 made.append(path)
             os.close(
-                os.open(f"{self.path}/{lockfile.NAME}", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, MODE),
+                os.open(f"{self.path}/{_lockfile.NAME}", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, MODE),
             )
         except OSError as exc:
             for path in reversed(made):
                 try:
                     os.rmdir(path)
                 except OSError:
-                    pass  # somebody uses it already
+                    pass  # another process uses it already
             if isinstance(exc, FileNotFoundError) and not _is_never_found(exc.filename):
                 raise Conflict(f"{self.path} was deleted") from exc
             self._fail("make", exc)
 
     def _scan(self, directory: int, index: Index, *, write: bool) -> Index | _Scanned:
-        """Read all leases, reclaim the dead ones, and make the index anew."""
+        """Read all leases, reclaim the dead ones, and make the index anew.
+
+        Returns:
+            The index; the leases themselves when they are few, or when there can be no index.
+        """
         leases: list[Lease] = []
         dead, exclusive = 0, is_exclusive(directory)
         since = os.fstat(directory).st_mtime_ns
@@ -308,9 +330,9 @@ class FileStore(Store):
                 continue
             record = read_record(directory, name, with_boot=self.reclaims)
             if record is None:
-                continue  # somebody deletes leases without the lock
+                continue  # another process deletes leases without the lock
             if record.torn:
-                why = "it is empty: its writer was killed before anybody got the address"
+                why = "it is empty: its writer was killed before the address was used"
             elif self.boot.judge(record.boot, exclusive=exclusive) == "earlier":
                 why = f"{record.owner} had it in an earlier boot of this machine"
             else:
@@ -322,7 +344,7 @@ class FileStore(Store):
             elif write and self._notice is not None:
                 self._notice(f"reclaimed {self.path}/{name}: {why}")
         if dead and not write:
-            # The dead are gone for the next one that may write; until then, an index would be wrong.
+            # The next process that may write deletes the dead leases. Until then an index would be wrong.
             return _Scanned(leases, directory, exclusive=exclusive)
         if dead:
             since = os.fstat(directory).st_mtime_ns
@@ -343,7 +365,7 @@ class FileStore(Store):
     # --- changes ------------------------------------------------------------------------------------------------------
 
     def _change(self, directory: int, changes: Changes, boot: Boot | None) -> None:
-        """Change the files. What can fail is done first; what fails nevertheless is undone."""
+        """Change the files. Steps that can fail come first; what an error interrupts is taken back."""
         for lease in changes.reserve:
             if not is_proper(lease.owner):
                 raise ValueError(f"{lease.owner!r} cannot own a lease: its names are not those of an attachment")
@@ -401,7 +423,7 @@ class FileStore(Store):
     def _failure(self, action: str, exc: OSError) -> CNIError:
         """Say which path the kernel refused, and why."""
         number = exc.errno or 0
-        dangling = find_dangling(f"{self.path}/{lockfile.NAME}") if number == errno.ENOENT else None
+        dangling = find_dangling(f"{self.path}/{_lockfile.NAME}") if number == errno.ENOENT else None
         return IOFailureError(
             f"cannot {action} the address store {self.path}: {exc.strerror or exc} "
             f"({errno.errorcode.get(number, 'unknown error')})",
@@ -413,7 +435,7 @@ def find_dangling(path: str) -> str | None:
     """Find a symbolic link on a path that leads nowhere, and say so: a disk that is not mounted, perhaps.
 
     Returns:
-        A sentence; None when there is no such link, so that what is missing may be made.
+        A sentence, or None if there is no such link: the missing directories may then be made.
     """
     while path and path != os.path.dirname(path):
         if os.path.islink(path) and not os.path.exists(path):
@@ -423,12 +445,12 @@ def find_dangling(path: str) -> str | None:
 
 
 def _is_never_found(path: str) -> bool:
-    """Can nothing be made at a path, although what is above it is there? Or has somebody deleted that meanwhile?"""
+    """Return true if no directory can ever be made at a path; false if another process has deleted the one above it."""
     if find_dangling(path) is not None:
         return True
-    if os.path.basename(path) == lockfile.NAME or not os.path.isdir(os.path.dirname(path) or os.curdir):
+    if os.path.basename(path) == _lockfile.NAME or not os.path.isdir(os.path.dirname(path) or os.curdir):
         return False
-    try:  # once more: in procfs, and in a working directory that was deleted, it will never do
+    try:  # once more: in procfs, and in a working directory that was deleted, it fails each time
         os.mkdir(path)
         os.rmdir(path)
     except FileNotFoundError:
@@ -439,7 +461,7 @@ def _is_never_found(path: str) -> bool:
 
 
 def _is_at(directory: int, path: str) -> bool:
-    """Is a path still that of an open directory?"""
+    """Return whether a path still leads to an open directory."""
     try:
         return os.path.samestat(os.fstat(directory), os.stat(path))
     except FileNotFoundError:
@@ -447,7 +469,7 @@ def _is_at(directory: int, path: str) -> bool:
 
 
 def _missing(path: str) -> list[str]:
-    """The directories of a path that do not exist, outermost first."""
+    """Return the directories of a path that do not exist, outermost first."""
     missing: list[str] = []
     while path and not os.path.isdir(path):
         missing.insert(0, path)
@@ -456,13 +478,13 @@ def _missing(path: str) -> list[str]:
 
 
 def _has_lease(directory: int) -> bool:
-    """Is there a lease? In a directory with many, one is among the first names."""
+    """Return whether there is a lease. In a directory with many, one is among the first names."""
     with os.scandir(directory) as entries:
         return any(parse_name(entry.name) is not None for entry in entries)
 
 
 def _unlink(directory: int, name: str) -> bool:
-    """Delete a file, and say whether it is gone."""
+    """Delete a file, and return whether it is gone."""
     try:
         os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
@@ -473,7 +495,7 @@ def _unlink(directory: int, name: str) -> bool:
 
 
 def _prepare(directory: int, name: str, data: bytes, boot: Boot | None) -> _File:
-    """Write a file that has no name yet, so that a full disk shows before anything is done."""
+    """Write a file that has no name yet, so that a full disk shows before any file has changed."""
     try:
         return _File(name, data, boot, make_unnamed(directory, data, boot), False)
     except OSError as exc:
@@ -483,7 +505,7 @@ def _prepare(directory: int, name: str, data: bytes, boot: Boot | None) -> _File
 
 
 def _prepare_cursor(directory: int, name: str, data: bytes) -> _File | None:
-    """Open the file that says where to go on; None where something else has that name: it is only about order."""
+    """Open or make the file of a cursor; return None when a directory or a link has its name: only order is lost."""
     try:
         fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
         return _File(name, data, None, fd, True)
@@ -496,7 +518,7 @@ def _prepare_cursor(directory: int, name: str, data: bytes) -> _File | None:
 
 
 def _publish(directory: int, file: _File) -> None:
-    """Give a file its name, which must be free: from now on it is there, whole."""
+    """Give a file its name, which must be free. From now on the lease exists."""
     if file.fd >= 0:
         try:
             os.link(f"/proc/self/fd/{file.fd}", file.name, dst_dir_fd=directory, follow_symlinks=True)
@@ -519,7 +541,7 @@ def _publish(directory: int, file: _File) -> None:
 
 
 def _is_published(directory: int, file: _File) -> bool:
-    """Has this very file got its name? Another's of that name must not be taken for it."""
+    """Return whether the name leads to this very file, and not to one of another process."""
     if file.exists:
         return False
     if file.fd >= 0:
@@ -537,8 +559,8 @@ def _is_published(directory: int, file: _File) -> bool:
 def _overwrite(fd: int, data: bytes) -> None:
     """Replace a short text in place.
 
-    Renaming a new file over the old one would be whole at any moment, but makes ext4 flush data to the disk at once; of
-    a cursor, a wrong text costs nothing but the order.
+    Renaming a new file over the old one would replace it in one step, but makes ext4 flush data to the disk at once. A
+    torn cursor costs nothing but the order.
     """
     os.pwrite(fd, data, 0)
     if os.fstat(fd).st_size > len(data):

@@ -1,15 +1,15 @@
-"""Leases in memory: for tests, for simulations, and as what a scan of another store's records makes."""
+"""Leases in memory: for tests and simulations, and for the leases that a scan of another store's records found."""
 
 from __future__ import annotations
 
-import threading
 import time
+from _thread import TIMEOUT_MAX, allocate_lock
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from ..errors import TryAgainLaterError
 from ..spec.addresses import IPAddress
-from .bitmap import MemoryBitmap
+from ._bitmap import MemoryBitmap
 from .store import Changes, Conflict, Lease, Owner, Store, View, in_order
 
 
@@ -25,7 +25,7 @@ class MemoryView(View):
         self._used: dict[int, MemoryBitmap] = {}
 
     def used(self, version: int) -> MemoryBitmap:
-        """The addresses of a family that are held."""
+        """Return the held addresses of an address family."""
         bitmap = self._used.get(version)
         if bitmap is None:
             numbers = (int(address) for address in self._owners if address.version == version)
@@ -54,10 +54,10 @@ class MemoryView(View):
         return (Lease(*item) for item in list(self._owners.items()))
 
     def apply(self, changes: Changes) -> None:
-        """Do what was asked for.
+        """Make the changes.
 
         Raises:
-            Conflict: It cannot be done; nothing was.
+            Conflict: One of them cannot be made; nothing has changed.
         """
         for lease in changes.reserve:
             if lease.address in self._owners:
@@ -67,7 +67,7 @@ class MemoryView(View):
                 raise Conflict(f"{lease.address} is not held by {lease.owner}")
         for owner, addresses in changes.read.items():
             if self._held.get(owner, set()) != addresses:
-                raise Conflict(f"{owner} holds something else by now")
+                raise Conflict(f"{owner} holds other addresses by now")
         for address, owner in changes.release:
             del self._owners[address]
             self._held[owner].discard(address)
@@ -87,12 +87,12 @@ class MemoryStore(Store):
 
     def __init__(self, leases: Iterable[Lease] = ()) -> None:
         self._table = MemoryView(leases)
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
 
     @contextmanager
     def view(self, deadline: float, *, write: bool) -> Iterator[View]:
         """See :class:`Store`."""
-        if not self._lock.acquire(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)):
+        if not self._lock.acquire(timeout=min(max(0.0, deadline - time.monotonic()), TIMEOUT_MAX)):
             raise TryAgainLaterError("the address store in memory is busy", details="another thread holds its lock")
         try:
             yield self._table

@@ -5,12 +5,11 @@ The rules and their order are those of the reference's host-local; so are the te
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Network
 from itertools import pairwise
-from typing import NamedTuple
 
+from .._light import NamedTuple
 from ..errors import CNIError, InvalidConfigError
 from ..spec.addresses import IPAddress, IPNetwork, parse_address, parse_interface
 from ..spec.names import shorten
@@ -34,8 +33,8 @@ class Range(NamedTuple):
         subnet: The network, whose prefix length the leased addresses get.
         first: The lowest address.
         last: The highest address.
-        gateway: What containers use as their gateway; never handed out. It may lie outside the subnet.
-        exclude: What lies between ``first`` and ``last`` and is not to be handed out.
+        gateway: The gateway of the containers; never handed out. It may lie outside the subnet.
+        exclude: Addresses between ``first`` and ``last`` that are never handed out.
     """
 
     subnet: IPNetwork
@@ -50,11 +49,11 @@ class Range(NamedTuple):
         return self.subnet.version
 
     def holds(self, address: IPAddress) -> bool:
-        """Does the address lie between the ends?"""
+        """Return whether the address lies between the ends."""
         return address.version == self.version and int(self.first) <= int(address) <= int(self.last)
 
     def overlaps(self, other: Range) -> bool:
-        """Is there an address in both, from first to last?"""
+        """Return whether an address lies between the ends of both."""
         return (
             self.version == other.version and int(self.first) <= int(other.last) and int(other.first) <= int(self.last)
         )
@@ -80,15 +79,15 @@ class RangeSet(NamedTuple):
         return self.ranges[0].version
 
     def find(self, address: IPAddress) -> Range | None:
-        """The range the address lies in."""
+        """Return the range the address lies in; None when it lies in none."""
         return next((each for each in self.ranges if each.holds(address)), None)
 
     def holds(self, address: IPAddress) -> bool:
-        """Does the address lie in one of the ranges?"""
+        """Return whether the address lies in one of the ranges."""
         return self.find(address) is not None
 
     def overlaps(self, other: RangeSet) -> bool:
-        """Is there an address in both?"""
+        """Return whether a range of one overlaps a range of the other."""
         return any(mine.overlaps(theirs) for mine in self.ranges for theirs in other.ranges)
 
     def __str__(self) -> str:
@@ -96,18 +95,18 @@ class RangeSet(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """What of a range set can really be handed out: its ranges without gateways and exclusions.
+    """The addresses of a range set that can be handed out: its ranges without gateways and exclusions.
 
     Attributes:
         range_set: The set.
-        forbidden: Addresses of the set's family nobody gets, such as the gateways of every range of the network.
+        forbidden: Addresses in the set that no attachment gets, as integers: the gateways of all ranges of the network.
     """
 
     range_set: RangeSet
     forbidden: frozenset[int]
 
     def spans(self, part: Range, first: int, last: int) -> Iterator[Span]:
-        """What is left between two addresses of a range, both included, in order."""
+        """Yield the addresses to hand out between two of a range, both included, in ascending order."""
         holes = [Span(hole, hole) for hole in self.forbidden if first <= hole <= last]
         holes += (hole for hole in part.exclude if hole.first <= last and hole.last >= first)
         for hole in sorted(holes, key=lambda hole: hole.first):
@@ -118,13 +117,13 @@ class Pool(NamedTuple):
             yield Span(first, last)
 
     def allows(self, part: Range, address: IPAddress) -> bool:
-        """Is the address of this range neither forbidden nor excluded?"""
+        """Return whether an address of a range is neither forbidden nor excluded."""
         return any(self.spans(part, int(address), int(address)))
 
     def from_cursor(self, cursor: IPAddress | None) -> Iterator[Span]:
-        """Everything there is, round robin: what follows the cursor first, the cursor itself last.
+        """Yield all addresses to hand out, round robin: those after the cursor first, the cursor itself last.
 
-        A cursor outside the set, or none, means from the beginning.
+        A cursor outside the set, or None, means from the beginning.
         """
         ranges = self.range_set.ranges
         start = self.range_set.find(cursor) if cursor is not None else None
@@ -139,7 +138,7 @@ class Pool(NamedTuple):
         yield from self.spans(start, int(start.first), int(cursor))
 
     def size(self) -> int:
-        """How many addresses can be handed out."""
+        """Count the addresses to hand out."""
         return sum(
             span.last - span.first + 1
             for part in self.range_set.ranges
@@ -148,7 +147,9 @@ class Pool(NamedTuple):
 
 
 def pools(range_sets: Sequence[RangeSet]) -> tuple[Pool, ...]:
-    """One pool for each set, without the gateways of all of them: siblings of one subnet may each have their own."""
+    """Make a pool of each set, without the gateways of all sets: ranges of one subnet may each have their own."""
+    from bisect import bisect_left, bisect_right
+
     gateways: dict[int, list[int]] = {4: [], 6: []}
     for range_set in range_sets:
         for part in range_set.ranges:
@@ -177,7 +178,7 @@ def _address(text: str, path: str) -> IPAddress:
 
 
 def parse_subnet(text: str, path: str = "$.ipam.subnet") -> IPNetwork:
-    """Read a subnet one can allocate from.
+    """Read a subnet to hand out addresses of.
 
     Raises:
         InvalidConfigError: (7) It is no network, has host bits, or is too small.
@@ -206,7 +207,7 @@ def parse_subnet(text: str, path: str = "$.ipam.subnet") -> IPNetwork:
 
 
 def parse_exclusion(text: str, subnet: IPNetwork, path: str) -> Span:
-    """Read what is not to be handed out: an address, ``first-last``, or a network.
+    """Read addresses that are not to be handed out: an address, ``first-last``, or a network.
 
     Raises:
         InvalidConfigError: (7) It is none of these, or has nothing in common with the subnet.
@@ -284,7 +285,7 @@ def _outside(what: str, address: IPAddress, network: IPNetwork, path: str, text:
 
 
 def _merged(spans: Iterable[Span]) -> tuple[Span, ...]:
-    """In order, and none touching the next."""
+    """Sort spans, and merge those that overlap or touch."""
     merged: list[Span] = []
     for span in sorted(spans, key=lambda span: span.first):
         if merged and span.first <= merged[-1].last + 1:
@@ -317,7 +318,7 @@ def make_range_set(ranges: Sequence[Range], index: int, path: str) -> RangeSet:
 
 
 def _refuse_overlaps(ranges: Sequence[Range], prefix: str, path: str) -> None:
-    """If any two overlap, so do two neighbours in ascending order."""
+    """Refuse ranges that overlap. If any two do, so do two neighbours in ascending order."""
     ordered: list[Range] = sorted(ranges, key=lambda each: int(each.first))
     for low, high in pairwise(ordered):
         if low.overlaps(high):

@@ -1,10 +1,19 @@
-"""What an allocator needs of a place that remembers leases, for whoever brings their own.
+"""The interface between allocators and stores of leases: implement it to keep leases in a place of your own.
 
-A store belongs to one network. All access goes through functions that look at a :class:`View` and either return or ask
-for changes: :meth:`Store.update` runs such a function and commits what it asked for, all or nothing. A store with a
-lock holds it from the view to the commit. A store without one (etcd, a cluster's API server) takes a consistent view,
-and compares and swaps in :meth:`Store.commit`; when something that was read has changed, it raises :class:`Conflict`
-and the function runs again on a new view. So functions given to a store must do nothing but look and ask.
+Theory of operation. A store holds the leases of one network. An allocator never writes: it gives the store a function,
+and :meth:`Store.update` runs it in these steps:
+
+1. The store opens a :class:`View`, a consistent look at all leases. A store with a lock takes it here.
+2. The function reads the view and asks for changes. A :class:`Transaction` collects them and shows them to the function
+   as if they were made.
+3. :meth:`Store.commit` makes all of the changes or none. A store with a lock gives it back afterwards.
+
+A store without a lock (etcd, a cluster's API server) compares and swaps in step 3. When an address or an owner that the
+function read has changed since step 1, the commit raises :class:`Conflict` and all steps run again, until the deadline.
+So the function may run several times, and must do nothing but read the view and ask for changes.
+
+A process that is killed in step 1 or 2 has changed nothing. Killed in step 3, it leaves all or nothing if the place has
+transactions; the file store says what it leaves.
 """
 
 from __future__ import annotations
@@ -14,14 +23,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import count
-from typing import NamedTuple, TypeVar
 
+from .._light import NamedTuple, TypeVar
 from ..errors import TryAgainLaterError
 from ..spec.addresses import IPAddress
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-DEFAULT_TIMEOUT = 30.0
+LOCK_TIMEOUT = 30.0
 """How long to wait for a store, in seconds: less than the 60 seconds and more runtimes give an ADD."""
 
 _PAUSE_MAX = 0.05
@@ -29,10 +38,11 @@ _FREE_TRIES = 3
 
 
 class Owner(NamedTuple):
-    """Who holds an address: one interface of a container.
+    """Owner of an address: one interface of a container.
 
-    Without ``ifname`` it is a record of a version of host-local before 2018, which did not note the interface; without
-    either, something that says of nobody that it is theirs.
+    Attributes:
+        container_id: The container; empty in a record that names no owner.
+        ifname: Its interface; empty in records of versions of host-local before 2018, which did not note it.
     """
 
     container_id: str
@@ -40,7 +50,7 @@ class Owner(NamedTuple):
 
     @property
     def without_ifname(self) -> Owner:
-        """The owner in old records."""
+        """The owner as old records name it."""
         return Owner(self.container_id)
 
     def __str__(self) -> str:
@@ -50,24 +60,25 @@ class Owner(NamedTuple):
 
 
 NOBODY = Owner("")
+"""The owner in a record that names none."""
 
 
 class Lease(NamedTuple):
-    """An address and who holds it."""
+    """An address and its owner."""
 
     address: IPAddress
     owner: Owner
 
 
 class Changes(NamedTuple):
-    """What a function asks a store to do, all or nothing.
+    """Changes that a store makes all together or not at all.
 
     Attributes:
-        reserve: Must be held by nobody.
-        release: Must be held by the owner that is named.
-        cursors: Where each range set goes on next time. A hint: losing one costs only the order.
-        read: What the function knew of owners, each with the addresses it held. For stores without a lock: the commit
-            must fail when one holds others by now, or an attachment might get two addresses at once.
+        reserve: Leases to make. Their addresses must be free.
+        release: Leases to delete. Each must still have the owner named here.
+        cursors: For each range set, the address it handed out last. A hint: losing one costs only the order.
+        read: The owners the function read, each with the addresses it held then. Stores without a lock must refuse the
+            commit when one of them holds other addresses by now, or two ADDs could give an attachment two addresses.
     """
 
     reserve: tuple[Lease, ...]
@@ -80,37 +91,43 @@ class Changes(NamedTuple):
 
 
 class Conflict(Exception):
-    """What was read has changed in the meantime, and nothing was done: look again."""
+    """The commit changed nothing, because another process has changed a lease since it was read: look again."""
 
 
 class View(ABC):
-    """What a store holds, at one moment."""
+    """The leases of a store at one moment."""
 
     @abstractmethod
     def find_addresses(self, owner: Owner) -> tuple[IPAddress, ...]:
-        """What exactly this owner holds, in ascending order, IPv4 first. Must not cost more in a full store."""
+        """Return the addresses of exactly this owner, in ascending order, IPv4 first.
+
+        It must not take longer in a full store than in an empty one.
+        """
 
     @abstractmethod
     def find_owner(self, address: IPAddress) -> Owner | None:
-        """Who holds an address; None when it is free."""
+        """Return the owner of an address; None when it is free."""
 
     @abstractmethod
     def find_free(self, first: IPAddress, last: IPAddress) -> IPAddress | None:
-        """The lowest address from ``first`` to ``last`` nobody holds. Must not cost more in a /8 or a full store."""
+        """Return the lowest free address from `first` to `last`, both included; None when all are held.
+
+        It must not take longer in a /8 or in a full store.
+        """
 
     @abstractmethod
     def find_cursor(self, index: int) -> IPAddress | None:
-        """Where a range set went on last time: the address it handed out."""
+        """Return the address that range set number `index` handed out last; None when it is not known."""
 
     @abstractmethod
     def leases(self) -> Iterator[Lease]:
-        """Everything, in any order."""
+        """Yield all leases, in any order."""
 
     def find_stale(self, owners: Collection[Owner]) -> Iterator[Lease]:
-        """What everybody else holds.
+        """Yield the leases that none of these owners holds.
 
-        An old record without interface counts as held by each interface of its container; what names no owner at all is
-        nobody's attachment, and never stale.
+        An old record without interface counts as held by each interface of its container. A record that names no owner
+        belongs to no attachment and is never stale.
         """
         containers = {owner.container_id for owner in owners}
         for lease in self.leases():
@@ -120,7 +137,7 @@ class View(ABC):
 
 
 class Transaction(View):
-    """A view that shows the changes asked for, and keeps them for the commit."""
+    """A view that collects the changes a function asks for, and shows the leases as if they were made."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -143,7 +160,7 @@ class Transaction(View):
         return None if address in self._released else self._view.find_owner(address)
 
     def find_free(self, first: IPAddress, last: IPAddress) -> IPAddress | None:
-        """See :class:`View`. What this transaction releases stays out of use until it is committed."""
+        """See :class:`View`. An address that this transaction releases is free only after the commit."""
         while int(first) <= int(last):
             address = self._view.find_free(first, last)
             if address is None or address not in self._reserved:
@@ -166,7 +183,7 @@ class Transaction(View):
             yield Lease(address, owner)
 
     def find_stale(self, owners: Collection[Owner]) -> Iterator[Lease]:
-        """See :class:`View`. What this transaction asks for is not stale."""
+        """See :class:`View`. The leases this transaction asks for are not stale."""
         return (lease for lease in self._view.find_stale(owners) if lease.address not in self._released)
 
     def reserve(self, address: IPAddress, owner: Owner) -> None:
@@ -174,16 +191,16 @@ class Transaction(View):
         self._reserved[address] = owner
 
     def release(self, lease: Lease) -> None:
-        """Ask to free an address its owner was found to hold."""
+        """Ask to delete a lease that was found."""
         self._released[lease.address] = lease.owner
 
     def set_cursor(self, index: int, address: IPAddress) -> None:
-        """Ask to note where a range set goes on next time."""
+        """Ask to note the address that range set number `index` handed out last."""
         self._cursors[index] = address
 
     @property
     def changes(self) -> Changes:
-        """What was asked for."""
+        """The changes asked for so far."""
         return Changes(
             tuple(Lease(*item) for item in self._reserved.items()),
             tuple(Lease(*item) for item in self._released.items()),
@@ -193,18 +210,18 @@ class Transaction(View):
 
 
 class Store(ABC):
-    """A place that remembers the leases of one network.
+    """Store of the leases of one network.
 
-    Implement :meth:`view` and :meth:`commit`; run ``cnisdk.testing.stores`` against the result.
+    Implement :meth:`view` and :meth:`commit`, and test the result with ``cnisdk.testing.stores``.
     """
 
     @abstractmethod
     def view(self, deadline: float, *, write: bool) -> AbstractContextManager[View]:
-        """Look at the store. Stores with a lock hold it until the context is left.
+        """Open a view of the leases. A store with a lock holds it until the context ends.
 
         Args:
-            deadline: When to give up waiting, as ``time.monotonic()`` counts.
-            write: Whether :meth:`commit` may follow. If not, the store must stay as it is.
+            deadline: Time of ``time.monotonic()`` at which to give up waiting.
+            write: If true, :meth:`commit` may follow. Otherwise the store must stay as it is.
 
         Raises:
             TryAgainLaterError: (11) The deadline passed.
@@ -213,27 +230,27 @@ class Store(ABC):
 
     @abstractmethod
     def commit(self, view: View, changes: Changes) -> None:
-        """Do all of it, or nothing. Called inside the context of the view.
+        """Make all of the changes, or none. Called inside the context of the view.
 
         Raises:
             Conflict: An address to reserve is held, one to release is not held by that owner, or an owner in
-                ``changes.read`` holds something else by now.
-            IOFailureError: (5) It cannot be done; nothing was.
+                ``changes.read`` holds other addresses by now.
+            IOFailureError: (5) The store cannot be written; nothing has changed.
         """
 
-    def update(self, change: Callable[[Transaction], T], *, timeout: float = DEFAULT_TIMEOUT) -> T:
-        """Run a function on the store and commit what it asks for. It may run several times.
+    def update(self, change: Callable[[Transaction], _T], *, timeout: float = LOCK_TIMEOUT) -> _T:
+        """Run a function on the store and commit the changes it asks for. It may run several times.
 
         Args:
-            change: Looks and asks; what it raises, is raised, and nothing is changed.
-            timeout: How long to wait for others, in seconds.
+            change: Reads the transaction and asks it for changes. If it raises, nothing is changed.
+            timeout: How long to wait for other processes, in seconds.
 
         Raises:
-            TryAgainLaterError: (11) Others kept the store busy all the time.
+            TryAgainLaterError: (11) Other processes kept the store busy until the timeout.
             IOFailureError: (5) The store cannot be read or written.
         """
 
-        def attempt(deadline: float) -> T:
+        def attempt(deadline: float) -> _T:
             with self.view(deadline, write=True) as view:
                 transaction = Transaction(view)
                 result = change(transaction)
@@ -244,31 +261,39 @@ class Store(ABC):
 
         return insist(attempt, timeout)
 
-    def read(self, look: Callable[[View], T], *, timeout: float = DEFAULT_TIMEOUT) -> T:
-        """Run a function on the store, without changing it. It may run several times.
+    def read(self, look: Callable[[View], _T], *, timeout: float = LOCK_TIMEOUT) -> _T:
+        """Run a function on a view of the store, which stays as it is. It may run several times.
 
         Raises:
-            TryAgainLaterError: (11) Others kept the store busy all the time.
+            TryAgainLaterError: (11) Other processes kept the store busy until the timeout.
             IOFailureError: (5) The store cannot be read.
         """
 
-        def attempt(deadline: float) -> T:
+        def attempt(deadline: float) -> _T:
             with self.view(deadline, write=False) as view:
                 return look(view)
 
         return insist(attempt, timeout)
 
 
-def insist(attempt: Callable[[float], T], timeout: float) -> T:
-    """Try until there is no conflict, each time a little later, so that processes in conflict drift apart."""
+def insist(attempt: Callable[[float], _T], timeout: float) -> _T:
+    """Run `attempt` until it raises no :class:`Conflict`, with growing pauses that let competing processes drift apart.
+
+    Args:
+        attempt: Gets the deadline, a time of ``time.monotonic()``.
+        timeout: Seconds until then.
+
+    Raises:
+        TryAgainLaterError: (11) There was a conflict each time.
+    """
     deadline = time.monotonic() + timeout
     pause = 0.0005
     for number in count(1):
         try:
             return attempt(deadline)
         except Conflict as exc:
-            # A store may need a second look to make its directory, and a third to find its index wrong: without waiting
-            # for anybody.
+            # A store may need a second try after making its directory, and a third after finding its index wrong. No
+            # other process is in the way then, so these tries do not count against the timeout.
             if number > _FREE_TRIES and time.monotonic() + pause > deadline:
                 raise TryAgainLaterError(
                     f"the address store changed too often for {timeout:g} s", details=str(exc) or "try again"
@@ -279,5 +304,5 @@ def insist(attempt: Callable[[float], T], timeout: float) -> T:
 
 
 def in_order(addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
-    """In ascending order, IPv4 first."""
+    """Sort addresses in ascending order, IPv4 first."""
     return tuple(sorted(addresses, key=lambda address: (address.version, int(address))))

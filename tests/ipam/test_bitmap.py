@@ -1,7 +1,7 @@
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cnisdk.ipam.bitmap import NODE_BITS, NODE_SIZE, Bitmap, MemoryBitmap
+from cnisdk.ipam._bitmap import NODE_BITS, NODE_SIZE, Bitmap, MemoryBitmap
 
 # Around the edges of nodes, of their parents, and far away.
 EDGES = [0, 1, NODE_SIZE - 1, NODE_SIZE, NODE_SIZE + 1, NODE_SIZE**2 - 1, NODE_SIZE**2, 2**64 - 1, 2**127]

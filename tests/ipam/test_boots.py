@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cnisdk.ipam import FileStore, Owner, RoundRobin, examine, filestore, place
-from cnisdk.ipam.place import is_exclusive
-from cnisdk.ipam.records import BOOT_ATTRIBUTE, Boot, current_boot
+from cnisdk.ipam import FileStore, Owner, RoundRobin, _place, filestore
+from cnisdk.ipam._place import is_exclusive
+from cnisdk.ipam._records import BOOT_ATTRIBUTE, Boot, current_boot
+from cnisdk.ipam.filetable import FileTable
 from cnisdk.testing.stores import everything, range_sets
 
 SETS = range_sets("10.0.0.0/24")
@@ -61,16 +62,16 @@ def test_machines_of_one_image_share_a_directory(
     """Over the network; one of them may have it on a disk of its own."""
     one, two = machine(tmp_path, "one", ID), machine(tmp_path, "two", ID)
 
-    disks = place.EXCLUSIVE
-    monkeypatch.setattr(place, "EXCLUSIVE", disks if exporting == "the first" else frozenset())
+    disks = _place.EXCLUSIVE
+    monkeypatch.setattr(_place, "EXCLUSIVE", disks if exporting == "the first" else frozenset())
     assert add(tmp_path / "shared", one, OTHER) == FIRST
-    monkeypatch.setattr(place, "EXCLUSIVE", disks if exporting == "the second" else frozenset())
+    monkeypatch.setattr(_place, "EXCLUSIVE", disks if exporting == "the second" else frozenset())
     assert add(tmp_path / "shared", two, OURS) == SECOND
     store = FileStore(str(tmp_path / "shared"), "net", boot=two)
     assert everything(store) == {FIRST: OTHER, SECOND: OURS}
     if exporting != "the first":
         assert os.listxattr(f"{store.path}/{FIRST}") == []
-    found = examine.examine(store)
+    found = FileTable(store).examine()
     assert next((lease.owner, lease.boot) for lease in found.leases) == (OTHER, "unknown")
     assert not [each for each in found.findings if each.repair]
 
@@ -79,10 +80,10 @@ def test_a_machine_that_was_switched_off(tmp_path: Path) -> None:
     before, now = machine(tmp_path, "before", ID), machine(tmp_path, "now", ID)
     assert add(tmp_path / "data", before, OTHER) == FIRST
     store = FileStore(str(tmp_path / "data"), "net", boot=now)
-    assert [(lease.owner, lease.boot) for lease in examine.examine(store).leases] == [(OTHER, "earlier")]
+    assert [(lease.owner, lease.boot) for lease in FileTable(store).examine().leases] == [(OTHER, "earlier")]
     assert add(tmp_path / "data", now, OURS) == SECOND
     assert everything(store) == {SECOND: OURS}
-    assert [lease.boot for lease in examine.examine(store).leases] == ["this"]
+    assert [lease.boot for lease in FileTable(store).examine().leases] == ["this"]
 
 
 def test_which_file_system_it_is_costs_one_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

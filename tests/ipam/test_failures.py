@@ -28,7 +28,7 @@ OPERATIONS: dict[str, Callable[[FileStore], object]] = {
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    """What there is, apart from cursors, which are hints, and the lock."""
+    """Return the files there are, apart from cursors, which are hints, and the lock."""
     if not directory.exists():
         return {}
     ignored = ("last_reserved_ip.", "lock")

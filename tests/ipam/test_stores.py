@@ -25,7 +25,7 @@ class TestFileStore(StoreSuite):
 
 
 def documented() -> dict[str, Any]:
-    """What the how-to about stores of one's own defines."""
+    """Return the names that the how-to about stores of one's own defines."""
     page = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "bring-your-own-store.md"
     names: dict[str, Any] = {"__name__": "documented"}
     for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):

@@ -1,8 +1,8 @@
-"""Lease files: what one says, whether it is whole, and which boot it is from.
+"""Lease files: their content, and the boot each was made in.
 
 The format is the reference's, byte for byte: the file is named after the address and holds ``<container id>``, CR, LF,
-``<interface>``. The boot a lease of ours is from stands in an extended attribute: it belongs to this very file, so a
-lease another program wrote under the same name has none.
+``<interface>``. An extended attribute of the file notes the boot. It belongs to this very file, so a lease that another
+program wrote under the same name has none.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import stat
 from functools import cache
 from ipaddress import IPv4Address
-from typing import Literal, NamedTuple
 
+from .._light import Literal, NamedTuple
 from ..spec.addresses import IPAddress, parse_address
 from .store import NOBODY, Owner
 
@@ -22,14 +22,14 @@ BOOT_ATTRIBUTE = "user.cnisdk.boot"
 MODE = 0o600
 _SIZE = 512
 SIZE_MAX = 64 * 1024
-"""How long a lease may be, in bytes. Container ids have 64."""
+"""Longest lease, in bytes. Container ids have 64."""
 
-# What /etc/machine-id holds, of 32 digits, before a machine has an id of its own (machine-id(5)).
+# Contents of /etc/machine-id before the machine has an id of its own (machine-id(5)).
 _NO_MACHINE = ("", "uninitialized")
 
 BootOf = Literal["this", "earlier", "unknown"]
 
-# As spec/names.py has it, but of bytes, and without the price of compiling expressions on the way to a lease.
+# The grammar of spec/names.py for bytes, without regular expressions: compiling them costs time in each ADD.
 _IN_NAMES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 _NOT_IN_IFNAMES = b"/:\x7f" + bytes(range(33))
 _IFNAME_MAX = 15
@@ -40,8 +40,8 @@ class Boot(NamedTuple):
 
     Attributes:
         boot_id: The kernel's random id of the boot; empty when it cannot be read.
-        machine_id: The machine's own; empty when it has none. Another machine's leases are not of an earlier boot, and
-            a machine that cannot be told from others knows of no earlier boot.
+        machine_id: The machine's own; empty when it has none. Without it, leases of other machines cannot be told from
+            those of earlier boots, so no boot counts as an earlier one.
     """
 
     boot_id: str
@@ -49,12 +49,12 @@ class Boot(NamedTuple):
 
     @property
     def mark(self) -> bytes:
-        """What leases of this boot carry. Fits, with its name, into an inode of ext4, so it costs no block."""
+        """Mark of the leases of this boot. It fits, with its name, into an inode of ext4, so it costs no block."""
         machine_id = "" if self.machine_id in _NO_MACHINE else self.machine_id[:12]
         return f"{self.boot_id.replace('-', '')}.{machine_id}".encode() if self.boot_id else b""
 
     def is_later_than(self, mark: bytes) -> bool:
-        """Is a mark certainly of an earlier boot of this machine?"""
+        """Return whether a mark is certainly of an earlier boot of this machine."""
         boot_id, _, machine_id = mark.partition(b".")
         our_boot, _, our_machine = self.mark.partition(b".")
         return (
@@ -62,12 +62,12 @@ class Boot(NamedTuple):
         )
 
     def judge(self, mark: bytes, *, exclusive: bool) -> BootOf:
-        """Say which boot a mark is of.
+        """Return the boot a mark is of.
 
         Args:
-            mark: What the lease carries; empty for no mark.
-            exclusive: Whether the lease lies where no other machine can write: see :mod:`.place`. Machines made of one
-                image may have one machine id, so elsewhere no boot is certain to be an earlier one.
+            mark: The mark of the lease; empty when it has none.
+            exclusive: If true, no other machine can write to the directory of the lease (:mod:`._place`). Otherwise the
+                lease may be of a machine with the same id, made of the same image, and no boot counts as earlier.
         """
         if mark and mark == self.mark:
             return "this"
@@ -76,7 +76,7 @@ class Boot(NamedTuple):
 
 @cache
 def current_boot(proc: str = "/proc", etc: str = "/etc") -> Boot:
-    """The boot of this machine; with empty parts where they cannot be read."""
+    """Return the boot of this machine. A part that cannot be read is empty."""
     machine_id = _read_line(f"{etc}/machine-id")
     if len(machine_id) != 32 or machine_id.strip("0123456789abcdef") or not machine_id.strip("0"):
         machine_id = ""
@@ -100,9 +100,10 @@ class Record(NamedTuple):
     """One lease file.
 
     Attributes:
-        owner: Whom it names; :data:`NOBODY` when it names none.
-        torn: Nothing was written, or only NUL bytes: its writer was killed, or the power went. Whoever writes leases
-            holds the directory's lock, so to one who has the lock such a file is dead: nobody ever got the address.
+        owner: The owner; :data:`NOBODY` when the file names none.
+        torn: If true, the file is empty or holds only NUL bytes: its writer was killed, or the power went. A process
+            that writes a lease has the directory's lock. So to a reader with the lock, such a file is dead: no ADD ever
+            returned the address.
         boot: The mark of the boot it was made in; empty when it is not known.
     """
 
@@ -112,12 +113,12 @@ class Record(NamedTuple):
 
 
 def parse_name(name: str) -> IPAddress | None:
-    """The address a file of this name stands for; None when it is no lease: only the canonical text counts."""
+    """Return the address a file name stands for; None when the file is no lease. Only canonical texts are addresses."""
     if not name or name[0] not in "0123456789abcdef:":
         return None
     try:
         if ":" not in name:
-            return IPv4Address(name)  # which takes no text but the canonical one
+            return IPv4Address(name)  # it accepts canonical texts only
         address = parse_address(name)
     except ValueError:
         return None
@@ -125,13 +126,13 @@ def parse_name(name: str) -> IPAddress | None:
 
 
 def content(owner: Owner) -> bytes:
-    """What the file of a lease holds."""
+    """Return the content of an owner's lease."""
     text = f"{owner.container_id}\r\n{owner.ifname}" if owner.ifname else owner.container_id
     return text.encode(errors="surrogateescape")
 
 
 def is_proper(owner: Owner) -> bool:
-    """Can the owner be written into a lease, and be found there?"""
+    """Return whether a lease that names this owner is read back as this owner's."""
     ifname = owner.ifname.encode(errors="surrogateescape")
     return _is_name(owner.container_id.encode(errors="surrogateescape")) and _is_ifname(ifname)
 
@@ -141,12 +142,12 @@ def _is_name(data: bytes) -> bool:
 
 
 def _is_ifname(data: bytes) -> bool:
-    """None is fine, too."""
+    """Return whether the bytes are an interface name; no bytes, for no interface, are fine too."""
     return len(data) <= _IFNAME_MAX and data == data.translate(None, _NOT_IN_IFNAMES)
 
 
 def parse_owner(data: bytes) -> Owner:
-    """Whom the content of a lease names. As the reference, white space around it does not count."""
+    """Return the owner that the content of a lease names. White space around it is ignored, as by the reference."""
     container_id, _, ifname = data.strip().partition(b"\r\n")
     if not _is_name(container_id) or not _is_ifname(ifname):
         return NOBODY
@@ -164,7 +165,7 @@ def read_record(directory: int, name: str, *, with_boot: bool = False) -> Record
     except FileNotFoundError:
         return None
     except OSError as exc:
-        if exc.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket: not a lease of anybody
+        if exc.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link or a socket is no attachment's lease
             return Record(NOBODY, False, b"")
         raise
     try:
@@ -174,7 +175,7 @@ def read_record(directory: int, name: str, *, with_boot: bool = False) -> Record
                 data += os.read(fd, SIZE_MAX)
         except IsADirectoryError:
             return Record(NOBODY, False, b"")
-        if len(data) > SIZE_MAX:  # what is cut off might be the name of another
+        if len(data) > SIZE_MAX:  # cut, it might name another owner
             return Record(NOBODY, False, b"")
         if not data.strip(b"\0"):
             return Record(NOBODY, stat.S_ISREG(os.fstat(fd).st_mode), b"")
@@ -184,7 +185,7 @@ def read_record(directory: int, name: str, *, with_boot: bool = False) -> Record
 
 
 def read_boot(fd: int) -> bytes:
-    """The mark of the boot a file was made in; empty when it has none."""
+    """Return the mark of the boot a file was made in; empty when it has none."""
     try:
         return os.getxattr(fd, BOOT_ATTRIBUTE)
     except OSError:
@@ -192,7 +193,7 @@ def read_boot(fd: int) -> bytes:
 
 
 def make_unnamed(directory: int, data: bytes, boot: Boot | None) -> int:
-    """Make a file that has its content but no name yet: killed now, nothing of it is left.
+    """Make a file with content but without a name. If this process is killed, the kernel removes it.
 
     Raises:
         OSError: It cannot be written. ``EOPNOTSUPP`` or ``EISDIR``: the file system or the kernel has no such files.
@@ -207,7 +208,7 @@ def make_unnamed(directory: int, data: bytes, boot: Boot | None) -> int:
 
 
 def fill(fd: int, data: bytes, boot: Boot | None) -> None:
-    """Write a new file's content and mark.
+    """Write the content and the mark of a new file.
 
     Raises:
         OSError: It cannot be written.

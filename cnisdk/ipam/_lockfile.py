@@ -1,15 +1,25 @@
-"""The lock of a directory: ``flock`` on its file ``lock``, which the reference's host-local takes too."""
+"""The lock of a directory: ``flock`` on its file ``lock``, which the reference's host-local takes too.
+
+Theory of operation. :func:`acquire` first tries without waiting. If another process has the lock, a thread sleeps in
+``flock`` while the caller waits for the thread, its deadline or a signal. Closing the descriptor gives the lock back,
+so a process that is killed never keeps it. The lock file may be deleted while a process waits for it, and then a newer
+file has its name; so a process that gets the lock checks that the path still leads to its file. If it does not, the
+process starts again.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
-import threading
 import time
+from _thread import TIMEOUT_MAX
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from .._files import make_private
 from .._signals import HeldBack
-from ..errors import TryAgainLaterError
+from ..errors import IOFailureError, TryAgainLaterError
 
 NAME = "lock"
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -18,13 +28,17 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 class _Wait:
     """A blocking ``flock`` in a thread of its own.
 
-    Polling would starve: the kernel gives a lock to those who sleep for it, and the reference sleeps. A signal would
-    change process state and reach only the main thread. A thread that is given up on closes its descriptor as soon as
-    it gets the lock, and does not keep the process from ending.
+    Two designs were rejected. Polling starves: the kernel gives the lock to processes that sleep in ``flock``, as the
+    reference does. A timer that interrupts ``flock`` by a signal changes process state and works in the main thread
+    only. The caller may stop waiting. The thread then closes its descriptor as soon as it has the lock, and does not
+    keep the process from ending.
     """
 
     def __init__(self, fd: int) -> None:
+        import threading
+
         self._fd = fd
+        self._thread = threading.Thread(target=self._run, name="cni-flock", daemon=True)
         self._guard = threading.Lock()
         self._done = threading.Event()
         self._failure: OSError | None = None
@@ -43,8 +57,8 @@ class _Wait:
             self._done.set()
 
     def wait(self, timeout: float, signals: HeldBack) -> bool:
-        """Return whether the lock was had in time. If not, or if this raises, the descriptor is taken care of."""
-        threading.Thread(target=self._run, name="cni-flock", daemon=True).start()  # it lets no signal in, either
+        """Wait, and return whether this process has the lock. If not, or if this raises, it closes the descriptor."""
+        self._thread.start()  # it lets no signal in, either
         try:
             try:
                 signals.let_through()
@@ -61,12 +75,47 @@ class _Wait:
         return True
 
     def _give_up(self, *, close: bool) -> bool:
-        """Leave the descriptor to the thread, if that is still waiting; otherwise close it here if nobody wants it."""
+        """Leave the descriptor to the thread if that still waits; otherwise close it if asked to, or after an error.
+
+        Returns:
+            True if the thread still waits.
+        """
         with self._guard:
             self._abandoned = not self._done.is_set()
             if not self._abandoned and (close or self._failure is not None):
                 os.close(self._fd)
             return self._abandoned
+
+
+@contextmanager
+def locked(path: str, timeout: float) -> Iterator[None]:
+    """Have the lock of a directory, which is made if there is none. Signals end the block as they end any other.
+
+    Args:
+        path: The directory.
+        timeout: Seconds to wait.
+
+    Raises:
+        TryAgainLaterError: (11) Another process had it all the time.
+        IOFailureError: (5) The directory cannot be made or opened.
+    """
+    with HeldBack() as signals:
+        try:
+            make_private(path)
+            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                lock = acquire(directory, path, time.monotonic() + timeout, signals, create=True)
+            finally:
+                os.close(directory)
+        except OSError as exc:
+            raise IOFailureError(f"cannot lock {path}: {exc.strerror}") from exc
+        assert lock is not None
+        try:
+            signals.let_through()
+            yield
+        finally:
+            signals.hold()
+            os.close(lock)
 
 
 def acquire(directory: int, path: str, deadline: float, signals: HeldBack, *, create: bool) -> int | None:
@@ -75,12 +124,12 @@ def acquire(directory: int, path: str, deadline: float, signals: HeldBack, *, cr
     Args:
         directory: A descriptor of it.
         path: Its path, for messages.
-        deadline: When to give up, as ``time.monotonic()`` counts.
-        signals: Those that the caller holds back until it has given the lock back. They end a wait, and nothing else.
-        create: Whether the lock file may be made.
+        deadline: Time of ``time.monotonic()`` at which to give up.
+        signals: The signals that the caller holds back until it has closed the lock. They end a wait, and nothing else.
+        create: If true, the lock file is made when there is none.
 
     Returns:
-        A descriptor: closing it gives the lock back. None when there is no lock file and it may not be made.
+        A descriptor: closing it gives the lock back. None when there is no lock file and `create` is false.
 
     Raises:
         OSError: The lock file cannot be opened.
@@ -88,7 +137,7 @@ def acquire(directory: int, path: str, deadline: float, signals: HeldBack, *, cr
     """
     while True:
         try:
-            # The reference creates it with 0750; nobody but its owner needs it.
+            # The reference creates it with 0750; only its owner needs it.
             fd = os.open(NAME, _FLAGS | (os.O_CREAT if create else 0), 0o600, dir_fd=directory)
         except FileNotFoundError:
             if create:
@@ -101,7 +150,7 @@ def acquire(directory: int, path: str, deadline: float, signals: HeldBack, *, cr
                 os.close(fd)
                 raise
             inode = os.fstat(fd)
-            if not _Wait(fd).wait(min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX), signals):
+            if not _Wait(fd).wait(min(max(0.0, deadline - time.monotonic()), TIMEOUT_MAX), signals):
                 raise TryAgainLaterError(
                     f"the lock {path}/{NAME} was not free in time",
                     details=describe_holder(inode.st_dev, inode.st_ino) + "; try again",
@@ -115,11 +164,11 @@ def acquire(directory: int, path: str, deadline: float, signals: HeldBack, *, cr
             if not os.fstat(directory).st_nlink:
                 os.close(fd)
                 raise
-        os.close(fd)  # somebody deleted the file while we waited for it: whoever comes now, locks another
+        os.close(fd)  # another process deleted the file while we waited: the next one locks a newer file
 
 
 def describe_holder(device: int, inode: int) -> str:
-    """Say who holds the lock of a file, as far as can be found out."""
+    """Describe the process that holds the lock of a file, in words."""
     pid = find_holder(device, inode)
     if pid is None:
         return "its holder is unknown"
@@ -131,7 +180,11 @@ def describe_holder(device: int, inode: int) -> str:
 
 
 def find_holder(device: int, inode: int) -> int | None:
-    """The process that holds the ``flock`` of a file, from ``/proc/locks``; processes of other pid namespaces hide."""
+    """Find the process that holds the ``flock`` of a file in ``/proc/locks``.
+
+    Returns:
+        Its id; None when no process has the lock, or one of another pid namespace.
+    """
     try:
         with open("/proc/locks") as file:
             lines = [line.split() for line in file]

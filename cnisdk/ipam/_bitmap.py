@@ -1,8 +1,10 @@
-"""A set of used addresses that finds the lowest unused one in constant time, however full.
+"""Set of used addresses that finds the lowest unused one in constant time, however full it is.
 
-Addresses are bits of nodes of 2**15. A node of the level above has a bit for each node below that is full. So the
-search for a free address reads a node, and where that is full one node a level up instead of its neighbours: three
-reads find the last free address of a /16, nine that of a /64. What was never used has no node.
+Theory of operation. The set is a tree of nodes of 2**15 bits. On level 0, each bit is an address. On each level above,
+a bit is a node of the level below, and is set when that node is full. To find a free address, the search reads the
+node of the first address. If that is full, it goes up a level instead of reading its neighbours, finds the next node
+that has room, and goes down again: three reads find the last free address of a /16, nine that of a /64. A node without
+a used address does not exist.
 """
 
 from __future__ import annotations
@@ -18,18 +20,18 @@ _FULL = (1 << NODE_SIZE) - 1
 
 
 class Bitmap(ABC):
-    """The set, wherever its nodes lie."""
+    """The set. Subclasses keep the nodes."""
 
     @abstractmethod
     def load(self, level: int, node: int) -> bytes | bytearray:
-        """The bits of a node, lowest first; missing ones at the end are 0."""
+        """Return the bits of a node, lowest first. Bytes missing at the end are 0."""
 
     @abstractmethod
     def store(self, level: int, node: int, offset: int, value: int) -> None:
         """Write one byte of a node."""
 
     def find_unused(self, first: int, last: int, level: int = 0) -> int | None:
-        """The lowest number from ``first`` to ``last`` that is not in the set."""
+        """Return the lowest number from `first` to `last` that is not in the set; None when all are."""
         while first <= last:
             node, at = first >> NODE_BITS, first & _MASK
             bits = int.from_bytes(self.load(level, node), "little") >> at
@@ -80,7 +82,7 @@ class MemoryBitmap(Bitmap):
         self._fill(numbers)
 
     def _fill(self, numbers: Iterable[int], level: int = 0) -> None:
-        """Put many in at once: without looking, for each, whether its node became full."""
+        """Put many numbers in at once, and look only afterwards which nodes are full."""
         nodes: dict[int, bytearray] = {}
         for number in numbers:
             node = nodes.get(number >> NODE_BITS)
@@ -94,7 +96,7 @@ class MemoryBitmap(Bitmap):
             self._fill(full, level + 1)
 
     def load(self, level: int, node: int) -> bytes | bytearray:
-        """The bits of a node."""
+        """Return the bits of a node."""
         return self.nodes.get((level, node), b"")
 
     def store(self, level: int, node: int, offset: int, value: int) -> None:

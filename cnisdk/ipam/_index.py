@@ -1,25 +1,27 @@
-"""The index beside a directory of leases: what makes every operation cost the same, however many leases there are.
+"""Index beside a directory of leases, with which each operation costs the same at any number of leases.
 
-It lies in ``<dataDir>/.cnisdk/<network>/``, where the reference never looks: names of networks begin with a letter or a
-digit. It is only ever a hint; deleting it costs one scan. A network with few leases has none, and it goes with the last
-lease, so that a network which is removed leaves nothing of it.
+Theory of operation. The index lies in ``<dataDir>/.cnisdk/<network>/``. The reference never looks there, since names of
+networks begin with a letter or a digit. The index is a hint: deleting it costs one scan of the leases. A network with
+few leases has none, and the last lease takes it along, so that removing a network leaves no file of it.
 
 ``owners/<2 hex digits>``
-    The addresses of the containers of one hash: lines of ``<address> <container id> <interface>``.
+    The leases of the containers with one hash: lines of ``<address> <container id> <interface>``.
 ``used/<family>-<level>-<node>``
-    Nodes of the :mod:`.bitmap` of held addresses.
+    Nodes of the :mod:`._bitmap` of held addresses.
 ``stamp``
-    Which state of the directory the index describes.
+    The state of the directory that the index describes.
 
-Each file but the stamp begins with a checksum of the rest: one that somebody changed is not believed.
+Each file but the stamp begins with a checksum of the rest. It shows a change by another program.
 
-How the index notices foreign changes. After each change of ours the directory's modification time is set one nanosecond
-*before* the one the kernel gave it, and noted in the stamp. The clock has passed that moment, so any later change, even
-within the same tick, gives the directory another time. Where the time cannot be set, the rule of git's index holds: a
-stamp is not trusted when the directory's time is not older than the stamp's own.
+Foreign changes. The reference's host-local, or a person, changes the directory without changing the index. To notice
+that, we set the directory's modification time after each change of ours to one nanosecond *before* the time the kernel
+gave it, and note it in the stamp. The clock has passed that moment, so any later change, even within the same tick,
+gives the directory another time. Where we may not set the time, we do as git does with its index: a stamp counts only
+when the directory's time is older than the stamp's own.
 
-How it survives a kill. The directory changes first, so from then on the stamp does not fit; the index follows; the
-stamp is last. Killed anywhere between, the next one scans. So edits of the index need not be atomic.
+Kills. We change the directory first: from then on the stamp does not fit. Then we change the index, and the stamp last.
+If we are killed anywhere between, the next process finds that the stamp does not fit, and scans. So changes of the
+index need not be atomic.
 """
 
 from __future__ import annotations
@@ -27,13 +29,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from binascii import crc32
 from collections.abc import Collection, Iterable, Iterator
 
 from ..errors import IOFailureError
 from ..spec.addresses import IPAddress
-from .bitmap import Bitmap, MemoryBitmap
-from .records import LAST_RESERVED, Boot, parse_name, read_record
+from ._bitmap import Bitmap, MemoryBitmap
+from ._records import LAST_RESERVED, Boot, parse_name, read_record
 from .store import Changes, Conflict, Lease, Owner, View, in_order
 
 DIRECTORY = ".cnisdk"
@@ -41,11 +42,11 @@ _STAMP = "stamp"
 _OWNERS = "owners"
 _USED = "used"
 _FORMAT = "cnisdk-index-3"
-# A prime, since what is divided by it is text. More would make buckets shorter, which are read at 2 GB/s, and the scan
-# longer, which may have to make them all, at 0.1 ms or more each.
+# A prime, since texts are divided by it. With more buckets each would be shorter, but reading takes little time
+# (2 GB/s), and a scan, which makes them all at 0.1 ms or more each, would take longer.
 _BUCKETS = 251
 _STAMP_SIZE = 256
-# O_NONBLOCK: a named pipe that somebody put there must not hold up everybody under the lock.
+# O_NONBLOCK: opening a named pipe in the place of a file must not block this process while it holds the lock.
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _CHECKSUM = 4  # bytes before the content of each file
 _PART = 1 << 16
@@ -53,7 +54,7 @@ _OPEN = 16  # files at a time
 
 
 def read_cursor(directory: int, index: int) -> IPAddress | None:
-    """Read where a range set goes on; None when there is no such file, or nothing sensible in it."""
+    """Return the address range set number `index` handed out last; None when no file says so, or its text is wrong."""
     try:
         fd = os.open(f"{LAST_RESERVED}{index}", os.O_RDONLY | _FLAGS, dir_fd=directory)
     except OSError:
@@ -67,7 +68,7 @@ def read_cursor(directory: int, index: int) -> IPAddress | None:
 
 
 class _FileBitmap(Bitmap):
-    """Nodes in files; what was read once is not read again."""
+    """Nodes in files. Each is read once."""
 
     def __init__(self, files: _Files, version: int) -> None:
         self._files = files
@@ -78,7 +79,7 @@ class _FileBitmap(Bitmap):
         return f"{_USED}/{self._version}-{level}-{node:x}"
 
     def load(self, level: int, node: int) -> bytearray:
-        """The bits of a node."""
+        """Return the bits of a node."""
         name = self._name(level, node)
         data = self._cache.get(name)
         if data is None:
@@ -94,7 +95,7 @@ class _FileBitmap(Bitmap):
 
 
 class _Files:
-    """The files of an index. What is read is likely to be written next: it is opened once, for both.
+    """The files of an index. Most files that are read are written next, so each is opened once, for both.
 
     Args:
         path: Their directory.
@@ -117,7 +118,7 @@ class _Files:
         self.directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
 
     def close(self) -> None:
-        """Close it, and all files."""
+        """Close the directory and all files."""
         for name in list(self._open):
             self.close_file(name)
         if self.directory >= 0:
@@ -125,7 +126,7 @@ class _Files:
             self.directory = -1
 
     def open(self, name: str) -> int:
-        """Open a file that exists, for writing too if that is allowed. The descriptor stays this object's.
+        """Open a file that exists, for writing too if that is allowed. This object closes the descriptor.
 
         Raises:
             OSError: There is none, or it cannot be read.
@@ -144,7 +145,7 @@ class _Files:
         return fd
 
     def make(self, name: str) -> int:
-        """As :meth:`open`; makes the file if there is none."""
+        """Open a file as :meth:`open` does; make it if there is none."""
         try:
             return self.open(name)
         except FileNotFoundError:
@@ -158,10 +159,10 @@ class _Files:
             os.close(fd)
 
     def read(self, name: str) -> bytes:
-        """The content of a file; nothing when there is none.
+        """Return the content of a file; empty when there is none.
 
         Raises:
-            IndexWrong: Somebody changed it.
+            IndexWrong: Another program changed it.
         """
         try:
             fd = self.open(name)
@@ -179,7 +180,7 @@ class _Files:
         """Write a file anew.
 
         Raises:
-            IndexWrong: Somebody has deleted it.
+            IndexWrong: Another program has deleted it.
         """
         fd = self.make(name)
         data = _checksum(content) + content
@@ -194,11 +195,13 @@ class _Files:
 
 
 def _checksum(content: bytes) -> bytes:
+    from binascii import crc32
+
     return crc32(content).to_bytes(_CHECKSUM, "little")
 
 
 def _bucket(owner: Owner) -> str:
-    # Of the container alone: with each interface, an old record is looked for that names none.
+    # Only the container counts: a look for an interface also looks for an old record, which names none.
     text = owner.container_id.encode(errors="surrogateescape")
     return f"{_OWNERS}/{int.from_bytes(text, 'little') % _BUCKETS:02x}"
 
@@ -208,11 +211,11 @@ def _line(lease: Lease) -> bytes:
 
 
 class IndexWrong(Conflict):
-    """The index cannot be read, or says what is not so: the leases themselves must be looked at."""
+    """Raised when the index cannot be read or disagrees with a lease: the leases must be scanned."""
 
 
 class _Reading:
-    """Inside, what cannot be read of an index means that it is wrong."""
+    """Turn errors of reading the index, inside ``with``, into :class:`IndexWrong`."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -232,11 +235,11 @@ class Index(View):
         directory: A descriptor of the directory with the leases, whose lock the caller holds.
         path: Where the index lies.
         boot: The current boot.
-        reclaims: Whether leases of earlier boots were looked for when it was made.
+        reclaims: If true, the scan that makes the index reclaims leases of earlier boots.
 
     Attributes:
-        exclusive: Whether no other machine can write to the directory. Set it before :meth:`rebuild`; the stamp keeps
-            it, as finding out takes a look at all mounts.
+        exclusive: If true, no other machine can write to the directory. Set it before :meth:`rebuild`. The stamp keeps
+            it, since finding out means reading all mounts.
     """
 
     def __init__(self, directory: int, path: str, boot: Boot, *, reclaims: bool = True) -> None:
@@ -251,13 +254,13 @@ class Index(View):
         self._buckets: dict[str, bytes] = {}
 
     def close(self) -> None:
-        """Forget the index."""
+        """Close all files."""
         self._files.close()
 
     # --- trust --------------------------------------------------------------------------------------------------------
 
     def is_current(self) -> bool:
-        """Does the index exist, and describe the directory as it is?"""
+        """Return whether the index exists and describes the directory as it is."""
         try:
             self._files.enter()
             fd = self._files.open(_STAMP)
@@ -285,11 +288,11 @@ class Index(View):
         """Note that the index describes the directory as it is now.
 
         Args:
-            since: Its modification time when what went into the index was read or done. If it has changed, somebody
-                works on the directory without the lock, and the index is not to be trusted.
+            since: The directory's modification time when the leases in the index were read or changed. If it is another
+                by now, another process works on the directory without the lock, and the stamp is removed instead.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The stamp cannot be written.
         """
         state = os.fstat(self.directory)
         if state.st_mtime_ns != since:
@@ -299,11 +302,11 @@ class Index(View):
             os.utime(self.directory, ns=(state.st_atime_ns, state.st_mtime_ns - 1))
             state = os.fstat(self.directory)
         except OSError:
-            pass  # not ours: is_current() will want the stamp to be younger
+            pass  # another user's directory: is_current() accepts the stamp only if it is younger
         os.pwrite(self._files.make(_STAMP), self._stamp(state), 0)
 
     def find_wrong(self, leases: Collection[Lease]) -> list[str]:
-        """Compare with what there is: what the index says that is not so, and what it does not know, in sentences."""
+        """Compare the index with the leases there are, and return each difference as a sentence."""
         real = dict(leases)
         listed = dict.fromkeys(self.leases())
         wrong = [
@@ -320,19 +323,19 @@ class Index(View):
         return wrong
 
     def holds_none(self, leases: Iterable[Lease]) -> bool:
-        """After these were released: can there be none left? No bucket of theirs has an entry then."""
+        """Return false if leases are left besides these, which were released. True is a guess from their buckets."""
         with self._reading:
             return not any(self._bucket(_bucket(lease.owner)) for lease in leases)
 
     def delete(self) -> None:
-        """Delete all of it, and the directory of indexes with the last one. What cannot be deleted stays."""
+        """Delete the index, and with the last one the directory of indexes. A file that cannot be deleted stays."""
         self.close()
         self._buckets.clear()
         self._used.clear()
         delete_index(self._path)
 
     def distrust(self) -> None:
-        """Have the next one scan."""
+        """Remove the stamp, so that the next process scans."""
         self._files.close_file(_STAMP)
         try:
             _remove(f"{self._path}/{_STAMP}")
@@ -348,7 +351,7 @@ class Index(View):
         return bitmap
 
     def _bucket(self, name: str) -> bytes:
-        """A bucket of owners; what was read once is not read again, as the directory is locked."""
+        """Return a bucket of owners. Each is read once: this process holds the lock."""
         lines = self._buckets.get(name)
         if lines is None:
             lines = self._buckets[name] = self._files.read(name)
@@ -359,10 +362,10 @@ class Index(View):
         self._buckets[name] = lines
 
     def find_addresses(self, owner: Owner) -> tuple[IPAddress, ...]:
-        """See :class:`View`. Each is verified by its lease.
+        """See :class:`View`. The lease of each address is read as well.
 
         Raises:
-            IndexWrong: One is not so.
+            IndexWrong: A lease has another owner than the index says.
         """
         found = []
         with self._reading:
@@ -377,7 +380,7 @@ class Index(View):
         return in_order(set(found))
 
     def find_owner(self, address: IPAddress) -> Owner | None:
-        """See :class:`View`. Asks the lease, not the index."""
+        """See :class:`View`. Reads the lease, not the index."""
         try:
             record = read_record(self.directory, str(address))
         except OSError as exc:
@@ -385,7 +388,7 @@ class Index(View):
         return None if record is None else record.owner
 
     def find_free(self, first: IPAddress, last: IPAddress) -> IPAddress | None:
-        """See :class:`View`. Whether it is, shows when the lease is made."""
+        """See :class:`View`. Making the lease proves that the address is free; the index only says so."""
         with self._reading:
             number = self._bitmap(first.version).find_unused(int(first), int(last))
         return None if number is None else type(first)(number)
@@ -395,11 +398,11 @@ class Index(View):
         return read_cursor(self.directory, index)
 
     def leases(self) -> Iterator[Lease]:
-        """See :class:`View`. From the index alone: committing a release verifies what it releases."""
+        """See :class:`View`. Reads the index alone: the commit of a release verifies each lease."""
         return (lease for line in self._lines() if (lease := _parse_line(line)) is not None)
 
     def find_stale(self, owners: Collection[Owner]) -> Iterator[Lease]:
-        """See :class:`View`. Lines are not taken apart to find that there is nothing to do."""
+        """See :class:`View`. Parses only the lines of stale leases: mostly there are none."""
         ends = {_end(owner)[1:-1] for owner in owners}
         ends |= {_end(owner.without_ifname)[1:-1] for owner in owners}
         for line in self._lines():
@@ -418,10 +421,10 @@ class Index(View):
     # --- writing: only after the directory has changed, or without a stamp -------------------------------------------
 
     def apply(self, changes: Changes) -> None:
-        """Follow what has been done in the directory.
+        """Make the changes that were made in the directory in the index too.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The index cannot be written.
         """
         for lease in changes.release:
             self._bitmap(lease.address.version).discard(int(lease.address))
@@ -439,14 +442,14 @@ class Index(View):
         self._set_bucket(name, lines.replace(b"\n" + _line(lease), b"\n", 1)[1:])
 
     def rebuild(self, leases: Collection[Lease], since: int) -> None:
-        """Make the index anew, of everything there is.
+        """Make the index anew.
 
         Args:
-            leases: Everything there is.
+            leases: All leases of the network.
             since: See :meth:`trust`.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The index cannot be written.
         """
         self._make_directories()
         self.distrust()
@@ -475,7 +478,7 @@ class Index(View):
             try:
                 os.mkdir(path, 0o700)
             except FileExistsError:
-                # Through a link, what is deleted and written here would be somebody else's.
+                # Through a symbolic link, this would delete and write files of another program.
                 if not stat.S_ISDIR(os.lstat(path).st_mode):
                     _remove(path)
                     os.mkdir(path, 0o700)
@@ -483,7 +486,7 @@ class Index(View):
 
 
 def delete_index(path: str) -> None:
-    """Delete an index, and the directory of indexes with the last one. What cannot be deleted stays."""
+    """Delete an index, and with the last one the directory of indexes. A file that cannot be deleted stays."""
     try:
         for folder in (f"{path}/{_OWNERS}", f"{path}/{_USED}", path):
             if os.path.isdir(folder) and not os.path.islink(folder):
@@ -494,11 +497,11 @@ def delete_index(path: str) -> None:
             _remove(path)
         os.rmdir(os.path.dirname(path))
     except OSError:
-        pass  # another network's index is there, or somebody makes this one anew
+        pass  # another network's index is there, or another process makes this one anew
 
 
 def _end(owner: Owner) -> bytes:
-    """How the lines of an owner end."""
+    """Return the end of an owner's lines."""
     return f" {owner.container_id} {owner.ifname}\n".encode(errors="surrogateescape")
 
 
@@ -510,7 +513,7 @@ def _parse_line(line: bytes) -> Lease | None:
 
 
 def _lines_of(bucket: bytes, owner: Owner) -> list[bytes]:
-    """The lines of one owner. Most lines are of others: not each is taken apart."""
+    """Find the lines of one owner without parsing those of others."""
     end = _end(owner)
     found = []
     at = bucket.find(end)
@@ -521,7 +524,7 @@ def _lines_of(bucket: bytes, owner: Owner) -> list[bytes]:
 
 
 def _remove(path: str) -> None:
-    """Remove whatever is at a path in the index; nothing is fine."""
+    """Remove the file or directory at a path of the index; accept that there is none."""
     try:
         os.unlink(path)
     except FileNotFoundError:

@@ -1,12 +1,12 @@
 """Tell whether a directory can belong to this machine alone.
 
 A lease of an earlier boot is dead only if that boot was one of this machine. ``/etc/machine-id`` does not prove that:
-machines made of one image have the same, until somebody notices. The kind of file system does: one kernel at a time can
-have a disk's file system mounted, while a network file system, or a folder handed to virtual machines, may be in use by
-others.
+machines made of one image may have the same one. The kind of file system does: only one kernel at a time can have a
+disk's file system mounted, while other machines may use a network file system, or a folder handed to virtual machines.
 
-So both sides hold to one rule. On a file system that is not listed here, leases carry no mark of a boot, and none is
-taken back for its mark. The machine that exports the directory, which sees a disk, then finds no marks of its clients.
+So a machine that writes leases and a machine that reclaims them follow one rule. On a file system that is not listed
+here, leases carry no mark of a boot, and none is reclaimed for its mark. A machine that exports its disk to others sees
+a disk's file system; it finds no marks in the leases of its clients, whose view is the network file system.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import os
 EXCLUSIVE = frozenset(
     b"bcachefs btrfs ext2 ext3 ext4 f2fs jffs2 jfs nilfs2 overlay ramfs reiserfs rootfs tmpfs ubifs xfs zfs".split()
 )
-"""File systems that one kernel at a time has mounted. Those of clusters (gfs2, ocfs2), networks (nfs4, cifs, ceph),
-virtual machines (9p, virtiofs) and programs (fuse) are missing on purpose."""
+"""File systems that only one kernel at a time can have mounted. Those of clusters (gfs2, ocfs2), networks (nfs4, cifs,
+ceph), virtual machines (9p, virtiofs) and programs (fuse) are missing on purpose."""
 
 _PART = 1 << 16
 
 
 def is_exclusive(directory: int, proc: str = "/proc/self") -> bool:
-    """Return whether no other machine can have this directory mounted. What cannot be found out counts as shared.
+    """Return whether no other machine can have this directory mounted; false also when that cannot be found out.
 
     Args:
         directory: A descriptor of it.
-        proc: Where the kernel describes this process.
+        proc: The kernel's directory about this process.
     """
     try:
         # By the mount's number: the device number of a btrfs subvolume is not the one its mount is listed with.

@@ -1,0 +1,173 @@
+"""The addresses of a network that a node has, as a file of it notes them: ``share.json``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address
+from types import MappingProxyType
+
+from .._files import open_file, read_open_file, replace_file
+from .._light import Any, NamedTuple
+from ..errors import IOFailureError
+from ..spec import _json
+from ..spec.addresses import IPAddress
+from ._keys import address_of_key, key_of_address
+from .blocktable import Block, parse_block
+from .ranges import Range, RangeSet, Span
+
+_NONE: Mapping[IPAddress, str] = MappingProxyType({})
+
+
+class Share(NamedTuple):
+    """Addresses of a network that a node has.
+
+    Attributes:
+        member: Revision of the node's key in etcd when it joined; 0 before.
+        blocks: Its blocks, as etcd had them when this node last changed them. Less of them may be lent by now.
+        borrowed: Addresses that are lent to it, each with the pod for which it is kept, or an empty text.
+        returning: Borrowed addresses that are no longer its own, and etcd does not know yet; each with its pod.
+        leaving: Blocks that are no longer its own, and etcd does not know yet.
+        asked: First addresses of blocks of which it may have got something and not know it.
+        silence: Time of ``CLOCK_BOOTTIME`` before which etcd need not be told: it has not answered.
+    """
+
+    member: int = 0
+    blocks: tuple[Block, ...] = ()
+    borrowed: Mapping[IPAddress, str] = _NONE
+    returning: Mapping[IPAddress, str] = _NONE
+    leaving: tuple[Block, ...] = ()
+    asked: frozenset[IPAddress] = frozenset()
+    silence: float = 0.0
+
+    @property
+    def has_news(self) -> bool:
+        """True if there is something to talk about: what etcd does not know yet, or this node does not."""
+        return bool(self.returning or self.leaving or self.asked)
+
+    @property
+    def may_shrink(self) -> bool:
+        """True if something may be given back: a borrowed address, or one of several blocks of an IP version."""
+        return bool(self.borrowed) or len({each.first.version for each in self.blocks}) < len(self.blocks)
+
+    def holds(self, address: IPAddress, pod: str = "") -> bool:
+        """Return whether this node may hand out an address, to a pod or to anybody."""
+        spans = self._spans(address.version, pod)
+        return any(span.first <= int(address) <= span.last for span in spans)
+
+    def within(self, range_set: RangeSet, pod: str = "") -> tuple[Range, ...]:
+        """Return the parts of a range set that this node may hand out, in ascending order."""
+        make: Callable[[int], IPAddress] = IPv4Address if range_set.version == 4 else IPv6Address
+        spans = sorted(self._spans(range_set.version, pod))
+        found = []
+        for part in range_set.ranges:
+            for span in spans:
+                first, last = max(int(part.first), span.first), min(int(part.last), span.last)
+                if first <= last:
+                    found.append(part._replace(first=make(first), last=make(last)))
+        return tuple(found)
+
+    def _spans(self, version: int, pod: str) -> Iterator[Span]:
+        for block in self.blocks:
+            if block.first.version == version:
+                yield from block.spans
+        for address, owner in self.borrowed.items():
+            if address.version == version and owner in ("", pod):
+                yield Span(int(address), int(address))
+
+    def with_block(self, block: Block) -> Share:
+        """Return the share with a block added, or in place of its older state. It does not leave any more."""
+        others = (each for each in self.blocks if each.first != block.first)
+        return self._replace(
+            blocks=tuple(sorted((*others, block), key=lambda each: (each.first.version, each.first))),
+            leaving=tuple(each for each in self.leaving if each.first != block.first),
+        )
+
+    def with_borrowed(self, addresses: Iterable[IPAddress], pod: str = "") -> Share:
+        """Return the share with addresses added that were lent to this node. They do not go back any more."""
+        added = dict.fromkeys(addresses, pod)
+        returning = {address: pod for address, pod in self.returning.items() if address not in added}
+        return self._replace(borrowed={**self.borrowed, **added}, returning=returning)
+
+
+class ShareFile:
+    """The file. Each change replaces it by another one.
+
+    Args:
+        directory: Its directory.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._path = f"{directory}/share.json"
+
+    def read(self) -> Share:
+        """Read the share; an empty one if there is no file.
+
+        Raises:
+            IOFailureError: (5) It cannot be read.
+        """
+        with self.look() as (share, _):
+            return share
+
+    @contextmanager
+    def look(self) -> Iterator[tuple[Share, Callable[[], bool]]]:
+        """Read the share. Yield it, with a function that tells if it is in the file still, until the end of the block.
+
+        Raises:
+            IOFailureError: (5) It cannot be read.
+        """
+        fd = -1
+        try:
+            try:
+                fd = open_file(self._path, follow=False)
+                share = self._parse(read_open_file(fd, self._path))
+            except FileNotFoundError:
+                share = Share()
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+                raise IOFailureError(f"cannot read {self._path}: {exc}") from exc
+            # A file that was replaced has no name any more.
+            yield share, lambda: fd >= 0 and os.fstat(fd).st_nlink > 0
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _parse(self, data: bytes) -> Share:
+        value = _json.read(data.decode())
+        return Share(
+            member=int(value["member"]),
+            blocks=_parse_blocks(value["blocks"]),
+            borrowed=_parse_addresses(value["borrowed"]),
+            returning=_parse_addresses(value["returning"]),
+            leaving=_parse_blocks(value["leaving"]),
+            asked=frozenset(map(address_of_key, value["asked"])),
+            silence=float(value["silence"]),
+        )
+
+    def write(self, share: Share) -> None:
+        """Replace the file.
+
+        Raises:
+            IOFailureError: (5) It cannot be written.
+        """
+        value = {
+            "member": share.member,
+            "blocks": {key_of_address(each.first): each.to_json() for each in share.blocks},
+            "borrowed": {key_of_address(address): pod for address, pod in share.borrowed.items()},
+            "returning": {key_of_address(address): pod for address, pod in share.returning.items()},
+            "leaving": {key_of_address(each.first): each.to_json() for each in share.leaving},
+            "asked": sorted(map(key_of_address, share.asked)),
+            "silence": share.silence,
+        }
+        try:
+            replace_file(self._path, _json.write(value).encode())
+        except OSError as exc:
+            raise IOFailureError(f"cannot write {self._path}: {exc.strerror}") from exc
+
+
+def _parse_blocks(value: Mapping[str, Any]) -> tuple[Block, ...]:
+    return tuple(parse_block(address_of_key(key), each) for key, each in value.items())
+
+
+def _parse_addresses(value: Mapping[str, Any]) -> dict[IPAddress, str]:
+    return {address_of_key(key): str(pod) for key, pod in value.items()}

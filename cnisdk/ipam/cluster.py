@@ -1,0 +1,232 @@
+"""A node's way to the addresses of a cluster: it claims blocks, extends them, borrows single addresses, gives back.
+
+:mod:`.blocktable` says how blocks lie in etcd. Nodes that start together do not want the same block: each looks from a
+place of its own on. In the usual case a claim is one request, and an extension two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from os import urandom
+
+from ..classes import evolve
+from ..errors import TryAgainLaterError
+from ..spec.addresses import IPAddress
+from ..spec.names import short_hash
+from .blocktable import BLOCK_LENGTHS, Block, BlockTable
+from .etcdclient import EtcdClient
+from .ranges import Span
+
+
+class Cluster:
+    """The blocks of one network, as one node changes them.
+
+    Args:
+        client: The connection.
+        network: Name of the network.
+        node: Name of this node.
+        prefix: Beginning of all keys, with a slash at the end.
+        lengths: Prefix length of a block, by IP version. All nodes need the same.
+
+    Attributes:
+        table: The keys in etcd.
+    """
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        network: str,
+        node: str,
+        *,
+        prefix: str = "/cnisdk/",
+        lengths: Mapping[int, int] = BLOCK_LENGTHS,
+    ) -> None:
+        self.table = BlockTable(client, network, node, prefix=prefix, lengths=lengths)
+
+    @property
+    def node(self) -> str:
+        """Name of this node."""
+        return self.table.node
+
+    def find(self, address: IPAddress) -> Block | None:
+        """Return the block that an address lies in; None if nobody has anything of it."""
+        block = self.table.get(self.table.start_of(address))
+        return block if block.revision else None
+
+    def blocks(self, first: IPAddress | None = None, last: IPAddress | None = None) -> Iterator[Block]:
+        """Yield the blocks from that of the first address to that of the last; without them, all."""
+        return self.table.list_blocks(first, last)
+
+    # --- getting ------------------------------------------------------------------------------------------------------
+
+    def claim(self, first: IPAddress, last: IPAddress, known: Container[IPAddress] = ()) -> Block | None:
+        """Claim a block between two addresses that nobody has anything of; None if there is none.
+
+        Args:
+            first: The first address.
+            last: The last address.
+            known: First addresses of the blocks that this node knows to be its own. Another one of its own, which a
+                killed process claimed, is returned like one that is claimed now.
+        """
+        nth, total = self._number(first, last)
+        middle = int(short_hash(self.node, self.table.root, digits=16), 16) % total
+        for start, end in ((middle, total), (0, middle)):
+            at: int | None = start
+            while at is not None and at < end:
+                block = self._try_to_claim(nth(at), known)
+                if block is not None:
+                    return block
+                at = self._find_unused(nth, at + 1, end)
+        return None
+
+    def extend(self, block: Block) -> Block | None:
+        """Get more of a block of this node; None if nothing of it is left."""
+
+        def change(now: Block) -> Block | None:
+            if now.node != self.node or now.local >= now.size:
+                return None
+            return evolve(now, local=min(now.size, now.local + max(1, now.size // 4)))
+
+        return self.table.change(block.first, change)
+
+    def borrow(self, address: IPAddress) -> Block | None:
+        """Have one address lent to this node; None if another node or a pod has it."""
+
+        def change(now: Block) -> Block | None:
+            if now.lent.get(address) == self.node and address not in now.kept:
+                return now
+            return _lend(now, address, self.node) if now.can_lend(address) else None
+
+        return self.table.change(self.table.start_of(address), change)
+
+    def borrow_any(self, spans: Sequence[Span], make: Callable[[int], IPAddress]) -> IPAddress | None:
+        """Have any address of these spans lent to this node, out of blocks that others have something of."""
+        for span in spans:
+            for block in self.scan(make(span.first), make(span.last)):
+                if block.find_lendable([span]) is None:
+                    continue
+                with suppress(TryAgainLaterError):  # all want this block: there are others
+                    address = self._borrow_of(block.first, span)
+                    if address is not None:
+                        return address
+        return None
+
+    def borrow_unclaimed(self, spans: Sequence[Span], make: Callable[[int], IPAddress]) -> IPAddress | None:
+        """Have an address lent to this node, out of a block that nobody has anything of, and not claim the block."""
+        for span in spans:
+            nth, total = self._number(make(span.first), make(span.last))
+            at = self._find_unused(nth, 0, total)
+            address = None if at is None else self._borrow_of(nth(at), span)
+            if address is not None:
+                return address
+        return None
+
+    def scan(self, first: IPAddress, last: IPAddress) -> Iterator[Block]:
+        """Yield the blocks between two addresses, from a random one on, so that nodes do not all want the same."""
+        middle = type(first)(int(first) + int.from_bytes(urandom(16), "big") % (int(last) - int(first) + 1))
+        start = self.table.start_of(middle)
+        yield from self.blocks(start, last)
+        if int(first) < int(start):
+            yield from self.blocks(first, start - 1)
+
+    def _borrow_of(self, first: IPAddress, span: Span) -> IPAddress | None:
+        """Have one address of a block lent, whichever is free when its turn has come."""
+        chosen: IPAddress | None = None
+
+        def change(now: Block) -> Block | None:
+            nonlocal chosen
+            if chosen is not None and now.lent.get(chosen) == self.node:
+                return now  # the answer to the last attempt got lost
+            chosen = now.find_lendable([span])
+            return None if chosen is None else _lend(now, chosen, self.node)
+
+        return chosen if self.table.change(first, change) is not None else None
+
+    def _try_to_claim(self, first: IPAddress, known: Container[IPAddress]) -> Block | None:
+        length = self.table.lengths[first.version]
+        half = max(1, 1 << (first.max_prefixlen - length - 1))
+        made = Block(first=first, length=length, node=self.node, local=half)
+        outcome = self.table.swap([(Block(first=first, length=length), made)])
+        if outcome.done:
+            return evolve(made, revision=outcome.revision)
+        block = self.table.get(first)
+        return block if block.node == self.node and first not in known else None
+
+    def _number(self, first: IPAddress, last: IPAddress) -> tuple[Callable[[int], IPAddress], int]:
+        """Number the blocks between two addresses. Return a function from number to first address, and their count."""
+        start = self.table.start_of(first)
+        step = 1 << (first.max_prefixlen - self.table.lengths[first.version])
+        return lambda number: start + number * step, (int(last) - int(start)) // step + 1
+
+    def _find_unused(self, nth: Callable[[int], IPAddress], at: int, end: int) -> int | None:
+        """Return the number of a block without a key, from number `at` up to but without `end`.
+
+        Few requests, whatever is claimed: double the step until a span has fewer keys than blocks, then halve it.
+        """
+        step = 1
+        while at < end and self._is_used(nth, at, min(step, end - at)):
+            at, step = at + min(step, end - at), step * 2
+        if at >= end:
+            return None
+        step = min(step, end - at)
+        while step > 1:  # one of `step` blocks is unused
+            half = step // 2
+            if self._is_used(nth, at, half):
+                at, step = at + half, step - half
+            else:
+                step = half
+        return at
+
+    def _is_used(self, nth: Callable[[int], IPAddress], at: int, number: int) -> bool:
+        return self.table.count_keys(nth(at), nth(at + number - 1)) == number
+
+    # --- giving back --------------------------------------------------------------------------------------------------
+
+    def give_back(self, addresses: Iterable[IPAddress] = (), blocks: Iterable[IPAddress] = ()) -> None:
+        """Give back addresses that were lent to this node, and blocks of this node, named by their first address."""
+        for address in addresses:
+            self.table.change(self.table.start_of(address), partial(self._without_loan, address))
+        for first in blocks:
+            self.table.change(first, self._unclaimed)
+
+    def release_node(self, node: str, revision: int = 0) -> tuple[Block, ...]:
+        """Take everything from a node that is gone for good, and its name. Return the blocks that it had anything of.
+
+        The name goes first: whatever the node still sends changes nothing from then on. But while it is cut off, it
+        goes on to hand out addresses. Only its operator can know that it is gone.
+
+        Args:
+            node: Name of the node.
+            revision: Revision of its key when it was looked at; 0 if it had none: a release that was killed goes on.
+
+        Raises:
+            TryAgainLaterError: (11) It has joined again since: it lives, and keeps what it still has.
+        """
+        self.table.delete_node(node, revision)
+        blocks = self.list_blocks_of(node)
+        for block in blocks:
+            self.table.change(block.first, partial(_without_node, node), unless_joined=node)
+        return blocks
+
+    def list_blocks_of(self, node: str) -> tuple[Block, ...]:
+        """Return the blocks that a node has, or has an address of."""
+        return tuple(block for block in self.blocks() if node in (block.node, *block.lent.values()))
+
+    def _without_loan(self, address: IPAddress, block: Block) -> Block | None:
+        if block.lent.get(address) != self.node:
+            return None
+        return evolve(block, lent={each: node for each, node in block.lent.items() if each != address})
+
+    def _unclaimed(self, block: Block) -> Block | None:
+        return evolve(block, node="", local=0) if block.node == self.node else None
+
+
+def _lend(block: Block, address: IPAddress, node: str) -> Block:
+    return evolve(block, lent={**block.lent, address: node})
+
+
+def _without_node(node: str, block: Block) -> Block:
+    lent = {address: each for address, each in block.lent.items() if each != node}
+    return evolve(block, node="", local=0, lent=lent) if block.node == node else evolve(block, lent=lent)

@@ -1,0 +1,102 @@
+"""Open what a configuration of a cluster's network names: its blocks in etcd, and what this node has of them.
+
+The plugin cnisdk-cluster and the command ``cnisdk cluster`` have classes of their own for the configuration.
+:class:`ClusterConf` is what both have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .._light import Protocol
+from ..errors import InvalidConfigError
+from .cluster import Cluster
+from .etcdclient import EtcdClient, EtcdConf
+from .filestore import FileStore
+from .holdings import Holdings
+
+_NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
+
+
+class ClusterConf(Protocol):
+    """The keys of ``ipam`` that are a cluster's."""
+
+    @property
+    def node(self) -> str:
+        """Name of this node; empty for the host's."""
+
+    @property
+    def etcd(self) -> EtcdConf:
+        """Where etcd is."""
+
+    @property
+    def block_size(self) -> int:
+        """Prefix length of an IPv4 block."""
+
+    @property
+    def block_size6(self) -> int:
+        """Prefix length of an IPv6 block."""
+
+    @property
+    def cool_down(self) -> float:
+        """Seconds an address rests after its release."""
+
+    @property
+    def lock_timeout(self) -> float:
+        """Seconds to wait for other processes, and for etcd."""
+
+
+def node_name(conf: ClusterConf) -> str:
+    """Return the name of this node."""
+    return conf.node or os.uname().nodename
+
+
+@contextmanager
+def open_cluster(conf: ClusterConf, network: str, *, operator: bool = False) -> Iterator[Cluster]:
+    """Open a network's blocks. Nothing is sent yet; a connection that is made later is closed at the end.
+
+    Args:
+        conf: The configuration.
+        network: Name of the network.
+        operator: If true, the changes are an operator's, and not those of this node.
+
+    Raises:
+        InvalidConfigError: (7) The configuration of etcd or of the blocks is wrong.
+    """
+    lengths = {4: conf.block_size, 6: conf.block_size6}
+    for version, key, longest in ((4, "blockSize", 30), (6, "blockSize6", 126)):
+        if not 8 <= lengths[version] <= longest:
+            raise InvalidConfigError(
+                f"invalid {key} {lengths[version]}",
+                details=f"$.ipam.{key}: expected a prefix length from 8 to {longest}",
+            )
+    node = "" if operator else node_name(conf)
+    if node.strip(_NAME):
+        raise InvalidConfigError(
+            f'invalid node "{node}"', details="$.ipam.node: expected a name of letters, digits, '.', '_' and '-'"
+        )
+    etcd = conf.etcd
+    prefix = etcd.prefix if etcd.prefix.endswith("/") else f"{etcd.prefix}/"
+    with EtcdClient(etcd) as client:
+        yield Cluster(client, network, node, prefix=prefix, lengths=lengths)
+
+
+def open_holdings(conf: ClusterConf, store: FileStore, cluster: Cluster) -> Holdings:
+    """Return what this node has.
+
+    Args:
+        conf: The configuration.
+        store: The leases of this node. What it has is noted beside their directory.
+        cluster: The blocks in etcd.
+
+    Raises:
+        InvalidConfigError: (7) The configuration is wrong.
+    """
+    if conf.cool_down < 0:
+        raise InvalidConfigError(
+            f"invalid coolDown {conf.cool_down:g}", details="$.ipam.coolDown: expected a number of seconds"
+        )
+    directory = f"{store.data_dir}/.cnisdk-cluster/{store.network}"
+    return Holdings(store, cluster, directory, cool_down=conf.cool_down, timeout=conf.lock_timeout)

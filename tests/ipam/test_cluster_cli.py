@@ -1,0 +1,248 @@
+"""cnisdk cluster: what an operator sees of a cluster's addresses, and takes away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnisdk._cli import cluster as command, cnisdk
+from cnisdk.classes import evolve, frozen
+from cnisdk.errors import TryAgainLaterError
+from cnisdk.ipam import FileStore, Lease, Owner
+from cnisdk.ipam.blocktable import Block
+from cnisdk.ipam.cluster import Cluster
+from cnisdk.ipam.etcdclient import EtcdClient
+from cnisdk.runtime import Cache, CachedAttachment
+from cnisdk.spec.names import Attachment
+from cnisdk.testing import PluginUnderTest
+from cnisdk.testing.stores import everything, reserve
+from cnisdk_plugins.cluster import ClusterPlugin
+
+from .conftest import Member
+
+
+@frozen
+class Place:
+    id: str
+    netns: str = "/run/netns/none"
+
+
+WEB, DB = Place("web"), Place("db")
+POD = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0"
+
+
+class Site:
+    """Nodes of one network, each with a directory of configuration."""
+
+    def __init__(self, member: Member, name: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.member, self.name, self.root, self.capsys = member, name, root, capsys
+        self.client = EtcdClient(member.conf)
+        self.cluster = Cluster(self.client, name, "")
+
+    def node(self, name: str, **keys: Any) -> PluginUnderTest:
+        ipam: dict[str, Any] = {"type": "cnisdk-cluster", "node": name, "dataDir": str(self.root / name / "leases")}
+        ipam |= {"ranges": [[{"subnet": "10.0.0.0/24"}]], "etcd": {"endpoints": [self.member.url], "timeout": 30}}
+        plugin = PluginUnderTest(None, ClusterPlugin, {"name": self.name, "ipam": {**ipam, **keys}})
+        conf = {"cniVersion": "1.0.0", "name": self.name, "plugins": [{"type": "bridge", "ipam": plugin.conf["ipam"]}]}
+        (self.root / name / "conf").mkdir(parents=True, exist_ok=True)
+        (self.root / name / "conf" / "net.conflist").write_text(json.dumps(conf))
+        return plugin
+
+    def run(self, node: str, action: str, *arguments: str, status: int = 0) -> str:
+        """Run an action on a node, and return what it prints."""
+        argv = ["cluster", action, "--conf-dir", str(self.root / node / "conf"), *arguments]
+        self.capsys.readouterr()
+        assert cnisdk.main(argv) == status
+        out, err = self.capsys.readouterr()
+        return (out + err).strip()
+
+    def change(self, block: Block, **fields: Any) -> None:
+        """Change a block as nobody should: by hand."""
+        self.cluster.table.swap([(block, evolve(block, **fields))])
+
+    def store(self, node: str) -> FileStore:
+        return FileStore(str(self.root / node / "leases"), self.name)
+
+
+@pytest.fixture
+def site(
+    member: Member, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Site]:
+    made = Site(member, request.node.name, tmp_path, capsys)
+    with made.client:
+        yield made
+
+
+def test_status_and_show(site: Site) -> None:
+    one, two = site.node("one", stickyBy="pod", coolDown=60), site.node("two")
+    for number in range(3):
+        one.add(Place(f"c{number}"))
+    one.delete(Place("c0"))
+    (kept,) = (ip.address.ip for ip in one.add(WEB, args=POD).ips)
+    two.add(DB)
+    (block,) = (each for each in site.cluster.blocks() if each.node == "two")
+    wanted = block.first + 60
+    one.add(Place("static"), args=f"IP={wanted}")
+
+    text = site.run("one", "status")
+    assert text.splitlines()[:2] == [
+        f"{site.name}  {site.member.url}",
+        "  10.0.0.1-10.0.0.254  2 of 4 blocks claimed",
+    ]
+    assert "  one  ███████████████░░░░░░░░░░░░░░░  32 of 64 in 1 block, 4 leased here, 1 rest, 2 borrowed" in text
+    assert "32 of 64 in 1 block, 1 lent to others" in text
+    assert "1 addresses are kept for 1 interfaces of pods" in text
+    document = json.loads(site.run("two", "status", "--json"))["networks"][0]
+    assert [(each["name"], each["borrowed"]) for each in document["nodes"]] == [("one", 2), ("two", 0)]
+    assert document["pods"] == {"default/web-0/eth0": [str(kept)]}
+    assert {each["node"] for each in document["blocks"]} == {"one", "two"}
+
+    shown = site.run("one", "show", str(kept))
+    assert shown.endswith(
+        "of node one, kept for pod default/web-0/eth0, lent to node one, leased here to container web interface eth0"
+    )
+    assert site.run("two", "show", str(wanted)).endswith("of node two, lent to node one")
+    free = next(
+        each for each in (IPv4Address("10.0.0.1") + 64 * n for n in range(4)) if site.cluster.find(each) is None
+    )
+    assert site.run("two", "show", str(free)).endswith("nobody has anything of its block")
+    assert "is in no range" in site.run("two", "show", "10.9.9.9", status=1)
+
+
+def test_nodes_that_are_released(site: Site) -> None:
+    one, two = site.node("one"), site.node("two")
+    one.add(WEB)
+    two.add(DB)
+    wanted = next(each for each in site.cluster.blocks() if each.node == "one").first + 60
+    two.add(Place("static"), args=f"IP={wanted}")
+    assert "no network has a node three" in site.run("one", "release-node", "three", "--yes", "--wait=0", status=1)
+    assert "node one is this one: it lives" in site.run("one", "release-node", "one", "--yes", "--wait=0", status=1)
+    before = [*site.cluster.blocks()]
+    assert "nothing was released" in site.run("one", "release-node", "two", status=1)
+    assert [*site.cluster.blocks()] == before
+    text = site.run("one", "release-node", "two", "--yes", "--wait=0")
+    assert text.count(": released") == 2
+    assert f"loan of {wanted}: released" in text
+    assert {each.node for each in site.cluster.blocks()} == {"one"}
+    assert not any(each.lent for each in site.cluster.blocks())
+    assert site.run("one", "fsck").endswith("nothing broken is left")
+
+
+def test_a_node_that_changes_something_lives(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = site.node("one"), site.node("two")
+    one.add(WEB)
+    two.add(DB)
+    wanted = next(each for each in site.cluster.blocks() if each.node == "one").first + 60
+    monkeypatch.setattr(command, "sleep", lambda _: two.add(WEB, args=f"IP={wanted}"))
+    assert "it lives, and nothing was released" in site.run("one", "release-node", "two", "--yes", status=1)
+    assert {each.node for each in site.cluster.blocks()} == {"one", "two"}
+
+
+def test_forgetting_a_pod(site: Site) -> None:
+    one = site.node("one", stickyBy="statefulset")
+    (kept,) = (ip.address.ip for ip in one.add(WEB, args=POD).ips)
+    assert f"{kept}, which is kept for pod default/web-0/eth0, is in use" in site.run(
+        "one", "forget", "default/web-0", status=1
+    )
+    one.delete(WEB)
+    assert "nothing is kept for default/web" in site.run("one", "forget", "default/web", status=1)
+    assert site.run("one", "forget", "default/web-0") == f"default/web-0/eth0  {kept}: forgotten"
+    assert not any(each.kept for each in site.cluster.blocks())
+
+
+def test_fsck(site: Site) -> None:
+    one, two = site.node("one", stickyBy="pod"), site.node("two")
+    one.add(WEB, args=POD)
+    two.add(DB)
+    assert site.run("one", "fsck").endswith("nothing broken is left")
+    nodes = site.root / "nodes"
+    nodes.write_text("node/one\n")
+    assert "node two has 1 blocks and 0 loans, and is not among the nodes" in site.run(
+        "one", "fsck", "--nodes", str(nodes), status=1
+    )
+    # By hand: a block of one goes to two, an address is kept without the pod's key, and one is lent to nobody.
+    mine = next(each for each in site.cluster.blocks() if each.node == "one")
+    other = next(each for each in site.cluster.blocks() if each.node == "two")
+    site.change(mine, node="two")
+    site.change(other, lent={other.first + 63: "three"}, kept={other.first + 62: "default/x/eth0"})
+    found = site.run("one", "fsck", status=1)
+    assert f"block {mine.first}/26 is not of this node, which hands out its addresses: --repair repairs it" in found
+    assert "node three was released, and still has 0 blocks and 1 loans: --repair repairs it" in found
+    assert f"the key of pod default/x/eth0 and the blocks disagree about {other.first + 62}: --repair" in found
+    repaired = site.run("one", "fsck", "--repair")
+    assert repaired.count(": repaired") == 3
+    assert site.run("one", "fsck").endswith("nothing broken is left")
+    assert site.run("one", "forget", "default/x") == f"default/x/eth0  {other.first + 62}: forgotten"
+
+
+def test_fsck_names_leases_that_are_another_nodes(site: Site) -> None:
+    one, two = site.node("one"), site.node("two")
+    (address,) = (ip.address.ip for ip in one.add(WEB).ips)
+    site.run("one", "status")
+    two.add(DB)
+    site.run("two", "release-node", "one", "--yes", "--wait=0")
+    assert f"{address} is leased here to container web interface eth0, but of no node" in site.run(
+        "one", "fsck", "--repair", status=1
+    )
+    one.delete(WEB)
+    assert site.run("one", "fsck").endswith("nothing broken is left")
+
+
+def test_import_from_host_local(site: Site) -> None:
+    """The leases keep their containers, which their DEL releases; no other node gets the addresses."""
+    one, two = site.node("one"), site.node("two")
+    old = FileStore(str(site.root / "old"), "pods")
+    addresses = [IPv4Address(f"10.0.0.{number}") for number in (7, 70, 200)]
+    reserve(old, *(Lease(address, Owner(f"c{address}", "eth0")) for address in addresses))
+    reserve(old, Lease(IPv4Address("10.7.0.1"), Owner("elsewhere", "eth0")))
+    path = str(site.root / "old" / "pods")
+    assert site.run("one", "import", "host-local", path, "--dry-run").count("to be taken over") == 3
+    text = site.run("one", "import", "host-local", path)
+    assert text.count("taken over\n") == 3
+    assert "10.7.0.1  container elsewhere interface eth0: left out, it is in no range" in text
+    assert text.endswith("leases taken over: 3 of 4")
+    assert everything(site.store("one")) == {each: Owner(f"c{each}", "eth0") for each in addresses}
+    assert site.run("one", "import", "host-local", path).endswith("leases taken over: 3 of 4")
+    assert site.run("one", "fsck").endswith("nothing broken is left")
+    assert "is lent to node one" not in site.run("two", "import", "host-local", path, status=1)
+    with pytest.raises(TryAgainLaterError, match="is not available"):
+        two.add(DB, args="IP=10.0.0.7")
+    one.delete(Place("c10.0.0.7"))
+    two.add(DB, args="IP=10.0.0.7")
+
+
+def test_import_from_whereabouts(site: Site) -> None:
+    """Only what containers of this node have: each node takes over its own."""
+    site.node("one")
+    result = {"cniVersion": "1.0.0", "ips": []}
+    cache = Cache(str(site.root / "cache"))
+    cache.store(CachedAttachment(Attachment("old", "here", "net1"), netns="/run/netns/x", result=result))
+    allocations = {
+        "5": {"id": "here", "podref": "default/web-0", "ifname": "net1"},
+        "6": {"id": "there", "podref": "default/web-1", "ifname": "net1"},
+        "300": {"id": "here", "podref": "default/web-2"},
+    }
+    spec = {"range": "10.0.0.0/16", "allocations": allocations}
+    pools = {"apiVersion": "v1", "kind": "List", "items": [{"metadata": {"name": "10.0.0.0-16"}, "spec": spec}]}
+    (site.root / "pools.json").write_text(json.dumps(pools))
+    arguments = ["whereabouts", str(site.root / "pools.json"), "--cache-dir", str(site.root / "cache")]
+    text = site.run("one", "import", *arguments)
+    assert text.splitlines() == [
+        "10.0.0.5  container here interface net1: taken over",
+        "10.0.0.6  container there interface net1: left out, no runtime here knows its container",
+        "10.0.1.44  container here: left out, it names no interface: say --ifname",
+        "leases taken over: 1 of 3",
+    ]
+    assert everything(site.store("one")) == {IPv4Address("10.0.0.5"): Owner("here", "net1")}
+    (site.root / "pools.json").write_text("[]")
+    assert "has no IPPools of whereabouts" in site.run("one", "import", *arguments, status=1)
+
+
+def test_no_such_network(site: Site) -> None:
+    (site.root / "conf").mkdir()
+    assert "no network whose ipam.type is cnisdk-cluster" in site.run(".", "status", status=1)
