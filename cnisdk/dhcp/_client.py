@@ -1,0 +1,365 @@
+"""Client of one attachment: carries out what its state machine says, with sockets, file and interface."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..classes import evolve, frozen
+from ..errors import CNIError, InvalidConfigError, IOFailureError
+from ..linux import netns as namespaces
+from ..linux.links import link
+from ..linux.links.link import Link
+from ..spec.names import Attachment
+from . import _place as place, options
+from ._machine import Action, Drop, Identity, Machine, Probe, Remember, Send, Timing, Use, make_release
+from ._store import LeaseFiles, Record, boot_id
+from ._wire import Wire, open_wire
+from .lease import DHCPLease
+
+# Seconds to wait for carrier: frames that are sent before are lost. Without any, the client tries nevertheless.
+_CARRIER = 1.0
+_LOOK = 0.002
+# Messages that are taken in a row.
+_AT_ONCE = 8
+
+# Links with the hardware address of another: frames to that address alone do not reach them (RFC 2131, section 4.1).
+_SHARED_MAC = frozenset({"ipvlan", "ipvtap"})
+
+
+@frozen(kw_only=True)
+class Surroundings:
+    """Things that all clients of a daemon share.
+
+    Attributes:
+        files: Files of the leases.
+        random: As for :class:`._machine.Machine`.
+        timing: Delays.
+        log: Writes a line for the operator.
+    """
+
+    files: LeaseFiles
+    random: Callable[[], float]
+    timing: Timing
+    log: Callable[[str], None]
+
+
+class Client:
+    """Client of one attachment.
+
+    Attributes:
+        owner: The attachment.
+        machine: Its state machine.
+        attached: ADD had its result: the client keeps the interface in step with the lease.
+    """
+
+    def __init__(self, record: Record, around: Surroundings) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            record: The attachment and its client; :meth:`resume` takes its lease into account.
+            around: Things that all clients share.
+        """
+        self.owner = record.owner
+        self.attached = record.attached
+        self.machine = Machine(record.identity, around.random, around.timing)
+        self.machine.prefer(record.lease.address if record.lease is not None else None)
+        self._record, self._around = record, around
+        self._end: Link | None = None
+        self._wire: Wire | None = None
+        self._carrier_by = math.inf
+        self._look_at = math.inf
+        self._wait = _LOOK
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> None:
+        """Look for a server as soon as the interface has carrier.
+
+        Raises:
+            CNIError: The interface is gone, or the kernel refused.
+        """
+        end = self._reach()
+        if end is None:
+            raise IOFailureError(f"interface {self.owner.ifname} in {self._record.netns} is gone")
+        if not end.up:
+            end.set_up()
+        self._carrier_by, self._look_at = now + _CARRIER, now
+
+    def resume(self, now: float) -> None:
+        """Go on with the lease of a daemon before, or look for one again."""
+        lease = self._record.lease
+        if lease is not None and self._record.bound:
+            self._follow(self.machine.resume(lease, now), now)
+        else:
+            self._follow(self.machine.start(now), now)
+
+    @property
+    def deadline(self) -> float:
+        """When :meth:`wake` is to be called."""
+        return min(self.machine.deadline, self._look_at)
+
+    def wake(self, now: float) -> None:
+        """Do what is due.
+
+        Raises:
+            CNIError: ADD failed: see :meth:`is_attached`. Once attached, nothing is raised.
+        """
+        if self._look_at < math.inf:
+            if now < self._look_at:
+                return
+            end = self._end.refresh() if self._end is not None else None
+            if end is not None and not end.running and now < self._carrier_by:
+                self._look_at, self._wait = now + self._wait, self._wait * 2
+                return
+            self._look_at = math.inf
+            self._follow(self.machine.start(now), now)
+            return
+        if self.attached:
+            self._close()  # its sockets must not keep alive a namespace that is gone: look for it again
+        self._follow(self.machine.wake(now), now)
+
+    def postpone(self, until: float) -> None:
+        """Do nothing before that time."""
+        self.machine.deadline = max(self.machine.deadline, until)
+
+    def filenos(self) -> list[int]:
+        """List the descriptors to wait on."""
+        return self._wire.filenos() if self._wire is not None else []
+
+    def read(self, now: float) -> None:
+        """Take what has come.
+
+        Raises:
+            CNIError: As for :meth:`wake`.
+        """
+        probed = self.machine.probed
+        with suppress(OSError):  # the interface is down or gone: told once, and the deadline comes in any case
+            if self._wire is not None and probed is not None:
+                other = self._wire.receive_conflict(probed)
+                if other is not None:
+                    self._follow(self.machine.object(other, now), now)
+        with suppress(OSError):
+            # Some, not all: a server that sends without end must not keep the daemon from other clients.
+            for _ in range(_AT_ONCE):
+                if self._wire is None or (received := self._wire.receive_message()) is None:
+                    break
+                self._follow(self.machine.receive(*received, now), now)
+
+    def accept(self) -> None:
+        """Note that ADD gets its result: from here on, the container uses the lease.
+
+        Raises:
+            CNIError: The file cannot be written, or the interface refuses the MTU.
+        """
+        lease = self.machine.lease
+        assert lease is not None
+        if self._sets_mtu and lease.mtu and (end := self._reach()) is not None:
+            end.set_mtu(lease.mtu)
+        self.attached = True
+        self._save(lease, bound=True)
+        self._close()
+
+    def release(self) -> None:
+        """Give the lease back, and forget it.
+
+        Raises:
+            CNIError: The file cannot be deleted.
+        """
+        self._look_at = math.inf
+        self._close()
+        # Before it has one of its own, an ADD holds that of the ADD before it.
+        lease = self.machine.stop() or (None if self.attached else self._record.lease)
+        record = evolve(self._record, lease=lease, identity=self.machine.identity)
+        release(record, self._around.files, self._around.random, self._around.log)
+
+    def forget(self) -> None:
+        """Close everything, and leave the file as it is: a later client goes on."""
+        self._close()
+
+    @property
+    def is_dead(self) -> bool:
+        """True if there is neither a lease nor an interface to get one for."""
+        if not self.attached or self.machine.lease is not None:
+            return False
+        self._close()
+        try:
+            return self._reach() is None
+        except CNIError:
+            return False  # not certain
+        finally:
+            self._close()
+
+    # --- actions ------------------------------------------------------------------------------------------------------
+
+    def _follow(self, actions: list[Action], now: float) -> None:
+        """Carry out the actions in order. The trouble of an attached client is told, and it goes on."""
+        for action in actions:
+            try:
+                self._do(action)
+            except (CNIError, OSError) as exc:
+                if not self.attached and not isinstance(exc, OSError):
+                    raise
+                self._log(str(exc))
+        if self.attached and self.machine.state == "bound":
+            self._close()
+
+    def _do(self, action: Action) -> None:
+        if isinstance(action, Send):
+            self._send(action)
+        elif isinstance(action, Probe):
+            if self._connect():
+                assert self._wire is not None
+                self._inside(self._wire.open_arp)
+                self._wire.probe(action.address)
+        elif isinstance(action, Remember):
+            self._remember(action)
+        elif isinstance(action, Use):
+            self._use(action)
+        else:
+            self._drop(action)
+
+    def _send(self, action: Send) -> None:
+        if not self._connect():
+            return
+        assert self._wire is not None
+        assert self._end is not None
+        # The plugin tuning may have changed it meanwhile.
+        message = action.message._replace(mac=self.machine.identity.mac)
+        if action.server is not None:
+            self._inside(self._wire.open_udp, message.ciaddr)
+            self._wire.send_udp(message, action.server)
+        else:
+            self._wire.send_frame(message)
+
+    def _remember(self, action: Remember) -> None:
+        if action.lease is None and not self.attached:
+            self._around.files.delete(self.owner)
+        else:
+            self._save(action.lease, bound=action.bound)
+
+    def _use(self, action: Use) -> None:
+        lease = action.lease
+        self._log(f"leased {lease.interface} from {lease.server} for {lease.lifetime:g} s")
+        if self.attached and (end := self._reach()) is not None:
+            place.configure(end, lease, action.before, self._record.priority, mtu=self._sets_mtu)
+
+    def _drop(self, action: Drop) -> None:
+        self._log(f"lost {action.lease.address}: {self.machine.trouble}")
+        if (end := self._reach()) is not None:
+            place.unconfigure(end, action.lease, self._record.priority)
+
+    # --- inner --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _sets_mtu(self) -> bool:
+        return options.INTERFACE_MTU in self._record.identity.requested
+
+    def _save(self, lease: DHCPLease | None, *, bound: bool) -> None:
+        record = evolve(self._record, lease=lease, bound=bound, attached=self.attached, identity=self.machine.identity)
+        self._around.files.save(record)
+
+    def _reach(self) -> Link | None:
+        """Return the interface, whose namespace stays open until :meth:`_close`; None if it is gone."""
+        if self._end is None:
+            record = self._record
+            self._end = place.find_place(record.netns, record.cookie, record.index)
+            if self._end is not None and self._end.mac != self.machine.identity.mac:
+                self.machine.identity = evolve(self.machine.identity, mac=self._end.mac)
+        return self._end
+
+    def _connect(self) -> bool:
+        """Open the sockets, unless they are. Return False if the interface is gone."""
+        end = self._reach()
+        if end is None:
+            return False
+        if self._wire is None:
+            self._wire = open_wire(end)
+        return True
+
+    def _inside(self, function: Callable[..., object], *args: object) -> None:
+        assert self._end is not None
+        if self._end.netns is not None:
+            self._end.netns.call(function, *args)
+
+    def _close(self) -> None:
+        """Close the sockets and the namespace, which must not be kept alive."""
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
+        if self._end is not None:
+            if self._end.netns is not None:
+                self._end.netns.close()
+            self._end = None
+
+    def _log(self, text: str) -> None:
+        self._around.log(f"{self.owner}: {text}")
+
+
+def release(
+    record: Record, files: LeaseFiles, random: Callable[[], float], log: Callable[[str], None] = lambda _: None
+) -> None:
+    """Give the lease of a record back, take it from the interface, and delete the file.
+
+    If the interface is gone, the lease cannot be given back: the server keeps it until it ends.
+
+    Raises:
+        CNIError: The file cannot be deleted.
+    """
+    lease = record.lease
+    try:
+        end = place.find_place(record.netns, record.cookie, record.index) if lease is not None else None
+        if lease is not None and end is not None and end.netns is not None:
+            with end.netns:
+                _send_release(end, record.identity, lease, int(random() * 2**32))
+                place.unconfigure(end, lease, record.priority)
+        if lease is not None:
+            done = "released" if end is not None else "its interface is gone, and the server keeps for now"
+            log(f"{record.owner}: {done} {lease.address}")
+    except (CNIError, OSError) as exc:
+        log(f"{record.owner}: releasing: {exc}")
+    finally:
+        files.delete(record.owner)
+
+
+def _send_release(end: Link, identity: Identity, lease: DHCPLease, xid: int) -> None:
+    wire = open_wire(end)
+    try:
+        message, server, mac = make_release(identity, lease, xid)
+        wire.send_frame(message, server, mac)
+    finally:
+        wire.close()
+
+
+def make_record(owner: Attachment, netns: str, identity: Identity, priority: int, *, broadcast: bool) -> Record:
+    """Make the record of a client that is to begin.
+
+    Args:
+        owner: The attachment.
+        netns: Path of its namespace.
+        identity: Description of the client; its hardware address is looked up.
+        priority: Metric of routes.
+        broadcast: Servers are to broadcast their answers, whatever kind the interface is of.
+
+    Raises:
+        InvalidNetNSError: (8) There is no such namespace.
+        LinkNotFoundError: (5) The interface is not there: the plugin that calls must have made it.
+        InvalidConfigError: (7) It has no hardware address.
+    """
+    with namespaces.open(netns) as space:
+        end = link.get(owner.ifname, space)
+        if len(end.mac) != len("00:00:00:00:00:00"):
+            raise InvalidConfigError(f"interface {owner.ifname} in {netns} has no hardware address")
+        return Record(
+            owner=owner,
+            netns=netns,
+            cookie=place.identify(space),
+            index=end.index,
+            identity=evolve(identity, mac=end.mac, broadcast=broadcast or end.kind in _SHARED_MAC),
+            priority=priority,
+            lease=None,
+            bound=False,
+            attached=False,
+            boot=boot_id(),
+        )

@@ -1,0 +1,417 @@
+"""The daemon: one loop for the clients of all containers, and a Unix socket on which plugins ask.
+
+Theory of operation. A client is a state machine with a deadline, and sockets while it waits for a server. The loop
+waits for the nearest deadline, and for any of the sockets. Nothing in it blocks but requests to the kernel and the
+files of leases, each of a few hundred bytes. A thread exists only while a socket is opened in a namespace.
+
+A plugin connects, sends one line of JSON, and gets one line. If it ends while ADD waits for a server, its client is
+given up, with what the server may have leased. An answer that does not get through gives up the lease, too.
+
+Killed at any time, the daemon leaves files by which the next one goes on (:mod:`._store`): what a container uses is
+renewed, and what was asked for by an ADD that did not end is released. On SIGTERM it ends in the same way, at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+from .._light import Any
+from ..classes import evolve, frozen
+from ..errors import CNIError, InternalError, IOFailureError, TryAgainLaterError, UnknownContainerError, run_all
+from ..spec.names import Attachment
+from ._client import Client, Surroundings, make_record, release
+from ._machine import Identity, Timing
+from ._store import LeaseFiles
+
+_LONGEST_REQUEST = 1 << 20
+_REQUEST_TIME = 5.0
+# Seconds that a plugin which does without a daemon may take for it.
+_LOCK_TIME = 2.0
+# Seconds until an attached client without lease whose interface is gone is forgotten.
+_LOOK_FOR_DEAD = 60.0
+# Seconds until an attached client that met with a fault tries again.
+_AFTER_FAULT = 10.0
+_GO = b"CONNECT "
+_ANSWER_TO_GO = b"HTTP/1.0 400 This is the daemon of cnisdk: install the plugin dhcp of cnisdk, too\r\n\r\n"
+
+
+@frozen(kw_only=True)
+class Settings:
+    """Options of the daemon.
+
+    Attributes:
+        directory: Directory of the lease files.
+        timing: Delays.
+        patience: Seconds that an ADD waits for a server.
+        prefix: Put in front of the paths of namespaces.
+        broadcast: Servers are to broadcast their answers to all clients.
+    """
+
+    directory: str
+    timing: Timing = Timing()
+    patience: float = 60.0
+    prefix: str = ""
+    broadcast: bool = False
+
+
+class _Connection:
+    """A plugin that asks."""
+
+    def __init__(self, sock: socket.socket, now: float) -> None:
+        self.sock = sock
+        self.data = b""
+        self.deadline = now + _REQUEST_TIME
+        self.client: Client | None = None  # its ADD waits for this one
+
+    def answer(self, document: Mapping[str, Any]) -> bool:
+        """Send the answer; return False if it does not get through."""
+        try:
+            self.sock.settimeout(1.0)
+            self.sock.sendall(json.dumps(document).encode() + b"\n")
+        except OSError:
+            return False
+        return True
+
+
+class Daemon:
+    """The daemon.
+
+    Args:
+        settings: Its options.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._files = LeaseFiles(settings.directory)
+        self._around = Surroundings(files=self._files, random=random.random, timing=settings.timing, log=_log)
+        self._clients: dict[Attachment, Client] = {}
+        self._connections: dict[int, _Connection] = {}
+        self._heard: dict[int, Client] = {}
+        self._poll = select.epoll()
+        self._next_look = 0.0
+        self._stopping = False
+
+    def lock(self) -> None:
+        """Make sure that no other daemon keeps these leases.
+
+        Raises:
+            IOFailureError: (5) One does.
+        """
+        directory = self._settings.directory
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            self._lock = self._files.lock(alone=True, patience=_LOCK_TIME)
+        except OSError as exc:
+            raise IOFailureError(f"cannot use the directory {directory}: {exc.strerror}") from exc
+        if self._lock is None:
+            raise IOFailureError(f"another daemon keeps the leases in {directory}")
+
+    def load(self) -> None:
+        """Go on with the leases of the daemon before.
+
+        Raises:
+            IOFailureError: (5) The directory cannot be read.
+        """
+        for record in self._files.load():
+            if record.attached:
+                client = self._clients[record.owner] = Client(record, self._around)
+                self._guard(client, lambda client=client: client.resume(_now()))
+            else:
+                with _logging():
+                    release(record, self._files, random.random, _log)
+
+    def run(self, listener: socket.socket) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Args:
+            listener: Socket that plugins connect to; it is closed.
+        """
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client that waits for a server has four
+        wake, waker = os.pipe()
+        for fd in (wake, waker):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        listener.setblocking(False)
+        self._poll.register(listener.fileno(), select.EPOLLIN)
+        self._poll.register(wake, select.EPOLLIN)
+        _log(f"cnisdk dhcp: ready, with {len(self._clients)} leases in {self._settings.directory}")
+        while not self._stopping:
+            for fd, events in self._poll.poll(self._pause()):
+                if fd == listener.fileno():
+                    self._accept(listener)
+                elif fd in self._connections:
+                    self._read_connection(self._connections[fd], ended=bool(events & ~select.EPOLLIN))
+                elif fd in self._heard:
+                    client = self._heard[fd]
+                    self._guard(client, lambda client=client: client.read(_now()))
+            self._tick(_now())
+        listener.close()
+        for client in self._clients.values():
+            client.forget()
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _pause(self) -> float:
+        """Return the seconds until the next deadline."""
+        deadlines = [each.deadline for each in self._clients.values()]
+        deadlines += [each.deadline for each in self._connections.values()]
+        return max(0.0, min([*deadlines, _now() + _LOOK_FOR_DEAD]) - _now())
+
+    def _tick(self, now: float) -> None:
+        """Do what is due."""
+        for client in list(self._clients.values()):
+            if client.deadline <= now:
+                self._guard(client, lambda client=client: client.wake(now))
+        for connection in list(self._connections.values()):
+            if connection.deadline <= now:
+                self._give_up(connection)
+        if now >= self._next_look:
+            self._next_look = now + _LOOK_FOR_DEAD
+            for client in [each for each in self._clients.values() if each.is_dead]:
+                _log(f"{client.owner}: its interface is gone")
+                self._drop(client)
+
+    def _guard(self, client: Client, step: Any) -> None:
+        """Let a client do something, and its plugin know what became of it; then listen where the client does."""
+        try:
+            step()
+            if not client.attached and client.machine.state == "bound":
+                client.accept()
+                self._answer_add(client)
+        except Exception as exc:  # no fault of one client may end the others
+            error = exc if isinstance(exc, CNIError) else InternalError(f"{type(exc).__name__}: {exc}")
+            if client.attached:
+                _log(f"{client.owner}: {error}")
+                client.postpone(_now() + _AFTER_FAULT)
+            else:
+                self._fail(client, error)
+        self._listen(client)
+
+    def _listen(self, client: Client) -> None:
+        """Wait on the sockets that a client has open, and on no others of it.
+
+        A descriptor that was closed has left the kernel's list, and its number may be another client's by now.
+        """
+        wanted = set(client.filenos()) if self._clients.get(client.owner) is client else set()
+        for fd in [fd for fd, each in self._heard.items() if each is client and fd not in wanted]:
+            del self._heard[fd]
+        for fd in wanted:
+            self._heard[fd] = client
+            with suppress(FileExistsError):
+                self._poll.register(fd, select.EPOLLIN)
+
+    # --- plugins ------------------------------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            sock, _ = listener.accept()
+            sock.setblocking(False)
+            self._connections[sock.fileno()] = _Connection(sock, _now())
+            self._poll.register(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+
+    def _read_connection(self, connection: _Connection, *, ended: bool) -> None:
+        """Take a part of a request, or the end of its plugin."""
+        data = b""
+        with suppress(BlockingIOError, ConnectionError):
+            data = connection.sock.recv(1 << 16)
+        if connection.client is not None:
+            if ended or not data:
+                client = connection.client
+                _log(f"{client.owner}: the plugin has ended")
+                self._drop(client)
+                self._close(connection)
+            return
+        connection.data += data
+        if connection.data.startswith(_GO):
+            with suppress(OSError):
+                connection.sock.send(_ANSWER_TO_GO)
+            self._close(connection)
+        elif b"\n" in connection.data:
+            self._serve(connection)
+        elif ended or not data or len(connection.data) > _LONGEST_REQUEST:
+            self._close(connection)
+
+    def _serve(self, connection: _Connection) -> None:
+        """Carry out a request."""
+        try:
+            request = json.loads(connection.data)
+            answer = _VERBS[request["verb"]](self, connection, request)
+        except CNIError as exc:
+            answer = _error(exc)
+        except Exception as exc:
+            answer = _error(InternalError(f"the daemon does not understand the request: {type(exc).__name__}: {exc}"))
+        if answer is not None:
+            connection.answer(answer)
+            self._close(connection)
+
+    def _add(self, connection: _Connection, request: Mapping[str, Any]) -> None:
+        owner, now = _owner(request), _now()
+        identity = Identity(
+            mac="",
+            provided={int(number): bytes.fromhex(value) for number, value in request["provided"].items()},
+            requested=tuple(map(int, request["requested"])),
+        )
+        record = make_record(
+            owner,
+            self._settings.prefix + request["netns"],
+            identity,
+            int(request["priority"]),
+            broadcast=self._settings.broadcast,
+        )
+        before = self._clients.get(owner)
+        if before is not None:
+            # ADD again, after one that failed at its end. The server knows the client, and has the same address for it.
+            record = evolve(record, lease=before.machine.lease)
+            self._fail(before, TryAgainLaterError("another ADD has the same attachment"), keep=True)
+        client = self._clients[owner] = Client(record, self._around)
+        connection.client = client
+        connection.deadline = now + min(self._settings.patience, float(request["timeout"]))
+        self._guard(client, lambda: client.begin(now))
+
+    def _check(self, connection: _Connection, request: Mapping[str, Any]) -> dict[str, Any]:
+        owner = _owner(request)
+        client = self._clients.get(owner)
+        if client is None or not client.attached:
+            raise UnknownContainerError(f"dhcp: there is no lease of {owner}")
+        lease = client.machine.lease
+        if lease is None:
+            raise IOFailureError(f"dhcp: {owner} has lost its lease", details=client.machine.trouble)
+        return {"lease": lease.to_json()}
+
+    def _delete(self, connection: _Connection, request: Mapping[str, Any]) -> dict[str, Any]:
+        owner = _owner(request)
+        client = self._clients.get(owner)
+        if client is not None:
+            self._fail(client, TryAgainLaterError("DEL came before the end of ADD"))
+        elif (record := self._files.find(owner)) is not None:
+            release(record, self._files, random.random, _log)
+        return {}
+
+    def _gc(self, connection: _Connection, request: Mapping[str, Any]) -> dict[str, Any]:
+        network = str(request["network"])
+        valid = {Attachment(network, *map(str, each)) for each in request["valid"]}
+        stale = [each for owner, each in self._clients.items() if owner.network == network and owner not in valid]
+        # An ADD that waits is no attachment yet that the runtime could know of.
+        run_all(*(lambda client=client: self._drop(client) for client in stale if client.attached))
+        return {}
+
+    def _status(self, connection: _Connection, request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"pid": os.getpid(), "leases": [self._describe(each) for each in self._clients.values()]}
+
+    @staticmethod
+    def _describe(client: Client) -> dict[str, Any]:
+        lease, now = client.machine.lease, _now()
+        left = None if lease is None or lease.lifetime == float("inf") else round(lease.expires - now)
+        return {
+            "network": client.owner.network,
+            "containerID": client.owner.container_id,
+            "ifname": client.owner.ifname,
+            "state": client.machine.state,
+            "address": str(lease.interface) if lease is not None else None,
+            "server": str(lease.server) if lease is not None else None,
+            "secondsLeft": left,
+            "trouble": client.machine.trouble,
+        }
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def _find_connection(self, client: Client) -> _Connection | None:
+        return next((each for each in self._connections.values() if each.client is client), None)
+
+    def _answer_add(self, client: Client) -> None:
+        connection, lease = self._find_connection(client), client.machine.lease
+        assert lease is not None
+        told = connection is not None and connection.answer({"lease": lease.to_json()})
+        if connection is not None:
+            self._close(connection)
+        if not told:
+            _log(f"{client.owner}: the plugin has ended")
+            self._drop(client)
+
+    def _fail(self, client: Client, error: CNIError, *, keep: bool = False) -> None:
+        """End a client, and the ADD that waits for it."""
+        connection = self._find_connection(client)
+        if connection is not None:
+            connection.answer(_error(error))
+            self._close(connection)
+        self._drop(client, keep=keep)
+
+    def _give_up(self, connection: _Connection) -> None:
+        """End a request that takes too long."""
+        client = connection.client
+        if client is None:
+            self._close(connection)
+            return
+        error = TryAgainLaterError(
+            f"dhcp: no lease for {client.owner.ifname} within the time",
+            details=client.machine.trouble or "no server answered: is one on this network, and its pool not exhausted?",
+        )
+        self._fail(client, error)
+
+    def _drop(self, client: Client, *, keep: bool = False) -> None:
+        """Forget a client, and release its lease unless the next one of the attachment goes on with that."""
+        self._clients.pop(client.owner, None)
+        with _logging():
+            if keep:
+                client.forget()
+            else:
+                client.release()
+        self._listen(client)
+
+    def _close(self, connection: _Connection) -> None:
+        self._connections.pop(connection.sock.fileno(), None)
+        connection.sock.close()
+
+
+_VERBS = {
+    "add": Daemon._add,
+    "check": Daemon._check,
+    "delete": Daemon._delete,
+    "gc": Daemon._gc,
+    "status": Daemon._status,
+}
+
+
+def _owner(request: Mapping[str, Any]) -> Attachment:
+    return Attachment(str(request["network"]), str(request["containerID"]), str(request["ifname"]))
+
+
+def _error(error: CNIError) -> dict[str, Any]:
+    return {"error": {"code": error.code, "msg": error.msg, "details": error.details}}
+
+
+def _now() -> float:
+    """Return the seconds since the boot: unlike the monotonic clock, this one counts in suspend, as servers do."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _log(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+class _logging(suppress):
+    """Log an error, and go on."""
+
+    def __init__(self) -> None:
+        super().__init__(CNIError, OSError)
+
+    def __exit__(self, kind: Any, exc: Any, traceback: Any) -> bool:
+        caught = super().__exit__(kind, exc, traceback)
+        if caught:
+            _log(str(exc))
+        return caught

@@ -1,0 +1,125 @@
+"""The interface of a container: find it again, and give it what a lease says."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterable
+
+from .._light import Any
+from ..linux import netns as namespaces, rtnetlink
+from ..linux.ip import address, route
+from ..linux.links import link
+from ..linux.links.link import Link
+from ..linux.netns import NetNS
+from ..linux.rtnetlink import KernelError
+from ..spec.result import Route
+from .lease import DHCPLease
+
+_SO_NETNS_COOKIE = 71
+
+
+def identify(netns: NetNS) -> str:
+    """Return what tells a namespace from any other of this boot: its cookie, or before Linux 5.14 its inode.
+
+    The kernel uses the number of an inode again; so does it the process of a path such as ``/proc/4711/ns/net``.
+    """
+
+    def cookie() -> bytes:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+
+    try:
+        return netns.call(cookie).hex()
+    except OSError:
+        status = os.fstat(netns.fd)
+        return f"{status.st_dev}:{status.st_ino}"
+
+
+def find_place(path: str, cookie: str, index: int) -> Link | None:
+    """Look up the interface of a lease.
+
+    Args:
+        path: Path of its namespace.
+        cookie: Identity of that.
+        index: Its index. Its name and its hardware address may change: the plugin tuning sets the latter after ADD.
+
+    Returns:
+        The link, whose namespace the caller closes; None when the interface or the namespace is gone.
+
+    Raises:
+        IOFailureError: (5) The kernel refused to tell.
+    """
+    netns = namespaces.find(path)
+    if netns is None:
+        return None
+    try:
+        if identify(netns) == cookie:
+            return link.get_by_index(index, netns)
+    except link.LinkNotFoundError:
+        pass
+    except BaseException:
+        netns.close()
+        raise
+    netns.close()
+    return None
+
+
+def configure(end: Link, lease: DHCPLease, before: DHCPLease | None, priority: int, *, mtu: bool) -> None:
+    """Give an interface the address, routes and MTU of a lease in place of those of the one before.
+
+    The new address is there before the old one goes: the kernel takes all routes of an interface with its last address.
+    What other programs have added stays.
+
+    Args:
+        end: The interface.
+        lease: The lease.
+        before: The lease before; None when the interface has no address of one.
+        priority: Metric of routes.
+        mtu: Set the MTU if the lease has one.
+
+    Raises:
+        IOFailureError: (5) The kernel refused.
+    """
+    if mtu and lease.mtu:
+        end.set_mtu(lease.mtu)
+    if before is None or lease.interface != before.interface:
+        _ensure(address.add, end, lease.interface)
+    wanted, had = lease.list_routes(priority), before.list_routes(priority) if before is not None else ()
+    gone = [each for each in had if each not in wanted]
+    if gone:
+        _delete_routes(end, gone)
+    if before is not None and lease.interface != before.interface:
+        address.delete(end, before.interface)
+    for each in wanted:
+        # All, not only those that are new: the kernel took those that had the old address as their source.
+        gw = each.gw if each.scope is None else None
+        _ensure(route.add, end, each.dst, gw, priority=priority)
+
+
+def unconfigure(end: Link, lease: DHCPLease, priority: int) -> None:
+    """Take the address of a lease, and its routes, from an interface. Absence is fine.
+
+    Raises:
+        IOFailureError: (5) The kernel refused.
+    """
+    _delete_routes(end, lease.list_routes(priority))
+    address.delete(end, lease.interface)
+
+
+def _delete_routes(end: Link, routes: Iterable[Route]) -> None:
+    unwanted = {(each.dst, each.gw if each.scope is None else None) for each in routes}
+    with rtnetlink.connect(end.netns) as sock:
+        for found in route.dump(sock):
+            if found.link_index == end.index and (found.dst, found.gw) in unwanted and found.table == route.TABLE_MAIN:
+                sock.exchange([route.delete_request(found)])
+
+
+def _ensure(add: Callable[..., object], *args: Any, **more: Any) -> None:
+    """Add something that may be there already."""
+    try:
+        add(*args, **more)
+    except KernelError as exc:
+        if exc.errno != errno.EEXIST:
+            raise

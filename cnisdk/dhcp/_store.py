@@ -1,0 +1,224 @@
+"""Files of leases, one for each attachment, by which a daemon goes on with the leases of the one before.
+
+Each file appears whole. It is there before the server can have acknowledged the lease, until DEL or GC has released it.
+Nothing of an earlier boot is alive: those files are deleted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+from .._files import TEMPORARY, read_file, replace_file
+from .._light import Any
+from ..classes import frozen
+from ..errors import CNIError, IOFailureError
+from ..spec.codec import dumps_compact, loads
+from ..spec.names import Attachment, short_hash
+from ._machine import Identity
+from .lease import DHCPLease
+
+_SUFFIX = ".json"
+
+
+@frozen(kw_only=True)
+class Record:
+    """A lease of an attachment, as a file has it.
+
+    Attributes:
+        owner: The attachment.
+        netns: Path of the namespace.
+        cookie: Identity of that namespace, see :func:`._place.identify`.
+        index: Index of the interface.
+        identity: Description of the client, see :class:`._machine.Identity`.
+        priority: Metric of the lease's routes.
+        lease: The lease, or the offer that was asked for; None while an attached container has lost its lease.
+        bound: The lease was acknowledged.
+        attached: ADD had its result. If false, the lease is of an ADD that did not end, and nobody uses it.
+        boot: Boot of the machine.
+    """
+
+    owner: Attachment
+    netns: str
+    cookie: str
+    index: int
+    identity: Identity
+    priority: int
+    lease: DHCPLease | None
+    bound: bool
+    attached: bool
+    boot: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Write the record as a JSON object."""
+        return {
+            "cni": {
+                "network": self.owner.network,
+                "containerID": self.owner.container_id,
+                "ifname": self.owner.ifname,
+            },
+            "netns": self.netns,
+            "cookie": self.cookie,
+            "index": self.index,
+            "boot": self.boot,
+            "bound": self.bound,
+            "attached": self.attached,
+            "priority": self.priority,
+            "mac": self.identity.mac,
+            "provided": {str(number): value.hex() for number, value in self.identity.provided.items()},
+            "requested": list(self.identity.requested),
+            "broadcast": self.identity.broadcast,
+            "lease": self.lease.to_json() if self.lease is not None else None,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Record:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: It is damaged.
+        """
+        owner = document["cni"]
+        return cls(
+            owner=Attachment(owner["network"], owner["containerID"], owner["ifname"]),
+            netns=document["netns"],
+            cookie=document["cookie"],
+            index=document["index"],
+            boot=document["boot"],
+            bound=document["bound"],
+            attached=document["attached"],
+            priority=document["priority"],
+            identity=Identity(
+                mac=document["mac"],
+                provided={int(number): bytes.fromhex(value) for number, value in document["provided"].items()},
+                requested=tuple(document["requested"]),
+                broadcast=document["broadcast"],
+            ),
+            lease=DHCPLease.from_json(document["lease"]) if document["lease"] is not None else None,
+        )
+
+
+def directory_beside(socket_path: str) -> str:
+    """Return the directory of the leases of the daemon at a socket: ``/run/cni/dhcp`` for ``/run/cni/dhcp.sock``."""
+    stem = socket_path.removesuffix(".sock")
+    return stem if stem != socket_path else f"{socket_path}.leases"
+
+
+def boot_id() -> str:
+    """Return the kernel's random id of this boot; empty when it cannot be read."""
+    with suppress(OSError):
+        return read_file("/proc/sys/kernel/random/boot_id").decode().strip()
+    return ""
+
+
+class LeaseFiles:
+    """The files in a directory.
+
+    A daemon holds a lock on the directory as long as it lives; a process that does without a daemon, as long as it
+    works. So no daemon goes on with a lease that such a process gives back.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def lock(self, *, alone: bool, patience: float) -> int | None:
+        """Lock the directory, until the descriptor is closed.
+
+        Args:
+            alone: For a daemon. If false, other processes may hold the lock too, but no daemon.
+            patience: Seconds to wait for it.
+
+        Returns:
+            The descriptor; None if another process kept the lock.
+
+        Raises:
+            OSError: The directory is not there, or cannot be opened.
+        """
+        deadline = time.monotonic() + patience
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        while True:
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                return fd
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    os.close(fd)
+                    return None
+                time.sleep(0.01)
+            except BaseException:
+                os.close(fd)
+                raise
+
+    def save(self, record: Record) -> None:
+        """Write a record in place of the one before.
+
+        Raises:
+            IOFailureError: (5) It cannot be written.
+        """
+        path = self._path(record.owner)
+        try:
+            replace_file(path, dumps_compact(record.to_json()))
+        except OSError as exc:
+            raise IOFailureError(f"cannot write {path}: {exc.strerror}") from exc
+
+    def find(self, owner: Attachment) -> Record | None:
+        """Return the record of an attachment; None without one, and for one of an earlier boot."""
+        record = self._find(self._path(owner))
+        return record if record is not None and record.owner == owner and record.boot == boot_id() else None
+
+    def delete(self, owner: Attachment) -> None:
+        """Delete the record of an attachment. Absence is fine.
+
+        Raises:
+            IOFailureError: (5) It cannot be deleted.
+        """
+        self._delete(self._path(owner))
+
+    def load(self) -> list[Record]:
+        """Return all records of this boot, and delete those of others, and what a killed daemon left half written.
+
+        A file that is damaged stays: it may be another program's.
+
+        Raises:
+            IOFailureError: (5) The directory cannot be read.
+        """
+        try:
+            names = sorted(os.listdir(self.directory))
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise IOFailureError(f"cannot read the directory {self.directory}: {exc.strerror}") from exc
+        boot, records = boot_id(), []
+        for name in names:
+            path = os.path.join(self.directory, name)
+            if name.startswith(".") and name.endswith(TEMPORARY):
+                self._delete(path)
+            record = self._find(path) if name.endswith(_SUFFIX) else None
+            if record is None:
+                continue
+            if record.boot == boot:
+                records.append(record)
+            elif boot:
+                self._delete(path)
+        return records
+
+    def _path(self, owner: Attachment) -> str:
+        return os.path.join(self.directory, short_hash(*owner, digits=32) + _SUFFIX)
+
+    @staticmethod
+    def _find(path: str) -> Record | None:
+        try:
+            return Record.from_json(loads(read_file(path, follow=False)))
+        except (OSError, CNIError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    @staticmethod
+    def _delete(path: str) -> None:
+        try:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.unlink(path)
+        except OSError as exc:
+            raise IOFailureError(f"cannot delete {path}: {exc.strerror}") from exc

@@ -1,0 +1,135 @@
+"""What plugins call, with daemons that go wrong."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from cnisdk.dhcp import _daemon, client
+from cnisdk.dhcp._daemon import Daemon, Settings
+from cnisdk.dhcp._store import LeaseFiles
+from cnisdk.errors import IOFailureError
+from cnisdk.spec.names import Attachment
+
+OWNER = Attachment("n", "c1", "eth0")
+
+Serve = Callable[[Callable[[socket.socket], bool]], str]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Serve connections by a function of the test, until it returns False: then nothing listens any more."""
+    running: list[tuple[threading.Thread, socket.socket]] = []
+
+    def start(answer: Callable[[socket.socket], bool]) -> str:
+        path = str(tmp_path / "dhcp.sock")
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen()
+
+        def run() -> None:
+            go_on = True
+            while go_on:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:  # the test is over
+                    break
+                with connection:
+                    connection.recv(1 << 16)
+                    go_on = answer(connection)
+                    if not go_on:
+                        listener.close()
+
+        running.append((threading.Thread(target=run), listener))
+        running[-1][0].start()
+        return path
+
+    yield start
+    for thread, listener in running:
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
+
+
+@pytest.mark.parametrize("verb", ["DEL", "GC"])
+def test_a_daemon_that_is_killed_meanwhile(serve: Serve, verb: str) -> None:
+    """The first request meets a daemon's end. The second finds none, and does without."""
+    left = [True, False]
+    path = serve(lambda _: left.pop(0))
+    if verb == "DEL":
+        client.delete_lease(path, OWNER)
+    else:
+        client.delete_stale_leases(path, "n", [])
+
+
+def test_a_daemon_that_always_ends(serve: Serve) -> None:
+    """What kills each daemon is not asked for ever."""
+    asked = []
+
+    def answer(connection: socket.socket) -> bool:
+        asked.append(connection)
+        return len(asked) < 3
+
+    with pytest.raises(IOFailureError, match="ended before it answered"):
+        client.delete_lease(serve(answer), OWNER)
+    assert len(asked) == 3
+
+
+def test_a_daemon_that_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many wait for it as the kernel allows: it runs, and is waited for."""
+    path = str(tmp_path / "dhcp.sock")
+    monkeypatch.setattr(client, "_SOON", 0.05)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
+        listener.bind(path)
+        listener.listen(0)
+        other.connect(path)
+        with pytest.raises(IOFailureError, match="did not answer within"):
+            client.get_lease(path, OWNER)
+
+
+def test_add_is_not_repeated(serve: Serve) -> None:
+    """The runtime decides that, which may give up waiting."""
+    with pytest.raises(IOFailureError, match="ended before it answered"):
+        client.add_lease(serve(lambda _: False), OWNER, "/run/netns/c1", provided={}, requested=[])
+
+
+def test_del_while_a_daemon_begins(serve: Serve, tmp_path: Path) -> None:
+    """It has the leases already, but does not listen yet: the plugin keeps its hands off them, and asks it."""
+    (tmp_path / "dhcp").mkdir()
+    lock = LeaseFiles(str(tmp_path / "dhcp")).lock(alone=True, patience=0)
+    assert lock is not None
+    with ThreadPoolExecutor() as threads:
+        deleted = threads.submit(client.delete_lease, str(tmp_path / "dhcp.sock"), OWNER)
+        with pytest.raises(TimeoutError):
+            deleted.result(0.05)
+
+        def answer(connection: socket.socket) -> bool:
+            connection.sendall(b"{}\n")
+            return False
+
+        serve(answer)
+        deleted.result()
+    os.close(lock)
+
+
+def test_a_daemon_begins_when_plugins_have_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = LeaseFiles(str(tmp_path)).lock(alone=False, patience=0)
+    assert lock is not None
+    daemon = Daemon(Settings(directory=str(tmp_path)))
+    with ThreadPoolExecutor() as threads:
+        locked = threads.submit(daemon.lock)
+        with pytest.raises(TimeoutError):
+            locked.result(0.05)
+        os.close(lock)
+        locked.result()
+    monkeypatch.setattr(_daemon, "_LOCK_TIME", 0)
+    with pytest.raises(IOFailureError, match="another daemon keeps the leases"):
+        Daemon(Settings(directory=str(tmp_path))).lock()
