@@ -1,15 +1,15 @@
-"""Run a plugin once and understand what it answered (spec §5: success is exit status 0; an error is a JSON object)."""
+"""Run a plugin once and read its answer (spec §5: success is exit status 0; an error is a JSON object)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from typing import Any
 
+from .._light import Any
 from ..errors import CNIError, DecodingError, InternalError, error_for_code
+from ..spec.codec import loads
 from .process import GRACE, STDERR_TAIL, Finished, execute, pass_on
 
-# The verbs whose answer is on stdout. That of the others is the exit status alone.
+# The verbs whose answer is on stdout. The answer to all others is the exit status alone.
 _ANSWERED = frozenset({"ADD", "VERSION"})
 
 
@@ -22,20 +22,20 @@ def run(
     grace: float = GRACE,
     on_stderr: Callable[[bytes], object] = pass_on,
 ) -> bytes:
-    """Run a plugin and return what it printed.
+    """Run a plugin and return its output.
 
     Args:
-        path: Its executable, see :func:`.find_plugin`.
+        path: Its executable, see :func:`.get_plugin_path`.
         environ: All of its environment, ``CNI_COMMAND`` included.
         stdin: Its network configuration.
         timeout: Seconds it may take; None means for ever. After that its process group is stopped.
-        grace: Seconds it then has to take back what it did.
+        grace: Seconds it then has to undo its work.
         on_stderr: Called with each piece of its stderr as it comes; by default it goes to this process's own.
 
     Raises:
         CNIError: The error the plugin reported, with its code.
-        DecodingError: (6) It printed no answer where one is due, or something else.
-        InternalError: (999) It failed without saying why.
+        DecodingError: (6) It printed no answer where one is due, or no JSON object.
+        InternalError: (999) It failed without an error object.
         IOFailureError: (5) It could not be run.
         InvalidEnvironmentError: (4) A value cannot be passed in an environment.
         TryAgainLaterError: (11) It did not finish in time.
@@ -45,10 +45,10 @@ def run(
 
 
 def interpret(finished: Finished, path: str, environ: Mapping[str, str], stdin: bytes) -> bytes:
-    """Return what a plugin printed if that means success, and raise what it means otherwise.
+    """Return the output of a plugin that succeeded; raise the error of one that failed.
 
-    Unlike the reference, an error object counts with any exit status, and one that is none (a result, ``{}``) never
-    becomes an error without a text. An error quotes what else was printed, but nothing of the request.
+    Unlike the reference, an error object counts with any exit status, and another object (a result, ``{}``) never
+    becomes an error without a text. An error quotes the output, but nothing of the request.
 
     Args:
         finished: The process.
@@ -64,7 +64,7 @@ def interpret(finished: Finished, path: str, environ: Mapping[str, str], stdin: 
             return finished.stdout
     elif _is_error(printed):
         raise _reported(printed)
-    from .excerpt import quote
+    from ._excerpt import quote
 
     stdout = quote(finished.stdout, stdin, environ)
     stderr = quote(finished.stderr, stdin, environ, tail=True, cut=len(finished.stderr) >= STDERR_TAIL)
@@ -82,6 +82,12 @@ def interpret(finished: Finished, path: str, environ: Mapping[str, str], stdin: 
 
 
 def _parse(data: bytes) -> Any:
+    if not data:
+        return None
+    try:
+        return loads(data)
+    except CNIError:
+        import json  # which reads what another program may print: NaN, or UTF-16
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -89,7 +95,7 @@ def _parse(data: bytes) -> Any:
 
 
 def _is_error(printed: Any) -> bool:
-    """Is it an error object? Its code must be a number as the spec says; its text must say something."""
+    """Return whether a document is an error object: its code is a number, as the spec says, and its text not empty."""
     return (
         isinstance(printed, dict)
         and type(printed.get("code")) is int

@@ -15,7 +15,7 @@ def split_path(text: str) -> tuple[str, ...]:
     return tuple(element for element in text.split(os.pathsep) if element)
 
 
-def find_plugin(type: str, paths: Sequence[str]) -> str:
+def get_plugin_path(type: str, paths: Sequence[str]) -> str:
     """Find the executable of a plugin.
 
     The first directory that has an executable regular file (or a link to one) of that name wins. A file that is not

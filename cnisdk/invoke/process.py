@@ -1,32 +1,41 @@
 """Run one child process: whole environment, whole stdin, stdout captured, stderr passed on while it comes, a deadline.
 
-``subprocess`` would do most of this, for 13 ms of import; ``os.posix_spawn`` copies no page tables either.
+Theory of operation. ``os.posix_spawn`` starts the child in a process group of its own, with a file as its stdin and
+pipes as stdout and stderr. One loop then polls the pipes and a pidfd of the child, until the child has ended, the
+deadline is over, or it has printed too much. In the last two cases, and when a signal handler raises, the whole group
+gets SIGTERM and, after a grace period, SIGKILL. The child is reaped last, so that its number stays taken while signals
+are sent to it. ``subprocess`` would do most of this, but takes 13 ms to import.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import select
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
+from .._light import NamedTuple
+from .._signals import HeldBack, signal
 from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, TryAgainLaterError
 from ..spec.names import shorten
 
-# No result is near this; a plugin that prints without end must not take the runtime's memory.
 STDOUT_LIMIT = 64 << 20
-STDERR_TAIL = 4096
+"""Bytes read from stdout, at most. Results are much smaller; endless output must not fill the memory."""
 
-# From SIGTERM to SIGKILL: enough for a plugin to undo what it did.
+STDERR_TAIL = 4096
+"""Bytes kept of the end of stderr."""
+
 GRACE = 2.0
-# From SIGKILL to giving up on a process the kernel does not let go (uninterruptible sleep).
+"""Seconds from SIGTERM to SIGKILL: enough for a plugin to undo its work."""
+
 KILL_WAIT = 5.0
-# What the process printed is in the pipe when it exits, but a shell's `>(tee log)` may write a little later.
+"""Seconds from SIGKILL to giving up on a process in uninterruptible sleep, which the kernel does not end."""
+
 LINGER = 0.5
-# "text file busy" lasts as long as somebody has the file open for writing: an installer, or a fork of one.
+"""Seconds to read on after the process has exited: a shell's ``>(tee log)`` may write a little later."""
+
 BUSY_LIMIT = 5.0
+"""Seconds to try again after "text file busy": an installer, or a fork of one, has the file open for writing."""
 
 
 class Finished(NamedTuple):
@@ -34,8 +43,8 @@ class Finished(NamedTuple):
 
     Attributes:
         returncode: The exit status; minus the signal's number when one killed it.
-        stdout: All it printed.
-        stderr: The last 4 KiB of what it wrote there.
+        stdout: All of its standard output.
+        stderr: The last 4 KiB of its standard error.
     """
 
     returncode: int
@@ -44,11 +53,9 @@ class Finished(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """How it ended: ``exit status 3``, ``signal: killed``."""
+        """The end of the process in words: ``exit status 3``, ``signal: killed``."""
         if self.returncode >= 0:
             return f"exit status {self.returncode}"
-        import signal
-
         return f"signal: {(signal.strsignal(-self.returncode) or str(-self.returncode)).lower()}"
 
 
@@ -58,7 +65,7 @@ def pass_on(chunk: bytes) -> None:
         while chunk:
             chunk = chunk[os.write(2, chunk) :]
     except OSError:
-        pass  # nobody reads our stderr: no reason to fail the plugin
+        pass  # no process reads our stderr any more: that is no reason to fail the plugin
 
 
 def execute(
@@ -79,7 +86,7 @@ def execute(
     Args:
         argv: The absolute path of the program, and its arguments.
         environ: All of its environment.
-        stdin: What it reads, of any size.
+        stdin: Its standard input, of any size.
         timeout: Seconds it may take; None means for ever.
         grace: Seconds from SIGTERM to SIGKILL: more than those of the programs it runs in turn.
         on_stderr: Called with each piece of its stderr as it comes.
@@ -123,7 +130,7 @@ def execute(
 
 
 def _quote(what: str, data: bytes, stdin: bytes, environ: Mapping[str, str], *, tail: bool = False) -> str:
-    from .excerpt import excerpt
+    from ._excerpt import excerpt
 
     text, _ = excerpt(data, stdin, environ, tail=tail, cut=len(data) >= STDERR_TAIL)
     return f"{what}: {text}" if text else ""
@@ -133,7 +140,7 @@ def _quote(what: str, data: bytes, stdin: bytes, environ: Mapping[str, str], *, 
 
 
 def _as_file(data: bytes) -> int:
-    """A file that holds ``data``, read from its beginning. A pipe would need a writer while the output is read."""
+    """Make a file that holds `data`, open at its beginning. A pipe would need a writer while the output is read."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("cni-config", os.MFD_CLOEXEC)
     else:
@@ -164,7 +171,7 @@ def _above_stdio(fd: int, opened: list[int]) -> int:
 
 
 def _inheritable() -> list[int]:
-    """Descriptors a child would inherit: Python's own are not, but those this process itself inherited are."""
+    """Return the descriptors a child would inherit: those this process itself inherited, not those Python opened."""
     try:
         numbers = [int(name) for name in os.listdir("/proc/self/fd")]
     except OSError:
@@ -217,7 +224,7 @@ _HINTS = {
     errno.ENOEXEC: "it is neither a program of this machine nor a script with a #! line",
     errno.EACCES: "check its mode, its #! interpreter, and noexec on its file system",
     errno.E2BIG: "CNI_ARGS or another environment variable is too long",
-    errno.ETXTBSY: "something has had the file open for writing for seconds: is it being installed?",
+    errno.ETXTBSY: "a process has had the file open for writing for seconds: is it being installed?",
 }
 
 
@@ -233,7 +240,7 @@ def _cannot_start(path: str, exc: OSError) -> CNIError:
 
 
 class _Head:
-    """Keeps what comes, up to the limit."""
+    """Stream that keeps its data, up to a limit."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -246,7 +253,7 @@ class _Head:
 
 
 class _Tail:
-    """Hands on what comes, and keeps the end of it."""
+    """Stream that hands its data on, and keeps the end of it."""
 
     overflow = False
 
@@ -261,7 +268,7 @@ class _Tail:
 
 
 class _Child:
-    """A child process, its group, and what comes from them."""
+    """A child process, its group, and their output."""
 
     def __init__(self, grace: float) -> None:
         self._grace = grace
@@ -272,11 +279,7 @@ class _Child:
         self._streams: dict[int, _Head | _Tail] = {}
 
     def spawn(self, argv: list[str], environ: Mapping[str, str], actions: Sequence[tuple[int, ...]]) -> None:
-        import signal
-
-        from .._signals import HeldBack
-
-        with HeldBack():  # a signal handler that raises right after the start would leave a child nobody knows
+        with HeldBack():  # a signal handler that raises right after the start would leave a child that is never reaped
             self.pid = os.posix_spawn(
                 argv[0],
                 argv,
@@ -284,7 +287,7 @@ class _Child:
                 file_actions=actions,
                 setpgroup=0,
                 setsigmask=(),
-                # Python ignores these two, and what is ignored stays so across exec.
+                # Python ignores these two signals, and ignored signals stay so across exec.
                 setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
             )
         if hasattr(os, "pidfd_open"):
@@ -297,7 +300,7 @@ class _Child:
         self._streams.update(streams)
 
     def wait(self, deadline: float | None, linger: float) -> bool:
-        """Take what comes until the process has ended, and its streams, but those for ``linger`` seconds at most.
+        """Read the streams until the process has ended, and then to their end, for `linger` seconds at most.
 
         Returns:
             False if the process is still there at the deadline, or prints without end.
@@ -315,14 +318,16 @@ class _Child:
             if deadline is not None and now >= deadline:
                 return ended
             left = None if deadline is None else deadline - now
-            if self._pidfd is None and not ended:  # a kernel before 5.3: ask again and again
+            if self._pidfd is None and not ended:  # a kernel before 5.3: ask from time to time
                 left = pause if left is None else min(left, pause)
                 pause = min(pause * 2, 0.05)
             if not self._take(left, ended):
                 return False
 
     def _take(self, seconds: float | None, ended: bool) -> bool:
-        """Wait for something to happen, and take it. False if a stream is over its limit."""
+        """Wait for data or the end of the process, and read the data. Return false if a stream is over its limit."""
+        import select
+
         poll = select.poll()
         for fd in self._streams:
             poll.register(fd, select.POLLIN)
@@ -351,14 +356,14 @@ class _Child:
             return True
 
     def reap(self) -> int:
-        """The exit status, or minus the number of the signal."""
+        """Reap the process; return its exit status, or minus the number of the signal that killed it."""
         if self._returncode is None:
             try:
                 _, status = os.waitpid(self.pid or 0, 0)
             except ChildProcessError as exc:
                 self._lost = True
                 raise IOFailureError(
-                    f"the exit status of process {self.pid} was taken by somebody else",
+                    f"the exit status of process {self.pid} was taken by other code of this process",
                     details="SIGCHLD is ignored, or another thread waits for any child",
                 ) from exc
             self._returncode = os.waitstatus_to_exitcode(status)
@@ -366,14 +371,12 @@ class _Child:
 
     def end(self) -> None:
         """Stop the whole group, unless the process was reaped already, and reap it."""
-        import signal
-
         try:
             if self.pid is None or self._returncode is not None or self._lost:
                 return
             try:
                 self._signal(signal.SIGTERM)
-                # The process may be a shell that is gone at once, and the plugin its child, busy undoing what it did.
+                # The process may be a shell that is gone at once, and the plugin its child, still undoing its work.
                 self.wait(time.monotonic() + self._grace, self._grace)
             finally:  # also when a second exception arrives
                 self._signal(signal.SIGKILL)

@@ -1,17 +1,17 @@
-"""Ask a plugin which versions it speaks (spec §2, "VERSION")."""
+"""Ask a plugin for the versions it supports (spec §2, "VERSION")."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
+from .._light import NamedTuple
 from ..errors import CNIError, DecodingError
 from ..spec.codec import find_key, loads
 from ..spec.names import shorten
 from .call import run
 from .process import pass_on
 
-# Plugins of 2016 wanted these before they looked at the command.
+# Plugins of 2016 require these even for VERSION.
 _DUMMIES = {
     "CNI_COMMAND": "VERSION",
     "CNI_CONTAINERID": "",
@@ -23,7 +23,7 @@ _DUMMIES = {
 
 
 class PluginVersions(NamedTuple):
-    """What a plugin says of itself.
+    """A plugin's answer to VERSION.
 
     Attributes:
         cni_version: The version of the answer.
@@ -42,7 +42,7 @@ def plugin_versions(
     timeout: float | None = None,
     on_stderr: Callable[[bytes], object] = pass_on,
 ) -> PluginVersions:
-    """Ask a plugin which versions it speaks.
+    """Ask a plugin for the versions it supports.
 
     Args:
         path: Its executable.
@@ -53,7 +53,7 @@ def plugin_versions(
 
     Raises:
         CNIError: As for :func:`.run`.
-        DecodingError: (6) The answer is none.
+        DecodingError: (6) It is no answer to VERSION.
     """
     try:
         answer = run(
@@ -74,7 +74,7 @@ def parse_versions(answer: bytes, path: str) -> PluginVersions:
     """Read the answer to VERSION.
 
     Raises:
-        DecodingError: (6) It is none.
+        DecodingError: (6) It is no answer to VERSION.
     """
     document = loads(answer, f"version info of {path}")
     if not isinstance(document, dict):

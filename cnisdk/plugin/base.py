@@ -1,13 +1,12 @@
-"""The class plugin authors subclass."""
+"""The base class of plugins."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast, get_args, get_origin
 
-from ..errors import run_all
+from .._light import TYPE_CHECKING, Any, ClassVar, Generic, cast, get_args, get_origin
 from ..spec.codec import check_class, make_converter
 from ..spec.config import NetConf
 from ..spec.result import Result
@@ -16,6 +15,8 @@ from .request import AddRequest, CheckRequest, ConfT, DelRequest, GCRequest, Sta
 
 if TYPE_CHECKING:
     from cattrs import BaseConverter
+
+    from ..ipam.table import LeaseTable
 
 
 class Plugin(ABC, Generic[ConfT]):
@@ -29,14 +30,22 @@ class Plugin(ABC, Generic[ConfT]):
     """The versions of the specification the plugin supports, as VERSION reports them."""
 
     leaves_only_links: ClassVar[bool] = False
-    """Outside the container the plugin leaves nothing, or only links that carry their owner.
+    """True if the plugin leaves nothing outside the container but links that carry their owner.
 
-    True says that the default ``gc`` removes everything. ``cnisdk install`` warns of a plugin that neither says so nor
-    has a ``gc`` of its own.
+    The default ``gc`` then removes all that a plugin leaves. ``cnisdk install`` warns of a plugin that neither sets
+    this nor has a ``gc`` of its own.
+    """
+
+    leaves_process_unchanged: ClassVar[bool] = False
+    """True if each request leaves the process as it found it, so that the resident mode may run another request in it.
+
+    That is so for a plugin that changes no global variable, registers nothing with :mod:`atexit`, and ends or closes
+    all that it starts and opens. The worker verifies what can be seen from outside (see docs/modes.md), and ends when
+    it finds a difference. Otherwise the process ends after the request. A subclass does not inherit the promise.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class whose configuration could not be read: the first request would be too late.
+        """Refuse a class whose configuration could not be read, instead of failing in the first request.
 
         Raises:
             TypeError: The configuration is no attrs class, or has an annotation that no JSON value is read into.
@@ -50,7 +59,7 @@ class Plugin(ABC, Generic[ConfT]):
 
         Unless overridden, the plugin shares a converter with the others. For ``when: datetime``, write
         ``converter.register_structure_hook(datetime, lambda value, _: datetime.fromisoformat(value))``. A hook that
-        raises refuses the value: code 7, with its path and what the exception says.
+        raises refuses the value: code 7, with its path and the text of the exception.
         """
 
     @classmethod
@@ -66,7 +75,7 @@ class Plugin(ABC, Generic[ConfT]):
     @classmethod
     @cache
     def conf_class(cls) -> type[ConfT]:
-        """The type of the configuration: the argument in ``Plugin[…]``."""
+        """Return the type of the configuration: the argument in ``Plugin[…]``."""
         for base in cls.__mro__:
             for generic in getattr(base, "__orig_bases__", ()):
                 if get_origin(generic) is Plugin:
@@ -76,52 +85,73 @@ class Plugin(ABC, Generic[ConfT]):
         return cast("type[ConfT]", NetConf)
 
     @classmethod
-    def rehearsals(cls, directory: str) -> Iterable[Mapping[str, Any]]:
-        """Configurations with which the resident server may run the plugin before the first request comes.
+    def lease_tables(cls, conf: ConfT | None, directory: str = "") -> Sequence[LeaseTable]:
+        """Return the tables of the leases this IPAM plugin holds on this host.
 
-        It attaches, checks and detaches a container with each a few times, so that Python has done what it only does
-        the first time. That happens in network namespaces made for it; outside of these, and of `directory`, a
-        configuration given here must not touch anything. Unless overridden, there are none.
+        ``cnisdk leases``, ``cnisdk gc`` and ``cnisdk fsck`` call it for each network whose ``ipam.type`` is the name
+        under which the plugin is registered (entry point group ``cnisdk.plugins``). Unless overridden, these commands
+        say that the leases are not known. A plugin that keeps none returns nothing.
 
         Args:
-            directory: For files, such as ``dataDir``. It does not exist yet.
+            conf: The configuration of a network. Values that the plugin would refuse have their defaults, as in DEL.
+                None asks for all networks that have leases here, configured or not.
+            directory: The directory with the leases of networks whose configuration names none (``--data-dir``); empty
+                means the plugin's own default.
+
+        Raises:
+            CNIError: The tables cannot be found.
+        """
+        return ()
+
+    @classmethod
+    def rehearsals(cls, directory: str) -> Iterable[Mapping[str, Any]]:
+        """Return configurations with which the resident server may run the plugin before the first request comes.
+
+        The server attaches, checks and detaches a container with each of them a few times, so that Python does its
+        first-time work, such as imports, before a request waits for it. It does so in network namespaces made for that.
+        The link ``up0`` is on the host there. With these configurations the plugin must touch nothing outside of those
+        namespaces and of `directory`. Unless overridden, there are none.
+
+        Args:
+            directory: Path for files, such as ``dataDir``. It does not exist yet.
 
         Returns:
-            Each without ``cniVersion``, ``name`` and ``type``.
+            Configurations without ``cniVersion``, ``name`` and ``type``.
         """
         return ()
 
     @classmethod
     def conformance(cls) -> Mapping[str, Any]:
-        """How ``cnisdk conform`` is to try the plugin, where it is not told otherwise.
+        """Return the settings with which ``cnisdk conform`` tries the plugin, unless its options say otherwise.
 
-        Unless overridden, nothing is said, and the suite finds out what it can with the required keys alone.
+        Unless overridden, there are none, and the suite uses a configuration of the required keys alone.
 
         Returns:
             All optional: ``conf``, the configuration without ``cniVersion``, ``name`` and ``type``, in which the
             plugin ``stub-ipam`` leases addresses, and ``{number}`` in a text becomes the number of the attachment;
             ``kind``: ``interface``, ``chained`` or ``ipam``; ``ifname``, if not ``eth0``; ``setup``, shell commands
             that prepare a host on which the link ``up0`` and the bridge ``up1`` are already. For a chained plugin the
-            suite makes an interface, and the ``prevResult`` that tells of it.
+            suite makes an interface, and the ``prevResult`` that tells of it. An IPAM plugin needs a small subnet, a
+            ``/26`` at most: the cases about an exhausted pool do not apply to more than 70 addresses.
         """
         return {}
 
     @abstractmethod
     def add(self, request: AddRequest[ConfT]) -> Result:
-        """Attach the container, and say how.
+        """Attach the container, and return the result.
 
-        Either all of it succeeds or nothing is left: register each step's inverse with ``request.undo``.
+        Register the inverse of each step with ``request.undo``: when a later step fails, nothing must be left.
 
         Returns:
             The result in the current shape; it is converted to the version the configuration asks for.
 
         Raises:
-            CNIError: Any; what was registered with ``request.undo`` is taken back.
+            CNIError: Any. The inverses registered with ``request.undo`` run.
         """
 
     @abstractmethod
     def delete(self, request: DelRequest[ConfT]) -> None:
-        """Detach the container. What is gone already is fine; so is a namespace that is gone, and no ``prevResult``."""
+        """Detach the container, also when its links, leases or namespace are gone, or there is no ``prevResult``."""
 
     def check(self, request: CheckRequest[ConfT]) -> None:
         """Verify that the attachment is as ADD left it, without changing anything. Raise when it is not.
@@ -135,6 +165,22 @@ class Plugin(ABC, Generic[ConfT]):
         interface.check(request)
         request.ipam.check()
 
+    def repair(self, request: CheckRequest[ConfT]) -> bool:
+        """Put back the packet filter rules of an attachment that CHECK would miss.
+
+        No runtime asks for it: ``cnisdk repair`` does, after a reload of firewalld or ``nft flush ruleset``. Before it
+        calls this method, it has verified that the container's interface is as ``prevResult`` says; so an attachment
+        that is gone gets no rules. The request is that of CHECK, with the configuration of ADD. Do not touch what is
+        whole: see :func:`cnisdk.linux.rules.repair`. Unless overridden, there is nothing to put back.
+
+        Returns:
+            True if anything was missing, and is back.
+
+        Raises:
+            CNIError: It cannot be put back.
+        """
+        return False
+
     def gc(self, request: GCRequest[ConfT]) -> None:
         """Remove what belongs to attachments that are not in ``request.valid_attachments``.
 
@@ -142,13 +188,14 @@ class Plugin(ABC, Generic[ConfT]):
         it when the plugin leaves anything else outside the container; when it does not, set
         :attr:`leaves_only_links`.
         """
-        from ..linux import veth
+        from ..linux.links import veth
+        from . import interface
 
-        run_all(lambda: veth.delete_stale(request.network, request.valid_attachments), request.ipam.gc)
+        interface.detach(request, lambda: veth.delete_stale(request.network, request.valid_attachments))
 
     def status(self, request: StatusRequest[ConfT]) -> None:
         """Raise unless the plugin can serve ADD: PluginNotAvailableError (50) or LimitedConnectivityError (51).
 
-        Unless overridden, ask the IPAM plugin. Override it when ADD needs anything that may be missing.
+        Unless overridden, ask the IPAM plugin. Override it when ADD needs a program or link that may be missing.
         """
         request.ipam.status()

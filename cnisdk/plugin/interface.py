@@ -1,17 +1,338 @@
-"""The container's interface, as a plugin's result describes it."""
+"""Steps that interface plugins share, for a plugin to call in its own ``add``, ``delete`` and ``check``.
+
+ADD: :func:`requested_mac`, :func:`get_master` and :func:`check_mtu` (of a veth, :func:`check_veth_mtu`) before anything
+is made; :func:`lease`, :func:`with_gateways` and :func:`with_default_routes` for the addresses; :func:`configure` for
+the container's link; :func:`own_dns_or` for the result.
+
+DEL: :func:`detach`, around :func:`delete_in_container` or :func:`delete_veth`. GC: :func:`detach`, too.
+
+CHECK: :func:`check_container`, and :func:`check_host_end` of a veth.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
 
-from ..errors import InvalidConfigError, IOFailureError
-from ..linux import layer3, link, netns as namespaces
+from .._light import TYPE_CHECKING, Any, Literal
+from ..classes import evolve, frozen
+from ..errors import (
+    CNIError,
+    InvalidConfigError,
+    InvalidEnvironmentError,
+    IOFailureError,
+    PluginNotAvailableError,
+    run_all,
+)
+from ..linux import netns as namespaces
+from ..linux.ip import address, layer3, route
+from ..linux.links import link
+from ..spec.addresses import IPInterface, parse_interface, parse_network, specified
+from ..spec.codec import find_key, structure
+from ..spec.result import DNS, IPConfig, Result, Route
+from ..spec.versions import Verb
 
 if TYPE_CHECKING:
-    from ..linux.link import Link
+    from ..linux.links.link import Link
     from ..linux.netns import NetNS
-    from ..spec.result import Interface, Result
-    from .request import CheckRequest
+    from ..spec.result import Interface
+    from .request import AddRequest, AttachmentRequest, CheckRequest, DelRequest, GCRequest, Request
+
+MIN_MTU, MAX_MTU = 68, 65535
+"""The least and the largest MTU of a veth, in bytes (linux/if_ether.h)."""
+
+MIN_MTU_IPV6 = 1280
+"""The least MTU of a link with IPv6, in bytes (RFC 8200, section 5)."""
+
+_HEXADECIMAL = frozenset("0123456789abcdefABCDEF")
+_SPEAKS_OVER_THE_LINK = frozenset({"dhcp"})
+_DEFAULT = {4: parse_network("0.0.0.0/0"), 6: parse_network("::/0")}
+
+# --- what the configuration asks for ----------------------------------------------------------------------------------
+
+MACSource = Literal["$.mac", "CNI_ARGS", "$.args.cni.mac", "$.runtimeConfig.mac"]
+"""A place that may ask for a hardware address."""
+
+
+@frozen(kw_only=True)
+class _CNIArgs:
+    """``args.cni`` (conventions, "args in network config")."""
+
+    mac: str = ""
+
+
+@frozen(kw_only=True)
+class _Args:
+    cni: _CNIArgs = _CNIArgs()
+
+
+_MAC_READERS: dict[MACSource, Callable[[AttachmentRequest[Any]], str]] = {
+    "$.mac": lambda request: str(request.conf.mac),
+    "CNI_ARGS": lambda request: request.args.get("MAC", ""),
+    "$.args.cni.mac": lambda request: structure(request.conf.args, _Args, path="$.args").cni.mac,
+    "$.runtimeConfig.mac": lambda request: request.conf.runtime_config.mac,
+}
+
+
+def _is_mac(text: str) -> bool:
+    parts = text.replace("-", ":").split(":")
+    return len(parts) == 6 and all(len(part) == 2 and _HEXADECIMAL.issuperset(part) for part in parts)
+
+
+def requested_mac(request: AttachmentRequest[Any], *sources: MACSource) -> str:
+    """Return the hardware address that was asked for, in lower case with colons; empty when none was.
+
+    Args:
+        request: The request.
+        *sources: Where the plugin looks; a later one wins. ``"$.mac"`` reads the field ``mac`` of the configuration,
+            ``"CNI_ARGS"`` the argument ``MAC``, ``"$.runtimeConfig.mac"`` the capability ``mac``.
+
+    Raises:
+        InvalidConfigError: (7) The one that wins is no hardware address of one host.
+        InvalidEnvironmentError: (4) So is the one in ``CNI_ARGS``.
+    """
+    for source in reversed(sources):
+        mac = _MAC_READERS[source](request)
+        if not mac:
+            continue
+        if not _is_mac(mac) or int(mac[:2], 16) & 1 or not mac.strip("0:-"):
+            in_args = source == "CNI_ARGS"
+            error: type[CNIError] = InvalidEnvironmentError if in_args else InvalidConfigError
+            raise error(
+                f'{"MAC in CNI_ARGS" if in_args else source} is "{mac}", expected the hardware address of one host, '
+                'such as "02:42:ac:11:00:02"'
+            )
+        return mac.replace("-", ":").lower()
+    return ""
+
+
+def get_master(request: Request[Any], name: str, netns: NetNS | None = None, *, up: bool = False) -> Link:
+    """Look up the link that the container's lies on.
+
+    Args:
+        request: The request: STATUS is told that the plugin is not available (50), other verbs of a failure (5).
+        name: Its name in the configuration; empty means the link of the default route.
+        netns: Where it is; None means the host.
+        up: It must be up.
+
+    Raises:
+        PluginNotAvailableError: (50) In STATUS: there is none, or it is down.
+        IOFailureError: (5) In other verbs: the same.
+    """
+    error = PluginNotAvailableError if request.verb is Verb.STATUS else IOFailureError
+    where = "the host" if netns is None else netns.path
+    if not name:
+        found = route.find_default_link(netns)
+        if found is None:
+            raise error("no default route interface found", details=f"name one of {where} in $.master")
+        return found
+    found = link.find(name, netns)
+    if found is None:
+        raise error(f'failed to lookup master "{name}": Link not found', details=f"$.master is no link of {where}")
+    if up and not found.up:
+        raise error(f"master {name} is down", details=f"$.master: ip link set {name} up, in {where}")
+    return found
+
+
+def check_mtu(mtu: int, master: Link) -> None:
+    """Refuse an MTU that the master cannot carry.
+
+    Args:
+        mtu: In bytes; 0 leaves it to the kernel.
+        master: The link that the container's will lie on.
+
+    Raises:
+        InvalidConfigError: (7) It is negative, or larger than the master's.
+    """
+    if not 0 <= mtu <= master.mtu:
+        raise InvalidConfigError(
+            f"invalid MTU {mtu}, must be [0, master MTU({master.mtu})]", details=f"$.mtu, on {master.name}"
+        )
+
+
+def check_veth_mtu(mtu: int) -> None:
+    """Refuse an MTU that no veth can have.
+
+    Args:
+        mtu: In bytes; 0 leaves it to the kernel.
+
+    Raises:
+        InvalidConfigError: (7) It is out of range.
+    """
+    if mtu and not MIN_MTU <= mtu <= MAX_MTU:
+        raise InvalidConfigError(f"$.mtu is {mtu}, expected {MIN_MTU} to {MAX_MTU}, or 0 for the kernel's choice")
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+def lease(request: AddRequest[Any], *, mtu: int = 0) -> Result:
+    """Have the IPAM plugin lease addresses, which are released if the request fails later.
+
+    Args:
+        request: The request.
+        mtu: MTU of the container's link in bytes, if the configuration gives it; 0 if not.
+
+    Returns:
+        What it leased: at least one address; an empty result when the configuration names no IPAM plugin.
+
+    Raises:
+        CNIError: What the IPAM plugin reported.
+        InvalidConfigError: (7) It leased nothing, or what the MTU does not allow.
+    """
+    leased = request.ipam.add()
+    if request.ipam.configured and not leased.ips:
+        raise InvalidConfigError(
+            f'IPAM plugin "{request.conf.ipam.type}" returned no address',
+            details="IPAM plugin returned missing IP config: give $.ipam some, or take it out for a layer 2 network",
+        )
+    if 0 < mtu < MIN_MTU_IPV6 and any(ip.address.version == 6 for ip in leased.ips):
+        raise InvalidConfigError(f"$.mtu is {mtu}, but IPv6 needs {MIN_MTU_IPV6} or more")
+    return leased
+
+
+def with_gateways(leased: Result) -> Result:
+    """Return the result with a gateway for each address that lacks one: the first address of its network.
+
+    A network of one address has no other that could be the gateway.
+    """
+    ips = tuple(
+        ip
+        if specified(ip.gateway) or ip.address.network.num_addresses == 1
+        else evolve(ip, gateway=ip.address.network.network_address + 1)
+        for ip in leased.ips
+    )
+    return evolve(leased, ips=ips)
+
+
+def with_default_routes(leased: Result) -> Result:
+    """Return the result with a default route of each IP version it has addresses of, unless it has one already."""
+    routes = list(leased.routes)
+    for ip in leased.ips:
+        default = _DEFAULT[ip.address.version]
+        if all(each.dst != default for each in routes):
+            routes.append(Route(dst=default, gw=ip.gateway))
+    return evolve(leased, routes=tuple(routes))
+
+
+def gateway_addresses(ips: Iterable[IPConfig]) -> list[IPInterface]:
+    """List the gateways of addresses, each once and with the prefix length of its network, IPv4 first."""
+    found = [parse_interface(f"{ip.gateway}/{ip.address.network.prefixlen}") for ip in ips if specified(ip.gateway)]
+    return sorted(dict.fromkeys(found), key=lambda each: each.version)
+
+
+def own_ips(result: Result, ifname: str) -> list[IPConfig]:
+    """List the addresses of one interface of a result: those that name it, and those that name none."""
+    names = [interface.name for interface in result.interfaces]
+    return [ip for ip in result.ips if ip.interface is None or names[ip.interface : ip.interface + 1] == [ifname]]
+
+
+def configure(end: Link, leased: Result, *, enabledad: bool = False, accept_ra: bool | None = None) -> None:
+    """Give the container's link the addresses of a result, set it up, and add the result's routes.
+
+    The kernel announces the addresses as it goes up. A result without addresses only sets it up. See
+    :func:`cnisdk.linux.ip.layer3.configure`. A veth has a method of its own, which waits for its other end.
+
+    Raises:
+        IOFailureError: (5) The kernel refused, or another host has an address.
+    """
+    if leased.ips:
+        layer3.configure(end, leased, enabledad=enabledad, accept_ra=accept_ra)
+    else:
+        end.set_up()
+
+
+def own_dns_or(request: AddRequest[Any], leased: DNS) -> DNS:
+    """Return the name resolution of the configuration. If it has none, return what IPAM returned.
+
+    An empty list says: none, whatever IPAM says. So do bridge and ptp; other reference plugins return always their own.
+    """
+    own = find_key(request.document, "dns") or {}
+    has_own = not request.ipam.configured or any(value is not None for value in own.values())
+    return request.conf.dns if has_own else leased
+
+
+# --- DEL --------------------------------------------------------------------------------------------------------------
+
+
+def detach(request: DelRequest[Any] | GCRequest[Any], *steps: Callable[[], object]) -> None:
+    """Run the steps of DEL or GC that remove links, and have the IPAM plugin release their addresses.
+
+    The IPAM plugin comes last: as long as its link is there, the container may use an address that the next one gets.
+    ``dhcp`` comes first: it tells the server over the link, and takes the address from the link itself.
+
+    Args:
+        request: The request.
+        *steps: Each runs, also after another has failed.
+
+    Raises:
+        CNIError: The first error, with the others in its details.
+    """
+    release = request.ipam.gc if request.verb is Verb.GC else request.ipam.delete
+    run_all(*((release, *steps) if request.conf.ipam.type in _SPEAKS_OVER_THE_LINK else (*steps, release)))
+
+
+def delete_in_container(request: DelRequest[Any], kind: str) -> bool:
+    """Delete the container's link, if it is this attachment's. Absence, and a namespace that is gone, are fine.
+
+    Its alias says whose it is. One without alias is taken for the reference plugin's, unless its kind is another, or
+    ``prevResult`` gives this attachment's another hardware address. Nothing outside ``CNI_NETNS`` is ever deleted:
+    whatever alias a container gives its links, it can only keep them.
+
+    Returns:
+        Whether there was something to delete.
+
+    Raises:
+        KernelError: (5) The kernel refused.
+    """
+    netns = request.find_netns()
+    there = None if netns is None else link.find(request.ifname, netns)
+    return there is not None and is_own(request, there, kind) and there.delete()
+
+
+def delete_veth(request: DelRequest[Any]) -> None:
+    """Delete the attachment's veth and its masquerade rules, ours or the reference plugin's. Absence is fine.
+
+    Ours carry their owner, and need neither the namespace nor ``prevResult``. The reference plugin's veth is looked for
+    in the container, and its rules by the addresses that ``prevResult`` and the container's link tell. Rules go
+    whatever the configuration says today: it may have changed since ADD.
+
+    Raises:
+        CNIError: One could not be deleted; the other was tried nevertheless.
+    """
+    from ..linux.links import veth
+    from ..linux.netfilter import masquerade
+
+    owner, result = request.attachment, request.prev_result
+    addresses = {ip.address for ip in own_ips(result, request.ifname)} if result is not None else set()
+    gone = False
+
+    def delete_links() -> None:
+        nonlocal gone
+        if veth.delete(owner):
+            return
+        netns = request.find_netns()
+        gone = netns is None
+        if netns is not None and (end := link.find(request.ifname, netns)) is not None:
+            addresses.update(each.interface for each in address.list_on(end))
+        veth.delete(owner, netns=netns)
+
+    run_all(delete_links, lambda: masquerade.delete(owner, addresses, gone=gone))
+
+
+def is_own(request: DelRequest[Any], there: Link, kind: str) -> bool:
+    """Tell whether a link in the container, of the attachment's name, is what its ADD made."""
+    if there.kind != kind:
+        return False
+    if there.alias.startswith("cni:"):
+        return there.alias == request.attachment.tag
+    if kind in link.SHARE_MAC:  # it follows that of the link below
+        return True
+    result = request.prev_result
+    described = find_described(result, request.ifname) if result is not None else None
+    return described is None or not described.mac or described.mac.lower() == there.mac
+
+
+# --- CHECK ------------------------------------------------------------------------------------------------------------
 
 
 def check(request: CheckRequest[Any]) -> None:
@@ -35,15 +356,55 @@ def check(request: CheckRequest[Any]) -> None:
     for described in inside:
         check_sandbox(described, request.netns, netns)
         check_mac(described, link.get(described.name, netns))
-    if any(each.name == request.ifname for each in inside) and _has_layer3(result, request.ifname):
+    has_layer3 = bool(result.routes) or bool(own_ips(result, request.ifname))
+    if any(each.name == request.ifname for each in inside) and has_layer3:
+        # Without, it may be left down on purpose.
         layer3.verify(netns, request.ifname, result)
 
 
-def _has_layer3(result: Result, ifname: str) -> bool:
-    """Does the result give this interface an address, or routes? Without, it may be left down on purpose."""
-    names = [each.name for each in result.interfaces]
-    own = (ip.interface is None or names[ip.interface : ip.interface + 1] == [ifname] for ip in result.ips)
-    return bool(result.routes) or any(own)
+def check_container(request: CheckRequest[Any], kind: str, *, up: bool = True, routes: Iterable[Route] = ()) -> Link:
+    """Verify the container's link against ``prevResult``: namespace, kind, hardware address, up, addresses, routes.
+
+    Args:
+        request: The request.
+        kind: Of what kind it must be.
+        up: It must be up and have the addresses and routes; False for one that the configuration leaves down.
+        routes: What it must have beside those of the result.
+
+    Returns:
+        The link.
+
+    Raises:
+        InvalidConfigError: (7) There is no ``prevResult``, or it does not tell of the link.
+        InvalidNetNSError: (8) The namespace is gone.
+        IOFailureError: (5) Something is missing or different.
+    """
+    result, ifname = request.require_prev_result(), request.ifname
+    described = get_described(result, ifname)
+    netns = request.open_netns()
+    check_sandbox(described, request.netns, netns)
+    wanted = evolve(result, routes=(*routes, *result.routes))
+    end = layer3.verify(netns, ifname, wanted) if up else link.get(ifname, netns)
+    if end.kind != kind:
+        raise IOFailureError(f"interface {ifname} in {request.netns} is of kind {end.kind or 'unknown'}, not {kind}")
+    check_mac(described, end)
+    return end
+
+
+def check_host_end(request: AttachmentRequest[Any], end: Link) -> Link:
+    """Verify that the host has the other end of the container's veth, and that ``prevResult`` tells of it.
+
+    Returns:
+        The host's end.
+
+    Raises:
+        IOFailureError: (5) It is not there, or another.
+    """
+    host = link.get_by_index(end.link_index)
+    names = [each.name for each in request.require_prev_result().interfaces if not each.sandbox]
+    if host.name not in names or host.link_index != end.index:
+        raise IOFailureError(f"the host end of {end.name} is {host.name}, which $.prevResult.interfaces does not have")
+    return host
 
 
 def check_sandbox(described: Interface, path: str, netns: NetNS) -> None:
@@ -72,13 +433,18 @@ def check_mac(described: Interface, there: Link) -> None:
         raise IOFailureError(f"interface {there.name} has the hardware address {there.mac}, not {described.mac}")
 
 
+def find_described(result: Result, ifname: str) -> Interface | None:
+    """Return what a result says of the container's interface; None when it says nothing."""
+    return next((each for each in result.interfaces if each.name == ifname and each.sandbox), None)
+
+
 def get_described(result: Result, ifname: str) -> Interface:
     """Return what a result says of the container's interface.
 
     Raises:
         InvalidConfigError: (7) It has no interface of that name in a container.
     """
-    for each in result.interfaces:
-        if each.name == ifname and each.sandbox:
-            return each
-    raise InvalidConfigError(f"$.prevResult.interfaces has no interface {ifname} of the container")
+    described = find_described(result, ifname)
+    if described is None:
+        raise InvalidConfigError(f"$.prevResult.interfaces has no interface {ifname} of the container")
+    return described

@@ -1,4 +1,4 @@
-"""Answer VERSION before anything is imported: runtimes ask it most, and it depends on nothing.
+"""Answer VERSION before other modules are imported: runtimes ask it most, and the answer needs none of them.
 
 A plugin that is run with ``python -m`` may begin with::
 
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import os
 
-ALL = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+_ALL = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """Every released version of the specification, as :data:`cnisdk.spec.versions.ALL` has them, oldest first."""
 
 
-def answer_version(supported: tuple[str, ...] = ALL) -> None:
+def answer_version(supported: tuple[str, ...] = _ALL) -> None:
     """Answer the request of this process, and end it, if it is VERSION.
 
     Args:
@@ -27,7 +27,7 @@ def answer_version(supported: tuple[str, ...] = ALL) -> None:
     if os.environ.get("CNI_COMMAND") != "VERSION":
         return
     listed = ",".join(f'"{version}"' for version in supported)
-    answer = f'{{"cniVersion":"{ALL[-1]}","supportedVersions":[{listed}]}}\n'.encode()
+    answer = f'{{"cniVersion":"{_ALL[-1]}","supportedVersions":[{listed}]}}\n'.encode()
     try:
         while answer:
             answer = answer[os.write(1, answer) :]

@@ -4,35 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
 
-from attrs import evolve
-
+from .._light import Any, NamedTuple
+from ..classes import evolve
 from ..errors import CNIError, InternalError, InvalidNetNSError, IOFailureError, TryAgainLaterError
 from ..spec.codec import dumps, dumps_compact, find_key, loads
 from ..spec.config import NetConf
 from ..spec.convert import AnyResult, convert_result, print_result
 from ..spec.result import Result
 from ..spec.versions import ALL, CURRENT, V1_1_0, SpecVersion, Verb
+from ._signals import Terminated
 from .base import Plugin
 from .request import AddRequest, CheckRequest, DelRequest, GCRequest, Request, StatusRequest, parse_request, parse_verb
-from .signals import Terminated
 from .undo import UndoStack
 
 Guard = Callable[[Request[Any]], None]
+"""Check of a request before its handler runs; it raises a :class:`~cnisdk.CNIError`."""
 
-_SHOWN = 3  # of what is wrong in the configuration of a DEL
+is_spent = False
+"""True if this process may serve no other request: a plugin ran that does not promise to leave it unchanged
+(:attr:`.Plugin.leaves_process_unchanged`), or a request failed in a way that no plugin foresees. The resident mode
+resets it before each request."""
+
+_SHOWN = 3  # problems in the configuration of a DEL that are printed
 
 
 class Reply(NamedTuple):
-    """What to answer.
+    """The answer to a request.
 
     Attributes:
         stdout: Exactly one JSON document, or nothing.
         status: The exit status.
         stderr: Text for people.
-        undo: What to take back if the answer cannot be delivered: a runtime that never got the result of an ADD does
-            not know that there is something to DEL.
+        undo: The inverses to run if the answer cannot be delivered: a runtime that never got the result of an ADD may
+            never send its DEL.
     """
 
     stdout: bytes
@@ -49,15 +54,17 @@ def respond(
     guard: Guard | None = None,
     interruptible: AbstractContextManager[object] | None = None,
 ) -> Reply:
-    """Answer one request. Does no I/O of its own: what the handler does is the handler's.
+    """Answer one request. Apart from the handler's work, this does no I/O.
 
     Args:
         plugin: The class of the plugin.
-        environ: The environment: the ``CNI_*`` variables, and what delegates are to inherit.
+        environ: The environment: the ``CNI_*`` variables, and those that delegates inherit.
         stdin: The network configuration.
         guard: Called with the request before the handler; may raise to refuse it.
         interruptible: Entered around the handler: inside, and only there, a signal may raise :class:`Terminated`.
     """
+    global is_spent
+    is_spent |= not promises_unchanged_process(plugin)
     undo = UndoStack()
     version: SpecVersion | None = None
     notes: list[str] = []
@@ -76,11 +83,12 @@ def respond(
             result = _handle(plugin(), request, notes)
         stdout = b"" if result is None else _print(result, request, notes)
         if not isinstance(request, AddRequest):
-            undo.commit()  # only an ADD is taken back when its reply cannot be delivered
+            undo.commit()  # only an ADD is undone when its reply cannot be delivered
         return Reply(stdout, 0, "".join(notes), undo)
     except BaseException as exc:
         error = _as_cni_error(exc, notes)
         problems = undo.unwind()
+        is_spent |= bool(problems) or not isinstance(exc, CNIError)
         if isinstance(exc, Terminated) and not problems:
             error = ended_by_signal(exc, verb)
         elif problems:
@@ -90,14 +98,25 @@ def respond(
         return Reply(print_error(error, version or version_written(stdin)), 1, "".join(notes), undo)
 
 
-def version_written(stdin: bytes) -> SpecVersion:
-    """The version of a configuration that was not read yet, or is broken; the newest where it cannot be known."""
-    import re
+def mark_spent() -> None:
+    """Let this process serve no other request."""
+    global is_spent
+    is_spent = True
 
+
+def promises_unchanged_process(plugin: type[Plugin[Any]]) -> bool:
+    """Return True if the class itself sets :attr:`.Plugin.leaves_process_unchanged`. A subclass inherits no promise."""
+    return bool(vars(plugin).get("leaves_process_unchanged", False))
+
+
+def version_written(stdin: bytes) -> SpecVersion:
+    """Find the version of a configuration that was not read yet, or is broken; the newest when it is not known."""
     try:
         document = loads(stdin)
         written = find_key(document, "cniVersion") or "" if isinstance(document, dict) else None
     except CNIError:
+        import re
+
         found = re.search(rb'"cniVersion"\s*:\s*"([0-9.]{1,20})"', stdin, re.IGNORECASE)
         written = found[1].decode() if found else None
     if written == "":
@@ -106,7 +125,7 @@ def version_written(stdin: bytes) -> SpecVersion:
 
 
 def ended_by_signal(exc: Terminated, verb: Verb | None) -> CNIError:
-    """The error of a request that a signal ended, after everything that its undo knew of was taken back."""
+    """Make the error of a request that a signal ended, after its undo has run."""
     if verb in (Verb.DEL, Verb.GC):
         details = "it may be done in part; run it again"
     else:
@@ -115,10 +134,10 @@ def ended_by_signal(exc: Terminated, verb: Verb | None) -> CNIError:
 
 
 def _note_misspelt(conf: NetConf, notes: list[str]) -> None:
-    """Name keys that look misspelt. A runtime asks CHECK and DEL of the same configuration: ADD alone says it."""
+    """Note keys that look misspelt, in ADD alone: CHECK and DEL get the same configuration."""
     for path, part in (("$", conf), ("$.ipam", conf.ipam)):
         if part.extra:
-            from ..spec.spelling import find_misspelt
+            from ..spec._spelling import find_misspelt
 
             for key, meant in find_misspelt(part.extra, type(part)):
                 notes.append(f"{path}.{key} is not known: did you mean {meant}?\n")
@@ -154,12 +173,12 @@ def _handle(plugin: Plugin[Any], request: Request[Any], notes: list[str]) -> Any
 def _print(result: AnyResult, request: Request[Any], notes: list[str]) -> bytes:
     version = request.version
     if version < V1_1_0 and request.conf.prev_result is None and isinstance(result, Result):
-        # Keys that came with 1.1.0 are for readers who know them. What a plugin before in the chain wrote stays.
+        # Readers of older versions do not know the keys of 1.1.0. Those of a plugin before in the chain stay.
         plain = (evolve(each, mtu=0, socket_path="", pci_id="") for each in result.interfaces)
         result = evolve(result, interfaces=tuple(plain))
     conversion = convert_result(result, version)
-    # Interfaces, and which of them an address is on, have no place before 0.3.0 and some of their fields none before
-    # 1.0.0: that is known and harmless. An address or a route that the runtime does not hear of is not.
+    # Versions before 0.3.0 have no interfaces, and those before 1.0.0 lack some of their fields: that is known and does
+    # no harm. A lost address or route does.
     serious = [
         str(lost)
         for lost in conversion.lost
@@ -217,7 +236,7 @@ def refuse_own_netns(request: Request[Any]) -> None:
     try:
         theirs, ours = os.stat(request.netns), os.stat("/proc/self/ns/net")
     except (OSError, ValueError):
-        return  # whoever opens it will say what is wrong; an IPAM plugin never does, and DEL works without
+        return  # open_netns() reports it, if the plugin needs the namespace: IPAM plugins and DEL do not
     if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
         raise InvalidNetNSError(
             f"CNI_NETNS {request.netns} is the plugin's own network namespace",

@@ -1,22 +1,21 @@
-"""Requests: what a runtime asks of a plugin, typed (spec §2, "CNI operations"; §3, "Deriving request configuration").
+"""Typed requests of a runtime to a plugin (spec §2, "CNI operations"; §3, "Deriving request configuration").
 
-Made of an environment mapping and the bytes of standard input, without any I/O.
+:func:`parse_request` makes them of an environment mapping and the bytes of standard input, without any I/O.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from attrs import evolve, frozen
-
+from .._light import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from .._signals import HeldBack
+from ..classes import evolve, frozen
 from ..errors import CNIError, DecodingError, InvalidConfigError, InvalidEnvironmentError
+from ..spec._mismatch import show_path
 from ..spec.codec import find_key, loads, structure
 from ..spec.config import NetConf, RuntimeConfig, parse_args
 from ..spec.convert import structure_result, upgrade
 from ..spec.fields import json_field
-from ..spec.mismatch import show_path
 from ..spec.names import Attachment, check_container_id, check_ifname, check_network_name, check_plugin_type
 from ..spec.versions import PREV_RESULT_SINCE, SpecVersion, Verb, negotiate
 from .undo import UndoStack
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
     from ..spec.result import Result
 
 ConfT = TypeVar("ConfT", bound=NetConf)
-P = ParamSpec("P")
+"""Configuration class of a plugin."""
+
+_P = ParamSpec("_P")
 
 REQUIRED_VARIABLES: dict[Verb, tuple[str, ...]] = {
     Verb.ADD: ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
@@ -39,15 +40,15 @@ REQUIRED_VARIABLES: dict[Verb, tuple[str, ...]] = {
     Verb.STATUS: (),
     Verb.VERSION: (),
 }
-"""What must be set, and not empty, for each verb (spec §2, "CNI operations").
+"""Variables that must be set, and not empty, for each verb (spec §2, "CNI operations").
 
-The reference's SDK wants ``CNI_PATH`` always; to the spec it is optional but in GC.
+The reference's SDK requires ``CNI_PATH`` for every verb, the specification only for GC.
 """
 
 _VALIDATORS: dict[str, Callable[[str], str]] = {"CNI_CONTAINERID": check_container_id, "CNI_IFNAME": check_ifname}
 
 VALID_ATTACHMENTS_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
-"""Where GC finds what to keep: the spec's key, and the one its first edition of 1.1.0 had."""
+"""Keys of the attachments that GC keeps: the specification's, and the one of the first edition of 1.1.0."""
 
 
 IPAM_TIMEOUT = 90.0
@@ -64,9 +65,9 @@ class _ValidAttachment:
 
 
 class IPAM:
-    """The IPAM plugin a configuration delegates to (spec §4), and what to take back if the request fails.
+    """The IPAM plugin a configuration delegates to (spec §4).
 
-    The verbs do nothing when the configuration names none.
+    The verbs do nothing when the configuration names none. Leases are released again if the request fails.
     """
 
     def __init__(self, conf: NetConf, environ: Mapping[str, str], stdin: bytes, undo: UndoStack) -> None:
@@ -77,7 +78,7 @@ class IPAM:
 
     @property
     def configured(self) -> bool:
-        """Does the configuration name an IPAM plugin? An empty name means it does not."""
+        """True if the configuration names an IPAM plugin; an empty name is none."""
         return bool(self._type)
 
     @property
@@ -87,41 +88,39 @@ class IPAM:
         Raises:
             InvalidConfigError: (7) The configuration names none.
         """
-        if not self._type:
-            raise InvalidConfigError("the network configuration names no IPAM plugin", details="$.ipam.type is not set")
+        self.require()
         check_plugin_type(self._type, "$.ipam.type")
         from ..invoke import Delegate
 
         return Delegate(self._type, self._environ, self._stdin, timeout=IPAM_TIMEOUT)
 
+    def require(self) -> None:
+        """Refuse a configuration that names no IPAM plugin, for a plugin that needs addresses.
+
+        Raises:
+            InvalidConfigError: (7) It names none.
+        """
+        if not self._type:
+            raise InvalidConfigError("the network configuration names no IPAM plugin", details="$.ipam.type is not set")
+
     def add(self) -> Result:
         """Lease addresses. They are released again if this request fails later.
 
-        The result of an IPAM plugin is abbreviated (spec §5, "Delegated plugins (IPAM)"): the interfaces, and which of
-        them an address is on, are for this plugin to fill in. Some IPAM plugins send them nevertheless. They mean
-        nothing here and are left out, as the reference's plugins do.
+        The result of an IPAM plugin is abbreviated (spec §5, "Delegated plugins (IPAM)"): this plugin fills in the
+        interfaces, and the interface of each address. Some IPAM plugins send interfaces nevertheless. They describe
+        nothing, and are left out, as by the reference's plugins.
 
         Returns:
-            What the IPAM plugin leased; an empty result when the configuration names none. Its addresses belong to no
+            The result of the IPAM plugin; an empty one when the configuration names none. Its addresses belong to no
             interface yet: :meth:`cnisdk.Result.with_interfaces` gives them the container's.
 
         Raises:
-            CNIError: What the IPAM plugin reported; it has been told to release what it may have leased.
+            CNIError: The error of the IPAM plugin. It has been told to release what it may have leased. If it refused
+                (code 4) since the attachment has addresses already, it has not: another ADD leased those.
         """
         if not self._type:
             return _empty_result()
-        delegate = self.delegate
-        forget = self._undo.push(delegate.delete)
-        try:
-            return _abbreviate(delegate.add())
-        except CNIError:
-            forget()  # the delegate has been told to DEL already
-            raise
-        except BaseException:
-            # Whoever interrupts is in a hurry, and the delegate may be what hangs: it is told last.
-            forget()
-            self._undo.push_last(delegate.delete_soon)
-            raise
+        return _abbreviate(_add_through(self.delegate, self._undo))
 
     def check(self) -> None:
         """Have the IPAM plugin check its leases."""
@@ -129,12 +128,12 @@ class IPAM:
             self.delegate.check()
 
     def delete(self) -> None:
-        """Release what this attachment holds."""
+        """Have the IPAM plugin release the addresses of this attachment."""
         if self._type:
             self.delegate.delete()
 
     def gc(self) -> None:
-        """Have the IPAM plugin release what no valid attachment holds."""
+        """Have the IPAM plugin release the addresses that no valid attachment holds."""
         if self._type:
             self.delegate.gc()
 
@@ -144,8 +143,23 @@ class IPAM:
             self.delegate.status()
 
 
+def _add_through(delegate: Delegate, undo: UndoStack) -> Result:
+    """Run a delegate's ADD; its DEL, if the request fails later."""
+    forget = undo.push(delegate.delete)
+    try:
+        return delegate.add()
+    except CNIError:
+        forget()  # the delegate has been told to DEL already
+        raise
+    except BaseException:
+        # A signal or a deadline leaves little time, and the delegate may hang: its DEL runs last.
+        forget()
+        undo.push_last(delegate.delete_soon)
+        raise
+
+
 def _abbreviate(result: Result) -> Result:
-    """The result without interfaces, and with addresses that belong to none."""
+    """Return the result without interfaces, and with addresses that belong to none."""
     if not result.interfaces and all(ip.interface is None for ip in result.ips):
         return result
     return evolve(result, interfaces=(), ips=tuple(evolve(ip, interface=None) for ip in result.ips))
@@ -158,17 +172,17 @@ def _empty_result() -> Result:
 
 
 class Request(Generic[ConfT]):
-    """What every request has.
+    """The common part of all requests.
 
     Attributes:
-        verb: What to do.
+        verb: The verb.
         version: The version of the specification both sides agreed on.
         conf: The configuration, typed.
         document: The configuration as parsed, for keys no type stands for.
         environ: The environment the plugin was run with.
         stdin: The configuration, byte for byte, for delegates.
         ipam: The IPAM plugin the configuration names.
-        undo_stack: What to take back if the request fails.
+        undo_stack: The inverses to run if the request fails.
     """
 
     def __init__(
@@ -224,7 +238,7 @@ class AttachmentRequest(Request[ConfT]):
 
     @property
     def attachment(self) -> Attachment:
-        """Whom everything this request makes belongs to."""
+        """The attachment: the owner of all objects that this request makes."""
         return Attachment(self.network, self.container_id, self.ifname)
 
     @property
@@ -240,7 +254,7 @@ class AttachmentRequest(Request[ConfT]):
         return upgrade(old)
 
     def require_prev_result(self) -> Result:
-        """The result of the plugin before, for plugins that cannot work without one.
+        """Return the result of the plugin before, for plugins that cannot work without one.
 
         Raises:
             InvalidConfigError: (7) The runtime sent none.
@@ -267,7 +281,7 @@ class AttachmentRequest(Request[ConfT]):
     def open_netns(self) -> NetNS:
         """Open the network namespace.
 
-        The request closes it, after what was registered for undo has run: a ``with`` around it, which is not needed,
+        The request closes it, after the inverses registered for undo have run. A ``with`` around it is not needed, and
         leaves it open.
 
         Raises:
@@ -287,19 +301,35 @@ class AddRequest(AttachmentRequest[ConfT]):
     """ADD: attach a container to the network."""
 
     def step(self) -> HeldBack:
-        """Hold signals back inside ``with``: make something in there, and register its :meth:`undo`.
+        """Hold signals back inside ``with``, for a step that makes an object and registers its :meth:`undo`.
 
-        A signal, which ends a request at any line, then cannot come between the two and leave something behind that
-        nobody takes back. It is raised when the block ends, so wait for nothing in there.
+        A signal ends a request at any line. Between the two it would leave an object that no undo removes. Inside the
+        block it waits, and is raised when the block ends; so wait for nothing in there.
         """
         return HeldBack()
 
-    def undo(self, inverse: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Run this, after those given later, if the request fails from here on.
+    def undo(self, inverse: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        """Register the inverse of a step. If the request fails from here on, inverses run in reverse order.
 
-        The inverse must accept that there is nothing to undo: it may run when its step was interrupted half way.
+        An inverse must accept that there is nothing to undo: it may run when its step was interrupted half way.
         """
         self.undo_stack.push(inverse, *args, **kwargs)
+
+    def add_through(self, delegate: Delegate) -> Result:
+        """Run the ADD of another plugin, which attaches the container. If this request fails later, its DEL runs.
+
+        For IPAM plugins, use :attr:`ipam`.
+
+        Args:
+            delegate: The plugin, with its configuration: ``Delegate(type, request.environ, dumps(conf))``.
+
+        Returns:
+            Its result in the shape of 1.1.0.
+
+        Raises:
+            CNIError: Its error, see :meth:`cnisdk.invoke.Delegate.add`.
+        """
+        return _add_through(delegate, self.undo_stack)
 
 
 class CheckRequest(AttachmentRequest[ConfT]):
@@ -310,8 +340,8 @@ class DelRequest(AttachmentRequest[ConfT]):
     """DEL: remove what ADD made, also when some or all of it is gone.
 
     Attributes:
-        problems: What was wrong with the configuration. Defaults stand in its place, since DEL must work nevertheless.
-            A capability argument that is wrong is added when it is asked for.
+        problems: Errors in the configuration. The wrong values have their defaults, since DEL must work nevertheless.
+            The error in a capability argument is added when a plugin reads the argument.
     """
 
     problems: list[CNIError]
@@ -329,14 +359,14 @@ class GCRequest(Request[ConfT]):
     """GC: remove what belongs to attachments that are no longer valid.
 
     Attributes:
-        valid_attachments: What to keep on this network.
+        valid_attachments: The attachments to keep on this network.
     """
 
     valid_attachments: frozenset[Attachment] = frozenset()
 
 
 class StatusRequest(Request[ConfT]):
-    """STATUS: can the plugin serve ADD?"""
+    """STATUS: check that the plugin can serve ADD."""
 
 
 _CLASSES: dict[Verb, type[Request[Any]]] = {
@@ -352,7 +382,7 @@ _VERBS = {str(verb): verb for verb in Verb}
 
 
 def parse_verb(environ: Mapping[str, str]) -> Verb:
-    """Which verb is asked for.
+    """Read the verb.
 
     Raises:
         InvalidEnvironmentError: (4) ``CNI_COMMAND`` is missing or unknown.
@@ -389,7 +419,7 @@ def parse_request(
     supported: tuple[SpecVersion, ...],
     converter: BaseConverter | None = None,
 ) -> Request[ConfT]:
-    """Make a typed request of what the runtime handed over.
+    """Make a typed request.
 
     Raises:
         InvalidEnvironmentError: (4) A variable is missing or malformed.
@@ -405,7 +435,7 @@ def parse_request(
     except DecodingError as exc:
         if verb is not Verb.DEL:
             raise
-        # What is no UTF-8 keeps no container's resources: a key or a value is lost, as with the reference.
+        # Bytes that are no UTF-8 must not keep a container attached: a key or a value is lost, as with the reference.
         document = loads(stdin.decode(errors="replace").encode())
         problems.append(exc)
     if not isinstance(document, dict):
@@ -413,7 +443,7 @@ def parse_request(
     check_network_name(_text(document, "name"))
     version = negotiate(_text(document, "cniVersion"), supported, verb)
     if verb is Verb.DEL:
-        from ..spec.lenient import structure_leniently
+        from ..spec._lenient import structure_leniently
 
         conf, wrong = structure_leniently(document, conf_class, converter=converter)
         problems += wrong
@@ -423,7 +453,9 @@ def parse_request(
     if isinstance(request, DelRequest):
         request.problems = problems
         if isinstance(conf.runtime_config, RuntimeConfig):  # an author's own class was structured with the rest
-            conf.runtime_config.leniently(problems.append)
+            # A copy, since the object may be the default of the class, which all requests of a worker share. Not with
+            # evolve, since checks of the class may refuse a configuration that was read leniently.
+            object.__setattr__(conf, "runtime_config", conf.runtime_config.leniently(problems.append))
     elif isinstance(request, GCRequest):
         request.valid_attachments = _valid_attachments(document, conf.name)
     elif isinstance(request, AddRequest | CheckRequest):
@@ -440,10 +472,10 @@ def _text(document: Mapping[str, Any], key: str) -> str:
 
 
 def _valid_attachments(document: Mapping[str, Any], network: str) -> frozenset[Attachment]:
-    """What GC shall keep.
+    """Read the attachments that GC keeps.
 
-    An explicit ``null`` is how the reference's runtime library writes an empty list. No key at all says nothing about
-    what is valid, and dropping everything on a guess would cut off running containers: it is an error.
+    The reference's runtime library writes an empty list as ``null``. If the key is missing, no attachment is known to
+    be stale, and dropping all of them would cut off running containers: that is an error.
     """
     folded = {key.lower(): key for key in document}
     for name in VALID_ATTACHMENTS_KEYS:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec
 
-P = ParamSpec("P")
+from .._light import ParamSpec
+
+_P = ParamSpec("_P")
 
 
 class UndoStack:
-    """Inverses of steps done so far. Empty once the work is committed or taken back."""
+    """Inverses of the steps done so far. It is empty after the work was committed or undone."""
 
     def __init__(self) -> None:
         self._steps: list[Callable[[], object]] = []
         self._closers: list[Callable[[], object]] = []
 
-    def push(self, inverse: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Callable[[], None]:
-        """Remember an inverse. Push it *before* a step that may be interrupted: inverses accept that nothing is there.
+    def push(self, inverse: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs) -> Callable[[], None]:
+        """Remember an inverse. Push it *before* a step that may be interrupted; it must accept that there is no object.
 
         Returns:
             A function that forgets the inverse again.
@@ -32,13 +33,13 @@ class UndoStack:
         self._steps.append(step)
         return forget
 
-    def push_last(self, inverse: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    def push_last(self, inverse: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs) -> None:
         """Remember an inverse that is to run after all others."""
         self.push(inverse, *args, **kwargs)
         self._steps.insert(0, self._steps.pop())
 
     def close_at_end(self, close: Callable[[], object]) -> None:
-        """Remember how to close something that inverses need, such as an open namespace.
+        """Remember how to close an object that inverses need, such as an open namespace.
 
         It is closed after the inverses have run, or when they are forgotten. Closing must not raise.
         """
@@ -57,7 +58,7 @@ class UndoStack:
         """Run the inverses, last one first. A failing one does not keep the others from running.
 
         Returns:
-            What went wrong.
+            The errors.
         """
         problems: list[Exception] = []
         while self._steps:

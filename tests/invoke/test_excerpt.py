@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from cnisdk.errors import CNIError, IOFailureError, TryAgainLaterError
 from cnisdk.invoke import process, run
-from cnisdk.invoke.excerpt import quote
+from cnisdk.invoke._excerpt import quote
 
 from .conftest import Script
 

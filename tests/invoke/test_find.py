@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cnisdk.errors import InvalidConfigError, InvalidEnvironmentError
-from cnisdk.invoke import find_plugin, split_path
+from cnisdk.invoke import get_plugin_path, split_path
 
 
 def plugin(directory: Path, name: str, mode: int = 0o755) -> str:
@@ -19,8 +19,8 @@ def plugin(directory: Path, name: str, mode: int = 0o755) -> str:
 
 def test_first_directory_wins(tmp_path: Path) -> None:
     first, second = plugin(tmp_path / "a", "bridge"), plugin(tmp_path / "b", "bridge")
-    assert find_plugin("bridge", [str(tmp_path / "a"), str(tmp_path / "b")]) == first
-    assert find_plugin("bridge", [str(tmp_path / "b"), str(tmp_path / "a")]) == second
+    assert get_plugin_path("bridge", [str(tmp_path / "a"), str(tmp_path / "b")]) == first
+    assert get_plugin_path("bridge", [str(tmp_path / "b"), str(tmp_path / "a")]) == second
 
 
 def test_links_are_followed_but_not_resolved(tmp_path: Path) -> None:
@@ -28,20 +28,20 @@ def test_links_are_followed_but_not_resolved(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     link = tmp_path / "b" / "bridge"
     link.symlink_to(target)
-    assert find_plugin("bridge", [str(tmp_path / "b")]) == str(link)
+    assert get_plugin_path("bridge", [str(tmp_path / "b")]) == str(link)
 
 
 def test_a_file_that_is_not_executable_does_not_hide_a_good_one(tmp_path: Path) -> None:
     plugin(tmp_path / "a", "bridge", 0o644)
     (tmp_path / "b" / "bridge").mkdir(parents=True)
     good = plugin(tmp_path / "c", "bridge")
-    assert find_plugin("bridge", [str(tmp_path / each) for each in "abc"]) == good
+    assert get_plugin_path("bridge", [str(tmp_path / each) for each in "abc"]) == good
 
 
 def test_what_was_unfit_is_named(tmp_path: Path) -> None:
     path = plugin(tmp_path / "a", "bridge", 0o644)
     with pytest.raises(InvalidConfigError) as caught:
-        find_plugin("bridge", [str(tmp_path / "a"), "/nowhere"])
+        get_plugin_path("bridge", [str(tmp_path / "a"), "/nowhere"])
     assert caught.value.code == 7
     assert caught.value.msg == f'failed to find plugin "bridge" in path [{tmp_path}/a /nowhere]'
     assert caught.value.details == f"{path} is not executable (mode 0644)"
@@ -51,13 +51,13 @@ def test_what_was_unfit_is_named(tmp_path: Path) -> None:
 def test_names_that_are_no_file_names(tmp_path: Path, name: str) -> None:
     plugin(tmp_path / "a", "bridge")
     with pytest.raises(InvalidConfigError):
-        find_plugin(name, [str(tmp_path / "a"), str(tmp_path)])
+        get_plugin_path(name, [str(tmp_path / "a"), str(tmp_path)])
 
 
 @pytest.mark.parametrize("paths", [[], [""], ["a\0b"]])
 def test_no_directory(paths: list[str]) -> None:
     with pytest.raises(InvalidEnvironmentError, match="no paths provided"):
-        find_plugin("sh", paths)
+        get_plugin_path("sh", paths)
 
 
 def test_relative_directories_mean_the_current_one_never_the_path_variable(
@@ -66,12 +66,12 @@ def test_relative_directories_mean_the_current_one_never_the_path_variable(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/bin:/usr/bin")
     with pytest.raises(InvalidConfigError):
-        find_plugin("sh", ["", "."])
+        get_plugin_path("sh", ["", "."])
     here, below = plugin(tmp_path, "sh"), plugin(tmp_path / "bin", "x")
-    assert find_plugin("sh", ["."]) == here
-    assert find_plugin("x", ["bin"]) == below
+    assert get_plugin_path("sh", ["."]) == here
+    assert get_plugin_path("x", ["bin"]) == below
     with pytest.raises(InvalidConfigError):
-        find_plugin("sh", ["", "/nowhere"])
+        get_plugin_path("sh", ["", "/nowhere"])
 
 
 def test_split_path() -> None:

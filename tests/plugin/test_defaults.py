@@ -1,4 +1,4 @@
-"""What an author writes first: two verbs, natural code. The SDK does the rest, or says what is wrong."""
+"""An author's first plugin: two verbs, natural code. The SDK does the rest, or names the mistake."""
 
 from __future__ import annotations
 

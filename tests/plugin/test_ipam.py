@@ -1,4 +1,4 @@
-"""What a plugin gets of the IPAM plugin it delegates to, whatever that one prints."""
+"""The result that a plugin gets of the IPAM plugin it delegates to, whatever that one prints."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_quick_answer_is_the_same() -> None:
-    assert tuple(map(str, ALL)) == quick.ALL
+    assert tuple(map(str, ALL)) == quick._ALL
     code = "from cnisdk.plugin.quick import answer_version; answer_version(); print('went on')"
     done = python(code, CNI_COMMAND="VERSION")
     assert (done.returncode, done.stdout.encode()) == (0, respond(Empty, {"CNI_COMMAND": "VERSION"}, b"").stdout)
@@ -53,7 +53,7 @@ import sys, types
 module = types.ModuleType("program")
 sys.modules["program"] = module
 exec({body!r}, module.__dict__)
-from cnisdk.plugin.launch import launch
+from cnisdk.plugin._launch import launch
 launch("program", "box.main")
 """
 

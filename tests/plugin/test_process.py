@@ -14,10 +14,11 @@ from typing import ClassVar
 
 import pytest
 
-from cnisdk import AddRequest, DelRequest, NetConf, Plugin, Result
-from cnisdk.plugin.process import _deliver
+from cnisdk import AddRequest, DelRequest, NetConf, Plugin, PluginMain, Result
+from cnisdk.plugin import _process, reply
+from cnisdk.plugin._process import _deliver
+from cnisdk.plugin._signals import Signals
 from cnisdk.plugin.reply import Reply, respond
-from cnisdk.plugin.signals import Signals
 from cnisdk.plugin.undo import UndoStack
 
 PLUGIN = """
@@ -36,7 +37,8 @@ class Noisy(Plugin[NetConf]):
         os.system("echo child")
         if request.args.get("MODE") == "wait":
             os.write(2, b"READY\\n")
-            select.select([], [], [])
+            while True:
+                select.select([], [], [], 0.1)
         if request.args.get("MODE") == "large":
             return Result(extra={{"x": "x" * 10_000_000}})
         return Result()
@@ -184,7 +186,7 @@ def test_the_plugins_own_namespace_is_refused_before_any_work(start: Start) -> N
 
 @pytest.mark.parametrize("closed", ["0", "1", "2", "01", "02", "12", "012", ""])
 def test_any_of_the_standard_descriptors_may_be_closed(start: Start, closed: str, tmp_path: Path) -> None:
-    """What cannot be delivered is taken back; what can be is one document."""
+    """A result that cannot be delivered is taken back; one that can is one document."""
     done = tmp_path / "stderr"
     shell = " ".join(f"{fd}{'<' if fd == '0' else '>'}&-" for fd in closed)
     if "2" not in closed:
@@ -244,7 +246,12 @@ def late() -> Signals:
     return signals
 
 
-def test_a_signal_before_the_answer_is_written_is_answered(handlers: None) -> None:
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reply, "is_spent", False)
+
+
+def test_a_signal_before_the_answer_is_written_is_answered(handlers: None, fresh: None) -> None:
     undone: list[str] = []
     undo = UndoStack()
     undo.push(undone.append, "first")
@@ -254,6 +261,27 @@ def test_a_signal_before_the_answer_is_written_is_answered(handlers: None) -> No
     with open(reading) as answer:
         document = json.load(answer)
     assert (document["cniVersion"], document["code"], undone) == ("0.4.0", 11, ["first"])
+    assert reply.is_spent
+
+
+def test_a_process_that_could_not_deliver_its_answer_is_spent(handlers: None, fresh: None) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert _deliver(Reply(b"{}", 0, "", UndoStack()), writing, Signals()) == 1
+    os.close(writing)
+    assert reply.is_spent
+
+
+def test_a_process_that_a_signal_ends_while_it_reads_is_spent(
+    handlers: None, fresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CNI_COMMAND", "ADD")
+    reading, writing = os.pipe()
+    monkeypatch.setattr(_process, "_take_stdout", lambda: writing)
+    assert _process.serve(PluginMain(Maker), None, late()) == 1
+    with open(reading) as answer:
+        assert json.load(answer)["code"] == 11
+    assert reply.is_spent
 
 
 def test_a_signal_after_a_del_has_done_its_work_changes_nothing(handlers: None) -> None:

@@ -25,7 +25,7 @@ from cnisdk import (
 )
 from cnisdk.plugin import Reply, respond
 from cnisdk.plugin.request import REQUIRED_VARIABLES
-from cnisdk.spec import SpecVersion, Verb
+from cnisdk.spec import RuntimeConfig, SpecVersion, Verb
 from cnisdk.spec.versions import ALL
 
 
@@ -298,6 +298,39 @@ def test_a_wrong_capability_argument_does_not_keep_delete_from_working() -> None
     reply = respond(UsesIPs, environ("DEL"), config(runtimeConfig={"ips": 5}))
     assert reply.status == 0
     assert "$.runtimeConfig.ips is 5, expected an array" in reply.stderr
+
+
+def test_a_delete_leaves_no_trace_in_the_defaults_of_later_requests() -> None:
+    """A resident worker serves many requests with one configuration class."""
+
+    @frozen(kw_only=True)
+    class Odd(Conf):
+        runtime_config: RuntimeConfig = RuntimeConfig(ips=5)
+
+    served: list[DelRequest[Odd]] = []
+
+    class HasOddDefault(Plugin[Odd]):
+        def add(self, request: AddRequest[Odd]) -> Result:
+            assert request.conf.runtime_config.ips is not None
+            return Result()
+
+        def delete(self, request: DelRequest[Odd]) -> None:
+            assert request.conf.runtime_config.ips == ()
+            served.append(request)
+
+    for _ in range(2):
+        reply = respond(HasOddDefault, environ("DEL"), config())
+        assert (reply.status, reply.stderr.count("$.runtimeConfig.ips is 5")) == (0, 1)
+    assert [len(each.problems) for each in served] == [1, 1]
+    assert failure(respond(HasOddDefault, environ("ADD"), config()))["code"] == 7
+
+
+def test_requests_do_not_share_the_objects_of_absent_keys() -> None:
+    one, other = NetConf(name="n"), NetConf(name="n")
+    assert one == other
+    assert one.runtime_config is not other.runtime_config
+    assert one.ipam.extra is not other.ipam.extra
+    assert one.dns.extra is not other.dns.extra
 
 
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])

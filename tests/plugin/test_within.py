@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from cnisdk.cli.install import search_path
-from cnisdk.plugin.launch import code_of, interpreter_of, read_launcher, render
+from cnisdk._cli.install import search_path
+from cnisdk.plugin._launch import code_of, interpreter_of, read_launcher, render
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +77,8 @@ class Inner(Plugin[NetConf]):
             os.chdir("/")
         if mode == "wait":
             os.write(2, b"READY\\n")
-            select.select([], [], [])
+            while True:
+                select.select([], [], [], 0.1)
         assert sys.stdin.read() == ""
         return Result(ips=(IPConfig(address=ip_interface("10.1.2.3/24")),))
 

@@ -6,21 +6,21 @@ import fcntl
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from contextlib import nullcontext, suppress
 
+from .._light import TYPE_CHECKING
 from ..errors import IOFailureError
-from ..invoke import local
+from ..invoke import _local
 from ..spec.codec import dumps, loads
 from ..spec.versions import SpecVersion, Verb
-from .launch import Launcher, this_launcher
-from .reply import Reply, ended_by_signal, print_error, refuse_own_netns, respond
-from .signals import Signals, Terminated
+from ._launch import Launcher, this_launcher
+from ._signals import Signals, Terminated
+from .reply import Reply, ended_by_signal, mark_spent, print_error, refuse_own_netns, respond
 from .undo import UndoStack
 
 if TYPE_CHECKING:
     from ..invoke.process import Finished
-    from .program import Program
+    from ._program import Program
 
 _CHUNK = 1 << 16
 _CLOSED = -1
@@ -46,24 +46,25 @@ def serve(main: Program, launcher: Launcher | None = None, signals: Signals | No
         return 0
     signals = signals or Signals()
     try:
-        # VERSION takes no input: a runtime may leave a terminal or an open pipe there.
+        # VERSION takes no input: a runtime may leave a terminal or an open pipe as standard input.
         with signals:
             stdin = b"" if command == Verb.VERSION else _read_all(0)
     except OSError as exc:
         error = IOFailureError(
             f"error reading from stdin: {exc.strerror}", details="expected the network configuration"
         )
-        return _deliver(Reply(print_error(error), 1, "", UndoStack()), _take_stdout(), signals)
+        return _answer(Reply(print_error(error), 1, "", UndoStack()), _take_stdout(), signals)
     except Terminated as exc:
-        return _deliver(Reply(print_error(ended_by_signal(exc, None)), 1, "", UndoStack()), _take_stdout(), signals)
+        mark_spent()
+        return _answer(Reply(print_error(ended_by_signal(exc, None)), 1, "", UndoStack()), _take_stdout(), signals)
     stdout = _take_stdout()
     run_delegates_here(signals, launcher)
     reply = respond(main.plugin, os.environ, stdin, guard=refuse_own_netns, interruptible=signals)
-    return _deliver(reply, stdout, signals)
+    return _answer(reply, stdout, signals)
 
 
 def run_delegates_here(signals: Signals, launcher: Launcher | None = None) -> None:
-    """Have this process run those delegates itself that its own installation put there.
+    """Let this process itself run the delegates that its own installation put into ``CNI_PATH``.
 
     Args:
         signals: Those of this process.
@@ -74,11 +75,11 @@ def run_delegates_here(signals: Signals, launcher: Launcher | None = None) -> No
         return
 
     def run(path: str, environ: Mapping[str, str], stdin: bytes, timeout: float | None) -> Finished | None:
-        from .within import run_within
+        from ._within import run_within
 
         return run_within(ours, signals, path, environ, stdin, timeout)
 
-    local.runner = run
+    _local.runner = run
 
 
 def _read_all(fd: int) -> bytes:
@@ -89,7 +90,7 @@ def _read_all(fd: int) -> bytes:
 
 
 def _take_stdout() -> int:
-    """Keep standard output for the reply alone: whoever else writes to it, child processes included, writes to stderr.
+    """Keep standard output for the reply alone: all other output, of child processes too, goes to standard error.
 
     Returns:
         A descriptor for the reply; one that cannot be written to when the runtime closed standard output.
@@ -111,7 +112,7 @@ def _take_stdout() -> int:
 
 
 def _say(text: str) -> None:
-    """Tell people something, if they listen: ``sys.stderr`` is None when the runtime closed it."""
+    """Write a text for people to standard error, if there is one: the runtime may have closed it."""
     try:
         os.write(2, text.encode(errors="backslashreplace"))
     except OSError:
@@ -119,7 +120,8 @@ def _say(text: str) -> None:
 
 
 def _take_back(reply: Reply, exc: Terminated) -> Reply:
-    """Take a result back that was not written yet, and answer that a signal ended the request."""
+    """Undo an ADD whose result was not written yet, and answer that a signal ended the request."""
+    mark_spent()
     problems = reply.undo.unwind()
     error = ended_by_signal(exc, None)
     if problems:
@@ -133,16 +135,25 @@ def _declare(main: Program) -> None:
     os.write(1, dumps(dict(main.plugin.conformance())))
 
 
+def _answer(reply: Reply, stdout: int, signals: Signals) -> int:
+    """Write the reply, and close the descriptor: the end of the answer must not wait for that of the process."""
+    try:
+        return _deliver(reply, stdout, signals)
+    finally:
+        with suppress(OSError):
+            os.close(stdout)
+
+
 def _deliver(reply: Reply, stdout: int, signals: Signals) -> int:
-    """Write the reply. A result that cannot be delivered is taken back."""
+    """Write the reply. If the result of an ADD cannot be delivered, undo the ADD."""
     if reply.status == 0 and reply.stdout:
         try:
             with signals:
-                pass  # raises what has come since the handler ended: there is still time to answer with an error
+                pass  # raises a signal that came since the handler ended: there is still time to answer with an error
         except Terminated as exc:
             reply = _take_back(reply, exc)
     try:
-        # What failed has been taken back already: there is nothing more a signal could ask for.
+        # A failed request has been undone already: a signal could ask for nothing more.
         with signals if reply.status == 0 and reply.stdout else nullcontext():
             rest = memoryview(reply.stdout)
             while rest:
@@ -150,6 +161,7 @@ def _deliver(reply: Reply, stdout: int, signals: Signals) -> int:
             if reply.stderr:
                 _say(reply.stderr)  # after the document it belongs to
     except (OSError, Terminated) as exc:
+        mark_spent()
         _say(reply.stderr)
         for problem in (exc, *reply.undo.unwind()):
             _say(f"the reply could not be delivered, its work is taken back: {problem}\n")

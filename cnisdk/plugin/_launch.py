@@ -1,46 +1,48 @@
-"""What a launcher is, and the program it starts: a plugin, in a Python that gets going and ends quickly.
+"""Launchers: the executables of plugins, and the program they start.
 
-A launcher is a small shell script. It answers VERSION by itself, which is what runtimes ask most: Podman for every
-plugin of every network in every command. For everything else it becomes the interpreter of its installation, isolated
-(``-I``) from the environment and the directory it is run in. Where modules are was looked up when it was written, so
-that Python need not look for it again (``-S``): 3 ms. When the interpreter, the SDK or the plugin's package is gone,
-it answers an error of the specification that says so.
+Theory of operation. A launcher is a small shell script. It answers VERSION by itself, the verb that runtimes ask most:
+Podman asks every plugin of every network in every command. For any other verb it becomes the interpreter of its
+installation, isolated (``-I``) from the environment and from its working directory. ``cnisdk install`` has written the
+places of modules into the launcher, so that Python need not search for them (``-S``), which saves 3 ms. When the
+interpreter, the SDK or the plugin's package is gone, the launcher answers with an error of the specification.
 
-Programs read a launcher back by the line of JSON in it.
+Other programs read a launcher by the line of JSON in it.
 """
 
 from __future__ import annotations
 
 import gc
 import sys
-from typing import NamedTuple
+
+from .._lazy import load
+from .._light import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, NoReturn
 
 MARK = "written by `cnisdk install`"
-"""What tells a launcher from another file."""
+"""Text that every launcher contains, and no other file."""
 
-# Between two full collections of what is no longer used. A request makes some thousand objects and ends.
-_COLLECT_AFTER = 100_000
+COLLECT_AFTER = 100_000
+"""Objects between two garbage collections. A request makes some thousand and ends."""
 
 
 def code_of(module: str, attribute: str, paths: Sequence[str] | None) -> str:
-    """The Python program that runs a plugin.
+    """Return the Python program that runs a plugin.
 
     Args:
         module: The module that has it.
         attribute: The callable in the module, possibly dotted.
-        paths: Where modules are, beyond the standard library, for a Python started with ``-S``; None for one that
-            finds out by itself.
+        paths: Directories of modules beyond the standard library, for a Python started with ``-S``; None for a Python
+            that finds them itself.
     """
     more = "" if paths is None else f"import sys\nsys.path += {list(paths)!r}\n"
     return f"{more}{_IMPORT}{_call(module, attribute)}"
 
 
-# Without the SDK, nothing but this text is there to say so.
+# Without the SDK, this text alone can say that it is missing.
 _IMPORT = f"""try:
     from {__name__} import launch
 except ImportError as error:
@@ -52,22 +54,20 @@ except ImportError as error:
 
 
 def interpreter_of(interpreter: str, paths: Sequence[str] | None) -> list[str]:
-    """The interpreter and its switches, before ``-c``."""
+    """Return the interpreter and its switches, before ``-c``."""
     return [interpreter, "-I"] if paths is None else [interpreter, "-I", "-S"]
 
 
 def render(about: str, argv: Sequence[str], code: str, versions: str) -> bytes:
-    """The text of a launcher.
+    """Return the text of a launcher.
 
     Args:
-        about: What it runs, for people.
+        about: A comment for people: the plugin it runs.
         argv: The interpreter and its switches; of any length, with any characters.
         code: The program, see :func:`code_of`.
         versions: The plugin's answer to VERSION, in one line.
     """
-    import json
-
-    contents = json.dumps({"about": about, "argv": list(argv), "code": code, "versions": versions})
+    contents = _show({"about": about, "argv": list(argv), "code": code, "versions": versions})
     gone = {
         "cniVersion": "1.1.0",
         "code": 5,
@@ -83,12 +83,24 @@ if [ "$CNI_COMMAND" = VERSION ]; then
     exit
 fi
 [ -x {quote(argv[0])} ] || {{
-    printf '%s\\n' {quote(json.dumps(gone))}
+    printf '%s\\n' {quote(_show(gone))}
     exit 1
 }}
 exec {" ".join(quote(each) for each in argv[:1])} {" ".join(argv[1:])} -c {quote(code)} "$0" "$@"
 """
     return text.encode(errors="surrogateescape")
+
+
+def _show(document: Mapping[str, object]) -> str:
+    """Write a flat object as :func:`json.dumps` does, in ASCII: a launcher may have any bytes in its paths."""
+    from ..spec._json import write_ascii
+
+    def show(value: object) -> str:
+        if isinstance(value, list):
+            return f"[{', '.join(map(show, value))}]"
+        return write_ascii(value) if isinstance(value, str) else str(value)
+
+    return f"{{{', '.join(f'{write_ascii(key)}: {show(value)}' for key, value in document.items())}}}"
 
 
 def quote(text: str) -> str:
@@ -97,7 +109,7 @@ def quote(text: str) -> str:
 
 
 class Launcher(NamedTuple):
-    """What a launcher says.
+    """The contents of a launcher.
 
     Attributes:
         argv: The interpreter and its switches, before ``-c``.
@@ -112,18 +124,18 @@ class Launcher(NamedTuple):
     attribute: str
 
     def same_installation(self, other: Launcher) -> bool:
-        """Would both start the same interpreter, which finds the same modules?"""
+        """Return whether both start the same interpreter, with the same places of modules."""
         return (self.argv, self.head) == (other.argv, other.head)
 
 
 def find_launcher(content: bytes) -> bytes | None:
-    """The text of a launcher, whether it is a file or stands at the end of a program that contains one."""
+    """Find the text of a launcher: the whole file, or the end of a program that contains one."""
     start = content.rfind(f"#!/bin/sh\n# CNI plugin, {MARK}:".encode())
-    return None if start < 0 else content[start:].partition(b"\0")[0]  # in a program, what follows a text
+    return None if start < 0 else content[start:].partition(b"\0")[0]  # in a program, NUL bytes follow the text
 
 
 def read_launcher(content: bytes) -> Launcher | None:
-    """Read a launcher, whether it is a file or stands at the end of a program that contains one."""
+    """Read a launcher: the whole file, or the end of a program that contains one."""
     text = find_launcher(content)
     return None if text is None else parse_launcher(text)
 
@@ -132,12 +144,12 @@ def parse_launcher(content: bytes) -> Launcher | None:
     """Read the text of a launcher.
 
     Returns:
-        What it says, provided that it is to the byte what :func:`render` would have written; else None.
+        Its contents; None unless the text is to the byte what :func:`render` writes for these contents.
     """
-    import json
+    from ..spec._json import read
 
     try:
-        told = json.loads(content.split(b"\n", 4)[3].removeprefix(b"# "))
+        told = read(content.split(b"\n", 4)[3].removeprefix(b"# ").decode())
         about, argv, code, versions = (told[key] for key in ("about", "argv", "code", "versions"))
         if render(about, argv, code, versions) != content:
             return None
@@ -147,7 +159,7 @@ def parse_launcher(content: bytes) -> Launcher | None:
 
 
 def this_launcher() -> Launcher | None:
-    """What the launcher said that started this process; None if it was started in another way."""
+    """Return the contents of the launcher that started this process; None if it was started in another way."""
     try:
         at = sys.orig_argv.index("-c")
     except ValueError:
@@ -175,14 +187,14 @@ def launch(module: str, attribute: str) -> NoReturn:
         module: The module that has it.
         attribute: The callable in the module, possibly dotted.
     """
-    # Importing makes many objects and drops few: looking for those that are no longer used finds none.
+    # Importing makes many objects and drops few: a garbage collection would find nothing.
     gc.disable()
     try:
-        main = find_main(module, attribute)
+        main = load_main(module, attribute)
     except Exception as exc:
         _refuse(module, attribute, exc)
     gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER)
+    gc.set_threshold(COLLECT_AFTER)
     gc.enable()
     try:
         status = main()
@@ -192,7 +204,7 @@ def launch(module: str, attribute: str) -> NoReturn:
 
 
 def _refuse(module: str, attribute: str, error: Exception) -> NoReturn:
-    """Answer that the plugin cannot be imported. Uses nothing that may be what is missing."""
+    """Answer that the plugin cannot be imported, without any module that may be the missing one."""
     import json
 
     gone = isinstance(error, ImportError)
@@ -209,21 +221,18 @@ def _refuse(module: str, attribute: str, error: Exception) -> NoReturn:
     raise SystemExit(1)
 
 
-def find_main(module: str, attribute: str) -> Callable[[], Any]:
+def load_main(module: str, attribute: str) -> Callable[[], Any]:
     """Import the callable that serves the requests of a plugin."""
-    from importlib import import_module
-
-    found: Any = import_module(module)
+    found: Any = load(module)
     for name in attribute.split("."):
         found = getattr(found, name)
     return found  # type: ignore[no-any-return]
 
 
 def end(status: object) -> NoReturn:
-    """End this process, as ``sys.exit`` does, but leave it to the kernel to free its memory: 5 ms.
+    """End this process as ``sys.exit`` does, but let the kernel free its memory, which saves 5 ms.
 
-    What was registered with :mod:`atexit` runs, what was printed is written, and threads other than daemons are
-    waited for.
+    Functions registered with :mod:`atexit` run, buffered output is written, and threads other than daemons may end.
     """
     threading = sys.modules.get("threading")
     if (threading is not None and threading.active_count() > 1) or not (status is None or isinstance(status, int)):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 def replace_environment(environ: Mapping[str, str]) -> None:
-    """Make the environment of this process another one."""
+    """Replace the environment of this process."""
     present = os.environ.copy()
     for name in present.keys() - environ.keys():
         del os.environ[name]

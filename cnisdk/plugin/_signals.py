@@ -1,13 +1,16 @@
-"""Signals that end a request: they are raised where work can be taken back, and remembered elsewhere."""
+"""Signals that end a request: raised while the handler works, which undo follows, and remembered at all other times."""
 
 from __future__ import annotations
 
-import signal
-from types import FrameType
+from .._light import TYPE_CHECKING
+from .._signals import signal
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 
 class Terminated(BaseException):
-    """A signal asked the process to end. Raised in the main thread, so that what was done is taken back."""
+    """Raised in the main thread when a signal asks the process to end, so that the request is undone."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -15,10 +18,9 @@ class Terminated(BaseException):
 
 
 class Signals:
-    """Turns SIGTERM, SIGINT and SIGHUP into :class:`Terminated`, inside ``with`` only.
+    """Turn SIGTERM, SIGINT and SIGHUP into :class:`Terminated`, inside ``with`` only.
 
-    Outside, where what was done is taken back or the reply is made, a signal is remembered: taking back must not be cut
-    short by it.
+    Outside, while the undo runs or the reply is made, a signal is remembered: it must not cut the undo short.
 
     Attributes:
         raised: The signal that was turned into an exception, if one was.
@@ -40,12 +42,13 @@ class Signals:
         self._received = signum
 
     def forget(self) -> None:
-        """Start afresh: what came so far was meant for something else."""
-        self._received = None
+        """Forget the signals that came so far: they were meant for an earlier request."""
+        self._armed = False
+        self._received = self.raised = None
 
     @property
     def armed(self) -> bool:
-        """Would a signal raise :class:`Terminated` now?"""
+        """True if a signal raises :class:`Terminated` now."""
         return self._armed
 
     def __enter__(self) -> None:

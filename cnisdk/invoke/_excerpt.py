@@ -1,8 +1,8 @@
 """Quote what a plugin printed in an error, without what it was given: its configuration may hold secrets.
 
 A plugin that fails may print its standard input, its environment, or a part of either. Errors go to logs and to people
-who may not see the configuration. So every value of the request, and every longer piece of one, is replaced before
-anything is quoted. Names that the runtime itself puts into errors stay: of the network and of plugins, and versions.
+who may not see the configuration. So every value of the request, and every longer piece of one, is replaced in the
+quotation. The names of networks and plugins, and versions, stay: the runtime itself puts them into errors.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
-# How much of what a plugin printed goes into a message.
+from .._light import Any
+
+# Characters of a plugin's output that a message quotes.
 SHOWN = 1024
 
-_WINDOW = 4096  # what is looked at
+_WINDOW = 4096  # characters of the output that are searched
 _HIDDEN = "[…]"
-# Pieces of values of this length are found. What is shorter may stand where the output was cut off.
+# Pieces of values of this length are found. A shorter piece may stand where the output was cut off.
 _PIECE = 8
 # And pieces of this length of the request's own text: keys and punctuation.
 _RAW_PIECE = 24
 # Shorter values are only hidden as words of their own: a "1" is no reason to hide every 1.
 _WORD = 4
-# Nothing is quoted of a plugin with a larger request: looking through it would take too long.
+# The output of a plugin with a larger request is not quoted: searching it would take too long.
 _REQUEST_MAX = 8 << 20
 
 
 def quote(printed: bytes, request: bytes, environ: Mapping[str, str], *, tail: bool = False, cut: bool = False) -> str:
-    """As :func:`excerpt`, as a JSON string, with how much of how much it is; empty when nothing was printed."""
+    """Make an :func:`excerpt`, as a JSON string, that says how much it leaves out; empty when the output is empty."""
     printed = printed.strip()
     if not printed:
         return ""
@@ -43,17 +44,17 @@ def quote(printed: bytes, request: bytes, environ: Mapping[str, str], *, tail: b
 def excerpt(
     printed: bytes, request: bytes, environ: Mapping[str, str], *, tail: bool = False, cut: bool = False
 ) -> tuple[str, bool]:
-    """Show what a plugin printed, within bounds: its beginning, or its end.
+    """Make an excerpt of a plugin's output: its beginning, or its end.
 
     Args:
-        printed: What it printed.
-        request: What it was given on standard input.
-        environ: What else it was given; of this, ``CNI_ARGS`` counts.
-        tail: Show the end.
-        cut: What came before it, or after, is missing.
+        printed: The output.
+        request: The standard input of the plugin.
+        environ: Its environment, of which ``CNI_ARGS`` counts.
+        tail: If true, make the excerpt of the end.
+        cut: If true, `printed` is a part of the output.
 
     Returns:
-        The text, and whether it is all that was printed, but for what is hidden.
+        The text, and whether it is the whole output, apart from hidden values.
     """
     printed = printed.strip()
     if len(request) > _REQUEST_MAX:
@@ -80,7 +81,7 @@ def _hide(text: str, hidden: set[int]) -> str:
 
 
 def _find_values(text: str, request: bytes, environ: Mapping[str, str]) -> set[int]:
-    """Positions of the text that stand in a value of the request."""
+    """Return the positions of the text that belong to a value of the request."""
     given = request.decode(errors="replace")
     try:
         document = json.loads(given)
@@ -103,7 +104,7 @@ def _find_values(text: str, request: bytes, environ: Mapping[str, str]) -> set[i
 
 
 def _find_pieces(text: str, given: Iterable[str], length: int) -> set[int]:
-    """Positions of the text that stand in pieces of this length of what was given."""
+    """Return the positions of the text that belong to pieces of this length of the given texts."""
     starts = range(len(text) - length + 1)
     pieces = {text[start : start + length] for start in starts}
     found = set()
@@ -116,7 +117,7 @@ def _find_pieces(text: str, given: Iterable[str], length: int) -> set[int]:
 
 
 def _values(document: Any) -> Iterator[str]:
-    """Every value of a document as text; keys are none."""
+    """Yield each value of a document as text, without keys."""
     pending = [document]
     while pending:
         value = pending.pop()
@@ -131,12 +132,12 @@ def _values(document: Any) -> Iterator[str]:
 
 
 def _spellings(value: str) -> set[str]:
-    """A value as it is, and as JSON writes it."""
+    """Yield a value as it is, and as JSON writes it."""
     return {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
 
 
 def _harmless(document: Any) -> set[str]:
-    """Values that the runtime puts into errors itself."""
+    """Return the values that the runtime puts into errors itself."""
     if not isinstance(document, dict):
         return set()
     found = [document.get(key) for key in ("cniVersion", "name", "type")]

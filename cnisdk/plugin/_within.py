@@ -1,31 +1,34 @@
 """Run a delegate of this installation in this process, as if it were one of its own (spec §4).
 
-A second interpreter costs more than everything else such a delegate does. It also outlives a plugin that is killed,
-and goes on leasing addresses nobody waits for.
+Starting a second interpreter takes longer than the delegate's own work. A second process also outlives a plugin that is
+killed, and goes on leasing addresses that no plugin waits for.
 
-What the delegate may change of the process is put back: environment and working directory. Its errors, what it prints,
-the signals it is ended by and the time it may take have the consequences they have for a process of its own.
+Afterwards, the environment and the working directory are as before. The delegate's errors, its output, the signals that
+end it and its deadline have the same effect as in a process of its own.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from types import FrameType, TracebackType
 
+from .._light import TYPE_CHECKING
+from .._signals import signal
 from ..errors import TryAgainLaterError
 from ..invoke.process import STDERR_TAIL, Finished, pass_on
-from .environment import environment as environment_of
-from .launch import Launcher, find_launcher, find_main, parse_launcher
-from .program import Program
+from ._environment import environment as environment_of
+from ._launch import Launcher, find_launcher, load_main, parse_launcher
+from ._program import Program
+from ._signals import Signals, Terminated
 from .reply import refuse_own_netns, respond
-from .signals import Signals, Terminated
 
-# No launcher is near this; a shim of the resident mode, which contains one, is not either.
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+
+# Bytes. Launchers, and the shims of the resident mode, which contain one, are much smaller.
 _LARGEST = 4 << 20
 
 
@@ -43,17 +46,17 @@ def run_within(
         timeout: Seconds it may take; None means for ever.
 
     Returns:
-        What a process would have returned; None if it takes a process to run it.
+        The end of the program, as that of a process; None if only a process of its own can run it.
 
     Raises:
-        Terminated: A signal ended it; what it had done is taken back.
+        Terminated: A signal ended it; its work is undone.
         TryAgainLaterError: (11) It missed the deadline.
     """
     main = _find(ours, path)
-    if main is None or threading.current_thread() is not threading.main_thread():
+    if main is None or not _in_main_thread():
         return None
     if timeout is not None and signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
-        return None  # somebody else's timer
+        return None  # other code in this process uses the timer
     armed = signals.armed
     handler = _Handler(signals if armed else None)
     with environment_of(environ), _working_directory(), _alarm(timeout, handler.miss):
@@ -70,6 +73,11 @@ def run_within(
     return Finished(reply.status, reply.stdout, stderr[-STDERR_TAIL:])
 
 
+def _in_main_thread() -> bool:
+    threading = sys.modules.get("threading")
+    return threading is None or threading.current_thread() is threading.main_thread()
+
+
 def _find(ours: Launcher, path: str) -> Program | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -84,9 +92,9 @@ def _find(ours: Launcher, path: str) -> Program | None:
     if theirs is None or not ours.same_installation(theirs):
         return None
     try:
-        main: object = find_main(theirs.module, theirs.attribute)
+        main: object = load_main(theirs.module, theirs.attribute)
     except Exception:
-        return None  # whoever runs it will be told
+        return None  # the process that is started instead reports the error
     return main if isinstance(main, Program) else None
 
 
@@ -99,7 +107,7 @@ class _Late(BaseException):
 
 
 class _Handler:
-    """Around the delegate's handler: inside, and only there, a signal or the deadline may end it."""
+    """Context around the delegate's handler: inside, and only there, a signal or the deadline may end it."""
 
     def __init__(self, signals: Signals | None) -> None:
         self._signals = signals

@@ -1,0 +1,68 @@
+"""Repair of an attachment by one of its plugins, in the calling process: the specification has no verb for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .._light import Any
+from ..errors import InvalidNetNSError, IOFailureError
+from ..linux import address, link
+from ..spec.versions import Verb
+from . import interface
+from .base import Plugin
+from .reply import refuse_own_netns
+from .request import CheckRequest, parse_request
+
+
+class NotAsRecordedError(IOFailureError):
+    """Code 5: the attachment is gone, or not as its result says."""
+
+
+def repairs(plugin: type[Plugin[Any]]) -> bool:
+    """Return whether a plugin has anything that could be put back."""
+    return plugin.repair is not Plugin.repair
+
+
+def repair(plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) -> bool:
+    """Have a plugin put back what CHECK would miss, and return whether anything was missing.
+
+    Args:
+        plugin: The class of the plugin.
+        environ: The environment of a CHECK.
+        stdin: The configuration that it would get.
+
+    Raises:
+        NotAsRecordedError: (5) The attachment is gone, or not as its result says. Nothing was changed.
+        CNIError: The configuration or the result is of no use; or the plugin's own.
+    """
+    request = parse_request(
+        Verb.CHECK, environ, stdin, plugin.conf_class(), plugin.supported_versions, plugin.converter()
+    )
+    assert isinstance(request, CheckRequest)
+    try:
+        refuse_own_netns(request)
+        try:
+            _check_alive(request)
+        except (InvalidNetNSError, IOFailureError) as exc:
+            raise NotAsRecordedError(exc.msg, details=exc.details) from exc
+        return plugin().repair(request)
+    finally:
+        request.undo_stack.commit()
+
+
+def _check_alive(request: CheckRequest[Any]) -> None:
+    """Verify that the container's interface has the hardware address and the addresses of its result.
+
+    If it has not, the attachment may be gone, and its addresses another container's.
+    """
+    result, ifname = request.require_prev_result(), request.ifname
+    described, ips = interface.find_described(result, ifname), interface.own_ips(result, ifname)
+    if described is None and not ips:
+        raise IOFailureError(f"its result says nothing of interface {ifname}")
+    end = link.get(ifname, request.open_netns())
+    if described is not None:
+        interface.check_mac(described, end)
+    present = {each.interface for each in address.list_on(end)}
+    for ip in ips:
+        if ip.address not in present:
+            raise IOFailureError(f"interface {ifname} in {request.netns} does not have the address {ip.address}")

@@ -1,0 +1,164 @@
+"""State files: what a plugin must remember of an attachment until DEL, and the kernel cannot keep for it.
+
+The first choice is no file at all: a link's alias or a rule's comment says whose the object is. A state file is for
+what is gone once ADD has changed it, such as the values that an interface had before. It is one JSON object with the
+attachment under the key ``cni``, so that DEL and GC never take another's. Files without that key, which the reference
+plugins write, count as the attachment's they are named after.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from functools import partial
+
+from .._files import TEMPORARY, read_file, replace_file
+from .._light import Any
+from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, run_all
+from ..spec.codec import dumps, loads
+from ..spec.names import Attachment, short_hash
+
+_OWNER = "cni"
+_NAME_MAX = 255
+
+
+class StateFile:
+    """A plugin's state file of one attachment.
+
+    Attributes:
+        path: Where it is.
+        owner: Whose it is.
+    """
+
+    def __init__(self, directory: str, owner: Attachment, name: str = "") -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            directory: Where the plugin keeps such files; made when it is needed.
+            owner: The attachment.
+            name: Name of the file; by default ``<container id>_<ifname>.json``.
+        """
+        self.owner = owner
+        self.path = os.path.join(directory, name or f"{owner.container_id}_{owner.ifname}.json")
+
+    def write(self, document: Mapping[str, Any]) -> None:
+        """Write the file. It appears whole, in place of one that is there.
+
+        Raises:
+            InvalidEnvironmentError: (4) The container id is too long for the name of a file.
+            IOFailureError: (5) It cannot be written.
+        """
+        if len(os.fsencode(os.path.basename(self.path))) > _NAME_MAX:
+            raise InvalidEnvironmentError(
+                f"CNI_CONTAINERID has {len(self.owner.container_id)} characters: too long for the name of a file",
+                details=f"a file name has at most {_NAME_MAX} bytes",
+            )
+        owner = {
+            "network": self.owner.network,
+            "containerID": self.owner.container_id,
+            "ifname": self.owner.ifname,
+        }
+        try:
+            replace_file(self.path, dumps({**document, _OWNER: owner}), self._temporary)
+        except OSError as exc:
+            raise IOFailureError(f"cannot write {self.path}: {exc.strerror}") from exc
+
+    def find(self) -> dict[str, Any] | None:
+        """Return what was written; None when there is no file, it is another attachment's, or a power cut has torn it.
+
+        Raises:
+            IOFailureError: (5) It cannot be read.
+        """
+        document = _find(self.path)
+        if document is None or _owner_of(document) not in (None, self.owner):
+            return None
+        return {key: value for key, value in document.items() if key != _OWNER}
+
+    def is_free(self) -> bool:
+        """Return whether :meth:`write` takes nothing from another: no file is there, or it names this attachment.
+
+        Raises:
+            IOFailureError: (5) It cannot be read.
+        """
+        document = _find(self.path)
+        return document is None or _owner_of(document) == self.owner
+
+    def delete(self) -> None:
+        """Delete the file, and what a killed process left of one. Absence is fine; another attachment's file stays.
+
+        Raises:
+            IOFailureError: (5) It cannot be deleted.
+        """
+        document = _find(self.path)
+        if document is None or _owner_of(document) in (None, self.owner):
+            _delete(self.path)
+        _delete(self._temporary)
+
+    @property
+    def _temporary(self) -> str:
+        # Not named after the file, which may be another attachment's as well.
+        return os.path.join(os.path.dirname(self.path), f".{short_hash(*self.owner, digits=32)}{TEMPORARY}")
+
+
+def delete_stale(
+    directory: str,
+    network: str,
+    valid: Collection[Attachment],
+    delete: Callable[[StateFile], object] = StateFile.delete,
+) -> None:
+    """Delete the state files of a network whose attachment is not valid: what GC does.
+
+    Files that name no owner, as the reference's, may be another network's: they stay.
+
+    Args:
+        directory: Where the plugin keeps such files.
+        network: The network.
+        valid: Its valid attachments.
+        delete: Function that deletes a file, after what the file is about.
+
+    Raises:
+        IOFailureError: (5) The directory cannot be read, or a file cannot be deleted; the others were.
+    """
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise IOFailureError(f"cannot read the directory {directory}: {exc.strerror}") from exc
+
+    def consider(name: str) -> None:
+        document = _find(os.path.join(directory, name))
+        owner = None if document is None else _owner_of(document)
+        if owner is not None and owner.network == network and owner not in valid:
+            delete(StateFile(directory, owner, name))
+
+    run_all(*(partial(consider, name) for name in sorted(names) if not name.startswith(".")))
+
+
+def _find(path: str) -> dict[str, Any] | None:
+    try:
+        document = loads(read_file(path, follow=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise IOFailureError(f"cannot read {path}: {exc.strerror}") from exc
+    except CNIError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _owner_of(document: Mapping[str, Any]) -> Attachment | None:
+    owner = document.get(_OWNER)
+    if not isinstance(owner, dict):
+        return None
+    parts = [owner.get(key) for key in ("network", "containerID", "ifname")]
+    return Attachment(*map(str, parts))
+
+
+def _delete(path: str) -> None:
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(path)
+    except OSError as exc:
+        raise IOFailureError(f"cannot delete {path}: {exc.strerror}") from exc

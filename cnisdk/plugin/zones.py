@@ -1,0 +1,150 @@
+"""Addresses of containers as sources of firewalld's zones, with a record of whose they are.
+
+Theory of operation. A source names no owner, and is gone when firewalld restarts or reloads. So there is a state file
+beside it for each attachment that has the address, named by both. Two attachments may have one address: that of a
+container that is gone without DEL, and that of the next one. The source goes with the last file.
+
+Files and sources change together, under the lock of the directory. ADD writes the file before it adds the source, and
+DEL deletes the file after the source: killed between the two, either leaves a file, which DEL and GC find. The
+directory is below ``/run``: a boot, which ends all containers and firewalld's memory, empties it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from ipaddress import ip_address
+
+from .._files import make_private
+from ..errors import IOFailureError, TryAgainLaterError, run_all
+from ..linux import firewalld, lock
+from ..spec.addresses import IPAddress
+from ..spec.names import Attachment, short_hash
+from .statefile import StateFile, delete_stale
+
+_DIRECTORY = "/run/cni/firewalld"
+
+# Seconds to wait for other processes, of which each may wait for firewalld.
+_PATIENCE = 60.0
+
+
+def admit(owner: Attachment, zone: str, addresses: Collection[IPAddress]) -> None:
+    """Make addresses of an attachment sources of a zone, in the place of those that an earlier ADD of it had.
+
+    Raises:
+        InvalidConfigError: (7) There is no such zone.
+        PluginNotAvailableError: (50) firewalld does not run.
+        TryAgainLaterError: (11) It, or another process, keeps us waiting.
+        IOFailureError: (5) An address is a source of another zone, or firewalld refused for another reason.
+    """
+    with _alone():
+        for address, file in _files_of(owner):
+            if address not in addresses or _zone_in(file) != zone:
+                _release(address, file)
+        for address in addresses:
+            _file(owner, address).write({"zone": zone})
+            firewalld.add_source(zone, address)
+
+
+def check(zone: str, addresses: Collection[IPAddress]) -> None:
+    """Verify that addresses are sources of a zone.
+
+    Raises:
+        PluginNotAvailableError: (50) firewalld does not run.
+        TryAgainLaterError: (11) It does not answer.
+        IOFailureError: (5) An address is none.
+    """
+    for address in addresses:
+        there = firewalld.find_zone(address)
+        if there != zone:
+            where = f"it is in zone {there}" if there else "it is in no zone"
+            raise IOFailureError(f"{firewalld.source_of(address)} is no source of firewalld's zone {zone}: {where}")
+
+
+def withdraw(owner: Attachment, zone: str = "", known: Collection[IPAddress] = ()) -> None:
+    """Remove the sources that an attachment has. Absence is fine.
+
+    Args:
+        owner: The attachment.
+        zone: Zone in which the reference plugin would have added its addresses.
+        known: Its addresses, as far as they are known. The reference keeps no record: if there is none, those of these
+            addresses are removed that no other attachment has.
+
+    Raises:
+        TryAgainLaterError: (11) firewalld, or another process, keeps us waiting.
+        CNIError: Something failed; the rest was done nevertheless.
+    """
+    if not known and not os.path.isdir(_DIRECTORY):
+        return
+    with _alone():
+        own = _files_of(owner)
+        taken = {address for address, _ in _records()}
+        foreign = [] if own else [each for each in known if str(each) not in taken]
+        run_all(
+            *(partial(_release, address, file) for address, file in own),
+            *(partial(firewalld.remove_source, zone, address) for address in foreign),
+            StateFile(_DIRECTORY, owner).delete,  # what an ADD that was killed left of a file
+        )
+
+
+def gc(network: str, valid: Collection[Attachment]) -> None:
+    """Remove the sources of a network's attachments that are not valid.
+
+    Raises:
+        TryAgainLaterError: (11) firewalld, or another process, keeps us waiting.
+        CNIError: Something failed; the rest was done nevertheless.
+    """
+    if os.path.isdir(_DIRECTORY):
+        with _alone():
+            delete_stale(_DIRECTORY, network, valid, lambda file: _release(_address_of(file), file))
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other processes from changing sources."""
+    try:
+        make_private(_DIRECTORY)
+        with lock.directory(_DIRECTORY, _PATIENCE) as held:
+            if not held:
+                raise TryAgainLaterError(f"other processes have had the lock of {_DIRECTORY} for {_PATIENCE:g} seconds")
+            yield
+    except OSError as exc:
+        raise IOFailureError(f"cannot use {_DIRECTORY}: {exc.strerror}") from exc
+
+
+def _key(owner: Attachment) -> str:
+    return short_hash(*owner, digits=32)
+
+
+def _file(owner: Attachment, address: IPAddress) -> StateFile:
+    return StateFile(_DIRECTORY, owner, f"{address},{_key(owner)}.json")
+
+
+def _records() -> list[tuple[str, str]]:
+    """List address and owner's key of each file. What a killed process left of one is passed over."""
+    names = (name.removesuffix(".json").partition(",") for name in os.listdir(_DIRECTORY) if name.endswith(".json"))
+    return [(address, key) for address, comma, key in names if comma]
+
+
+def _files_of(owner: Attachment) -> list[tuple[IPAddress, StateFile]]:
+    own = _key(owner)
+    addresses = [ip_address(address) for address, key in _records() if key == own]
+    return [(address, _file(owner, address)) for address in addresses]
+
+
+def _address_of(file: StateFile) -> IPAddress:
+    return ip_address(os.path.basename(file.path).partition(",")[0])
+
+
+def _zone_in(file: StateFile) -> str:
+    return str((file.find() or {}).get("zone", ""))
+
+
+def _release(address: IPAddress, file: StateFile) -> None:
+    """Delete a file; before it, the source, unless another attachment has a file for it."""
+    own = _key(file.owner)
+    if not any(each == str(address) and key != own for each, key in _records()):
+        firewalld.remove_source(_zone_in(file), address)
+    file.delete()
