@@ -1,8 +1,7 @@
 """Attach containers to networks, as a container runtime does (spec §1 and §3): what libcni is to Go programs."""
 
-from typing import TYPE_CHECKING
-
 from .._lazy import exports
+from .._light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .cache import DEFAULT_CACHE_DIR as DEFAULT_CACHE_DIR, Cache as Cache, CachedAttachment as CachedAttachment
@@ -14,9 +13,9 @@ if TYPE_CHECKING:
     )
     from .liveness import (
         LeaseTrace as LeaseTrace,
+        Liveness as Liveness,
         Survey as Survey,
         Traces as Traces,
-        Verdict as Verdict,
         assess as assess,
         namespace_of as namespace_of,
     )
@@ -36,7 +35,7 @@ __all__, __dir__, __getattr__ = exports(
     {
         ".cache": "DEFAULT_CACHE_DIR Cache CachedAttachment",
         ".caches": "Memory find_places known_directories read_all",
-        ".liveness": "LeaseTrace Survey Traces Verdict assess namespace_of",
+        ".liveness": "LeaseTrace Survey Traces Liveness assess namespace_of",
         ".load": "DEFAULT_CONF_DIR NetworkNotFoundError load_network load_networks read_network",
         ".network": "Network NetworkPlugin",
         ".runner": "GCReport Runtime",

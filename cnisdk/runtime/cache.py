@@ -1,33 +1,38 @@
-"""The attachments a runtime made: one file each, in the format and under the names of libcni.
+"""Cache of the attachments a runtime made: one file each, in the format and under the names of libcni.
 
-What a file says is verified: names do not tell network ``a-b`` with container ``c`` from ``a`` with ``b-c``.
+The name of a file does not tell network ``a-b`` with container ``c`` from ``a`` with ``b-c``. So each reader compares
+the names in the file with those it looks for.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
+import sys
 import time
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
+from .._files import TEMPORARY, make_private, read_file, replace_file
+from .._light import Any, NamedTuple, cast
+from ..classes import field, frozen
 from ..errors import CNIError, DecodingError, InvalidEnvironmentError, IOFailureError
-from ..spec.codec import dumps_compact, loads
+from ..spec._mismatch import Mismatch
+from ..spec.codec import complain, dumps_compact, loads, structure, unstructure
+from ..spec.convert import convert_result, structure_result, without_null_entries
 from ..spec.names import Attachment, check_container_id, check_ifname, check_network_name, shorten
-from .files import read_file
+from ..spec.versions import SpecVersion
 
 DEFAULT_CACHE_DIR = "/var/lib/cni"
+"""Directory of cached results, as in libcni."""
 
 _KIND = "cniCacheV1"
 _NAME_MAX = 255
-_TEMPORARY = ".tmp"
-# Nothing writes for longer; what is older was left by a process that was killed.
+# Seconds. Writing a file takes much less; a process that was killed left an older one.
 _TEMPORARY_AGE = 3600
 
 
 class CachedAttachment(NamedTuple):
-    """What is remembered of one ADD.
+    """An attachment, as its runtime remembers the ADD.
 
     Attributes:
         attachment: Network, container and interface.
@@ -45,6 +50,48 @@ class CachedAttachment(NamedTuple):
     capability_args: Mapping[str, Any] = {}
     result: Mapping[str, Any] | None = None
 
+    def result_in(self, version: SpecVersion) -> Mapping[str, Any] | None:
+        """Return the result in a version of the specification; None if there is none.
+
+        Raises:
+            CNIError: It cannot be read, or converted.
+        """
+        if self.result is None:
+            return None
+        result: Mapping[str, Any] = without_null_entries(self.result)
+        typed = structure_result(result, str(version), what="cached result")
+        if typed.cni_version == str(version):
+            return {**result, "cniVersion": typed.cni_version}
+        return cast("Mapping[str, Any]", unstructure(convert_result(typed, version).result))
+
+
+@frozen(kw_only=True)
+class _Document:
+    """A cached result as it lies in its file."""
+
+    kind: str
+    container_id: str
+    config: str = ""
+    if_name: str
+    network_name: str
+    netns: str = ""
+    cni_args: tuple[tuple[str, ...], ...] = ()
+    capability_args: Mapping[str, Any] = field(factory=dict)
+    result: Mapping[str, Any] | None = None
+
+    def find_mismatch(self) -> Mismatch | None:
+        """Find a value that no entry has; None if there is none."""
+        if self.kind != _KIND:
+            return Mismatch(self.kind, f'"{_KIND}"', ("kind",))
+        names = {"containerId": self.container_id, "ifName": self.if_name, "networkName": self.network_name}
+        for key, name in names.items():
+            if not name:
+                return Mismatch(name, path=(key,), problem=": it is empty, expected a name")
+        for index, pair in enumerate(self.cni_args):
+            if len(pair) != 2:
+                return Mismatch(pair, "an array of 2 values", ("cniArgs", index))
+        return None
+
 
 class ForeignEntryError(IOFailureError):
     """Code 5: the file of this attachment's name belongs to another attachment."""
@@ -61,7 +108,7 @@ class Cache:
         self.directory = os.path.join(directory, "results")
 
     def path(self, attachment: Attachment) -> str:
-        """The file of an attachment.
+        """Return the path of an attachment's file.
 
         Raises:
             InvalidEnvironmentError: (4) A name is not valid, or all together are too long for the name of a file.
@@ -79,7 +126,7 @@ class Cache:
         return os.path.join(self.directory, name)
 
     def prepare(self, attachment: Attachment) -> None:
-        """Make sure that an entry can be written, before there is anything to write down.
+        """Make sure that the entry of an attachment can be written, before its ADD runs.
 
         Raises:
             ForeignEntryError: (5) There is an entry of another attachment under its name.
@@ -92,21 +139,21 @@ class Cache:
         except ForeignEntryError:
             raise
         except CNIError:
-            pass  # a torn one will be overwritten, and so will a FIFO
+            pass  # a torn entry or a FIFO will be overwritten
         path = self.path(attachment)
         if os.path.isdir(path) and not os.path.islink(path):
             raise IOFailureError(f"cannot write cached result {path}: it is a directory", details="remove it")
         try:
-            _make_private(self.directory)
+            make_private(self.directory)
         except OSError as exc:
             raise IOFailureError(f"cannot make the directory {exc.filename}: {exc.strerror}") from exc
         if not os.access(self.directory, os.W_OK | os.X_OK):
             raise IOFailureError(f"cannot write to the directory {self.directory}")
 
     def store(self, entry: CachedAttachment) -> None:
-        """Write an entry. It appears whole, in place of one that is there.
+        """Write an entry. It appears whole, in the place of an older one.
 
-        There is no fsync: after a power cut nothing that an entry describes exists any more.
+        There is no fsync: after a power cut, no link or namespace that an entry describes exists any more.
 
         Raises:
             IOFailureError: (5) It cannot be written.
@@ -115,7 +162,7 @@ class Cache:
         document: dict[str, object] = {
             "kind": _KIND,
             "containerId": entry.attachment.container_id,
-            "config": base64.b64encode(entry.config).decode(),
+            "config": b2a_base64(entry.config, newline=False).decode(),
             "ifName": entry.attachment.ifname,
             "networkName": entry.attachment.network,
         }
@@ -127,27 +174,17 @@ class Cache:
             document["capabilityArgs"] = _sorted(entry.capability_args)
         if entry.result:
             document["result"] = _sorted(entry.result)
-        # Short, since the names themselves may already be as long as a file's name can be.
-        temporary = os.path.join(self.directory, f".{os.getpid()}.{time.monotonic_ns()}{_TEMPORARY}")
         try:
-            _make_private(self.directory)
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                with open(fd, "wb") as file:
-                    file.write(dumps_compact(document))
-                os.rename(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            replace_file(path, dumps_compact(document))
         except OSError as exc:
             raise IOFailureError(f"cannot write cached result {path}: {exc.strerror}") from exc
 
     def exists(self, attachment: Attachment) -> bool:
-        """Is there an entry, readable or not?"""
+        """Return whether there is an entry, readable or not."""
         return os.path.lexists(self.path(attachment))
 
     def find(self, attachment: Attachment) -> CachedAttachment | None:
-        """Read the entry of an attachment; None if there is none.
+        """Read the entry of an attachment; return None if there is none.
 
         Entries of libcni before 0.8, which are bare results, are read too.
 
@@ -190,9 +227,9 @@ class Cache:
             raise IOFailureError(f"cannot remove cached result {path}: {exc.strerror}") from exc
 
     def entries(self, network: str = "") -> tuple[list[CachedAttachment], list[CNIError]]:
-        """All entries, by file name, and what could not be read.
+        """Return all entries, by file name, and an error for each file that could not be read.
 
-        Legacy entries do not say whose they are; they count as not readable.
+        Entries of libcni before 0.8 name no attachment, and so count as not readable.
 
         Args:
             network: Only those of this network, and only the problems with files that may be its.
@@ -209,7 +246,7 @@ class Cache:
         except OSError as exc:
             raise IOFailureError(f"cannot read the directory {self.directory}: {exc.strerror}") from exc
         for name in names:
-            if name.startswith(".") and name.endswith(_TEMPORARY):
+            if name.startswith(".") and name.endswith(TEMPORARY):
                 continue
             path = os.path.join(self.directory, name)
             try:
@@ -230,15 +267,15 @@ class Cache:
         try:
             with os.scandir(self.directory) as listing:
                 for item in listing:
-                    left_over = item.name.startswith(".") and item.name.endswith(_TEMPORARY)
+                    left_over = item.name.startswith(".") and item.name.endswith(TEMPORARY)
                     if left_over and time.time() - item.stat(follow_symlinks=False).st_mtime > _TEMPORARY_AGE:
                         os.unlink(item.path)
         except OSError:
-            pass  # they do no harm
+            pass  # temporary files do no harm
 
 
 def parse_entry(data: bytes, path: str) -> CachedAttachment:
-    """Read the content of an entry, which must say whose it is.
+    """Read the content of an entry, which must name its attachment.
 
     Raises:
         DecodingError: (6) It is empty, torn or no entry at all.
@@ -252,59 +289,38 @@ def _parse(data: bytes, path: str, legacy: Attachment | None) -> CachedAttachmen
     Args:
         data: The content of the file.
         path: The file, for messages.
-        legacy: Whose a bare result is, which does not say so; None means that it is not accepted.
+        legacy: The attachment of a bare result, which names none; None means that bare results are refused.
     """
-    document = loads(data, f"cached result {path}")
-    if not isinstance(document, dict):
-        raise DecodingError(f"cached result {path} is {shorten(document)}, expected an object")
-    kind = document.get("kind")
-    if kind != _KIND:
-        if legacy is not None and kind is None and isinstance(document.get("cniVersion"), str):
+    what = f"cached result {path}"
+    document = loads(data, what)
+    if legacy is not None and isinstance(document, dict) and "kind" not in document:
+        version = document.get("cniVersion")
+        if isinstance(version, str):
             return CachedAttachment(legacy, result=document)
-        raise DecodingError(f'cached result {path} has kind {shorten(kind)}, expected "{_KIND}"')
-    names = []
-    for key in ("networkName", "containerId", "ifName"):
-        value = document.get(key)
-        if not isinstance(value, str) or not value:
-            raise DecodingError(f"cached result {path}: $.{key} is {shorten(value)}, expected a name")
-        names.append(value)
+    entry = structure(document, _Document, what=what, error=DecodingError)
+    mismatch = entry.find_mismatch()
+    if mismatch is not None:
+        raise complain(mismatch, what, "$", DecodingError)
     try:
-        config = base64.b64decode(document.get("config") or "", validate=True)
-    except (binascii.Error, TypeError, ValueError) as exc:
-        raise DecodingError(f"cached result {path}: $.config is not base64") from exc
-    pairs = document.get("cniArgs") or []
-    if not isinstance(pairs, list) or not all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs
-    ):
-        raise DecodingError(f"cached result {path}: $.cniArgs is {shorten(pairs)}, expected pairs of strings")
-    parts: dict[str, Any] = {}
-    for key in ("capabilityArgs", "result"):
-        parts[key] = document.get(key)
-        if parts[key] is not None and not isinstance(parts[key], dict):
-            raise DecodingError(f"cached result {path}: $.{key} is {shorten(parts[key])}, expected an object")
-    netns = document.get("netns")
+        config = _read_base64(entry.config)
+    except ValueError as exc:
+        raise DecodingError(f"invalid {what}: $.config is not base64") from exc
     return CachedAttachment(
-        Attachment(*names),
-        netns=netns if isinstance(netns, str) else "",
+        Attachment(entry.network_name, entry.container_id, entry.if_name),
+        netns=entry.netns,
         config=config,
-        cni_args=tuple((key, value) for key, value in pairs),
-        capability_args=parts["capabilityArgs"] or {},
-        result=parts["result"] or None,
+        cni_args=tuple((key, value) for key, value in entry.cni_args),
+        capability_args=entry.capability_args,
+        result=entry.result or None,
     )
 
 
-def _make_private(directory: str) -> None:
-    """Make a directory and its parents, readable by nobody else: results and configuration may be confidential."""
-    if os.path.isdir(directory):
-        return
-    parent = os.path.dirname(directory)
-    if parent != directory:
-        _make_private(parent)
-    try:
-        os.mkdir(directory, 0o700)
-    except FileExistsError:
-        if not os.path.isdir(directory):
-            raise
+def _read_base64(text: str) -> bytes:
+    if sys.version_info >= (3, 11):
+        return a2b_base64(text, strict_mode=True)
+    import base64
+
+    return base64.b64decode(text, validate=True)
 
 
 def _sorted(value: Any) -> Any:

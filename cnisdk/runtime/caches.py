@@ -1,7 +1,7 @@
 """The cached results of all runtimes of a host, wherever each keeps its own.
 
-An attachment that any of them remembers may be alive. So the places known here are always read, and further ones can be
-named; reading one more place can only keep something.
+An attachment may be alive if any runtime has a cached result of it. So the places known here are always read, and the
+operator can name further ones. Reading one more place can only keep an attachment, and never make one dead.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ import os
 import stat
 import time
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
 
+from .._light import Literal, NamedTuple
 from ..errors import CNIError
 from ..spec.codec import loads
 from ..spec.names import Attachment
 from .cache import DEFAULT_CACHE_DIR, CachedAttachment, parse_entry
 
 RESULTS = "results"
+"""Name of the directory with results inside a cache directory."""
+
 VARIABLE = "CNISDK_CACHE_DIRS"
 """The environment variable with further cache directories, separated by colons."""
 
-_NO_CACHES = frozenset({"networks", ".cnisdk"})  # what host-local keeps below /var/lib/cni
+_NO_CACHES = frozenset({"networks", ".cnisdk"})  # host-local's directories below /var/lib/cni
 
 Problem = Literal["empty", "torn", "not readable", "foreign"]
+"""Reason why a cached result cannot be used."""
 
 
 class Place(NamedTuple):
@@ -32,7 +35,7 @@ class Place(NamedTuple):
 
     Attributes:
         path: The directory.
-        loose: Files of others may lie there too: what is no cached result is passed over.
+        loose: If true, other files may lie there too: a file that is no cached result is passed over.
     """
 
     path: str
@@ -43,11 +46,11 @@ class Remembered(NamedTuple):
     """A cached result, and the file it is in.
 
     Attributes:
-        entry: What it says.
+        entry: Its content.
         path: The file.
-        age: How long ago it was written, in seconds.
-        written: When it was written or changed last, in seconds since the epoch.
-        stamp: What tells this very file from another of its name that comes later.
+        age: Seconds since it was written.
+        written: Time of its last change, in seconds since the epoch.
+        stamp: Inode and time of change, which tell this very file from a later one of its name.
     """
 
     entry: CachedAttachment
@@ -58,19 +61,19 @@ class Remembered(NamedTuple):
 
     @property
     def cache_dir(self) -> str:
-        """The directory whose ``results`` it is in: what :class:`~.cache.Cache` wants."""
+        """The directory whose ``results`` it is in, for :class:`~.cache.Cache`."""
         return os.path.dirname(os.path.dirname(self.path))
 
 
 class Unreadable(NamedTuple):
-    """A file that should be a cached result, and tells nothing.
+    """A file in the place of a cached result that names no attachment.
 
     Attributes:
         path: The file.
-        problem: ``empty`` and ``torn`` are left by a runtime that was killed while it wrote; ``not readable`` is for
-            this user, and says nothing of the file; ``foreign`` is something else than a cached result.
+        problem: ``empty`` and ``torn``: its runtime was killed while it wrote. ``not readable``: this user may not read
+            it. ``foreign``: it is no cached result.
         text: The problem in words.
-        age: How long ago it was written, in seconds.
+        age: Seconds since it was written.
         stamp: As for :class:`Remembered`.
     """
 
@@ -81,7 +84,7 @@ class Unreadable(NamedTuple):
     stamp: tuple[int, int] = (0, 0)
 
     def may_be_of(self, attachment: Attachment) -> bool:
-        """Could it have been this attachment's? The name of the file is all there is to tell."""
+        """Return whether the name of the file could be that of this attachment's cached result."""
         name = os.path.basename(self.path)
         if attachment.ifname:
             return name == "-".join(attachment)
@@ -89,12 +92,12 @@ class Unreadable(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the runtimes of this host remember.
+    """The cached results of all runtimes of this host.
 
     Attributes:
         places: The directories that were read.
         entries: The cached results.
-        unreadable: Files that tell nothing.
+        unreadable: Files that name no attachment.
         hidden: Directories that could not be read, each with the reason.
     """
 
@@ -105,19 +108,19 @@ class Memory(NamedTuple):
 
 
 def known_directories(more: Iterable[str] = ()) -> tuple[str, ...]:
-    """The cache directories to look into: libcni's default, those of the environment, and more.
+    """Return the cache directories to look into: libcni's default, those of the environment, and more.
 
-    The default is that of containerd, CRI-O, Podman, Nomad and cnitool. In the directories below it, others keep
-    theirs: multus the delegates' (``multus``), kubelet's docker shim (``cache``), Firecracker's SDK for each machine.
+    containerd, CRI-O, Podman, Nomad and cnitool use the default. Other runtimes use directories below it: multus for
+    its delegates (``multus``), kubelet's docker shim (``cache``), Firecracker's SDK one for each machine.
     """
     named = [each for each in os.environ.get(VARIABLE, "").split(os.pathsep) if each]
     return tuple(dict.fromkeys(map(os.path.abspath, (DEFAULT_CACHE_DIR, *named, *more))))
 
 
 def find_places(directories: Iterable[str]) -> tuple[Place, ...]:
-    """Find where cached results are: in ``results`` of each directory, in each directory below, and in its ``results``.
+    """Find the places of cached results: ``results`` of each directory, each directory below it, and its ``results``.
 
-    What cannot be read is a place too, so that somebody hears of it.
+    A directory that cannot be read is a place too, so that :func:`read_all` reports it.
     """
     found: list[Place] = []
     for directory in directories:
@@ -143,7 +146,7 @@ def read_all(places: Iterable[Place], network: str = "") -> Memory:
     """Read the cached results in all places.
 
     Args:
-        places: Where they are.
+        places: The directories.
         network: Only those of this network, and only the problems with files that may be its.
     """
     read: list[str] = []
@@ -177,9 +180,9 @@ def read_all(places: Iterable[Place], network: str = "") -> Memory:
 
 
 def read_file(path: str) -> Remembered | Unreadable | None:
-    """Read one file; None if there is none."""
+    """Read one file; return None if there is none."""
     try:
-        # Without O_NONBLOCK, a named pipe of that name would stop everything.
+        # Without O_NONBLOCK, opening a named pipe of that name would never return.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
@@ -213,7 +216,7 @@ def read_file(path: str) -> Remembered | Unreadable | None:
 
 
 def forget(found: Remembered | Unreadable) -> bool:
-    """Remove a file, if it is still the very one that was read; say whether it was.
+    """Remove a file if it is still the very one that was read, and return whether it was.
 
     Raises:
         OSError: It cannot be removed.

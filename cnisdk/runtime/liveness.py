@@ -1,21 +1,22 @@
-"""Is an attachment alive? One judgement, for everything that reclaims what the dead left.
+"""Judge whether an attachment is alive: the one judgement behind ``cnisdk leases``, ``gc`` and ``fsck``.
 
-Pure: :mod:`.survey` looks at the kernel, :mod:`.caches` at what runtimes remember, and the stores at their leases; here
-it is weighed, and nothing is read. Each thing that was found says something (:class:`Evidence`), and the first row of
-this table that has an entry decides, so that more evidence of life never makes anything dead:
+Theory of operation. This module reads nothing: :mod:`.survey` looks at the kernel, :mod:`.caches` reads the cached
+results of runtimes, and the tables of IPAM plugins their leases. Each lease, cached result, link, address and process
+becomes :class:`Evidence` of one kind. The first row of this table that has evidence decides. So more evidence of life
+never makes an attachment dead:
 
 ===========  ===========  ====================================================================================
 evidence     verdict      such as
 ===========  ===========  ====================================================================================
 ``life``     alive        its namespace exists; a link carries its name; its address is on a link somewhere
 ``ended``    dead         its lease carries the mark of an earlier boot of this machine
-``doubt``    unknown      something could not be looked at; it is too young to be judged
-``earlier``  dead         what is left of it was written before this boot
+``doubt``    unknown      this process may not look at a namespace; the attachment is too young to be judged
+``earlier``  dead         its lease or cached result was written before this boot
 ``gone``     dead         its namespace is gone; no runtime remembers it, and its address is nowhere
 (nothing)    unknown
 ===========  ===========  ====================================================================================
 
-Dead means: nothing of it was found by any view there is, and nothing was hidden from view.
+Dead means: no view shows a sign of it, and no view was hidden from this process.
 """
 
 from __future__ import annotations
@@ -23,27 +24,31 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_interface
-from typing import Any, Literal, NamedTuple
 
-from ..ipam.records import BootOf
-from ..linux.veth import host_names
+from .._light import Any, Literal, NamedTuple
+from ..ipam._records import BootOf
+from ..linux.links.veth import host_names
 from ..spec.addresses import IPAddress
 from ..spec.names import Attachment, network_tag_prefixes
 from .caches import Remembered, Unreadable
 
-State = Literal["alive", "dead", "unknown"]
-Kind = Literal["life", "ended", "doubt", "earlier", "gone"]
+LivenessState = Literal["alive", "dead", "unknown"]
+"""State of an attachment, as far as the evidence shows it."""
 
-VERDICTS: Mapping[Kind, State] = {
+EvidenceKind = Literal["life", "ended", "doubt", "earlier", "gone"]
+"""Kind of evidence, in the order in which the kinds decide."""
+
+VERDICTS: Mapping[EvidenceKind, LivenessState] = {
     "life": "alive",
     "ended": "dead",
     "doubt": "unknown",
     "earlier": "dead",
     "gone": "dead",
 }
-"""Which verdict each kind of evidence leads to; the first kind that there is decides."""
+"""State to which each kind of evidence leads. The first kind that is present decides."""
 
 EARLIER_BOOT = "it is of an earlier boot"
+"""Reason in a judgement, as text."""
 
 # Shorter container ids are found in too many words by chance.
 _ID_MIN = 12
@@ -54,29 +59,29 @@ _SELF_PATH = re.compile(r"/proc/(self|thread-self)(/task/\d+)?/ns/net")
 
 
 class Evidence(NamedTuple):
-    """What one thing that was found says of an attachment, and the reason in words."""
+    """A sign of life or death of an attachment: its kind, and the reason in words."""
 
-    kind: Kind
+    kind: EvidenceKind
     text: str
 
 
-class Verdict(NamedTuple):
+class Liveness(NamedTuple):
     """A judgement: the state, the reason in words, and the kind of evidence that decided; empty when there was none."""
 
-    state: State
+    state: LivenessState
     why: str
-    kind: Kind | Literal[""] = ""
+    kind: EvidenceKind | Literal[""] = ""
 
 
 class LeaseTrace(NamedTuple):
     """A lease of the attachment.
 
     Attributes:
-        address: What it holds.
-        age: How long ago it was made, in seconds.
-        written: When it was written or changed last, in seconds since the epoch.
-        boot: Which boot it is from.
-        shared: Other machines may write to the same directory, and it may be of one of them.
+        address: The address.
+        age: Seconds since it was made.
+        written: Time of its last change, in seconds since the epoch.
+        boot: The boot it was made in.
+        shared: If true, other machines may write to the same place, and it may be a lease of one of them.
     """
 
     address: IPAddress
@@ -87,11 +92,11 @@ class LeaseTrace(NamedTuple):
 
 
 class Traces(NamedTuple):
-    """Everything on disk that speaks of one attachment.
+    """The leases and cached results of one attachment.
 
     Attributes:
-        attachment: Which; without ``ifname`` it stands for a record that names the container alone.
-        leases: Its addresses.
+        attachment: The attachment; without ``ifname`` it stands for a record that names the container alone.
+        leases: Its leases.
         entries: Its cached results.
         unreadable: Files that may have been its cached results.
     """
@@ -112,7 +117,7 @@ class HostLink(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What is in one network namespace.
+    """Links and addresses of one network namespace.
 
     Attributes:
         place: The namespace in words: ``/run/netns/blue``, ``the namespace of process 4711``.
@@ -126,13 +131,13 @@ class Contents(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What there is at the path of a network namespace.
+    """A look at the path of a network namespace.
 
     Attributes:
         found: ``there``: a network namespace. ``absent``: none, in a directory that exists. ``hidden``: this process
             cannot say.
         inode: The namespace's.
-        why: What hides it.
+        why: The reason why it is hidden.
         resolved: The path without symbolic links.
         parent_missing: It is hidden since its directory does not exist.
     """
@@ -145,19 +150,19 @@ class Look(NamedTuple):
 
 
 class Survey:
-    """What was seen of a host at one moment; see :func:`cnisdk.runtime.survey.survey_host`.
+    """A host as it was seen at one moment; see :func:`cnisdk.runtime.survey.survey_host`.
 
     Args:
         own: Inode of the host's network namespace.
         links: The links in it.
-        namespaces: What is in each network namespace, by inode; the host's too.
-        mounted: Paths at which network namespaces are mounted, in any mount namespace of the host: the inode.
-        paths: What there is at each path that was asked for.
-        working: Container ids plugins are at work on this moment: which process does.
+        namespaces: The contents of each network namespace, by inode; the host's too.
+        mounted: Inodes of the mounted network namespaces, by path, in any mount namespace of the host.
+        paths: The look at each path that was asked for.
+        working: The process of each plugin at work, by container id.
         names: Command lines and control groups of all processes.
-        doubts: What could not be looked at, so that nothing can be told to be dead.
-        places: Directories of runtimes that were read.
-        booted: When this machine was started, in seconds since the epoch.
+        doubts: The parts of the host that could not be looked at, in words. With a doubt, no attachment is judged dead.
+        places: Directories of cached results that were read.
+        booted: Time at which this machine was started, in seconds since the epoch.
     """
 
     def __init__(
@@ -195,20 +200,20 @@ class Survey:
             for name, mac in contents.links.items():
                 if inode != own:
                     self._macs.setdefault(mac, f"{name} in {contents.place}")
-        # An ipvlan has that of a link of the host, as all others on that link.
+        # An ipvlan has the hardware address of the host's link it is on, as do all others on that link.
         for mac in (*(link.mac for link in self.links), ""):
             self._macs.pop(mac, None)
 
     def is_before_boot(self, written: float) -> bool:
-        """Was something written before this machine was started? Not if the clock may have been set meanwhile."""
+        """Return whether a time lies before this boot, by more than the clock may have been set meanwhile."""
         return 0 < written < self.booted - _CLOCK_MARGIN
 
-    def find_link(self, attachment: Attachment) -> str:
-        """Name of a link on the host that carries the attachment's mark; empty when there is none."""
+    def find_link(self, attachment: Attachment) -> str | None:
+        """Return the name of a link on the host that carries the attachment's mark; None when there is none."""
         if not attachment.ifname:
             prefix = f"{network_tag_prefixes(attachment.network)[0]}{attachment.container_id}/"
-            return next((name for alias, name in self._by_alias.items() if alias.startswith(prefix)), "")
-        derived = next((name for name in host_names(attachment) if name in self._unmarked), "")
+            return next((name for alias, name in self._by_alias.items() if alias.startswith(prefix)), None)
+        derived = next((name for name in host_names(attachment) if name in self._unmarked), None)
         return self._by_alias.get(attachment.tag, derived)
 
     def find_marked(self, network: str) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
@@ -226,42 +231,41 @@ class Survey:
         return tuple(pairs), tuple(alias for alias in self._by_alias if alias.startswith(hashed))
 
     def has_veth(self, name: str, mac: str) -> bool:
-        """Does the host have a veth of this name and hardware address? Its other end is in a namespace that exists."""
+        """Return whether the host has a veth of this name and hardware address; if so, its peer's namespace lives."""
         return (name, mac) in self._veths
 
-    def find_address(self, address: IPAddress) -> str:
-        """Where an address is, in words; empty when it is nowhere."""
-        return self._addresses.get(address, "")
+    def find_address(self, address: IPAddress) -> str | None:
+        """Return the place of an address in words, such as ``eth0 in /run/netns/blue``; None when no link has it."""
+        return self._addresses.get(address)
 
-    def find_mac(self, mac: str) -> str:
-        """Where a hardware address is that the host's own links have not, in words; empty when it is nowhere."""
-        return self._macs.get(mac, "")
+    def find_mac(self, mac: str) -> str | None:
+        """Return the place of a hardware address in words; None when no link has it, or one of the host's own."""
+        return self._macs.get(mac)
 
 
-def judge(evidence: Iterable[Evidence]) -> Verdict:
-    """Weigh evidence: see the table above."""
+def conclude(evidence: Iterable[Evidence]) -> Liveness:
+    """Judge by the evidence: see the table above."""
     found = list(evidence)
     for kind, state in VERDICTS.items():
         for each in found:
             if each.kind == kind:
-                return Verdict(state, each.text, kind)
-    return Verdict("unknown", "nothing is known of it")
+                return Liveness(state, each.text, kind)
+    return Liveness("unknown", "nothing is known of it")
 
 
-def assess(traces: Traces, survey: Survey, *, grace: float) -> Verdict:
+def assess(traces: Traces, survey: Survey, *, grace: float) -> Liveness:
     """Judge one attachment.
 
     Args:
-        traces: What speaks of it.
-        survey: What was seen of the host, after the traces were read: an attachment that was being made when they were
-            is seen then, either made or in the making.
+        traces: Its leases and cached results.
+        survey: The host, surveyed after the traces were read: so it shows an attachment whose ADD was running then.
         grace: Seconds for which an attachment is not judged, since its ADD may still be running.
     """
-    return judge(weigh(traces, survey, grace=grace))
+    return conclude(weigh(traces, survey, grace=grace))
 
 
 def weigh(traces: Traces, survey: Survey, *, grace: float) -> Iterator[Evidence]:
-    """Yield what each thing that was found says of an attachment."""
+    """Yield the evidence in each lease, cached result, link, address and process."""
     for entry in traces.entries:
         yield from _weigh_namespace(entry, survey)
     yield from _weigh_kernel(traces, survey)
@@ -295,7 +299,7 @@ def weigh(traces: Traces, survey: Survey, *, grace: float) -> Iterator[Evidence]
 
 
 def _weigh_namespace(entry: Remembered, survey: Survey) -> Iterator[Evidence]:
-    """What the path of the namespace says."""
+    """Yield the evidence at the path of the namespace."""
     path = namespace_of(entry)
     before = survey.is_before_boot(entry.written)
     if not path:
@@ -305,7 +309,7 @@ def _weigh_namespace(entry: Remembered, survey: Survey) -> Iterator[Evidence]:
     if _SELF_PATH.fullmatch(path):
         yield Evidence("doubt", f"its namespace is {path}, which is another one for each process")
         return
-    look = survey.paths.get(path) or Look("hidden", why="nobody looked")
+    look = survey.paths.get(path) or Look("hidden", why="it was not surveyed")
     process = _PROCESS_PATH.fullmatch(path)
     if look.found == "there":
         if process is None:
@@ -321,7 +325,7 @@ def _weigh_namespace(entry: Remembered, survey: Survey) -> Iterator[Evidence]:
 
 
 def _weigh_process(entry: Remembered, path: str, pid: str, look: Look, survey: Survey) -> Iterator[Evidence]:
-    """What the namespace of a process says: the number of one that ended is given to another."""
+    """Yield the evidence in the namespace of a process. It may be another one's: the kernel gives numbers out again."""
     reused = f"its namespace {path} is gone: process {pid} is another one now"
     if look.inode == survey.own:
         yield Evidence("gone", reused)
@@ -339,7 +343,7 @@ def _weigh_process(entry: Remembered, path: str, pid: str, look: Look, survey: S
 
 
 def _weigh_kernel(traces: Traces, survey: Survey) -> Iterator[Evidence]:
-    """What links, addresses and processes say."""
+    """Yield the evidence of links, addresses and processes."""
     attachment = traces.attachment
     link = survey.find_link(attachment)
     if link:

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
-from json import dumps as quote
-from typing import NamedTuple
 
+from .._files import read_file
+from .._light import NamedTuple
 from ..errors import CNIError, InvalidConfigError, IOFailureError
+from ..spec._json import write_ascii
 from ..spec.codec import loads
-from .files import read_file
 from .network import Network, NetworkPlugin, parse_plugin
 
 DEFAULT_CONF_DIR = "/etc/cni/net.d"
+"""Directory of network configurations, as in libcni."""
 
-# The order in which files are looked at: lists first, whatever their names are.
+# The order in which files are read: lists first, whatever their names are.
 _LISTS = (".conflist",)
 _SINGLES = (".conf", ".json")
 
 
 class NetworkNotFoundError(InvalidConfigError):
-    """Code 7: there is no network of that name."""
+    """Code 7: no file defines a network of that name."""
 
 
 class Loaded(NamedTuple):
-    """What a directory holds.
+    """The networks of a directory.
 
     Attributes:
         networks: The networks, in the order of precedence. Of several with one name, only the first.
-        problems: Files that could not be read, and networks that are hidden by others of the same name.
+        problems: An error for each file that could not be read, or that defines a network again.
     """
 
     networks: tuple[Network, ...]
@@ -39,7 +39,7 @@ class Loaded(NamedTuple):
 def read_network(path: str) -> Network:
     """Read one file, and the folder of further plugins that belongs to it.
 
-    What the file holds is told from its content: a list in a ``.conf`` file is understood.
+    The content decides, not the name: a list in a ``.conf`` file is read as a list.
 
     Raises:
         IOFailureError: (5) It cannot be read.
@@ -94,7 +94,7 @@ def load_network(
         try:
             network = Network.parse(_read(path), path=path, single=path.endswith(_SINGLES))
         except CNIError as exc:
-            # It may be the one that is asked for: then its error is the answer, and no file after it is.
+            # It may define the network that is asked for. Then its error is the answer, and not a later file.
             if found is None and _mentions(path, name):
                 raise
             problems.append(exc)
@@ -140,12 +140,14 @@ def _read(path: str) -> bytes:
 
 
 def _mentions(path: str, name: str) -> bool:
-    """Does a file that cannot be understood claim to be this network?"""
+    """Return whether a file that cannot be read as JSON has the name of this network in it."""
     try:
         text = _read(path).decode(errors="replace")
     except CNIError:
         return False
-    return re.search(rf'"name"\s*:\s*{re.escape(quote(name))}', text) is not None
+    import re
+
+    return re.search(rf'"name"\s*:\s*{re.escape(write_ascii(name))}', text) is not None
 
 
 def _complete(network: Network) -> Network:
@@ -164,7 +166,7 @@ def _folder(directory: str) -> Iterator[NetworkPlugin]:
     try:
         names = sorted(os.listdir(directory))
     except (FileNotFoundError, NotADirectoryError):
-        return  # a plain file of the network's name is nobody's folder
+        return  # a plain file of the network's name is no folder
     except OSError as exc:
         raise IOFailureError(f"cannot read the directory {directory}: {exc.strerror}") from exc
     for name in names:

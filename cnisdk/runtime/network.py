@@ -1,20 +1,28 @@
-"""A network: the configuration of its plugins, and what each is sent (spec §1; §3, "Deriving request configuration").
+"""A network: its plugins, and the request each of them is sent (spec §1; §3, "Deriving request configuration").
 
-Nothing here reads a file. Configuration stays the document it is: a plugin alone knows its keys.
+No function here reads a file. A plugin's configuration stays the document it is, since the plugin alone knows its keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
 
-from ..errors import CNIError, IncompatibleVersionError, InvalidConfigError
-from ..spec.codec import dumps_compact, find_key, loads
-from ..spec.mismatch import show_path
-from ..spec.names import check_network_name, check_plugin_type, shorten
+from .._light import Any, NamedTuple
+from ..classes import field, frozen
+from ..errors import CNIError, IncompatibleVersionError
+from ..spec._mismatch import Mismatch, show_path
+from ..spec.codec import Rules, dumps_compact, find_key, loads, structure
+from ..spec.config import NetConfList
+from ..spec.names import check_network_name, check_plugin_type
 from ..spec.versions import ALL, SpecVersion
 
-_NONE = object()
+
+@frozen(kw_only=True)
+class _PluginDocument:
+    """The keys of a plugin's configuration that the runtime reads. The others are the plugin's own business."""
+
+    type: str
+    capabilities: Mapping[str, bool] = field(factory=dict)
 
 
 class NetworkPlugin(NamedTuple):
@@ -74,14 +82,12 @@ class Network(NamedTuple):
             InvalidConfigError: (7) Not a network; the message has file and JSON path.
             IncompatibleVersionError: (1) A version that does not exist.
         """
-        document = loads(data, _what(path))
-        if not isinstance(document, dict):
-            raise _wrong(path, (), document, "an object")
+        document = _object(loads(data, _what(path)), path)
         if "plugins" not in document or single:
             if "type" in document:
                 return _from_single(document, path)
             if single and "plugins" not in document:
-                raise _wrong(path, ("type",), _NONE, "the type of a plugin, or a list in $.plugins")
+                parse_plugin(document, path)  # which says that there is no type
         return _from_list(document, data, path)
 
     def with_plugins(self, further: Sequence[NetworkPlugin]) -> Network:
@@ -144,21 +150,12 @@ def parse_plugin(document: object, path: str = "", place: tuple[str | int, ...] 
     Raises:
         InvalidConfigError: (7) It names no plugin, or its ``capabilities`` are not an object of booleans.
     """
-    if not isinstance(document, dict):
-        raise _wrong(path, place, document, "the configuration of a plugin, an object")
-    kind = find_key(document, "type")
-    if not isinstance(kind, str):
-        raise _wrong(path, (*place, "type"), _NONE if kind is None else kind, "the type of a plugin, a string")
-    check_plugin_type(kind, _at(path, (*place, "type")))
-    capabilities = find_key(document, "capabilities")
-    if capabilities is None:
-        capabilities = {}
-    if not isinstance(capabilities, dict):
-        raise _wrong(path, (*place, "capabilities"), capabilities, "an object")
-    for key, value in capabilities.items():
-        if value is not None and type(value) is not bool:  # null is absent, here as elsewhere
-            raise _wrong(path, (*place, "capabilities", key), value, "true or false")
-    return NetworkPlugin(kind, document, frozenset(key for key, value in capabilities.items() if value))
+    root = show_path(place)
+    head = structure(document, _PluginDocument, what=_what(path), path=root)
+    check_plugin_type(head.type, _at(path, (*place, "type")))
+    return NetworkPlugin(
+        head.type, _object(document, path), frozenset(key for key, value in head.capabilities.items() if value)
+    )
 
 
 def select_version(written: str, offered: Sequence[str]) -> SpecVersion:
@@ -185,67 +182,55 @@ def select_version(written: str, offered: Sequence[str]) -> SpecVersion:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _from_single(document: dict[str, Any], path: str) -> Network:
+def _from_single(document: Mapping[str, Any], path: str) -> Network:
     """Make a list of a single plugin's configuration, as the reference does, with what belongs to the list moved up."""
     parse_plugin(document, path)
     outer: dict[str, Any] = {
-        key: document[key] for key in ("cniVersions", "disableCheck", "disableGC") if key in document
+        key: document[key] for key in ("cniVersions", "disableCheck", "disableGC", "name") if key in document
     }
-    outer["name"] = _name(document, path)
     outer["cniVersion"] = find_key(document, "cniVersion") or ""
     outer["plugins"] = [document]
     return _from_list(outer, dumps_compact(outer, sort_keys=True), path, ("plugins", 0))
 
 
 def _from_list(
-    document: dict[str, Any], source: bytes, path: str, single_at: tuple[str | int, ...] | None = None
+    document: Mapping[str, Any], source: bytes, path: str, single_at: tuple[str | int, ...] | None = None
 ) -> Network:
-    plugins = document.get("plugins", [])
-    if not isinstance(plugins, list):
-        raise _wrong(path, ("plugins",), plugins, "an array")
-    written = document.get("cniVersion", "")
-    if not isinstance(written, str):
-        raise _wrong(path, ("cniVersion",), written, "a version, a string")
-    offered = document.get("cniVersions", [])
-    if not isinstance(offered, list):
-        raise _wrong(path, ("cniVersions",), offered, "an array of versions")
-    for index, text in enumerate(offered):
-        if not isinstance(text, str) or not text:
-            raise _wrong(path, ("cniVersions", index), text, "a version, a string")
+    conf = structure(document, NetConfList, what=_what(path), converter=_LIST_RULES)
     try:
-        version = select_version(written, offered)
+        version = select_version(conf.cni_version, conf.cni_versions)
     except CNIError as exc:
-        place = show_path(("cniVersions",) if offered else ("cniVersion",))
+        place = show_path(("cniVersions",) if conf.cni_versions else ("cniVersion",))
         raise type(exc)(f"invalid {_what(path)}: {place}: {exc.msg}", details=exc.details) from exc
     return Network(
-        name=_name(document, path),
+        name=check_network_name(conf.name, _at(path, ("name",))),
         version=version,
         plugins=tuple(
-            parse_plugin(plugin, path, () if single_at else ("plugins", index)) for index, plugin in enumerate(plugins)
+            parse_plugin(plugin, path, () if single_at else ("plugins", index))
+            for index, plugin in enumerate(conf.plugins)
         ),
         source=source,
         path=path,
-        disable_check=_flag(document, "disableCheck", path),
-        disable_gc=_flag(document, "disableGC", path),
-        load_only_inlined_plugins=_flag(document, "loadOnlyInlinedPlugins", path),
+        disable_check=conf.disable_check,
+        disable_gc=conf.disable_gc,
+        load_only_inlined_plugins=conf.load_only_inlined_plugins,
     )
 
 
-def _name(document: dict[str, Any], path: str) -> str:
-    name = document.get("name")
-    if not isinstance(name, str):
-        raise _wrong(path, ("name",), _NONE if name is None else name, "the network's name, a string")
-    return check_network_name(name, _at(path, ("name",)))
-
-
-def _flag(document: Mapping[str, Any], key: str, path: str) -> bool:
-    """A boolean; the reference takes it as a string too, since spec 0.4.0 had it so."""
-    value = document.get(key, False)
+def _structure_flag(value: object, _: object) -> bool:
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if not isinstance(value, bool):
-        raise _wrong(path, (key,), value, "true or false")
+        raise Mismatch(value, "true or false")
     return value
+
+
+# Booleans of lists may be strings, since spec 0.4.0 had ``disableCheck`` so.
+_LIST_RULES = Rules({bool: _structure_flag})
+
+
+def _object(document: object, path: str) -> Mapping[str, Any]:
+    return structure(document, dict[str, Any], what=_what(path))
 
 
 def _what(path: str) -> str:
@@ -254,13 +239,3 @@ def _what(path: str) -> str:
 
 def _at(path: str, place: tuple[str | int, ...]) -> str:
     return f"{path}: {show_path(place)}" if path else show_path(place)
-
-
-def _wrong(path: str, place: tuple[str | int, ...], value: object, expected: str) -> InvalidConfigError:
-    if value is _NONE:
-        given = "is missing"
-    elif isinstance(value, dict | list):
-        given = "is an object" if isinstance(value, dict) else "is an array"
-    else:
-        given = f"is {dumps_compact(value).decode() if value is None or isinstance(value, bool) else shorten(value)}"
-    return InvalidConfigError(f"invalid {_what(path)}: {show_path(place)} {given}, expected {expected}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
 
+from .._light import Any, NamedTuple, cast
 from ..errors import (
     CNIError,
     IncompatibleVersionError,
@@ -15,9 +15,10 @@ from ..errors import (
     TryAgainLaterError,
     UnknownContainerError,
     error_for_code,
+    raise_first,
 )
 from ..invoke.call import run
-from ..invoke.find import find_plugin
+from ..invoke.find import get_plugin_path
 from ..invoke.process import pass_on
 from ..invoke.version import PluginVersions, plugin_versions
 from ..spec.codec import loads, unstructure
@@ -42,12 +43,12 @@ _DOING = {Verb.ADD: "add", Verb.DEL: "delete", Verb.CHECK: "check", Verb.GC: "gc
 
 
 class GCReport(NamedTuple):
-    """What a GC did.
+    """Report of a GC.
 
     Attributes:
         deleted: Cached attachments that were not valid any more, and got their DEL.
         asked: Types of the plugins whose GC ran.
-        notes: Why something was not done: GC is never silently nothing.
+        notes: The reason for each part of the GC that was left out.
     """
 
     deleted: tuple[Attachment, ...] = ()
@@ -59,13 +60,13 @@ class PluginCall(NamedTuple):
     """One call of a plugin.
 
     Attributes:
-        verb: What it is asked to do.
+        verb: The verb.
         type: The plugin's type.
         path: Its executable.
         environ: All of its environment.
-        request: What it reads from standard input.
-        printed: What it printed; None before it has ended, and when it failed.
-        error: How it failed; None before it has ended, and when it succeeded.
+        request: The bytes it reads from standard input.
+        printed: The bytes it printed; None before it has ended, and when it failed.
+        error: The error it failed with; None before it has ended, and when it succeeded.
     """
 
     verb: Verb
@@ -78,33 +79,33 @@ class PluginCall(NamedTuple):
 
 
 class Runtime:
-    """Runs networks.
+    """Run networks: attach containers, check them, and detach them.
 
-    **Threads.** A runtime keeps no state but the cache, whose files appear whole, and its attributes are not changed
-    after it was made: threads may share one and call it at the same time, for different containers. It locks nothing: a
-    caller must not run two operations on one container at the same time, nor GC beside ADD (spec §3). ``on_stderr``
-    and ``on_warning`` are called in the thread of the call they belong to.
+    **Threads.** A runtime keeps no state but the cache, whose files appear whole, and its attributes stay as they were
+    made. So threads may share one, and call it at the same time for different containers. It takes no lock: the caller
+    must not run two operations on one container at the same time, nor GC beside ADD (spec §3). ``on_stderr`` and
+    ``on_warning`` are called in the thread of the call they belong to.
 
     **asyncio.** The methods block. Run them in threads: ``await asyncio.to_thread(runtime.add, …)``. When the task that
     waits is cancelled, only the waiting ends: the thread goes on, and the ADD may still succeed. Do not start another
     operation on that container until it has ended; shield the call, or wait for the thread in another way, and then
     DEL. ``deadline`` bounds how long that takes.
 
-    **Time.** ``timeout`` is for one call of a plugin; ``deadline``, in seconds, for all of a method's. When it is over,
-    the plugin that runs is stopped, no other is started, and the method raises TryAgainLaterError (11). A plugin
-    that is stopped has eight seconds more to take back what it did.
+    **Time.** ``timeout`` is for one call of a plugin; ``deadline``, in seconds, for all calls of one method. When it is
+    over, the plugin that runs is stopped, no other is started, and the method raises TryAgainLaterError (11). A plugin
+    that is stopped has eight seconds more to undo its work.
 
     Args:
         path: Directories with plugins, in order: ``CNI_PATH``.
-        cache_dir: Where attachments are remembered; shared with libcni.
+        cache_dir: Directory of the cached attachments; shared with libcni.
         timeout: Seconds one call of a plugin may take; None means for ever.
-        rollback: Whether an ADD that fails is followed by the DEL of what ran. With False, as in libcni, the caller
-            must do that.
+        rollback: If true, an ADD that fails is followed by the DEL of the plugins that ran. If false, as in libcni, the
+            caller must do that.
         environ: The environment of plugins, but for the variables of CNI; None means that of this process.
         on_stderr: Called with each piece of a plugin's stderr as it comes; by default it goes to this process's own.
-        on_warning: Called with what went wrong but is no reason to fail.
-        on_call: Called twice for each plugin that is run: with what it is sent, and with what it returned. It is the
-            whole configuration, and may hold secrets.
+        on_warning: Called with a sentence for each failure that does not make the call fail.
+        on_call: Called twice for each plugin: before it runs, and with its answer. A call contains the whole
+            configuration, which may hold secrets.
     """
 
     def __init__(
@@ -153,17 +154,16 @@ class Runtime:
             ifname: The interface to make in it.
             cni_args: Arguments for the plugins.
             capability_args: Capability arguments; each plugin gets those it declares.
-            deadline: Seconds for all plugins together, see :class:`Runtime`. Taking back what was done may take as long
-                again.
+            deadline: Seconds for all plugins together, see :class:`Runtime`. The rollback may take as long again.
 
         Returns:
             The result in the shape of 1.1.0, whatever the network's version is.
 
         Raises:
-            CNIError: What a plugin reported, with its code and ``plugin type="…" failed (add)`` before the text.
-            InvalidConfigError: (7) A plugin, or the network's name, is not valid or not there: nothing was run.
-            InvalidEnvironmentError: (4) Another argument is not valid: nothing was run.
-            IOFailureError: (5) The attachment cannot be remembered.
+            CNIError: The error of a plugin, with its code and ``plugin type="…" failed (add)`` before the text.
+            InvalidConfigError: (7) A plugin, or the network's name, is not valid or not there: no plugin was run.
+            InvalidEnvironmentError: (4) Another argument is not valid: no plugin was run.
+            IOFailureError: (5) The attachment cannot be cached.
         """
         return upgrade(
             self.add_in_version(
@@ -188,7 +188,7 @@ class Runtime:
         capability_args: Mapping[str, object] | None = None,
         deadline: float | None = None,
     ) -> AnyResult:
-        """As :meth:`add`, but return the result in the network's version."""
+        """Attach a container as :meth:`add` does, and return the result in the network's version."""
         attachment = Attachment(network.name, container_id, ifname)
         if not netns:
             raise InvalidNetNSError("the path of the container's network namespace is empty")
@@ -197,7 +197,7 @@ class Runtime:
         entry = CachedAttachment(attachment, netns, network.source, args, dict(capability_args or {}))
         present = self.cache.exists(attachment)
         self.cache.prepare(attachment)
-        paths = [self._find(plugin, Verb.ADD) for plugin in network.plugins]
+        paths = [self._get_path(plugin, Verb.ADD) for plugin in network.plugins]
         environ = self._variables(attachment, netns, args)
         started: list[NetworkPlugin] = []
         result: Mapping[str, Any] | None = None
@@ -213,7 +213,7 @@ class Runtime:
             if self.rollback and started and not present:
                 problems = self._delete_all(network, started, environ, capability_args, result, _until(deadline))
                 if isinstance(exc, CNIError):
-                    _tell_also(exc, problems)
+                    exc.add_others(problems)
                 else:
                     for problem in problems:
                         self._on_warning(f"taking back an interrupted ADD: {problem}")
@@ -266,8 +266,8 @@ class Runtime:
 
         Raises:
             IncompatibleVersionError: (1) The network's version, before 0.4.0, does not know CHECK.
-            UnknownContainerError: (3) Nothing is remembered of the attachment.
-            CNIError: What the first plugin that finds something reported, or why the cached result cannot be used.
+            UnknownContainerError: (3) The attachment is not in the cache.
+            CNIError: The error of the first plugin that fails; or the cached result cannot be used.
         """
         attachment = Attachment(network.name, container_id, ifname)
         self.cache.path(attachment)
@@ -287,14 +287,14 @@ class Runtime:
                 details=f"there is no cached result {self.cache.path(attachment)}: ADD it first, or name the directory "
                 "that its runtime caches in",
             )
-        result = self._cached_result(network, entry)
+        result = entry.result_in(network.version)
         if capability_args is None:
             capability_args = entry.capability_args
         environ = self._variables(attachment, netns, _args_or_cached(cni_args, entry))
         until = _until(deadline)
         for plugin in network.plugins:
             request = network.request(plugin, capability_args=capability_args, prev_result=result)
-            self._run(Verb.CHECK, plugin, self._find(plugin, Verb.CHECK), environ, request, until)
+            self._run(Verb.CHECK, plugin, self._get_path(plugin, Verb.CHECK), environ, request, until)
 
     # --- DEL ----------------------------------------------------------------------------------------------------------
 
@@ -309,9 +309,9 @@ class Runtime:
         capability_args: Mapping[str, object] | None = None,
         deadline: float | None = None,
     ) -> None:
-        """Detach a container from a network. What is not there is no error, nor is a torn cache.
+        """Detach a container from a network. It is fine if it is not attached, or if its cached result is torn.
 
-        All plugins are run, also after one failed; the attachment is forgotten if none did.
+        All plugins are run, also after one failed; if none did, the cached result is removed.
 
         Args:
             network: The network.
@@ -323,7 +323,7 @@ class Runtime:
             deadline: Seconds for all plugins together, see :class:`Runtime`.
 
         Raises:
-            CNIError: What the first plugin that failed reported; further ones are in the details.
+            CNIError: The error of the first plugin that failed; further ones are in the details.
         """
         attachment = Attachment(network.name, container_id, ifname)
         self.cache.path(attachment)
@@ -332,26 +332,23 @@ class Runtime:
         try:
             entry = self.cache.find(attachment)
             if entry is not None and network.version >= PREV_RESULT_SINCE[Verb.DEL]:
-                result = self._cached_result(network, entry)
+                result = entry.result_in(network.version)
         except CNIError as exc:
             self._on_warning(f"DEL without the result of ADD: {exc}")
         if capability_args is None and entry is not None:
             capability_args = entry.capability_args
         environ = self._variables(attachment, netns, _args_or_cached(cni_args, entry))
         problems = self._delete_all(network, network.plugins, environ, capability_args, result, _until(deadline))
-        if problems:
-            first, *others = problems
-            _tell_also(first, others)
-            raise first
+        raise_first(problems)
         try:
             self.cache.delete(attachment)
         except CNIError as exc:
             self._on_warning(str(exc))
 
     def find_cached_network(self, name: str, *, container_id: str, ifname: str = "eth0") -> Network | None:
-        """The network as it was when a container was attached to it, for a DEL whose configuration is gone or broken.
+        """Return a network as it was when a container was attached.
 
-        An attachment must not outlive its configuration for ever.
+        DEL needs it when the configuration is gone or broken.
 
         Args:
             name: The network's name.
@@ -359,7 +356,7 @@ class Runtime:
             ifname: As for :meth:`add`.
 
         Returns:
-            The network; None if nothing is remembered of the attachment, or cannot be read or used.
+            The network; None if the attachment is not in the cache, or cannot be read or used.
         """
         attachment = Attachment(name, container_id, ifname)
         path = self.cache.path(attachment)
@@ -381,14 +378,14 @@ class Runtime:
         result: Mapping[str, Any] | None,
         until: float | None,
     ) -> list[CNIError]:
-        """Run DEL on plugins in reverse; return what went wrong."""
+        """Run DEL on plugins in reverse; return their errors."""
         problems = []
         if network.version < PREV_RESULT_SINCE[Verb.DEL]:
             result = None
         for plugin in reversed(plugins):
             try:
                 request = network.request(plugin, capability_args=capability_args, prev_result=result)
-                self._run(Verb.DEL, plugin, self._find(plugin, Verb.DEL), environ, request, until)
+                self._run(Verb.DEL, plugin, self._get_path(plugin, Verb.DEL), environ, request, until)
             except CNIError as exc:
                 problems.append(exc)
         return problems
@@ -396,19 +393,19 @@ class Runtime:
     # --- GC and STATUS ------------------------------------------------------------------------------------------------
 
     def gc(self, network: Network, valid: Iterable[tuple[str, str]] = (), *, deadline: float | None = None) -> GCReport:
-        """Remove what is left of attachments that are not valid any more.
+        """Remove the remains of attachments that are not valid any more.
 
         Cached attachments that are not listed get their DEL; then each plugin's GC runs, if the network's version knows
-        it. All of that is done, also after something failed.
+        it. An error does not keep the rest from being done.
 
         Args:
             network: The network. If it sets ``disableGC``, nothing is done.
-            valid: Container id and interface name of each attachment to keep; by default none. The plugins are always
-                given the list: without one, they cannot know what is stale.
+            valid: Container id and interface name of each attachment to keep; by default none. The plugins always get
+                the list: without one, they cannot know which attachments are stale.
             deadline: Seconds for all plugins together, see :class:`Runtime`.
 
         Raises:
-            CNIError: The first thing that went wrong; further ones are in the details.
+            CNIError: The first error; further ones are in the details.
         """
         check_network_name(network.name)
         if network.disable_gc:
@@ -439,7 +436,7 @@ class Runtime:
             for plugin in network.plugins:
                 try:
                     request = network.request(plugin, valid=keep)
-                    self._run(Verb.GC, plugin, self._find(plugin, Verb.GC), environ, request, until)
+                    self._run(Verb.GC, plugin, self._get_path(plugin, Verb.GC), environ, request, until)
                     asked.append(plugin.type)
                 except CNIError as exc:
                     problems.append(exc)
@@ -448,10 +445,7 @@ class Runtime:
                 f'network "{network.name}" has version {network.version}, which does not know GC: '
                 f"no plugin was asked to look for leftovers"
             )
-        if problems:
-            first, *others = problems
-            _tell_also(first, others)
-            raise first
+        raise_first(problems)
         return GCReport(tuple(deleted), tuple(asked), tuple(notes))
 
     def status(self, network: Network, *, deadline: float | None = None) -> tuple[str, ...]:
@@ -465,7 +459,7 @@ class Runtime:
             Types of the plugins that were asked: none if the network's version, before 1.1.0, does not know STATUS.
 
         Raises:
-            CNIError: What the first plugin that is not ready reported: code 50 (not available) or 51 (limited).
+            CNIError: The error of the first plugin that is not ready: code 50 (not available) or 51 (limited).
         """
         check_network_name(network.name)
         if not allows(network.version, Verb.STATUS):
@@ -473,7 +467,7 @@ class Runtime:
         environ = self._variables(None, "", ())
         until = _until(deadline)
         for plugin in network.plugins:
-            self._run(Verb.STATUS, plugin, self._find(plugin, Verb.STATUS), environ, network.request(plugin), until)
+            self._run(Verb.STATUS, plugin, self._get_path(plugin, Verb.STATUS), environ, network.request(plugin), until)
         return tuple(plugin.type for plugin in network.plugins)
 
     # --- VERSION ------------------------------------------------------------------------------------------------------
@@ -489,7 +483,7 @@ class Runtime:
             CNIError: It is not there, or does not answer.
         """
         environ = os.environ if self._environ is None else self._environ
-        path = find_plugin(type, self.path)
+        path = get_plugin_path(type, self.path)
         timeout = self._timeout(type, _until(deadline))
         return plugin_versions(path, environ=environ, timeout=timeout, on_stderr=self._on_stderr)
 
@@ -504,7 +498,7 @@ class Runtime:
             The capability arguments that some plugin declares.
 
         Raises:
-            CNIError: The first thing that is wrong; further ones are in the details.
+            CNIError: The first error; further ones are in the details.
         """
         problems: list[CNIError] = []
         until = _until(deadline)
@@ -517,16 +511,13 @@ class Runtime:
                     )
             except CNIError as exc:
                 problems.append(exc)
-        if problems:
-            first, *others = problems
-            _tell_also(first, others)
-            raise first
+        raise_first(problems)
         return frozenset().union(*(plugin.capabilities for plugin in network.plugins))
 
     # --- shared -------------------------------------------------------------------------------------------------------
 
     def _variables(self, attachment: Attachment | None, netns: str, args: Iterable[tuple[str, str]]) -> dict[str, str]:
-        """The environment of plugins, without ``CNI_COMMAND``."""
+        """Return the environment of plugins, without ``CNI_COMMAND``."""
         return {
             **(os.environ if self._environ is None else self._environ),
             "CNI_CONTAINERID": attachment.container_id if attachment else "",
@@ -536,14 +527,14 @@ class Runtime:
             "CNI_PATH": os.pathsep.join(self.path),
         }
 
-    def _find(self, plugin: NetworkPlugin, verb: Verb) -> str:
+    def _get_path(self, plugin: NetworkPlugin, verb: Verb) -> str:
         try:
-            return find_plugin(plugin.type, self.path)
+            return get_plugin_path(plugin.type, self.path)
         except CNIError as exc:
             raise _wrap(plugin, verb, exc) from exc
 
     def _timeout(self, type: str, until: float | None) -> float | None:
-        """Seconds that the next call of a plugin may take."""
+        """Return the seconds that the next call of a plugin may take."""
         if until is None:
             return self.timeout
         left = until - time.monotonic()
@@ -577,37 +568,19 @@ class Runtime:
         self._on_call(call._replace(printed=printed))
         return printed
 
-    def _cached_result(self, network: Network, entry: CachedAttachment) -> Mapping[str, Any] | None:
-        """The result of the ADD, in the network's version."""
-        if entry.result is None:
-            return None
-        result: Mapping[str, Any] = without_null_entries(entry.result)
-        typed = structure_result(result, str(network.version), what="cached result")
-        if typed.cni_version == str(network.version):
-            return {**result, "cniVersion": typed.cni_version}
-        return cast("Mapping[str, Any]", unstructure(convert_result(typed, network.version).result))
-
 
 def _wrap(plugin: NetworkPlugin, verb: Verb, exc: CNIError) -> CNIError:
-    """Say whose error it is, as the reference does."""
+    """Put the plugin's name before its error, as the reference does."""
     return error_for_code(exc.code, f"{plugin} failed ({_DOING[verb]}): {exc.msg}", exc.details)
 
 
 def _until(deadline: float | None) -> float | None:
-    """When that many seconds from now are over, by the monotonic clock."""
+    """Return the time of the monotonic clock after so many seconds; None for no deadline."""
     return None if deadline is None else time.monotonic() + deadline
 
 
-def _tell_also(error: CNIError, others: Sequence[CNIError]) -> None:
-    """Attach further errors to the one that is raised, and put them into its details."""
-    error.others.extend(others)
-    texts = [f"{other} (code {other.code})" for other in others]
-    if texts:
-        error.details = "; ".join(filter(None, (error.details, f"also: {', and '.join(texts)}")))
-
-
 def _check_args(args: CNIArgs) -> tuple[tuple[str, str], ...]:
-    """Refuse what would come apart in ``KEY=VALUE;KEY=VALUE``, which has no escapes."""
+    """Refuse keys and values that ``KEY=VALUE;KEY=VALUE``, which has no escapes, cannot carry."""
     pairs = tuple(args.items()) if isinstance(args, Mapping) else tuple(args)
     for key, value in pairs:
         if not key or any(mark in key or mark in value for mark in ";="):

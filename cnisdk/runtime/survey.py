@@ -1,8 +1,13 @@
-"""Look at a host: which network namespaces there are, what is in them, and what works on containers this moment.
+"""Survey a host: its network namespaces, the links and addresses in them, and the plugins at work at this moment.
 
-Namespaces are found by the processes in them, thread by thread, and by where they are mounted, in every mount
-namespace: what one process does not see at ``/run/netns``, another may. Nothing is changed, and a thread made for each
-namespace looks into it.
+Theory of operation. The survey reads ``/proc`` to find network namespaces in two ways: by the threads that are in them,
+and by the places where they are mounted, in each mount namespace of the host. A namespace that one process does not
+see at ``/run/netns``, another may see. The survey then opens each namespace once. It compares the inode, since
+another namespace may have the path by now, and lists links and addresses in a thread of its own. Nothing is changed.
+
+Processes and namespaces come and go meanwhile. So ``/proc`` is read again until no new process appears, and a namespace
+that has gone is no error. Anything that this process may not look at becomes a doubt, and with a doubt no attachment is
+judged dead (:mod:`.liveness`).
 """
 
 from __future__ import annotations
@@ -11,10 +16,12 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
+from .._light import NamedTuple
 from ..errors import CNIError, InvalidNetNSError
-from ..linux import address, link, netns, rtnetlink
+from ..linux import netns, rtnetlink
+from ..linux.ip import address
+from ..linux.links import link
 from ..linux.netns import NetNS, NetNSNotFoundError
 from .liveness import Contents, HostLink, Look, Survey
 
@@ -25,7 +32,7 @@ _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 _FIRST_NAMESPACES = {"mnt": 0xEFFFFFF8, "net": 0xEFFFFFF9}
 _VARIABLE = b"CNI_CONTAINERID="
 _NAMESPACE = re.compile(r"net:\[(\d+)\]")
-# To look up a path on these may hang, or be answered by a container.
+# Looking up a path on these may hang, or a container may answer.
 _SLOW_FILE_SYSTEMS = ("fuse", "nfs", "autofs", "9p", "cifs", "smb", "ceph", "afs", "virtiofs")
 _ROUNDS = 5
 
@@ -40,7 +47,7 @@ class _Mount(NamedTuple):
 
 
 class _Processes:
-    """What all processes together tell."""
+    """Namespaces, mounts and plugins at work, from all processes of the host."""
 
     def __init__(self) -> None:
         self.spaces: dict[int, list[str]] = {}
@@ -51,7 +58,7 @@ class _Processes:
         self._mount_namespaces: set[str] = set()
 
     def read(self) -> None:
-        """Read them all, also those that are started meanwhile by others that end: that is how daemons begin."""
+        """Read all processes. A daemon starts as the child of a process that ends: so read again until none is new."""
         seen: set[str] = set()
         for _ in range(_ROUNDS):
             new = {name for name in os.listdir(_PROC) if name.isdigit()} - seen
@@ -123,19 +130,20 @@ def parse_mounts(text: str) -> Iterator[_Mount]:
 def survey_host(
     paths: Iterable[str] = (), *, places: Iterable[str] = (), hidden: Iterable[str] = (), inside: bool = False
 ) -> Survey:
-    """Look at the host.
+    """Survey the host.
 
-    Read what speaks of attachments, leases and cached results, before this is called, not after: what was being made
-    then is seen now.
+    Read leases and cached results before this call, not after it. The survey then also sees an attachment that was
+    being made at that time.
 
     Args:
         paths: Paths of network namespaces to look at.
-        places: Directories of runtimes that were read.
-        hidden: What could not be read of what runtimes remember.
-        inside: Take the namespaces of this process for the host's: what it may not look at belongs to others.
+        places: Directories of cached results that were read.
+        hidden: Directories of cached results that could not be read, each with the reason.
+        inside: If true, the namespaces of this process count as the host's, and a process it may not look at belongs to
+            another host.
     """
     doubts = list(hidden)
-    obstacle = "" if inside else find_obstacle()
+    obstacle = None if inside else find_obstacle()
     if obstacle:
         doubts.append(obstacle)
     processes = _Processes()
@@ -190,10 +198,10 @@ def survey_host(
     )
 
 
-def find_obstacle() -> str:
-    """Say why this process does not see what the host sees; empty when it does.
+def find_obstacle() -> str | None:
+    """Find the reason why this process does not see all of the host; None when it does.
 
-    The host is where process 1 of the first pid namespace lives: what runtimes run in, or have started.
+    The host's namespaces are those of process 1 of the first pid namespace, in which runtimes run.
     """
     try:
         if os.stat(f"{_PROC}/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
@@ -204,25 +212,25 @@ def find_obstacle() -> str:
                 host = os.stat(f"{_PROC}/1/ns/{kind}")
             except PermissionError:  # it has a capability that this process lacks
                 if in_first_namespaces():
-                    return ""
+                    return None
                 raise
             if not os.path.samestat(host, ours):
                 return f"this command is in a {what} namespace of its own, and not in that of process 1, the host's"
     except OSError as exc:
         return f"this user cannot see what the host sees: {exc.filename}: {exc.strerror}"
-    return ""
+    return None
 
 
 def in_first_namespaces() -> bool:
-    """Is this process in the mount and network namespace in which the kernel started process 1?
+    """Return whether this process is in the mount and network namespaces in which the kernel started process 1.
 
-    False also means that it cannot be told: before Linux 6.18 they have no fixed numbers.
+    False also means that it is not known: before Linux 6.18 they have no fixed numbers.
     """
     return all(os.stat(f"{_PROC}/self/ns/{kind}").st_ino == number for kind, number in _FIRST_NAMESPACES.items())
 
 
 def look_at(path: str) -> Look:
-    """Say what there is at the path of a network namespace."""
+    """Look at the path of a network namespace."""
     resolved = os.path.realpath(path)
     parent = os.path.dirname(resolved)
     try:
@@ -231,7 +239,7 @@ def look_at(path: str) -> Look:
     except NetNSNotFoundError:
         pass
     except InvalidNetNSError:
-        # An ordinary file is what an unmounted /run/netns/blue leaves, and what another mount namespace's looks like.
+        # Unmounting /run/netns/blue leaves an ordinary file. A mount in another mount namespace looks like one, too.
         return Look("absent", resolved=resolved)
     except CNIError as exc:
         return Look("hidden", why=exc.msg, resolved=resolved)
@@ -243,7 +251,11 @@ def look_at(path: str) -> Look:
 
 
 def _look_into(inode: int, ways: list[tuple[str, str]]) -> tuple[Contents | None, str]:
-    """What is in a namespace, by the first way that leads there; else why none did, empty if it is gone."""
+    """List a namespace by the first of the ways that leads there.
+
+    Returns:
+        The contents, or None and the reason; the reason is empty if the namespace is gone.
+    """
     problem = "" if ways else "a network namespace is mounted where it cannot be looked at"
     for path, place in ways:
         try:

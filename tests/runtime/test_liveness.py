@@ -1,4 +1,4 @@
-"""Who is alive: the judgement alone, with no kernel and no file."""
+"""The judgement of who is alive, with no kernel and no file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from cnisdk.linux.veth import host_names
+from cnisdk.linux.links.veth import host_names
 from cnisdk.runtime.cache import CachedAttachment
 from cnisdk.runtime.caches import Remembered, Unreadable
 from cnisdk.runtime.liveness import (
@@ -17,13 +17,13 @@ from cnisdk.runtime.liveness import (
     Evidence,
     HostLink,
     LeaseTrace,
+    Liveness,
     Look,
     Survey,
     Traces,
-    Verdict,
     addresses_of,
     assess,
-    judge,
+    conclude,
     namespace_of,
 )
 from cnisdk.spec.names import Attachment
@@ -304,18 +304,18 @@ RANK = {"alive": 0, "unknown": 1, "dead": 2}
 def test_evidence_of_life_outweighs_everything(found: list[Evidence], random: Any) -> None:
     together = [*found, Evidence("life", "it lives")]
     random.shuffle(together)
-    assert judge(together).state == "alive"
+    assert conclude(together).state == "alive"
 
 
 @given(pieces, pieces)
 def test_more_doubt_and_more_life_never_make_anything_dead(found: list[Evidence], more: list[Evidence]) -> None:
     kind = [each for each in more if each.kind in ("life", "doubt")]
-    assert RANK[judge([*found, *kind]).state] <= RANK[judge(found).state] or judge(found).kind == ""
+    assert RANK[conclude([*found, *kind]).state] <= RANK[conclude(found).state] or conclude(found).kind == ""
 
 
 @given(st.sampled_from(sorted(DEAD) + sorted(UNKNOWN)), st.sampled_from(sorted(ALIVE)), st.floats(0, 1e6))
 def test_what_shows_life_besides_never_leaves_it_dead(case: str, life: str, grace: float) -> None:
-    """What two surveys saw, put together: all of the one, and what shows life of the other."""
+    """Put two surveys together: all of the one, and the signs of life of the other."""
     traces, before, _ = {**DEAD, **UNKNOWN}[case]
     extra = ALIVE[life]
     together = Survey(
@@ -345,4 +345,4 @@ def test_what_is_hidden_is_never_dead_but_by_the_mark_of_its_boot(doubts: list[s
 
 
 def test_nothing_known_is_not_dead() -> None:
-    assert judge([]) == Verdict("unknown", "nothing is known of it")
+    assert conclude([]) == Liveness("unknown", "nothing is known of it")

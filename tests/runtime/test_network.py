@@ -27,28 +27,27 @@ def plugins(**more: object) -> dict[str, Any]:
         (b"", DecodingError, "network configuration /x is empty, expected a JSON document"),
         (b'{"name": "a",}', DecodingError, "network configuration /x is not JSON: "),
         ([], InvalidConfigError, "invalid network configuration /x: $ is an array, expected an object"),
-        ({"plugins": []}, InvalidConfigError, "/x: $.name is missing, expected the network's name, a string"),
-        (plugins(name=1), InvalidConfigError, "/x: $.name is 1, expected the network's name, a string"),
+        ({"plugins": []}, InvalidConfigError, "missing network name; /x: $.name"),
+        (plugins(name=1), InvalidConfigError, "/x: $.name is 1, expected a string"),
         (plugins(name=""), InvalidConfigError, "missing network name; /x: $.name"),
         (plugins(name="../x"), InvalidConfigError, "invalid characters found in network name '../x'; /x: $.name"),
-        (plugins(cniVersion=1), InvalidConfigError, "/x: $.cniVersion is 1, expected a version, a string"),
-        (plugins(cniVersion=None), InvalidConfigError, "/x: $.cniVersion is null, expected a version, a string"),
+        (plugins(cniVersion=1), InvalidConfigError, "/x: $.cniVersion is 1, expected a string"),
         (plugins(cniVersion="zzz"), DecodingError, "/x: $.cniVersion: invalid CNI version 'zzz'"),
         (plugins(cniVersion="8.0.0"), IncompatibleVersionError, "/x: $.cniVersion: no version of the specification"),
         (plugins(cniVersions="1.0.0"), InvalidConfigError, "/x: $.cniVersions is '1.0.0', expected an array"),
-        (plugins(cniVersions=["1.0.0", 2]), InvalidConfigError, "/x: $.cniVersions[1] is 2, expected a version"),
+        (plugins(cniVersions=["1.0.0", 2]), InvalidConfigError, "/x: $.cniVersions[1] is 2, expected a string"),
         (plugins(cniVersions=["x"]), DecodingError, "/x: $.cniVersions: invalid CNI version 'x'"),
         (plugins(disableCheck="maybe"), InvalidConfigError, "/x: $.disableCheck is 'maybe', expected true or false"),
-        (plugins(disableGC=None), InvalidConfigError, "/x: $.disableGC is null, expected true or false"),
+        (plugins(disableGC=0), InvalidConfigError, "/x: $.disableGC is 0, expected true or false"),
         (plugins(loadOnlyInlinedPlugins=1), InvalidConfigError, "/x: $.loadOnlyInlinedPlugins is 1, expected true or"),
         (plugins(plugins={}), InvalidConfigError, "/x: $.plugins is an object, expected an array"),
-        (plugins(plugins=["x"]), InvalidConfigError, "/x: $.plugins[0] is 'x', expected the configuration of a plugin"),
+        (plugins(plugins=["x"]), InvalidConfigError, "/x: $.plugins[0] is 'x', expected an object"),
         (
             plugins(plugins=[{"type": "a"}, {}]),
             InvalidConfigError,
-            "/x: $.plugins[1].type is missing, expected the type",
+            "/x: $.plugins[1].type is missing, expected a string",
         ),
-        (plugins(plugins=[{"type": 1}]), InvalidConfigError, "/x: $.plugins[0].type is 1, expected the type"),
+        (plugins(plugins=[{"type": 1}]), InvalidConfigError, "/x: $.plugins[0].type is 1, expected a string"),
         (
             plugins(plugins=[{"type": "../../sbin/reboot"}]),
             InvalidConfigError,
@@ -110,6 +109,11 @@ def test_a_single_plugin_may_have_a_key_plugins_of_its_own() -> None:
 def test_booleans_may_be_strings(value: object, meant: bool) -> None:
     network = parse(plugins(disableCheck=value, disableGC=value, loadOnlyInlinedPlugins=value))
     assert (network.disable_check, network.disable_gc, network.load_only_inlined_plugins) == (meant, meant, meant)
+
+
+def test_null_is_absent_here_as_elsewhere() -> None:
+    network = parse(plugins(cniVersion=None, cniVersions=None, disableCheck=None, disableGC=None))
+    assert (str(network.version), network.disable_check, network.disable_gc) == ("0.1.0", False, False)
 
 
 # --- versions ---------------------------------------------------------------------------------------------------------

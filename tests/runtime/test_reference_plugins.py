@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,9 @@ MYNET = {
 
 
 @pytest.fixture(scope="session", params=["go", "one-shot", "resident"])
-def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Plugins | None:
-    """Whose bridge and host-local; None for the Go ones."""
-    if request.param == "go":
-        return None
-    return Plugins(tmp_path_factory.mktemp(request.param), resident=request.param == "resident")
+def installed(request: pytest.FixtureRequest, install: Callable[[str], Plugins]) -> Plugins | None:
+    """Directory of bridge and host-local; None for the Go ones."""
+    return None if request.param == "go" else install(request.param)
 
 
 @pytest.fixture
@@ -68,7 +66,7 @@ class Tool:
 
     def __call__(self, *arguments: str, ok: bool = True, **env: str) -> str:
         done = self.host.run(
-            [sys.executable, "-m", "cnisdk.cli.cnitool", *arguments], env={**self.env, **env}, cwd=ROOT, check=ok
+            [sys.executable, "-m", "cnisdk._cli.cnitool", *arguments], env={**self.env, **env}, cwd=ROOT, check=ok
         )
         assert ok == (done.returncode == 0), done
         return done.stdout if ok else done.stderr

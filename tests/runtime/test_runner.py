@@ -528,7 +528,7 @@ def test_validate(bench: Bench) -> None:
 
 
 def test_entries_of_the_reference_are_deleted(bench: Bench, tmp_path: Path) -> None:
-    """What libcni cached, single plugin and all, our DEL uses and removes."""
+    """Our DEL uses and removes libcni's cached results, also those of a single plugin."""
     bench.plugin("a")
     results = bench.cache_dir / "results"
     results.mkdir(parents=True)
