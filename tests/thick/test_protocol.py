@@ -1,4 +1,4 @@
-"""What shim and worker say to each other, where the kernel speaks for the shim."""
+"""The protocol between shim and worker: what the worker learns from the kernel, and who gets the request."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import socket
 
 import pytest
 
+from cnisdk._thick import protocol
 from cnisdk.errors import DecodingError
 from cnisdk.linux import netns
 from cnisdk.testing import Sandbox
-from cnisdk.thick import protocol
 
 
-def offer() -> protocol.Offer:
-    """What a shim in this process offers, with a request of one variable."""
+def offer() -> protocol.RequestOffer:
+    """Offer a request of one variable, as a shim does."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with here, open(os.devnull, "rb") as null:
-        socket.send_fds(here, [b"plugin\0KEY=value\0"], [null.fileno()] * protocol.FILES)
-    return protocol.Offer(b"", 0o22, 17, 0.0, protocol.make_socket(there.detach()))
+        socket.send_fds(here, [b"plugin\0KEY=value\0"], [null.fileno()] * protocol.FILE_COUNT)
+    return protocol.RequestOffer(b"", 0o22, 17, 0.0, protocol.make_socket(there.detach()))
 
 
-def taken(path: str, own: bytes | None) -> tuple[protocol.Request, int, int]:
-    """A request of a shim in that namespace, what its descriptor stands for, and what it should; called on a host."""
+def taken(path: str, own: bytes | None) -> tuple[protocol.ShimRequest, int, int]:
+    """Take a request of a shim in a namespace. Return it, its namespace's inode, and the expected one."""
     with netns.open(path) as there:
         made = there.call(offer)
     with socket.socket(socket.AF_UNIX) as sock:
-        request = protocol.take(made, protocol.netns_cookie(sock) if own is None else own)
+        request = protocol.take_request(made, protocol.netns_cookie(sock) if own is None else own)
     made.end.close()
     return request, 0 if request.netns < 0 else os.fstat(request.netns).st_ino, os.stat(path).st_ino
 
@@ -46,7 +46,7 @@ def test_the_workers_own_namespace_needs_no_descriptor(host: Sandbox) -> None:
 def test_a_request_is_taken_once() -> None:
     made = offer()
     own = protocol.netns_cookie(made.end)
-    assert protocol.take(made, own).name == "plugin"
+    assert protocol.take_request(made, own).name == "plugin"
     with pytest.raises(DecodingError):
-        protocol.take(made, own)
+        protocol.take_request(made, own)
     made.end.close()

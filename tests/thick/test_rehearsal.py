@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from cnisdk import AddRequest, CheckRequest, DelRequest, NetConf, Plugin, PluginMain, Result
-from cnisdk.cli.install import find_registered, this_interpreter
-from cnisdk.plugin.launch import Launcher, code_of, interpreter_of, render
+from cnisdk._cli.install import registered_plugins, this_interpreter
+from cnisdk._thick.load import load_plugins
+from cnisdk._thick.rehearsal import rehearse
+from cnisdk._thick.worker import ServedPlugin
+from cnisdk.plugin._launch import Launcher, code_of, interpreter_of, render
 from cnisdk.testing import Sandbox
-from cnisdk.thick.load import load
-from cnisdk.thick.rehearsal import rehearse
-from cnisdk.thick.worker import Loaded
 
 pytestmark = pytest.mark.kernel
 
@@ -56,8 +56,8 @@ class Broken(Recorder):
         raise ValueError("not today")
 
 
-def loaded(plugin: type[Plugin[Any]], type_: str = "recorder") -> dict[str, Loaded]:
-    return {type_: Loaded(type_, "id", LAUNCHER, PluginMain(plugin))}
+def loaded(plugin: type[Plugin[Any]], type_: str = "recorder") -> dict[str, ServedPlugin]:
+    return {type_: ServedPlugin(type_, "id", LAUNCHER, PluginMain(plugin))}
 
 
 def test_what_is_rehearsed_happens_elsewhere(host: Sandbox) -> None:
@@ -67,9 +67,9 @@ def test_what_is_rehearsed_happens_elsewhere(host: Sandbox) -> None:
             return os.readlink("/proc/self/ns/net"), dict(os.environ), os.listdir("/proc/self/fd"), str(handlers)
 
         before = look()
-        lessons, problems = rehearse(loaded(Recorder), {"recorder": b"#!/bin/sh\n"})
-        assert lessons.keys() == {("recorder", "ADD"), ("recorder", "DEL")}
-        assert all(touched.written for touched in lessons.values())
+        samples, problems = rehearse(loaded(Recorder), {"recorder": b"#!/bin/sh\n"})
+        assert samples.keys() == {("recorder", "ADD"), ("recorder", "DEL")}
+        assert all(touched.written for touched in samples.values())
         return problems, CALLS, before, look()
 
     problems, calls, before, after = host.call(work)
@@ -101,7 +101,7 @@ def test_who_may_not_make_namespaces_goes_without(host: Sandbox) -> None:
 
 WITHOUT = """
 from tests.thick.test_rehearsal import Recorder, loaded
-from cnisdk.thick.rehearsal import rehearse
+from cnisdk._thick.rehearsal import rehearse
 _, (problem,) = rehearse(loaded(Recorder), {})
 print(problem.partition(":")[0])
 """
@@ -110,7 +110,7 @@ print(problem.partition(":")[0])
 def test_the_reference_plugins_are_rehearsed(host: Sandbox, capfd: pytest.CaptureFixture[str]) -> None:
     def work() -> tuple[list[str], str]:
         interpreter = interpreter_of(this_interpreter(), None)
-        load(
+        load_plugins(
             {
                 plugin.type: render(
                     f"{plugin.type}: {plugin.module}:{plugin.attribute} of a test",
@@ -118,7 +118,7 @@ def test_the_reference_plugins_are_rehearsed(host: Sandbox, capfd: pytest.Captur
                     code_of(plugin.module, plugin.attribute, None),
                     "{}",
                 )
-                for plugin in find_registered().values()
+                for plugin in registered_plugins().values()
             }
         )
         links = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout

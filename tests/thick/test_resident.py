@@ -18,16 +18,16 @@ from typing import cast
 
 import pytest
 
-from cnisdk.cli.install import search_path
+from cnisdk._cli.install import search_path
+from cnisdk._thick import shim
+from cnisdk._thick.accept_queue import AcceptQueue
+from cnisdk._thick.caller import CallerPolicy
+from cnisdk._thick.metrics import Metrics
+from cnisdk._thick.server import Server, ensure_directory
+from cnisdk._thick.systemd import render_units
 from cnisdk.errors import IOFailureError
-from cnisdk.plugin.launch import code_of, interpreter_of, render
+from cnisdk.plugin._launch import code_of, interpreter_of, render
 from cnisdk.testing import Sandbox
-from cnisdk.thick import shim
-from cnisdk.thick.metrics import Metrics
-from cnisdk.thick.peer import Border
-from cnisdk.thick.server import Peak, Peaks, Server, count_together, prepare_directory
-from cnisdk.thick.units import render_units
-from cnisdk.thick.worker import Door
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = '{"cniVersion":"1.1.0","supportedVersions":["1.0.0"]}'
@@ -36,7 +36,7 @@ VERSIONS = '{"cniVersion":"1.1.0","supportedVersions":["1.0.0"]}'
 KINDS = ["c", "libc", "python"]
 
 PLUGINS = """
-import os, select, signal, sys
+import os, select, signal, sys, threading
 from cnisdk import InvalidConfigError, NetConf, Plugin, PluginMain, Result
 
 
@@ -54,7 +54,7 @@ class Probe(Plugin[NetConf]):
                 "fds": sorted(fd for fd in map(int, os.listdir("/proc/self/fd")) if fd < 3),
                 "mask": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
                 "pipe": int(signal.getsignal(signal.SIGPIPE)), "child": int(signal.getsignal(signal.SIGCHLD)),
-                "main": sys.modules["threading"].current_thread() is sys.modules["threading"].main_thread(),
+                "main": threading.current_thread() is threading.main_thread(),
             })
         if mode == "print":
             print("to people")
@@ -75,7 +75,8 @@ class Probe(Plugin[NetConf]):
         if mode == "wait":
             request.undo(os.write, 2, b"UNDONE\\n")
             os.write(2, b"READY %d\\n" % os.getpid())
-            select.select([], [], [])
+            while True:  # a signal just before a wait without end would be handled at its end: never
+                select.select([], [], [], 0.1)
         return Result(extra={"leaked": "LEAKED" in os.environ or "leaked" in sys.modules})
 
     def delete(self, request):
@@ -94,12 +95,12 @@ def other():
 SERVE = """
 import os, signal, sys
 from pathlib import Path
-from cnisdk.thick.load import load
-from cnisdk.thick import server, worker
+from cnisdk._thick.load import load_plugins
+from cnisdk._thick import bursts, server, worker
 if sys.argv[5:] == ["linger"]:  # each worker stops, where nothing more is to do than to end
-    worker._write_down_pages = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)
-plugins = load({name: Path(sys.argv[1], name).read_bytes() for name in ("probe", "other")})
-server.REMEMBER = float(sys.argv[4])
+    worker._write_sample = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)
+plugins = load_plugins({name: Path(sys.argv[1], name).read_bytes() for name in ("probe", "other")})
+bursts.BURST_SECONDS = float(sys.argv[4])
 server.Server(plugins, sys.argv[2], ready=int(sys.argv[3]), limit=16).run()
 """
 
@@ -125,9 +126,9 @@ class Installation:
                 elif kind != "launchers":
                     if compiler is None:
                         continue  # whoever wants one is skipped
-                    flags = shim.FLAGS if kind == "c" else shim.FLAGS[-1:]
+                    flags = shim.COMPILER_FLAGS if kind == "c" else shim.COMPILER_FLAGS[-1:]
                     text = shim.compile_shim(compiler, name, launcher, VERSIONS.encode(), self.runtime, flags)
-                    assert shim.stamp(launcher, self.runtime) in text
+                    assert shim.shim_stamp(launcher, self.runtime) in text
                 (directory / kind / name).write_bytes(text)
                 (directory / kind / name).chmod(0o755)
 
@@ -320,7 +321,7 @@ def test_a_server_that_starts_expects_many(machine: Machine) -> None:
 
 
 def test_where_many_came_many_wait(machine: Machine) -> None:
-    machine.serve(ready=2, remember=3)
+    machine.serve(ready=2, remember=8)
     assert idle(machine, lambda count: count == 2) == 2
     running = [machine.start("c", "ADD", "MODE=wait") for _ in range(12)]
     for process in running:
@@ -329,7 +330,7 @@ def test_where_many_came_many_wait(machine: Machine) -> None:
         process.terminate()
         assert process.communicate(timeout=30)[1] == "UNDONE\n"
     assert idle(machine, lambda count: count >= 12) == 12
-    assert idle(machine, lambda count: count <= 2) == 2
+    assert idle(machine, lambda count: count <= 2, seconds=60) == 2
 
 
 def test_one_after_another_is_not_many(machine: Machine) -> None:
@@ -338,21 +339,6 @@ def test_one_after_another_is_not_many(machine: Machine) -> None:
     for _ in range(12):
         assert machine.run("c", "DEL")[2] == ""
     assert idle(machine, lambda count: count > 2, seconds=1) == 2
-
-
-def test_the_highest_peak_of_the_last_minute() -> None:
-    peaks = Peaks(Peak(0, 5, frozenset()))
-    seen = []
-    for at, number in ((10, 50), (11, 1), (40, 20), (41, 1), (69, 2), (70, 1), (99, 0), (100, 0), (159, 0)):
-        peaks.add(Peak(at, number, frozenset()))
-        seen.append(peaks.highest.number)
-    assert seen == [50, 50, 50, 50, 50, 20, 20, 2, 0]
-
-
-def test_how_many_came_together() -> None:
-    assert count_together([]) == 0
-    assert count_together([(0, 1), (1, 2), (2, 3)]) == 1
-    assert count_together([(0, 9), (1, 2), (3, 4), (3.5, 10)]) == 3
 
 
 def idle(machine: Machine, wanted: Callable[[int], bool], seconds: float = 20) -> int:
@@ -469,13 +455,13 @@ class Forks:
 def fill(path: Path, forks: Forks, ending: int = 0) -> list[tuple[bool, int]]:
     """What a server that starts says each time it was asked to fill its pool, and the forks until then."""
     server = Server({}, str(path), ready=4, limit=16)
-    server._border = Border()
+    server._policy = CallerPolicy()
     server._ending = set(range(-ending, 0))
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fork", forks)
         for _ in range(20):
-            said.append((server._fill(cast(Door, None), {}), forks.count))
+            said.append((server._fill(cast(AcceptQueue, None), {}), forks.count))
     return said
 
 
@@ -498,7 +484,7 @@ def test_a_server_that_may_not_fork_goes_on(tmp_path: Path, number: int) -> None
 
 
 def status_of(machine: Machine) -> dict[str, int]:
-    argv = [sys.executable, "-m", "cnisdk.cli.cnisdk", "serve", "--status", "--directory", machine.installation.runtime]
+    argv = [sys.executable, "-m", "cnisdk", "serve", "--status", "--directory", machine.installation.runtime]
     done = machine.host.run(argv, env={**os.environ, "PYTHONPATH": str(ROOT)})
     answer: dict[str, int] = json.loads(done.stdout)
     return answer
@@ -584,15 +570,15 @@ def test_memory_stays(machine: Machine) -> None:
 
 
 def test_the_directory_is_the_users_alone(tmp_path: Path) -> None:
-    prepare_directory(str(tmp_path / "new"))
+    ensure_directory(str(tmp_path / "new"))
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
-    prepare_directory(str(tmp_path / "new"))
+    ensure_directory(str(tmp_path / "new"))
     (tmp_path / "open").mkdir(mode=0o755)
     with pytest.raises(IOFailureError, match="not a directory of this user alone"):
-        prepare_directory(str(tmp_path / "open"))
+        ensure_directory(str(tmp_path / "open"))
     (tmp_path / "link").symlink_to(tmp_path / "new")
     with pytest.raises(IOFailureError):
-        prepare_directory(str(tmp_path / "link"))
+        ensure_directory(str(tmp_path / "link"))
 
 
 def test_fallbacks_are_taken_over_once(tmp_path: Path) -> None:
@@ -605,5 +591,5 @@ def test_fallbacks_are_taken_over_once(tmp_path: Path) -> None:
 
 def test_units() -> None:
     units = render_units("/opt/a b/python", "/run/cnisdk")
-    assert b'ExecStart="/opt/a b/python" -I -m cnisdk.cli.cnisdk serve' in units["cnisdk.service"]
+    assert b'ExecStart="/opt/a b/python" -I -m cnisdk serve' in units["cnisdk.service"]
     assert b"ListenSequentialPacket=/run/cnisdk/server.sock" in units["cnisdk.socket"]

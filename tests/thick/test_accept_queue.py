@@ -1,4 +1,4 @@
-"""Who of the workers that wait takes a request."""
+"""The accept queue: which of the idle workers gets a connection."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cnisdk.thick.worker import Door
+from cnisdk._thick.accept_queue import AcceptQueue
 
 
-class Hall:
-    """A door, and processes that wait at it, of which each takes one request and answers with its number."""
+class Pool:
+    """An accept queue, and processes that wait on it. Each takes one connection and answers with its number."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -22,15 +22,15 @@ class Hall:
         self.listener.listen(16)
         self.listener.setblocking(False)
         self.pipes = (*os.pipe(), *os.pipe())
-        self.door = Door(self.listener, self.pipes[0], self.pipes[2])
+        self.queue = AcceptQueue(self.listener, self.pipes[0], self.pipes[2])
         self.waiting: list[int] = []
 
     def add(self) -> None:
-        """Have one more wait."""
+        """Add a worker."""
         pid = os.fork()
         if pid == 0:
             try:
-                while (connection := self.door.wait(-1) and self.door.accept()) is None:
+                while (connection := self.queue.wait(-1) and self.queue.accept()) is None:
                     pass
                 assert connection
                 connection.send(b"%d" % len(self.waiting))
@@ -38,10 +38,10 @@ class Hall:
                 os._exit(0)
         self.waiting.append(pid)
         while Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "SZ":
-            pass  # it is on its way to the door, where it sleeps, or takes what is there and ends
+            pass  # it is not waiting yet; then it sleeps in the queue, or has taken a connection and ended
 
     def ask(self) -> socket.socket:
-        """Come with a request."""
+        """Connect, as a shim does."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(20)
         connection.connect(self.path)
@@ -51,34 +51,34 @@ class Hall:
         for pid in self.waiting:
             os.kill(pid, 9)
             os.waitpid(pid, 0)
-        self.door.close()
+        self.queue.close()
         os.close(self.pipes[1])
         os.close(self.pipes[3])
 
 
 @pytest.fixture
-def hall(tmp_path: Path) -> Iterator[Hall]:
-    made = Hall(tmp_path / "door")
+def pool(tmp_path: Path) -> Iterator[Pool]:
+    made = Pool(tmp_path / "queue")
     yield made
     made.close()
 
 
-def test_the_last_that_came_goes_first(hall: Hall) -> None:
+def test_the_newest_worker_is_woken_first(pool: Pool) -> None:
     for _ in range(4):
-        hall.add()
+        pool.add()
     answers = []
     for _ in range(4):
-        with hall.ask() as connection:
+        with pool.ask() as connection:
             answers.append(connection.recv(10))
     assert answers == [b"3", b"2", b"1", b"0"]
 
 
-def test_of_requests_that_come_together_each_is_taken(hall: Hall) -> None:
-    """Also those that came before anybody waited, which the kernel tells of once."""
-    early = [hall.ask() for _ in range(3)]
+def test_each_of_many_connections_at_once_is_accepted(pool: Pool) -> None:
+    """Also the connections that came before any worker waited, which raise one edge."""
+    early = [pool.ask() for _ in range(3)]
     for _ in range(8):
-        hall.add()
-    late = [hall.ask() for _ in range(5)]
+        pool.add()
+    late = [pool.ask() for _ in range(5)]
     answers = set()
     for connection in (*early, *late):
         with connection:

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cnisdk.cli.install import search_path
-from cnisdk.plugin.launch import code_of, interpreter_of, render
+from cnisdk._cli.install import search_path
+from cnisdk._thick import caller, protocol, shim
+from cnisdk._thick.caller import CallerPolicy, ProcessCredentials
+from cnisdk.plugin._launch import code_of, interpreter_of, render
 from cnisdk.testing import Sandbox
-from cnisdk.thick import peer, protocol, shim
-from cnisdk.thick.peer import Border, Standing
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = b'{"cniVersion":"1.1.0","supportedVersions":["1.0.0"]}'
@@ -62,9 +62,9 @@ main = PluginMain(Facts)
 SERVE = """
 import sys
 from pathlib import Path
-from cnisdk.thick.load import load
-from cnisdk.thick.server import Server
-Server(load({"facts": Path(sys.argv[1]).read_bytes()}), sys.argv[2], ready=2, limit=8).run()
+from cnisdk._thick.load import load_plugins
+from cnisdk._thick.server import Server
+Server(load_plugins({"facts": Path(sys.argv[1]).read_bytes()}), sys.argv[2], ready=2, limit=8).run()
 """
 
 # Becomes a caller that differs from others, and asks.
@@ -160,9 +160,9 @@ class Setting:
         compiler = shim.find_compiler()
         assert compiler is not None
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(protocol, "PATIENCE", 30.0)  # a busy machine is no failure
-            known, alone = shim.identify(launcher), b"#!/bin/sh\necho {}\n"
-            patch.setattr(shim, "identify", lambda _: known)
+            patch.setattr(protocol, "SHIM_TIMEOUT", 30.0)  # a busy machine is no failure
+            known, alone = shim.launcher_id(launcher), b"#!/bin/sh\necho {}\n"
+            patch.setattr(shim, "launcher_id", lambda _: known)
             self.shim.write_bytes(shim.compile_shim(compiler, "facts", alone, VERSIONS, self.runtime))
         self.shim.chmod(0o755)
         told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -233,7 +233,9 @@ def test_what_a_caller_has_is_carried_declined_or_the_servers_as_documented(sett
 
 # --- what cannot be made everywhere -----------------------------------------------------------------------------------
 
-LESS = Standing(b"0/0", frozenset({b"0", b"27"}), 0b1001, 0, 0, b"p (enforce)", ("mnt:[1]", "user:[2]"), (1, 2, 3))
+LESS = ProcessCredentials(
+    b"0/0", frozenset({b"0", b"27"}), 0b1001, 0, 0, b"p (enforce)", ("mnt:[1]", "user:[2]"), (1, 2, 3)
+)
 
 DIFFERENT: dict[str, list[tuple[dict[str, Any], str | None]]] = {
     "user and group ids": [({"users": b"0/5"}, "the caller has other user or group ids")],
@@ -254,12 +256,12 @@ DIFFERENT: dict[str, list[tuple[dict[str, Any], str | None]]] = {
 
 @pytest.mark.parametrize("row", DIFFERENT)
 def test_each_difference_counts(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer, "look", lambda *_, **__: LESS)
-    monkeypatch.setattr(peer, "NAMESPACES", ("mnt", "user"))
-    border = Border()
-    assert border.compare(LESS) is None
+    monkeypatch.setattr(caller, "read_credentials", lambda *_, **__: LESS)
+    monkeypatch.setattr(caller, "NAMESPACE_KINDS", ("mnt", "user"))
+    policy = CallerPolicy()
+    assert policy.compare(LESS) is None
     for difference, reason in DIFFERENT[row]:
-        assert border.compare(LESS._replace(**difference)) == reason
+        assert policy.compare(LESS._replace(**difference)) == reason
 
 
 # --- who is judged ----------------------------------------------------------------------------------------------------
@@ -283,43 +285,43 @@ class Listener:
         connection.connect(self.path)
         return connection
 
-    def judge_or_fail(self, border: Border) -> str:
+    def find_objection_or_error(self, policy: CallerPolicy) -> str:
         try:
-            return str(self.judge(border))
+            return str(self.find_objection(policy))
         except OSError as exc:
             return errno.errorcode[exc.errno or 0]
 
-    def judge(self, border: Border) -> str | None:
+    def find_objection(self, policy: CallerPolicy) -> str | None:
         connection, _ = self.socket.accept()
         with connection:
-            return border.judge(connection)
+            return policy.find_objection(connection)
 
 
 @pytest.mark.parametrize("pidfd", [True, False], ids=["this kernel", "a kernel before 6.5"])
 def test_the_server_itself_could_be_a_caller(tmp_path: Path, pidfd: bool) -> None:
-    border, listener = Border(), Listener(tmp_path / "socket")
-    border._has_peerpidfd = border._has_peerpidfd and pidfd
+    policy, listener = CallerPolicy(), Listener(tmp_path / "socket")
+    policy._has_peerpidfd = policy._has_peerpidfd and pidfd
     with listener.socket, listener.connect():
-        assert listener.judge(border) is None
+        assert listener.find_objection(policy) is None
 
 
 @pytest.mark.parametrize("pidfd", [True, False], ids=["this kernel", "a kernel before 6.5"])
 def test_a_connection_whose_maker_has_ended_is_nobodys(tmp_path: Path, pidfd: bool) -> None:
     """Its child has it still, and says what it likes."""
-    border, listener = Border(), Listener(tmp_path / "socket")
-    border._has_peerpidfd = border._has_peerpidfd and pidfd
+    policy, listener = CallerPolicy(), Listener(tmp_path / "socket")
+    policy._has_peerpidfd = policy._has_peerpidfd and pidfd
     with listener.socket, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         child = os.fork()
         if child == 0:
             connection.connect(listener.path)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        assert listener.judge_or_fail(border) in FAILURES
+        assert listener.find_objection_or_error(policy) in FAILURES
 
 
 def judge_a_reused_number(path: Path) -> str:
     """Connect in a process, end it, and have another one get its number; called as PID 1 of a PID namespace."""
-    border, listener = Border(), Listener(path)
+    policy, listener = CallerPolicy(), Listener(path)
     with listener.socket, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         first = os.fork()
         if first == 0:
@@ -332,7 +334,7 @@ def judge_a_reused_number(path: Path) -> str:
             signal.pause()
         assert first == second
         try:
-            return listener.judge_or_fail(border)
+            return listener.find_objection_or_error(policy)
         finally:
             os.kill(second, signal.SIGKILL)
 
@@ -340,13 +342,13 @@ def judge_a_reused_number(path: Path) -> str:
 REUSED = """
 import sys
 from pathlib import Path
-from tests.thick.test_border import judge_a_reused_number
+from tests.thick.test_caller import judge_a_reused_number
 print(judge_a_reused_number(Path(sys.argv[1])))
 """
 
 
 def test_a_process_that_got_the_number_of_the_caller_is_not_the_caller(host: Sandbox, tmp_path: Path) -> None:
-    if not Border()._has_peerpidfd:
+    if not CallerPolicy()._has_peerpidfd:
         pytest.skip("Linux before 6.5 does not tell them apart")
     done = host.run(
         ["unshare", "--pid", "--mount-proc", "--fork", sys.executable, "-c", REUSED, tmp_path / "socket"],

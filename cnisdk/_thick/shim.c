@@ -1,20 +1,20 @@
-/* The resident mode's front: hands this process's request to a worker of `cnisdk serve`, and exits as the plugin did.
+/* Shim: hands this process's request to a worker of `cnisdk serve`, and exits with the plugin's status.
  *
  * Compiled by `cnisdk install --thick` together with a header that defines, as strings:
  *   SHIM_TYPE      type of the plugin
- *   SHIM_ID        what the server must be, to run the same plugin as the launcher
+ *   SHIM_ID        identity of the launcher, which the server must have loaded
  *   SHIM_SOCKET    path of the server's socket
- *   SHIM_FALLBACKS path of the file that counts fallbacks
+ *   SHIM_FALLBACKS path of the file to which reasons for fallbacks are appended
  *   SHIM_VERSIONS  the plugin's answer to VERSION
  *   SHIM_LAUNCHER  the launcher: a shell script that runs the plugin in a process of its own
  * and as an integer:
- *   SHIM_PATIENCE  milliseconds to wait for a worker
+ *   SHIM_TIMEOUT_MS milliseconds to wait for a worker
  *
- * The protocol is in protocol.py. The request lies in a socket pair of which the worker gets one end, and the shim keeps
- * it too: whoever takes the message out runs the request, the other one never does.
+ * shim.py describes the steps, protocol.py the protocol. The request lies in a socket pair. The worker gets one end, and
+ * the shim keeps it too. The side that receives the message runs the request; the other side never does.
  *
- * No function of the C library is called, so that where CPU and compiler allow (SHIM_ALONE) none is linked in: what it
- * does before main() takes longer than all of this.
+ * No function of the C library is called, so that none need be linked in where CPU and compiler allow it (SHIM_ALONE).
+ * The start of the C library, before main(), takes longer than the whole shim.
  */
 
 #define _GNU_SOURCE
@@ -214,7 +214,7 @@ static void note_fallback(const char *reason)
     if (fd < 0)
         return;
     at = append(append(append(append(line, SHIM_TYPE), " "), reason), "\n");
-    /* Nobody reads it while there is no server: it must not fill the memory. */
+    /* No server may be there to read the file: bound its size, since it lies in memory (tmpfs). */
     if (CALL3(lseek, fd, 0, SEEK_END) < 1 << 20)
         CALL3(write, fd, line, at - line);
     CALL1(close, fd);
@@ -290,7 +290,7 @@ static long receive(int connection, char *text, size_t size, int *file, int flag
     return length;
 }
 
-/* Take the request out of the socket pair again, if no worker did. If one has, its end is all there is from then on. */
+/* Take the request back out of the socket pair. Returns 0 if a worker has taken it: then only wait for its end. */
 static int take_back(int *end)
 {
     char text[8];
@@ -368,14 +368,14 @@ static int run(int argc)
     CALL2(clock_gettime, CLOCK_MONOTONIC, &time);
     at = append_number(at, (unsigned long)time.tv_sec * 1000000 + (unsigned long)time.tv_nsec / 1000, 10);
     length = transmit((int)connection, &(struct iovec){text, (size_t)(at - text)}, 1, &pair[1], 1);
-    /* A worker that has hung up already may have said why. */
+    /* A worker that has closed the connection already may have sent a reason, which is read below. */
     if (length < 0 && length != -EPIPE && length != -ECONNRESET)
         fall_back("lost", "the server ended before it took the request", "");
 
     do {
         struct pollfd events[2] = {{(int)connection, POLLIN, 0}, {signals, POLLIN, 0}};
-        struct timespec patience = {SHIM_PATIENCE / 1000, SHIM_PATIENCE % 1000 * 1000000L};
-        long ready = CALL5(ppoll, events, 2, pair[1] < 0 ? NULL : &patience, NULL, 0);
+        struct timespec timeout = {SHIM_TIMEOUT_MS / 1000, SHIM_TIMEOUT_MS % 1000 * 1000000L};
+        long ready = CALL5(ppoll, events, 2, pair[1] < 0 ? NULL : &timeout, NULL, 0);
         int number = ready > 0 ? read_signal(signals) : 0;
 
         if (number != 0 || ready == 0) {
@@ -389,7 +389,7 @@ static int run(int argc)
                 CALL4(pidfd_send_signal, worker, number, NULL, 0);
         }
         length = receive((int)connection, text, sizeof text, NULL, MSG_DONTWAIT);
-        if (length == -ECONNRESET) /* told once: that it hung up without reading. Then comes what it said. */
+        if (length == -ECONNRESET) /* told once, if the worker did not read; its message follows */
             length = receive((int)connection, text, sizeof text, NULL, MSG_DONTWAIT);
     } while (length == -EAGAIN);
     if (length > 0 && starts_with(text, "exit "))

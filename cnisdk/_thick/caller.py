@@ -1,15 +1,17 @@
-"""Judge the process at the other end of a connection: may the server work for it?
+"""Decide whether the server may run a request for the process at the other end of a connection, the caller.
 
-A worker has the server's power and sees the server's files. So the server works only for a caller that has that power
-itself, and to which paths and numbers mean the same. A caller cannot prove this by what it says; the kernel shows it:
+A worker has the server's rights and sees the server's files. So the server works only for a caller that has the same
+rights, and for which paths and numbers mean the same. The caller's own words prove nothing. The kernel shows it, in
+this order:
 
-1. The kernel recorded the caller when it connected: its user and its process (SO_PEERCRED).
-2. ``/proc/PID`` shows that process, of which everything below is read through one descriptor of the directory.
-3. Then the process must still be there. Until its end its number belongs to it; so what was read is the caller's, and
-   not that of a process which got the number later. A descriptor of the process (SO_PEERPIDFD, Linux 6.5) tells. On
-   older kernels a descriptor is opened by the number, which covers the time from then on.
+1. The kernel recorded user and process id of the caller when it connected (SO_PEERCRED).
+2. ``/proc/PID`` shows the rights and namespaces of that process. One descriptor of the directory is opened, and all
+   files are read through it.
+3. Afterwards the process must still exist. A process keeps its id until it ends. So everything that was read belongs
+   to the caller, and not to a later process with the same id. The kernel gives a descriptor of the process
+   (SO_PEERPIDFD, Linux 6.5). On older kernels a descriptor is opened by the id, which proves it from then on only.
 
-What is left is in SECURITY.md.
+SECURITY.md lists what this check cannot see.
 """
 
 from __future__ import annotations
@@ -22,16 +24,16 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .protocol import peer_uid
+from .protocol import get_peer_ids
 
-NAMESPACES = ("mnt", "user", "pid", "uts", "ipc", "cgroup", "time")
-"""What a path, a number or a time means depends on these; a worker can only change its network namespace."""
+NAMESPACE_KINDS = ("mnt", "user", "pid", "uts", "ipc", "cgroup", "time")
+"""Namespaces that give paths, numbers and times their meaning. A worker can change none but its network namespace."""
 
 _CAP_SETGID = 1 << 6
 _RESET_ON_FORK = 0x40000000
 _SO_PEERPIDFD = 77
 
-# A process's status is shorter, unless it is in thousands of groups.
+# Bytes read of a file in /proc. The status of a process is shorter, unless it is in thousands of groups.
 _STATUS = 1 << 14
 
 # statx(2)
@@ -40,18 +42,18 @@ _INODE, _DEVICE, _MOUNT = struct.Struct("=32xQ"), struct.Struct("=136xII"), stru
 _statx = ctypes.CDLL(None, use_errno=True).statx
 
 
-class Standing(NamedTuple):
-    """What the kernel shows of a process.
+class ProcessCredentials(NamedTuple):
+    """Rights and namespaces of a process, as the kernel shows them.
 
     Attributes:
-        users: Its real, effective, saved and file system user, and the same of its group, as text.
-        groups: Its supplementary groups.
-        capabilities: The effective ones, as bits.
-        no_new_privs: 1 if it can gain none by execve(2).
-        filters: How many seccomp filters it has.
-        profile: Of AppArmor; empty where there is none.
-        namespaces: Those that were asked for.
-        root: Inode, device and mount of its root directory.
+        users: Real, effective, saved and file system user id, then the four group ids, as text.
+        groups: Supplementary group ids.
+        capabilities: Effective capabilities, as bits.
+        no_new_privs: 1 if execve(2) cannot add rights.
+        filters: Number of seccomp filters.
+        profile: AppArmor profile; empty where the kernel has no AppArmor.
+        namespaces: The namespaces that were asked for, as ``mnt:[4026531841]``.
+        root: Inode, device and mount id of the root directory.
     """
 
     users: bytes
@@ -64,17 +66,17 @@ class Standing(NamedTuple):
     root: tuple[int, ...]
 
 
-def look(directory: int, kinds: Sequence[str], *, profile: bool) -> Standing:
-    """Ask the kernel about a process.
+def read_credentials(directory: int, kinds: Sequence[str], *, profile: bool) -> ProcessCredentials:
+    """Read rights and namespaces of a process.
 
     Args:
-        directory: A descriptor of its directory in ``/proc``.
-        kinds: The namespaces to ask for.
-        profile: Whether to ask for AppArmor's profile.
+        directory: Descriptor of the process's directory in ``/proc``.
+        kinds: Kinds of namespaces to read, of :data:`NAMESPACE_KINDS`.
+        profile: Read the AppArmor profile.
 
     Raises:
-        OSError: The kernel does not tell, or the process has ended.
-        ValueError: It tells something else than expected.
+        OSError: The kernel refuses it, or the process has ended.
+        ValueError: A file has another form than expected.
     """
     status = _read("status", directory)
     spaces = os.open("ns", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
@@ -82,11 +84,11 @@ def look(directory: int, kinds: Sequence[str], *, profile: bool) -> Standing:
         namespaces = tuple([os.readlink(kind, dir_fd=spaces) for kind in kinds])
     finally:
         os.close(spaces)
-    return Standing(
-        _field(status, b"Uid") + b"/" + _field(status, b"Gid"),
-        frozenset(_field(status, b"Groups").split()),
-        int(_field(status, b"CapEff"), 16),
-        int(_field(status, b"NoNewPrivs")),
+    return ProcessCredentials(
+        read_field(status, b"Uid") + b"/" + read_field(status, b"Gid"),
+        frozenset(read_field(status, b"Groups").split()),
+        int(read_field(status, b"CapEff"), 16),
+        int(read_field(status, b"NoNewPrivs")),
         _count_filters(status),
         _read("attr/apparmor/current", directory).strip() if profile else b"",
         namespaces,
@@ -94,11 +96,11 @@ def look(directory: int, kinds: Sequence[str], *, profile: bool) -> Standing:
     )
 
 
-class Border:
-    """What a caller must be for this process, a server, to work for it.
+class CallerPolicy:
+    """Rights that a caller must have, taken from this process, the server.
 
-    No process can compare two seccomp filters, nor say what an LSM such as Landlock forbids one that has
-    no_new_privs. So a caller may have been restricted in these ways only as PID 1 is, from which it inherits.
+    No process can compare two seccomp filters. Nor can it tell what an LSM such as Landlock forbids a process with
+    no_new_privs. So in these two ways a caller must not be more restricted than PID 1, from which it inherits.
     """
 
     def __init__(self) -> None:
@@ -106,15 +108,15 @@ class Border:
         try:
             self._profile = os.path.exists("/proc/self/attr/apparmor/current")
             # An old kernel has no time namespaces.
-            self._kinds = [kind for kind in NAMESPACES if os.path.exists(f"/proc/self/ns/{kind}")]
-            self._own = look(own, self._kinds, profile=self._profile)
+            self._kinds = [kind for kind in NAMESPACE_KINDS if os.path.exists(f"/proc/self/ns/{kind}")]
+            self._own = read_credentials(own, self._kinds, profile=self._profile)
         finally:
             os.close(own)
         self._user = os.geteuid()
         try:
             with open("/proc/1/status", "rb") as file:
                 status = file.read()
-            first = int(_field(status, b"NoNewPrivs")), _count_filters(status)
+            first = int(read_field(status, b"NoNewPrivs")), _count_filters(status)
         except (OSError, ValueError):  # hidden from this process
             first = 0, 0
         self._no_new_privs = min(self._own.no_new_privs, first[0])
@@ -127,16 +129,16 @@ class Border:
             except OSError:
                 self._has_peerpidfd = False
 
-    def judge(self, connection: socket.SocketType) -> str | None:
-        """Decide whether to work for the peer; if so, become scheduled as it is.
+    def find_objection(self, connection: socket.SocketType) -> str | None:
+        """Look for a reason not to run a request of the peer. If there is none, take over the peer's scheduling.
 
         Returns:
-            Why not; None to go on.
+            The reason, for people; None if the server may run the request.
 
         Raises:
-            OSError: It has ended.
+            OSError: The peer has ended.
         """
-        pid, user = peer_uid(connection)
+        pid, user = get_peer_ids(connection)
         if user != self._user:
             return "only the server's own user may use it"
         if pid == 0:
@@ -145,22 +147,22 @@ class Border:
         try:
             directory = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                reason = self.compare(look(directory, self._kinds, profile=self._profile))
+                reason = self.compare(read_credentials(directory, self._kinds, profile=self._profile))
             except PermissionError as exc:
-                reason = f"the kernel does not show it the caller ({exc.strerror}): it needs CAP_SYS_PTRACE"
+                reason = f"the server may not read /proc of the caller ({exc.strerror}): it needs CAP_SYS_PTRACE"
             except ValueError as exc:
-                reason = f"the kernel does not tell of the caller: {exc}"
+                reason = f"/proc of the caller cannot be understood: {exc}"
             finally:
                 os.close(directory)
             if reason is None:
-                reason = _take_over_schedule(pid)
-            signal.pidfd_send_signal(process, 0)  # it is still there
+                reason = _copy_schedule(pid)
+            signal.pidfd_send_signal(process, 0)  # fails if the process has ended
         finally:
             os.close(process)
         return reason
 
-    def compare(self, caller: Standing) -> str | None:
-        """Say why a caller is not one to work for; None if it is."""
+    def compare(self, caller: ProcessCredentials) -> str | None:
+        """Return the first right or namespace in which a caller differs, as a sentence; None if there is none."""
         own = self._own
         for kind, here, there in zip(self._kinds, own.namespaces, caller.namespaces, strict=True):
             if here != there:
@@ -187,11 +189,13 @@ class Border:
         return os.pidfd_open(pid)
 
 
-def _take_over_schedule(pid: int) -> str | None:
-    """Run where, when and as often as that process, or less often: to run more often takes a capability.
+def _copy_schedule(pid: int) -> str | None:
+    """Take over scheduling class, nice value and processors of a process.
+
+    A higher priority needs a capability. Without it, the server's lower priority stays.
 
     Returns:
-        Why that cannot be.
+        Why the processors cannot be taken over, as a sentence; None on success.
     """
     try:
         _set_schedule(pid)
@@ -229,18 +233,18 @@ def _read(name: str, directory: int) -> bytes:
     return data
 
 
-def _field(status: bytes, name: bytes) -> bytes:
-    """The value of a line. The first line holds the process's name, of which the kernel escapes line ends."""
+def read_field(status: bytes, name: bytes) -> bytes:
+    """Return the value of a line. The process's own name, in the first line, cannot forge one: newlines are escaped."""
     start = status.index(b"\n" + name + b":\t") + len(name) + 3
     return status[start : status.index(b"\n", start)]
 
 
 def _count_filters(status: bytes) -> int:
-    if b"\nSeccomp:\t" not in status or _field(status, b"Seccomp") == b"0":
+    if b"\nSeccomp:\t" not in status or read_field(status, b"Seccomp") == b"0":
         return 0
     try:
-        return int(_field(status, b"Seccomp_filters"))
-    except ValueError:  # before Linux 5.9: more than can be compared
+        return int(read_field(status, b"Seccomp_filters"))
+    except ValueError:  # before Linux 5.9 there is no count: assume more filters than the server has
         return 1 << 30
 
 

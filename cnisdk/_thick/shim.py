@@ -1,4 +1,18 @@
-"""Make the shims: programs that hand their request to the server, and run the launcher when there is none."""
+"""Make the shims: the programs in the place of launchers that hand their request to the resident server.
+
+A shim exists in C (``shim.c``) and, for machines without a compiler, in Python (:data:`_PYTHON`). Both do the same:
+
+1. VERSION is answered at once, from a text in the shim. A shim without CNI_COMMAND, with arguments, or with a closed
+   standard stream becomes the launcher.
+2. It writes the request into a socket pair, connects to the server and offers the other end (:mod:`.protocol`).
+3. It waits for the worker's answer, passes SIGTERM, SIGINT and SIGHUP on to the worker, and exits with its status.
+4. If no server listens, the server declines, or no worker takes the request in time, it takes the request back and
+   becomes the launcher. It says so on stderr, and appends the reason to the fallbacks file (:mod:`.metrics`).
+5. If the worker dies after it took the request, the shim prints an error (code 999). It never runs the request again.
+
+A shim contains the text of its launcher, and an identity made of it. The server runs only requests of shims whose
+launcher is the one it has loaded. So after an upgrade, shims and server fall back until both are of one version.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +27,7 @@ _TIMEOUT = 120.0
 _COMPILERS = ("cc", "gcc", "clang")
 _SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim.c")
 
-FLAGS = (
+COMPILER_FLAGS = (
     (
         *("-DSHIM_ALONE", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-pie", "-no-pie"),
         *("-Wl,-z,noseparate-code", "-Wl,--build-id=none"),
@@ -21,26 +35,26 @@ FLAGS = (
     ("-static",),
     (),
 )
-"""Without any library where the program knows the CPU, else static where the machine has what that takes: no dynamic
-loader, a fraction of the start-up time, and it runs in any container."""
+"""Compiler flags, best first: without any library on CPUs that ``shim.c`` knows; static; dynamic. A program without the
+dynamic loader starts in a fraction of the time, and runs in any container."""
 
 
-def identify(launcher: bytes) -> str:
-    """What both sides compare: it changes with the launcher, which names the interpreter and the versions installed."""
+def launcher_id(launcher: bytes) -> str:
+    """Return the identity of a launcher. It changes with the interpreter and the versions of the packages."""
     from hashlib import sha256
 
-    return sha256(f"{protocol.GREETING}\0".encode() + launcher).hexdigest()[:32]
+    return sha256(f"{protocol.PROTOCOL}\0".encode() + launcher).hexdigest()[:32]
 
 
-def stamp(launcher: bytes, directory: str) -> bytes:
-    """What a shim contains that is up to date."""
+def shim_stamp(launcher: bytes, directory: str) -> bytes:
+    """Return the bytes by which ``cnisdk install --check`` recognises an up-to-date shim of this launcher."""
     from hashlib import sha256
 
     return b"cnisdk-shim " + sha256(b"\0".join((_source(), launcher, os.fsencode(directory)))).hexdigest()[:32].encode()
 
 
 def find_compiler() -> str | None:
-    """The machine's C compiler: ``$CC``, or one by the usual names."""
+    """Find a C compiler: ``$CC``, or one of the usual names. None if there is none."""
     from shutil import which
 
     return next(filter(None, map(which, filter(None, (os.environ.get("CC"), *_COMPILERS)))), None)
@@ -52,34 +66,34 @@ def compile_shim(
     launcher: bytes,
     versions: bytes,
     directory: str,
-    choices: Sequence[Sequence[str]] = FLAGS,
+    choices: Sequence[Sequence[str]] = COMPILER_FLAGS,
 ) -> bytes:
     """Compile the shim of one plugin.
 
     Args:
         compiler: Path of a C compiler.
-        type_: The plugin's type.
-        launcher: The text of its launcher.
+        type_: Type of the plugin.
+        launcher: Text of its launcher.
         versions: Its answer to VERSION, in one line.
-        directory: The server's.
-        choices: Flags of the compiler, of which the first that works are taken.
+        directory: Directory of the server.
+        choices: Sets of compiler flags. The first set that works is used.
 
     Raises:
-        IOFailureError: (5) The compiler fails.
+        IOFailureError: (5) The compiler fails with each set of flags.
     """
     from tempfile import TemporaryDirectory
 
     strings = {
         "SHIM_TYPE": type_.encode(),
-        "SHIM_ID": identify(launcher).encode(),
+        "SHIM_ID": launcher_id(launcher).encode(),
         "SHIM_SOCKET": os.fsencode(os.path.join(directory, os.path.basename(protocol.SOCKET))),
         "SHIM_FALLBACKS": os.fsencode(os.path.join(directory, os.path.basename(protocol.FALLBACKS))),
         "SHIM_VERSIONS": versions,
         "SHIM_LAUNCHER": launcher,
     }
     header = "".join(f"#define {name} {_literal(value)}\n" for name, value in strings.items())
-    header += f"#define SHIM_PATIENCE {int(protocol.PATIENCE * 1000)}\n"
-    header += f"__attribute__((used)) static const char shim_stamp[] = {_literal(stamp(launcher, directory))};\n"
+    header += f"#define SHIM_TIMEOUT_MS {int(protocol.SHIM_TIMEOUT * 1000)}\n"
+    header += f"__attribute__((used)) static const char shim_stamp[] = {_literal(shim_stamp(launcher, directory))};\n"
     with TemporaryDirectory() as work:
         path, output = os.path.join(work, "shim.h"), os.path.join(work, "shim")
         with open(path, "w", encoding="ascii") as file:
@@ -105,33 +119,33 @@ def _source() -> bytes:
 
 
 def _literal(data: bytes) -> str:
-    """A C string. Each byte that is not plain is written in octal, in all three digits."""
+    """Write bytes as a C string literal. Bytes that are not plain are written with three octal digits."""
     plain = frozenset(b" !#$%&()*+,-./0123456789:;<=>@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_`abcdefghijklmnopqrstuvwxyz{|}~")
     return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data) + '"'
 
 
 def render_python_shim(argv: Sequence[str], type_: str, launcher: bytes, versions: bytes, directory: str) -> bytes:
-    """A shim for machines without a compiler: the same in Python, which imports two modules.
+    """Render the shim of one plugin in Python, for machines without a compiler. It imports ``socket`` and ``signal``.
 
     Args:
-        argv: The interpreter, and switches, in front of ``-c``.
-        type_: The plugin's type.
-        launcher: The text of its launcher.
+        argv: Interpreter and switches, in front of ``-c``.
+        type_: Type of the plugin.
+        launcher: Text of its launcher.
         versions: Its answer to VERSION, in one line.
-        directory: The server's.
+        directory: Directory of the server.
     """
-    from ..plugin.launch import MARK, quote
+    from ..plugin._launch import MARK, quote
 
     program = _PYTHON.format(
         type=type_,
-        id=identify(launcher),
+        id=launcher_id(launcher),
         socket=os.path.join(directory, os.path.basename(protocol.SOCKET)),
         fallbacks=os.path.join(directory, os.path.basename(protocol.FALLBACKS)),
-        patience=protocol.PATIENCE,
+        timeout=protocol.SHIM_TIMEOUT,
     )
     text = f"""#!/bin/sh
 # CNI plugin, {MARK} --thick: change nothing here, it will be overwritten.
-# {stamp(launcher, directory).decode()}
+# {shim_stamp(launcher, directory).decode()}
 if [ "$CNI_COMMAND" = VERSION ]; then
     printf '%s\\n' {quote(versions.decode())}
     exit
@@ -151,7 +165,7 @@ _PYTHON = '''\
 import os, socket, sys, time
 name, launcher = sys.argv[1:]
 handled = []
-def instead(reason, why):
+def fall_back(reason, why):
     try:
         fd = os.open({fallbacks!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         if os.fstat(fd).st_size < 1 << 20:
@@ -169,8 +183,8 @@ for fd in (0, 1, 2):
     except OSError:
         os.execv("/bin/sh", ["sh", "-c", launcher, name])
 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-connection.settimeout({patience!r})
-def hear():
+connection.settimeout({timeout!r})
+def receive():
     try:
         return connection.recv(512)
     except ConnectionResetError:
@@ -185,11 +199,11 @@ try:
     connection.connect({socket!r})
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     if int.from_bytes(peer[4:8], sys.byteorder) != os.geteuid():
-        instead("stranger", "the server is another user's")
+        fall_back("stranger", "the server is another user's")
 except TimeoutError:
-    instead("busy", "the server has too many requests waiting")
+    fall_back("busy", "the server has too many requests waiting")
 except OSError as error:
-    instead("absent", f"no server takes the request: {{error}}")
+    fall_back("absent", f"no server takes the request: {{error}}")
 import signal
 worker = None
 def handle(number, _):
@@ -214,7 +228,7 @@ try:
     os.umask(mask)
     kind = int(open("/proc/self/personality").read(), 16)
 except OSError as error:
-    instead("large", f"the request cannot be handed over: {{error}}")
+    fall_back("large", f"the request cannot be handed over: {{error}}")
 try:
     offer = f"cnisdk4 {type} {id} {{kind:x}} {{mask:o}} {{len(request)}} {{time.monotonic_ns() // 1000}}"
     end = there
@@ -224,22 +238,22 @@ try:
         socket.send_fds(connection, [offer.encode()], [there.fileno()])
     except (BrokenPipeError, ConnectionResetError):
         pass
-    text = hear()
+    text = receive()
 except TimeoutError:
     if take_back():
-        instead("late", "the server does not answer in time")
+        fall_back("late", "the server does not answer in time")
     end.close()
     connection.settimeout(None)
     try:
-        text = hear()
+        text = receive()
     except OSError:
         text = b""
 except OSError:
     text = b""
 if not text.startswith(b"exit ") and take_back():
     if text:
-        instead("declined", "the server declines: " + text.decode(errors="replace").strip())
-    instead("lost", "the server ended before it took the request")
+        fall_back("declined", "the server declines: " + text.decode(errors="replace").strip())
+    fall_back("lost", "the server ended before it took the request")
 try:
     status = int(text.split()[1])
 except (IndexError, ValueError):

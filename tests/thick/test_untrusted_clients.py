@@ -1,4 +1,4 @@
-"""Whoever is not the server's user gets nothing from it, and nothing anybody sends keeps it from serving."""
+"""Other users get nothing from the server, and nothing that a client sends keeps it from serving."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -20,10 +21,10 @@ from typing import Any
 
 import pytest
 
-from cnisdk.cli import cnisdk
+from cnisdk._cli import cnisdk
+from cnisdk._thick import protocol, shim
+from cnisdk._thick.server import ask_status
 from cnisdk.testing import Host
-from cnisdk.thick import protocol, shim
-from cnisdk.thick.server import ask_status
 
 from ..modes import SERVE, Plugins
 
@@ -32,8 +33,8 @@ ADD = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/dev/null", 
 
 
 @pytest.fixture(scope="module")
-def shims(tmp_path_factory: pytest.TempPathFactory) -> Plugins:
-    return Plugins(tmp_path_factory.mktemp("shims"), resident=True)
+def shims(install: Callable[[str], Plugins]) -> Plugins:
+    return install("resident")
 
 
 # --- another user -----------------------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ class Place:
         with pytest.MonkeyPatch.context() as patch:
             if kind == "python":
                 patch.setattr(shim, "find_compiler", lambda: None)
-            patch.setattr(protocol, "PATIENCE", 30.0)  # a busy machine is no failure
+            patch.setattr(protocol, "SHIM_TIMEOUT", 30.0)  # a busy machine is no failure
             options = ["--thick", "--directory", str(self.run_directory), "host-local"]
             assert cnisdk.main(["install", "--dest", str(self.bin), *options]) == 0
 
@@ -99,6 +100,17 @@ class Place:
             check=False,
             **options,
         )
+
+    def requests(self, expected: int) -> int:
+        """Return how many requests the server has counted, once it is the expected number or twenty seconds are over.
+
+        The shim learns before the server that its request has ended.
+        """
+        deadline = time.monotonic() + 20
+        while (count := int(ask_status(str(self.run_directory))["requests"])) != expected:
+            if time.monotonic() > deadline:
+                break
+        return count
 
     def untouched(self) -> bool:
         """No request was served, and none left anything."""
@@ -209,7 +221,7 @@ def test_a_stranger_with_a_forged_shim_is_refused(place: Place) -> None:
         assert "running the plugin in a process of its own instead" in done.stderr
         assert place.untouched()
         assert place.add(forged[:5]).returncode == 0  # root's own, traced as well
-        assert ask_status(str(place.run_directory))["requests"] == 1
+        assert place.requests(1) == 1
 
 
 def test_a_stranger_is_not_told_how_the_server_is(place: Place) -> None:
@@ -248,7 +260,7 @@ def test_a_stranger_cannot_crowd_others_out(place: Place) -> None:
         assert os.read(waiting, 1) == b"!"
         done = place.add([])
         assert (done.returncode, done.stderr) == (0, "")
-        assert ask_status(str(place.run_directory))["requests"] == 1
+        assert place.requests(1) == 1
         os.close(end)
         assert os.waitpid(child, 0)[1] == 0
     for fd in (waiting, begun, go_home):
@@ -351,7 +363,7 @@ def test_connections_that_end_at_once(host: Host, shims: Plugins) -> None:
 
 @pytest.mark.parametrize("count", [5, 12])
 def test_connections_that_say_nothing_hold_up_nobody(host: Host, shims: Plugins, count: int) -> None:
-    """Whether there are workers left (of eight), or their time must end first."""
+    """With fewer silent connections than workers (eight), and with more, which must time out first."""
     host.run(["sh", "-euc", f"{shlex.join(SERVE)} --limit 8 </dev/null >/dev/null 2>&1"])
     silent = host.popen(
         [sys.executable, "-c", SILENT, SOCKET, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnisdk.thick.units import render_units
+from cnisdk._thick.systemd import render_units
 
 SERVICE = render_units("/opt/cnisdk/bin/python", "/run/cnisdk")["cnisdk.service"].decode().splitlines()
 

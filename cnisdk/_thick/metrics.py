@@ -1,4 +1,8 @@
-"""Counts of the server, as a text file for those who scrape (Prometheus' text format)."""
+"""Counters of the server, written to a file in the text format of Prometheus.
+
+The server counts requests, errors and latencies by plugin and verb. Shims count the requests that they run themselves:
+each appends a line to a file, which the server moves away and adds to its own counters.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,20 @@ import time
 from collections import Counter
 from typing import Any, BinaryIO
 
-BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
-"""Upper ends of the latency histogram, in seconds."""
+LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+"""Upper bounds of the latency histogram, in seconds."""
 
-# The file is for people and scrapers: once a second is enough.
-_EVERY = 1.0
+# Seconds between two writes of the file. Scrapers read it every few seconds at most.
+_INTERVAL = 1.0
+
+# Bytes read of the shims' file. Shims stop appending at half of that.
+_MAX_FALLBACKS = 2 << 20
 
 
-# A shim stops counting at half of that.
-_MOST = 2 << 20
+def create_private_file(path: str) -> BinaryIO:
+    """Create a file that only this user can read, in place of a file of that name.
 
-
-def create(path: str) -> BinaryIO:
-    """Make a file in place of one of that name, for this user alone.
-
-    Where another one can write to the directory, nothing of his is followed, waited for or written to.
+    Another user may be able to write to the directory. So links are not followed, and nothing that exists is opened.
     """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
@@ -34,17 +37,17 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 class Metrics:
-    """What the server counts.
+    """Counters of a server.
 
     Args:
-        path: The file to write.
-        fallbacks: The one in which shims count what they run by themselves.
+        path: File to write.
+        fallbacks: File in which shims count the requests that they run themselves.
     """
 
     def __init__(self, path: str, fallbacks: str) -> None:
         self._path = path
         self._fallbacks = fallbacks
-        self._written = -_EVERY
+        self._written = -_INTERVAL
         self._text = ""
         self.requests: Counter[tuple[str, str]] = Counter()
         self.errors: Counter[tuple[str, str]] = Counter()
@@ -58,20 +61,20 @@ class Metrics:
         """Count one request.
 
         Args:
-            type: The plugin's.
-            verb: What was asked.
-            status: The exit status; others than 0 count as errors.
-            seconds: How long it took.
+            type: Type of the plugin.
+            verb: Verb of the request.
+            status: Exit status; any other than 0 counts as an error.
+            seconds: Duration, from taking the request to its answer.
         """
         key = (type, verb)
         self.requests[key] += 1
         self.errors[key] += status != 0
         self.seconds[key] += seconds  # type: ignore[assignment]
-        for end in BUCKETS:
+        for end in LATENCY_BUCKETS:
             self.buckets[type, verb, end] += seconds <= end
 
     def summary(self) -> dict[str, Any]:
-        """The totals, for ``cnisdk serve --status``."""
+        """Return the totals, for ``cnisdk serve --status``."""
         self._read_fallbacks()
         return {
             "requests": self.requests.total(),
@@ -82,8 +85,8 @@ class Metrics:
         }
 
     def write(self, idle: int, busy: int, *, now: bool = False) -> None:
-        """Write the file, whole, if it is time and there is something new."""
-        if not now and time.monotonic() - self._written < _EVERY:
+        """Replace the file, unless it was written within the last second or nothing has changed."""
+        if not now and time.monotonic() - self._written < _INTERVAL:
             return
         self._written = time.monotonic()
         self._read_fallbacks()
@@ -92,16 +95,16 @@ class Metrics:
             return
         temporary = f"{self._path}.{os.getpid()}"
         try:
-            with create(temporary) as file:
+            with create_private_file(temporary) as file:
                 file.write(text.encode("ascii"))
                 os.fchmod(file.fileno(), 0o644)
             os.rename(temporary, self._path)
             self._text = text
         except OSError:
-            pass  # no reason to stop serving
+            pass  # the server serves without the file
 
     def text(self, idle: int, busy: int) -> str:
-        """The file's text."""
+        """Return the text of the file."""
         lines: list[str] = []
 
         def family(name: str, kind: str, about: str) -> None:
@@ -109,11 +112,11 @@ class Metrics:
 
         family("requests_total", "counter", "Requests served by workers.")
         lines += [f"cnisdk_requests_total{_labels(*key)} {count}" for key, count in sorted(self.requests.items())]
-        family("errors_total", "counter", "Requests that were answered with an error.")
+        family("errors_total", "counter", "Requests that ended with an error.")
         lines += [f"cnisdk_errors_total{_labels(*key)} {count}" for key, count in sorted(self.errors.items())]
-        family("request_seconds", "histogram", "From taking a request to its answer.")
+        family("request_seconds", "histogram", "Seconds from taking a request to its answer.")
         for key, count in sorted(self.requests.items()):
-            for end in BUCKETS:
+            for end in LATENCY_BUCKETS:
                 label = _labels(*key, le=str(end))
                 lines.append(f"cnisdk_request_seconds_bucket{label} {self.buckets[key[0], key[1], end]}")
             lines.append(f"cnisdk_request_seconds_bucket{_labels(*key, le='+Inf')} {count}")
@@ -122,7 +125,7 @@ class Metrics:
         family("fallbacks_total", "counter", "Requests that shims ran in processes of their own, by reason.")
         for (type_, reason), count in sorted(self.fallbacks.items()):
             lines.append(f'cnisdk_fallbacks_total{{plugin="{type_}",reason="{reason}"}} {count}')
-        family("declined_total", "counter", "Requests the server left to the shim.")
+        family("declined_total", "counter", "Requests that the server declined.")
         lines.append(f"cnisdk_declined_total {self.declined}")
         family("workers_died_total", "counter", "Workers that ended without an answer.")
         lines.append(f"cnisdk_workers_died_total {self.died}")
@@ -131,12 +134,12 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
     def _read_fallbacks(self) -> None:
-        """Take over what shims have counted. The file is moved away first: later counts go into a new one."""
+        """Add what shims have counted. The file is renamed first, so that later lines go into a new file."""
         taken = f"{self._fallbacks}.{os.getpid()}"
         try:
             os.rename(self._fallbacks, taken)
             with open(taken, encoding="ascii", errors="replace", opener=_open_regular) as file:
-                for line in file.read(_MOST).splitlines():
+                for line in file.read(_MAX_FALLBACKS).splitlines():
                     type_, _, reason = line.strip().partition(" ")
                     if type_.replace("-", "").replace("_", "").isalnum() and reason.isalpha():
                         self.fallbacks[type_, reason] += 1

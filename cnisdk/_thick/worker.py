@@ -1,0 +1,439 @@
+"""Worker: a process forked from the server that runs requests, one at a time, as the plugin's own process would.
+
+A worker goes through these states:
+
+idle
+    :func:`prepare_worker` makes what does not depend on a request. The worker waits on the accept queue. If no
+    connection comes at once, it first populates the pages a request will touch (:mod:`.prefetch`).
+accepted
+    It has a connection from a shim, and reports ``busy`` to the server. It checks the caller (:mod:`.caller`) and the
+    offer, and either declines with a reason, or takes the request. From then on, the shim cannot run it.
+running
+    :func:`run_request` takes over the caller's streams, working directory, umask, network namespace and environment,
+    and calls the plugin. If the shim is killed, the kernel sends SIGKILL to the worker: F_SETSIG on the connection.
+answered
+    It closes every copy of the caller's streams, sends ``exit STATUS`` to the shim, and reports ``done`` to the server.
+    If the plugin leaves the process unchanged, and the process is as it was before (:mod:`.process_state`), the worker
+    reports ``idle`` and waits on the accept queue again. Otherwise it may write down the pages it touched, and ends.
+
+When the server stops, a worker that has served ends. A new one accepts one of the connections that wait already.
+A worker also ends after :data:`_MOST_REQUESTS` requests, after one that was declined, ended by a signal or failed in a
+way that no plugin foresees, and when a plugin ran in it that does not promise to leave the process unchanged.
+
+When a worker dies, the shim notices the end of its connection, and the server reaps the process. Before it took the
+request, the shim runs the plugin itself. After that, the request is an error.
+
+Reports go through one pipe that all workers share. A report is one line, shorter than PIPE_BUF, so lines never mix.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn, TextIO
+
+from ..errors import CNIError
+from ..invoke import _local
+from ..linux.netns import NetNS, enter
+from ..plugin import _process, reply
+from ..plugin._launch import Launcher
+from ..plugin._signals import Signals
+from ..plugin.main import PluginMain
+from ..plugin.reply import promises_unchanged_process
+from . import prefetch
+from .accept_queue import AcceptQueue
+from .caller import CallerPolicy
+from .metrics import create_private_file
+from .prefetch import MemoryRanges, PageSet
+from .process_state import CallerState, RestingState
+from .protocol import SHIM_TIMEOUT, RequestOffer, ShimRequest, netns_cookie, receive_offer, take_request
+
+# Paths in /proc that plugins read. On the first look, the kernel makes the directories of a process.
+_PROC_PATHS = ("/proc/self/ns/net", "/proc/self/fd/0")
+
+# Added to the nice value after the answer: a tenth of the processor's time where others need it too.
+_NICE_AFTER_ANSWER = 10
+
+# Requests that a worker serves at most. It bounds what a plugin can gather in memory.
+_MOST_REQUESTS = 256
+
+# Milliseconds to wait for the end of a shim that has its answer.
+_END_TIMEOUT = 1000
+
+# Seconds to wait for the offer of a shim that has connected. It sends the offer at once.
+_OFFER_TIMEOUT = 5.0
+
+
+class ServedPlugin(NamedTuple):
+    """Plugin that the server has loaded.
+
+    Attributes:
+        type: Type of the plugin.
+        id: Identity of its launcher, see :func:`.shim.launcher_id`.
+        launcher: Contents of its launcher.
+        main: Callable that runs a request.
+        samples: Pages that a rehearsed request touched, by verb.
+    """
+
+    type: str
+    id: str
+    launcher: Launcher
+    main: Callable[[], Any]
+    samples: Mapping[str, PageSet] = {}
+
+
+class PreparedWorker(NamedTuple):
+    """State that a worker makes before a request comes.
+
+    Attributes:
+        signals: Its signal handlers.
+        pid: Its process id.
+        pidfd: Descriptor of its process.
+        netns: Cookie of its network namespace.
+        exit_functions: Number of functions to call at its end.
+        outputs: Objects of standard output and error: its own, and those that plugins may have kept when the server
+            loaded them.
+    """
+
+    signals: Signals
+    pid: int
+    pidfd: int
+    netns: bytes
+    exit_functions: int
+    outputs: tuple[TextIO, ...]
+
+
+def find_outputs() -> tuple[TextIO, ...]:
+    """Find the objects of standard output and error that code of this process may write to."""
+    return tuple([each for each in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__) if each is not None])
+
+
+def prepare_worker() -> PreparedWorker:
+    """Give this process, forked from the server, the state of a fresh process, as far as it depends on no request."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.setpgid(0, 0)
+    change_scheduling(os.SCHED_BATCH, os.SCHED_OTHER)
+    os.environ.clear()
+    inherited = find_outputs()
+    for name, fd, mode in _STREAMS:
+        _open_stream(name, fd, mode)
+    for path in _PROC_PATHS:
+        os.stat(path)
+    pid = os.getpid()
+    with socket.socket(socket.AF_UNIX) as sock:
+        netns = netns_cookie(sock)
+    outputs = (sys.stdout, sys.stderr, *inherited)
+    return PreparedWorker(Signals(), pid, os.pidfd_open(pid), netns, atexit._ncallbacks(), outputs)
+
+
+def run_worker(
+    queue: AcceptQueue,
+    plugins: Mapping[bytes, ServedPlugin],
+    policy: CallerPolicy,
+    report: int,
+    pause: float,
+    fetch: Callable[[], MemoryRanges],
+    sample_path: Callable[[str, str], str | None],
+) -> NoReturn:
+    """Run requests, and end this process. Call it in a process forked for it.
+
+    Args:
+        queue: Accept queue of the server.
+        plugins: Plugins by the prefix of their offers, see :func:`.protocol.offer_prefix`.
+        policy: Check of the caller.
+        report: Write end of the pipe for reports to the server.
+        pause: Seconds to wait before pages are fetched, while other requests may need the processor.
+        fetch: Fetches pages, and returns their ranges.
+        sample_path: Given type and verb, returns the file for the pages the request touched; None if no sample of
+            them is needed.
+    """
+    worker = prepare_worker()
+    rest = RestingState()
+    requests = 0
+    while (accepted := _accept(queue, pause, fetch if requests == 0 else None)) is not None:
+        requests += 1
+        connection, fetched = accepted
+        start = time.monotonic()
+        _report_line(report, f"busy {worker.pid}")
+        try:
+            taken = _take_from_shim(connection, plugins, policy, worker)
+        except (CNIError, OSError):
+            taken = None  # the shim runs the plugin itself
+        if taken is None:
+            _report_line(report, f"done {worker.pid} - - declined 0 0")
+            break
+        plugin, offer, request = taken
+        last = not _promises_reuse(plugin) or requests == _MOST_REQUESTS
+        if last:
+            # Not earlier: a worker that serves again needs the listener. If the server is killed meanwhile, shims that
+            # connect wait until the request has ended, or run the plugin after a second.
+            queue.close()
+        status, caller = _run_and_answer(connection, plugin, request, worker, rest)
+        verb = os.fsdecode(request.environ.get(b"CNI_COMMAND", b"-"))
+        verb = verb if verb.isalpha() and verb.isascii() and len(verb) < 16 else "-"
+        waited = min(max(0.0, start - offer.since), SHIM_TIMEOUT)  # in another time namespace its clock differs
+        took = time.monotonic() - start
+        _report_line(report, f"done {worker.pid} {plugin.type} {verb} {status} {took:.6f} {waited:.6f}")
+        reusable = not last and caller is not None and _wait_for_end(connection) and _is_as_before(rest, caller)
+        if not reusable or queue.is_stopped():
+            # The shim waits for the answer, not for the end of this process. SCHED_IDLE would be too little: on a busy
+            # machine such a process takes seconds to end, and holds a worker's place and locks of the kernel meanwhile.
+            os.nice(_NICE_AFTER_ANSWER)
+            if not _promises_reuse(plugin) and requests == 1:  # else the pages are those of earlier requests too
+                _write_sample(sample_path(plugin.type, verb), fetched, report, f"{plugin.type} {verb}")
+            break
+        connection.close()
+        _report_line(report, f"idle {worker.pid}")
+    os._exit(0)
+
+
+def _run_and_answer(
+    connection: socket.SocketType,
+    plugin: ServedPlugin,
+    request: ShimRequest,
+    worker: PreparedWorker,
+    rest: RestingState,
+) -> tuple[int, CallerState | None]:
+    """Run a request, and send its exit status to the shim.
+
+    Returns:
+        The exit status, and what the request took over from the caller; None if this process is to serve no other.
+    """
+    status, caller = 1, None
+    try:
+        found = CallerState.of(request)
+        reply.is_spent = False
+        status = run_request(plugin, request, worker)
+        caller = None if reply.is_spent else found
+    except BaseException:  # a worker that ends without an answer would be taken for one that died
+        pass
+    try:
+        if rest.release(connection.fileno()) is not None:
+            caller = None
+    except OSError:
+        caller = None
+    try:
+        fcntl.fcntl(connection, fcntl.F_SETFL, 0)  # its end shall not kill this process any more
+        connection.send(b"exit %03d\n" % status)
+    except OSError:
+        caller = None
+    return status, caller
+
+
+def _promises_reuse(plugin: ServedPlugin) -> bool:
+    return isinstance(plugin.main, PluginMain) and promises_unchanged_process(plugin.main.plugin)
+
+
+def _wait_for_end(connection: socket.SocketType) -> bool:
+    """Wait for the end of the shim. Until then it may pass signals on, which must not reach another request.
+
+    Returns:
+        True if it has ended.
+    """
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    try:
+        return bool(poll.poll(_END_TIMEOUT)) and connection.recv(1) == b""
+    except OSError:
+        return False
+
+
+def _is_as_before(rest: RestingState, caller: CallerState) -> bool:
+    """Put the process back to rest, and verify it."""
+    try:
+        return rest.restore(caller) is None
+    except (CNIError, OSError, ValueError):
+        return False
+
+
+def change_scheduling(default: int, policy: int) -> None:
+    """Change the scheduling class of this process, unless the operator has set another one than the default."""
+    try:
+        if os.sched_getscheduler(0) == default:
+            os.sched_setscheduler(0, policy, os.sched_param(0))
+    except OSError:
+        pass  # not permitted: requests take longer
+
+
+def _write_sample(path: str | None, fetched: MemoryRanges, report: int, kind: str) -> None:
+    if path is None:
+        return
+    try:
+        data = prefetch.dump_pages(prefetch.read_touched_pages().without(fetched))
+        with create_private_file(path) as file:
+            file.write(data)
+        if not _report_line(report, f"pages {os.getpid()} {kind} {len(fetched)}"):
+            os.unlink(path)
+    except (OSError, ValueError):
+        pass  # the next requests fetch fewer pages
+
+
+def _report_line(report: int, line: str) -> bool:
+    """Report a line to the server; False if the server is gone. The request goes on nevertheless."""
+    try:
+        os.write(report, f"{line}\n".encode())  # less than PIPE_BUF: written whole
+    except OSError:
+        return False
+    return True
+
+
+def _accept(
+    queue: AcceptQueue, pause: float, fetch: Callable[[], MemoryRanges] | None
+) -> tuple[socket.SocketType, MemoryRanges] | None:
+    """Wait for a connection.
+
+    A connection that waits already is accepted even when this worker shall end. But a worker that has served accepts
+    none after the server's stop: else it would go on as long as there are connections.
+
+    Args:
+        queue: Accept queue of the server.
+        pause: Seconds to wait before pages are fetched.
+        fetch: Fetches pages; None if this process has served, and so has its pages.
+
+    Returns:
+        The connection, and the ranges that were fetched; None when this worker shall end.
+    """
+    fetched: MemoryRanges = []
+    seconds = -1 if fetch is None else 0
+    while True:
+        ready = queue.wait(seconds)
+        if not ready and fetch is not None:
+            time.sleep(pause)  # not in the queue: workers that have fetched their pages shall be woken first
+            fetched = fetch()
+            seconds = -1
+            continue
+        if fetch is None and queue.stop in ready:
+            return None
+        try:
+            connection = queue.accept()
+        except OSError:
+            return None
+        if connection is not None:
+            return connection, fetched
+        if queue.stop in ready or (queue.retire in ready and _read_retirement(queue.retire)):
+            return None
+
+
+def _read_retirement(retire: int) -> bool:
+    """Read a byte of the pipe: the worker that gets one shall end. False if another worker was faster."""
+    try:
+        return os.read(retire, 1) != b""
+    except BlockingIOError:
+        return False
+
+
+def _take_from_shim(
+    connection: socket.SocketType, plugins: Mapping[bytes, ServedPlugin], policy: CallerPolicy, worker: PreparedWorker
+) -> tuple[ServedPlugin, RequestOffer, ShimRequest] | None:
+    """Take the request if this process can run it as the plugin's own process would; else decline, and return None."""
+    # First the caller, while the shim is still preparing its offer. A caller that is declined is not waited for.
+    if (reason := policy.find_objection(connection)) is not None:
+        connection.send(reason.encode() + b"\n")
+        return None
+    try:
+        offer = receive_offer(connection, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        connection.settimeout(_OFFER_TIMEOUT)
+        offer = receive_offer(connection)
+        # Blocking again: a send that waits for room would make the kernel send the signal that kills, below.
+        connection.settimeout(None)
+    plugin = plugins.get(offer.about)
+    if plugin is None:
+        connection.send(_reason_to_decline(offer.about, plugins).encode() + b"\n")
+        return None
+    worker.signals.forget()
+    request = take_request(offer, worker.netns)
+    # From here on, the kernel kills this process when the shim ends. The recv() below sees a shim that ended before.
+    fcntl.fcntl(connection, fcntl.F_SETOWN, worker.pid)
+    fcntl.fcntl(connection, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(connection, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    try:
+        connection.recv(1)
+    except BlockingIOError:
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, worker.pidfd.to_bytes(4, sys.byteorder))
+        offer.end.sendmsg([b"started\n"], [rights])
+        offer.end.close()
+        return plugin, offer, request
+    return None
+
+
+def _reason_to_decline(about: bytes, plugins: Mapping[bytes, ServedPlugin]) -> str:
+    """Explain why the server has no plugin for an offer."""
+    theirs = about.split()
+    for prefix in plugins:
+        ours = prefix.split()
+        if theirs[:2] != ours[:2]:
+            continue  # another plugin
+        if theirs[:3] != ours[:3]:
+            return "it is of another version: restart it, or run `cnisdk install --thick` again"
+        return "the caller has another personality (setarch)"
+    return "it has no such plugin"
+
+
+_STREAMS = (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w"))
+
+
+def _open_stream(name: str, fd: int, mode: str) -> None:
+    """Make the stream that Python makes at its start. It depends on the descriptor, and the server's differs."""
+    old = getattr(sys, name)
+    buffering = 1 if name == "stderr" or os.isatty(fd) else -1
+    stream = open(fd, mode, buffering, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115
+    setattr(sys, name, stream)
+
+
+def run_request(plugin: ServedPlugin, request: ShimRequest, worker: PreparedWorker) -> int:
+    """Take over the caller's state, run the plugin, and return its exit status."""
+    *streams, cwd = request.files
+    for (name, number, mode), fd in zip(_STREAMS, streams, strict=True):
+        os.dup2(fd, number)
+        if os.isatty(number):  # prepare_worker() made streams for files and pipes
+            _open_stream(name, number, mode)
+    os.fchdir(cwd)
+    os.umask(request.umask)
+    if request.netns >= 0:
+        with NetNS("the caller's", request.netns) as netns:
+            enter(netns)
+    for fd in request.files:
+        os.close(fd)
+    for key, value in request.environ.items():
+        os.environb[key] = value
+    sys.argv[:] = ["-c", request.name]
+    _local.runner = None  # that of an earlier request
+    try:
+        if isinstance(plugin.main, PluginMain):
+            status: object = _process.serve(plugin.main, plugin.launcher, worker.signals)
+        else:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            status = plugin.main()
+    except SystemExit as exc:
+        status = exc.code
+    except BaseException:
+        from traceback import print_exc
+
+        print_exc()
+        status = 1
+        reply.is_spent = True
+    if isinstance(status, str):
+        print(status, file=sys.stderr)  # noqa: T201 - as Python does at its end
+        status = 1
+    if not _promises_reuse(plugin) or atexit._ncallbacks() != worker.exit_functions:
+        reply.is_spent = True
+        atexit._run_exitfuncs()
+    # Now, while the descriptors are the caller's: later, the text would reach the caller of another request.
+    for stream in (sys.stdout, sys.stderr, *worker.outputs):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            status = status or 120
+            reply.is_spent = True  # the text is still in the buffer
+    return (status if isinstance(status, int) else 0) & 0xFF
