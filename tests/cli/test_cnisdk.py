@@ -1,5 +1,6 @@
 """The command cnisdk: subcommands are found by name, and loaded only when asked for."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cnisdk.cli import cnisdk
+from cnisdk._cli import cnisdk
 from cnisdk.errors import TryAgainLaterError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,12 +39,13 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
-    def register(subparsers: Any) -> None:
-        parser = subparsers.add_parser("fake")
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--number", type=int, default=0)
 
     monkeypatch.setitem(cnisdk.COMMANDS, "fake", ("install", "for a test"))
-    monkeypatch.setattr(cnisdk, "import_module", lambda *_: SimpleNamespace(register=register, run=run))
+    monkeypatch.setattr(
+        cnisdk, "import_module", lambda *_: SimpleNamespace(DESCRIPTION="", add_arguments=add_arguments, run=run)
+    )
 
 
 def test_a_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,8 +66,8 @@ def test_errors_are_printed_with_their_code(
 
 def test_only_the_command_asked_for_is_imported() -> None:
     code = (
-        "import sys; from cnisdk.cli import cnisdk; cnisdk.main(['--help']);"
-        "sys.exit(any(f'cnisdk.cli.{m}' in sys.modules for m, _ in cnisdk.COMMANDS.values()))"
+        "import sys; from cnisdk._cli import cnisdk; cnisdk.main(['--help']);"
+        "sys.exit(any(f'cnisdk._cli.{m}' in sys.modules for m, _ in cnisdk.COMMANDS.values()))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -73,13 +75,13 @@ def test_only_the_command_asked_for_is_imported() -> None:
 
 def test_a_reader_that_leaves_early() -> None:
     code = (
-        "import sys, types; from cnisdk.cli import cnisdk\n"
-        "def register(sub): sub.add_parser('fake')\n"
+        "import sys, types; from cnisdk._cli import cnisdk\n"
         "def run(args):\n"
         "    for _ in range(100000): print('x' * 100)\n"
         "    return 0\n"
         "cnisdk.COMMANDS['fake'] = ('install', '')\n"
-        "cnisdk.import_module = lambda *_: types.SimpleNamespace(register=register, run=run)\n"
+        "cnisdk.import_module = lambda *_: types.SimpleNamespace(\n"
+        "    DESCRIPTION='', add_arguments=lambda parser: None, run=run)\n"
         "sys.exit(cnisdk.main(['fake']))"
     )
     argv = ["sh", "-c", '"$0" -c "$1" | head -n 1', sys.executable, code]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cnisdk.cli import cnitool
-from cnisdk.cli.cnitool import container_id, main
+from cnisdk._cli import cnitool
+from cnisdk._cli.cnitool import container_id, main
 
 NETNS = "/var/run/netns/testing1"
 ID = "cnitool-49346948b0d506e05f2d"
@@ -118,7 +118,7 @@ def test_add_prints_what_the_go_tool_prints(tool: Tool, capfd: pytest.CaptureFix
 
 def test_a_person_gets_a_newline(tool: Tool) -> None:
     leader, follower = os.openpty()
-    code = "import sys; from cnisdk.cli.cnitool import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from cnisdk._cli.cnitool import main; sys.exit(main(sys.argv[1:]))"
     argv = [sys.executable, "-c", code, "--cache-dir", str(tool.cache), "add", "mynet", NETNS]
     subprocess.run(argv, stdout=follower, check=True, cwd=ROOT)
     os.close(follower)
@@ -307,7 +307,7 @@ def test_a_broken_file_of_another_network_is_a_warning(tool: Tool, capfd: pytest
 
 def test_sigterm_takes_a_started_add_back(tool: Tool) -> None:
     (tool.bin / "fake").write_text(PLUGIN.replace("= ADD ]; then\n", "= ADD ]; then\nsleep 60\n"))
-    argv = [sys.executable, "-m", "cnisdk.cli.cnitool", "--cache-dir", str(tool.cache), "add", "mynet", NETNS]
+    argv = [sys.executable, "-m", "cnisdk._cli.cnitool", "--cache-dir", str(tool.cache), "add", "mynet", NETNS]
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE) as process:
         while not tool.log:
             assert process.poll() is None

@@ -81,12 +81,12 @@ class Cluster:
 
     def gc(self, *more: str, pause: str = "0") -> str:
         options = ["--conf-dir", f"{self.root}/conf", "--cache-dir", str(self.elsewhere), "--pause", pause]
-        argv = ["-m", "cnisdk.cli.cnisdk", "gc", "net", "--inside", "--cni-path", f"{self.root}/bin", *options, *more]
+        argv = ["-m", "cnisdk", "gc", "net", "--inside", "--cni-path", f"{self.root}/bin", *options, *more]
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         return self.host.run([sys.executable, *argv], env=environ).stdout
 
     def held(self) -> dict[str, str]:
-        """Who holds which address."""
+        """Return the holder of each address."""
         return {str(address): owner.container_id for address, owner in self.host.call(everything, self.store).items()}
 
 

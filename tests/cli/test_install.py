@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from cnisdk.cli import install
-from cnisdk.cli.install import Registered, find_registered, render
+from cnisdk._cli import install
+from cnisdk._cli.install import RegisteredPlugin, registered_plugins, render_launcher
 from cnisdk.errors import InvalidConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ class Environment:
 
     def install(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [self.python, "-m", "cnisdk.cli.cnisdk", "install", *arguments],
+            [self.python, "-m", "cnisdk", "install", *arguments],
             capture_output=True,
             text=True,
             check=False,
@@ -249,16 +249,18 @@ def test_a_type_registered_twice(make: Callable[[str], Environment], tmp_path: P
 
 def test_a_type_that_is_no_file_name() -> None:
     with pytest.raises(InvalidConfigError, match="invalid plugin name"):
-        find_registered([EntryPoint("../bridge", "a:main", install.GROUP)])
+        registered_plugins([EntryPoint("../bridge", "a:main", install.ENTRY_POINT_GROUP)])
 
 
 def test_the_same_plugin_seen_twice_is_one() -> None:
-    entry = EntryPoint("noop", "a", install.GROUP)
-    assert find_registered([entry, entry]) == {"noop": Registered("noop", "a", "main", "an unknown distribution")}
+    entry = EntryPoint("noop", "a", install.ENTRY_POINT_GROUP)
+    assert registered_plugins([entry, entry]) == {
+        "noop": RegisteredPlugin("noop", "a", "main", "an unknown distribution")
+    }
 
 
 def test_texts_from_metadata_stay_in_their_comment() -> None:
-    text = render(Registered("a", "m", "main", "evil\nrm -rf /\n"), "/usr/bin/python3", b"{}")
+    text = render_launcher(RegisteredPlugin("a", "m", "main", "evil\nrm -rf /\n"), "/usr/bin/python3", b"{}")
     assert b"\nrm" not in text
 
 
@@ -369,6 +371,9 @@ def test_a_package_that_is_gone_is_said_in_json(
     environment = make("venv")
     environment.install("--dest", str(tmp_path), "noop")
     os.rename(environment.site / missing, tmp_path / "away")
+    if missing == "attr":  # which is imported only for plugins that want it
+        assert '"code": 4' in run(tmp_path / "noop", "ADD").stdout
+        (environment.site / "demo_plugins.py").write_text(f"import attr\n{PLUGIN}")
     error = answer(tmp_path / "noop")
     assert error["code"] == 5
     assert error["msg"].startswith("the plugin ")

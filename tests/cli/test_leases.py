@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from cnisdk.cli import cnisdk, gc
-from cnisdk.cli.leases import bar, share
+from cnisdk._cli import cnisdk, gc
+from cnisdk._cli.leases import bar, share
 from cnisdk.ipam import FileStore, Lease, Owner, RoundRobin, filestore
-from cnisdk.ipam.records import Boot, current_boot
+from cnisdk.ipam._records import Boot, current_boot
 from cnisdk.runtime.cache import Cache, CachedAttachment
 from cnisdk.spec.addresses import parse_address
 from cnisdk.spec.names import Attachment
@@ -191,7 +191,7 @@ def test_shares() -> None:
 
 
 def test_nothing_heavy_is_imported(place: Place) -> None:
-    script = "import sys; import cnisdk.cli.leases, cnisdk.cli.gc, cnisdk.cli.fsck; print('rich' in sys.modules)"
+    script = "import sys; import cnisdk._cli.leases, cnisdk._cli.gc, cnisdk._cli.fsck; print('rich' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
@@ -206,13 +206,13 @@ def test_gc_says_what_it_would_do(place: Place, capsys: pytest.CaptureFixture[st
     place.add("alive", HERE)
     place.add("dead", GONE)
     place.add("forgotten", None)
-    place.add("starting", None, age=5)
+    place.add("starting", None, age=200)
     before, cached = everything(place.store), f"{place.cache.directory}/net-dead-eth0"
     assert place.gc("--dry-run") == 0
     out = capsys.readouterr().out.splitlines()
     assert out == [
-        "keep 10.5.0.5 of container starting interface eth0: it is only 5 s old",
-        "keep fd00:5::5 of container starting interface eth0: it is only 5 s old",
+        "keep 10.5.0.5 of container starting interface eth0: it is only 3 min old",
+        "keep fd00:5::5 of container starting interface eth0: it is only 3 min old",
         f"would drop cached result {cached} of container dead interface eth0: its namespace /run/netns/gone is gone",
         "would drop 10.5.0.3 of container dead interface eth0: its namespace /run/netns/gone is gone",
         "would drop fd00:5::3 of container dead interface eth0: its namespace /run/netns/gone is gone",
@@ -231,7 +231,7 @@ def test_gc(machine: Host, tmp_path: Path, version: str, capsys: pytest.CaptureF
     place.add("alive", HERE)
     place.add("dead", GONE)
     place.add("forgotten", None)
-    place.add("starting", None, age=5)
+    place.add("starting", None, age=200)
     assert place.gc() == 0
     assert place.owners() == {"alive", "starting"}
     assert [entry.attachment.container_id for entry in place.cache.entries("net")[0]] == ["alive"]
@@ -245,8 +245,8 @@ def test_gc_asks_plugins_with_the_list_of_all_that_are_not_dead(machine: Host, t
     place = Place(machine, tmp_path, "1.1.0")
     place.add("alive", HERE)
     place.add("dead", GONE)
-    place.add("young", GONE, age=5)
-    place.add("starting", None, age=5)
+    place.add("young", GONE, age=200)
+    place.add("starting", None, age=200)
     place.add("hidden", "/nowhere/netns/x")
     Path(place.store.path, "10.5.0.12").write_bytes(b"old")  # as before 2018
     marked = Attachment("net", "unknown-to-all", "net1").tag
@@ -284,11 +284,11 @@ def test_gc_asks_no_plugin_while_a_link_has_a_mark_nobody_can_read(
 
 
 def test_grace_keeps_what_is_young_remembered_or_not(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    place.add("remembered", GONE, age=5)
-    place.add("forgotten", None, age=5)
+    place.add("remembered", GONE, age=200)
+    place.add("forgotten", None, age=200)
     assert place.gc("--grace", "600") == 0
     assert place.owners() == {"remembered", "forgotten"}
-    assert capsys.readouterr().out.count("it is only 5 s old") == 5
+    assert capsys.readouterr().out.count("it is only 3 min old") == 5
     assert place.gc("--grace", "0") == 0
     assert place.owners() == set()
 
@@ -384,13 +384,13 @@ def test_gc_refuses_where_the_view_is_not_the_hosts(
     options = ["--conf-dir", f"{place.root}/conf", "--cache-dir", f"{place.root}/cache"]
     assert run_on(place.host, "gc", "net", *option, *options) == 1
     err = capsys.readouterr().err
-    assert "nothing was done, since who is dead cannot be told from here" in err
+    assert "nothing was done, since from here it cannot be known which attachments are dead" in err
     assert "--inside" in err
     assert place.owners() == {"dead"}
     assert run_on(place.host, "leases", "net", "--json", *options) == 0
     out, err = capsys.readouterr()
     assert {each["state"] for each in json.loads(out)["networks"][0]["leases"]} == {"unknown"}
-    assert "nothing can be told to be dead" in err
+    assert "no attachment can be judged dead" in err
 
 
 def test_gc_of_a_network_that_sets_disable_gc_does_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -416,14 +416,14 @@ def test_what_changed_between_the_two_looks_stays(place: Place) -> None:
 
     def work() -> str:
         parser = argparse.ArgumentParser()
-        gc.register(parser.add_subparsers())
+        gc.add_arguments(parser)
         options = ["--conf-dir", f"{place.root}/conf", "--cache-dir", f"{place.root}/cache"]
-        args = parser.parse_args(["gc", "net", "--inside", "--cni-path", f"{place.root}/bin", *options])
+        args = parser.parse_args(["net", "--inside", "--cni-path", f"{place.root}/bin", *options])
         with redirect_stdout(io.StringIO()) as out:
             assert gc.run(args, pause=come_back) == 0
         return out.getvalue()
 
-    assert "keep 10.5.0.2 of container back interface eth0: it was not so at the first look" in place.host.call(work)
+    assert "keep 10.5.0.2 of container back interface eth0: the first judgement was different" in place.host.call(work)
     assert place.owners() == {"back"}
 
 

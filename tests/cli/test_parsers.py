@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cnisdk.cli import cnisdk, cnitool
+from cnisdk._cli import cnisdk, cnitool
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = [("cnisdk", name) for name in cnisdk.available()] + [("cnisdk",), ("cnitool",)]
+COMMANDS = [("cnisdk", name) for name in cnisdk.available_commands()] + [("cnisdk",), ("cnitool",)]
 MAINS = {"cnisdk": cnisdk.main, "cnitool": cnitool.main}
 
 

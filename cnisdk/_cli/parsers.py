@@ -1,4 +1,4 @@
-"""Parsers of the programs: help that fits 80 columns, one exit status for mistakes, completion and manual pages."""
+"""Argument parser of the programs: help fits 80 columns, and a mistake in the arguments ends with status 2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WIDEST = 80
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Fill paragraphs; keep lines as they are in those where one begins with a space, such as examples."""
+    """Fill paragraphs. A paragraph with an indented line, such as an example, keeps its lines."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=min(shutil.get_terminal_size().columns, _WIDEST) - 2)
@@ -24,7 +24,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of a program or of one of its commands. A mistake in the arguments ends it with status 2."""
+    """Parser of a program or of a subcommand. Options cannot be abbreviated."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         kwargs.setdefault("formatter_class", _Formatter)

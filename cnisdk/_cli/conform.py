@@ -6,13 +6,17 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CNIError, InvalidConfigError
+from ..errors import InvalidConfigError
 
 if TYPE_CHECKING:
     from ..conformance.case import Case
@@ -23,29 +27,31 @@ if TYPE_CHECKING:
 Advance = Callable[["Outcome"], None]
 
 
-def register(subparsers: Any) -> None:
-    """Add the parser."""
-    parser = subparsers.add_parser(
-        "conform",
-        help="test any plugin executable against the specification",
-        description="Judge plugins by a catalogue of cases, each keyed to a sentence of the CNI specification. "
-        "Each case runs on a throw-away host of its own; root is not needed, and the host's network is not touched.",
-        epilog="exit status: 0 no case at the --fail-on level or above failed; 1 one did; 2 wrong use; "
-        "3 the suite itself could not finish a case; 4 a plugin was not judged, since its ADD does not work with this "
-        "configuration",
-        allow_abbrev=False,
-    )
+DESCRIPTION = (
+    "Judge plugins by a catalogue of cases, each keyed to a sentence of the CNI specification. "
+    "Each case runs on a throw-away host of its own; root is not needed, and the host's network is not touched."
+)
+
+EPILOG = (
+    "exit status: 0 no case at the --fail-on level or above failed; 1 one did; 2 wrong use; "
+    "3 the suite itself could not finish, or was stopped by SIGTERM or SIGINT; 4 a plugin was not judged, since it "
+    "cannot be started, or its ADD does not work with this configuration"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("plugin", nargs="*", metavar="PLUGIN", help="executable of a plugin")
     parser.add_argument(
         "--conf",
         metavar="FILE",
-        help="its network configuration (JSON); by default what it declares, or what is known of its name",
+        help="network configuration (JSON); by default the one the plugin declares, or a known one for its name",
     )
     parser.add_argument(
         "--ipam", metavar="DIR", action="append", default=[], help="directory with plugins it delegates to (repeatable)"
     )
     parser.add_argument(
-        "--kind", choices=["interface", "chained", "ipam"], help="what it does; found out by asking when not given"
+        "--kind", choices=["interface", "chained", "ipam"], help="kind of plugin; by default found out by running it"
     )
     parser.add_argument("--ifname", default="", help="CNI_IFNAME of the requests (default: eth0)")
     parser.add_argument("--setup", metavar="COMMANDS", help="shell commands that prepare each host")
@@ -55,7 +61,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "-j", "--jobs", type=_positive, metavar="N", help="cases at the same time (default: the number of processors)"
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="print each case as it ends")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="print each case as it ends, and why cases do not apply"
+    )
     parser.add_argument("--list", action="store_true", help="list the cases, and do nothing")
     parser.add_argument("--fail-on", choices=["must", "should", "opinion"], default="must", help="default: must")
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
@@ -71,11 +79,11 @@ def _positive(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Judge, report, and tell by the status how it went."""
+    """Judge the plugins, print and write the reports, and return the exit status."""
     from ..conformance.catalogue import select
     from ..conformance.identify import identify
     from ..conformance.judgement import Kind, Level
-    from ..conformance.runner import UNJUDGED, exit_status
+    from ..conformance.runner import UNFINISHED, UNJUDGED, exit_status
     from ..testing.sandbox import SandboxUnavailable
 
     kind = Kind(args.kind) if args.kind else None
@@ -90,47 +98,119 @@ def run(args: argparse.Namespace) -> int:
     if args.only and not select(None, args.only):
         print(f"cnisdk conform: no case is named {', '.join(args.only)}; see --list", file=sys.stderr)
         return 2
-    conf = _read_conf(args.conf) if args.conf else None
-    reports: list[Report] = []
+    for path in filter(None, (args.json, args.junit, args.html)):
+        if not _can_be_written(path):
+            print(f"cnisdk conform: cannot write a report to {path}", file=sys.stderr)
+            return 2
     try:
-        for path in args.plugin:
-            subject = identify(path, conf=conf, kind=kind, search=args.ipam, ifname=args.ifname, setup=args.setup)
-            reports.append(_judge(subject, select(subject.kind, args.only), args))
-    except SandboxUnavailable as unavailable:
-        raise CNIError(str(unavailable), code=999) from unavailable
+        conf = _read_conf(args.conf) if args.conf else None
+    except InvalidConfigError as exc:
+        print(f"cnisdk conform: {exc}", file=sys.stderr)
+        return 2
+    reports: list[Report] = []
+    waiting = list(args.plugin)
+    try:
+        with _stoppable():
+            while waiting:
+                started = time.monotonic()
+                options = {"search": args.ipam, "ifname": args.ifname, "setup": args.setup}
+                subject = identify(waiting[0], conf=conf, kind=kind, **options)
+                reports.append(_judge(subject, select(subject.kind, args.only), args, started))
+                del waiting[0]
+                if reports[-1].stopped:
+                    raise Stopped(reports[-1].stopped)
+    except Stopped as stopped:
+        rest = f"; not judged: {', '.join(waiting)}" if waiting else ""
+        print(f"cnisdk conform: stopped by {stopped.name}{rest}", file=sys.stderr)
+        return UNFINISHED
+    except (SandboxUnavailable, InvalidConfigError) as exc:
+        print(f"cnisdk conform: {exc}", file=sys.stderr)
+        return UNFINISHED if isinstance(exc, SandboxUnavailable) else UNJUDGED
     finally:
         _write(args, reports)
     level = {"must": Level.MUST, "should": Level.SHOULD, "opinion": Level.OPINION}[args.fail_on]
     return max(UNJUDGED if each.subject.problem else exit_status(each.outcomes, level) for each in reports)
 
 
+class Stopped(BaseException):
+    """Raised by :func:`_stoppable`; ``name`` is the signal's."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Turn the first SIGTERM or SIGINT into :class:`Stopped`, and ignore more of them.
+
+    timeout(1) sends its signal twice, and nothing that follows takes long.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    received: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise Stopped(signal.Signals(number).name)
+
+    handled = [number for number, handler in former.items() if handler not in (signal.SIG_IGN, None)]
+    for number in handled:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        if not received:
+            for number in handled:
+                signal.signal(number, former[number])
+
+
 def _described(args: argparse.Namespace) -> str:
-    """The options that say what the plugin is, for the command lines of a report."""
+    """Return the options that describe the plugin, for the command lines in a report."""
     given = [("--conf", args.conf), *(("--ipam", each) for each in args.ipam), ("--kind", args.kind)]
     given += [("--ifname", args.ifname), ("--setup", args.setup)]
     return shlex.join(word for option, value in given if value for word in (option, value))
 
 
-def _judge(subject: Subject, cases: Sequence[Case], args: argparse.Namespace) -> Report:
+def _judge(subject: Subject, cases: Sequence[Case], args: argparse.Namespace, started: float) -> Report:
     from ..conformance.catalogue import place_of
     from ..conformance.report import Report, as_text
     from ..conformance.runner import judge
 
     outcomes: list[Outcome] = []
+    stopped = ""
     if not subject.problem:
         jobs = args.jobs or len(os.sched_getaffinity(0))
-        with _progress(f"{subject.name} ({subject.kind})", len(cases), args.verbose) as advance:
-            for outcome in judge(subject, cases, jobs=jobs):
-                outcomes.append(outcome)
-                advance(outcome)
-    report = Report(subject, sorted(outcomes, key=lambda each: place_of(each.case)), _described(args))
-    print(as_text(report), flush=True)
+        title = f"{subject.name} ({subject.kind})"
+        try:
+            with (
+                _progress(title, len(cases), args.verbose) as advance,
+                closing(judge(subject, cases, jobs=jobs)) as found,
+            ):
+                for outcome in found:
+                    outcomes.append(outcome)
+                    advance(outcome)
+        except Stopped as exc:
+            stopped = exc.name
+    ended = {each.case.id for each in outcomes}
+    report = Report(
+        subject,
+        sorted(outcomes, key=lambda each: place_of(each.case)),
+        _described(args),
+        seconds=time.monotonic() - started,
+        stopped=stopped,
+        unrun=[each for each in cases if stopped and each.id not in ended],
+    )
+    print(as_text(report, reasons=args.verbose), flush=True)
     return report
 
 
 @contextmanager
 def _progress(title: str, cases: int, verbose: bool) -> Iterator[Advance]:
-    """Tell how far it is, on standard error: a line for each case, or a bar on a terminal."""
+    """Show progress on standard error: a line for each case, or a bar on a terminal."""
     if verbose:
         ended = 0
 
@@ -170,6 +250,12 @@ def _read_conf(path: str) -> dict[str, Any]:
             f"{path} must hold the configuration of one plugin, an object", details="not of a list"
         )
     return document
+
+
+def _can_be_written(path: str) -> bool:
+    if os.path.exists(path):
+        return not os.path.isdir(path) and os.access(path, os.W_OK)
+    return os.access(os.path.dirname(os.path.abspath(path)), os.W_OK)
 
 
 def _write(args: argparse.Namespace, reports: Sequence[Report]) -> None:

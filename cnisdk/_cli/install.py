@@ -1,6 +1,7 @@
-"""``cnisdk install``: write one executable launcher per registered plugin, as ``/opt/cni/bin`` expects.
+"""``cnisdk install``: write an executable launcher for each registered plugin, as ``/opt/cni/bin`` expects it.
 
-What a launcher is, :mod:`..plugin.launch` says. What it needs to know is looked up here.
+:mod:`..plugin._launch` describes launchers. This module finds what a launcher contains: the interpreter, the
+directories of its modules, and the plugin's answer to VERSION.
 """
 
 from __future__ import annotations
@@ -10,36 +11,36 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from .._thick.protocol import DIRECTORY
 from ..errors import CNIError, InternalError, InvalidConfigError, IOFailureError
 from ..invoke.call import interpret
 from ..invoke.process import execute
 from ..invoke.version import parse_versions
-from ..plugin import Plugin, PluginMain, launch
-from ..plugin.launch import MARK, code_of, interpreter_of
+from ..plugin import Plugin, PluginMain, _launch
+from ..plugin._launch import MARK, code_of, interpreter_of
 from ..spec.codec import dumps_compact, loads
 from ..spec.names import check_plugin_type
-from ..thick.protocol import DIRECTORY
 
-GROUP = "cnisdk.plugins"
-"""The entry point group in which distributions register plugins: ``type = "module:attribute"``."""
+ENTRY_POINT_GROUP = "cnisdk.plugins"
+"""Entry point group in which distributions register plugins: ``type = "module:attribute"``."""
 
-KEPT = ".before-cnisdk"
-"""What follows the name of a program that a launcher took the place of."""
+BACKUP_SUFFIX = ".before-cnisdk"
+"""Suffix of the name under which a replaced program is kept."""
 
 # Importing a plugin for the first time may have to compile everything it needs.
 _TIMEOUT = 60.0
 
 
-class Registered(NamedTuple):
-    """A plugin that an installed distribution registered.
+class RegisteredPlugin(NamedTuple):
+    """Plugin that an installed distribution registered.
 
     Attributes:
-        type: Its type, which becomes the launcher's name.
-        module: The module that has it.
-        attribute: The callable in the module, possibly dotted.
-        distribution: Name and version of the distribution, for people.
+        type: Type of the plugin, and name of its launcher.
+        module: Module that defines it.
+        attribute: Callable in the module, possibly dotted.
+        distribution: Name and version of the distribution, for messages.
     """
 
     type: str
@@ -48,20 +49,20 @@ class Registered(NamedTuple):
     distribution: str
 
 
-def find_registered(entries: Iterable[EntryPoint] | None = None) -> dict[str, Registered]:
-    """All registered plugins by type, sorted.
+def registered_plugins(entries: Iterable[EntryPoint] | None = None) -> dict[str, RegisteredPlugin]:
+    """Return all registered plugins by type, sorted.
 
     Args:
-        entries: Entry points to look at; None means those of the group in this environment.
+        entries: Entry points to read; None means those of the group in this environment.
 
     Raises:
         InvalidConfigError: (7) Two distributions register different plugins of one type, or a type is no file name.
     """
-    found: dict[str, Registered] = {}
-    for entry in entry_points(group=GROUP) if entries is None else entries:
+    found: dict[str, RegisteredPlugin] = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP) if entries is None else entries:
         distribution = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"
-        plugin = Registered(
-            check_plugin_type(entry.name, f"{GROUP} of {distribution}"),
+        plugin = RegisteredPlugin(
+            check_plugin_type(entry.name, f"{ENTRY_POINT_GROUP} of {distribution}"),
             entry.module,
             entry.attr or "main",
             distribution,
@@ -77,56 +78,58 @@ def find_registered(entries: Iterable[EntryPoint] | None = None) -> dict[str, Re
 
 
 def search_path(interpreter: str) -> tuple[str, ...] | None:
-    """Where a Python finds modules beyond the standard library, for launchers to tell it (see :mod:`..plugin.launch`).
+    """Return the directories in which an interpreter finds modules beyond the standard library.
+
+    Launchers start Python without its site module, and pass these directories (see :mod:`..plugin._launch`).
 
     Returns:
-        Directories; None if it must find out by itself each time, because its site customization does more than that.
+        The directories; None if the site module does more than add directories, and must run each time.
 
     Raises:
-        InternalError: (999) It does not run.
+        InternalError: (999) The interpreter does not run.
     """
     show = "import json, sys; print(json.dumps([sys.path, [repr(each) for each in sys.meta_path]]))"
     answers = []
     for switches in (["-I"], ["-I", "-S"]):
         finished = execute(
-            [interpreter, *switches, "-c", show], environ=_environ(), stdin=b"", timeout=_TIMEOUT, on_stderr=ignore
+            [interpreter, *switches, "-c", show], environ=_environ(), stdin=b"", timeout=_TIMEOUT, on_stderr=discard
         )
         if finished.returncode:
             raise InternalError(f"{interpreter} does not run", details=finished.stderr.decode(errors="replace").strip())
         answers.append(loads(finished.stdout, f"what {interpreter} prints"))
     (full, finders), (bare, bare_finders) = answers
-    # A finder of distributions that are installed in place. That of setuptools only concerns distutils.
+    # Editable installs add finders. The one of setuptools for distutils makes no difference.
     more = [each for each in finders if each not in bare_finders and "DistutilsMetaFinder" not in each]
     if more or full[: len(bare)] != bare or not all(map(os.path.isabs, full)):
         return None
     return tuple(full[len(bare) :])
 
 
-def ignore(_: bytes) -> None:
-    """Drop what a program writes to stderr: it is kept with the rest of what became of it."""
+def discard(_: bytes) -> None:
+    """Ignore a program's stderr while it runs: the finished call has it as a whole."""
 
 
 def _environ() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("CNI_")}
 
 
-def ask_versions(plugin: Registered, interpreter: str, paths: Sequence[str] | None = None) -> bytes:
-    """Run a plugin's VERSION as its launcher would: this also proves that the launcher will work.
+def ask_versions(plugin: RegisteredPlugin, interpreter: str, paths: Sequence[str] | None = None) -> bytes:
+    """Run a plugin's VERSION as its launcher would. This also proves that the launcher will work.
 
     Args:
         plugin: The plugin.
         interpreter: Absolute path of the Python that has it installed.
-        paths: Where that finds modules, see :func:`search_path`.
+        paths: Directories of its modules, see :func:`search_path`.
 
     Returns:
         The answer, in one line.
 
     Raises:
-        InternalError: (999) It cannot be imported, or does not answer.
+        InternalError: (999) The plugin cannot be imported, or does not answer.
     """
     argv = [*interpreter_of(interpreter, paths), "-c", code_of(plugin.module, plugin.attribute, paths)]
     finished = execute(
-        argv, environ={**_environ(), "CNI_COMMAND": "VERSION"}, stdin=b"", timeout=_TIMEOUT, on_stderr=ignore
+        argv, environ={**_environ(), "CNI_COMMAND": "VERSION"}, stdin=b"", timeout=_TIMEOUT, on_stderr=discard
     )
     path = f"{plugin.module}:{plugin.attribute}"
     try:
@@ -139,25 +142,27 @@ def ask_versions(plugin: Registered, interpreter: str, paths: Sequence[str] | No
     return dumps_compact({"cniVersion": answer.cni_version, "supportedVersions": answer.supported})
 
 
-def render(plugin: Registered, interpreter: str, versions: bytes, paths: Sequence[str] | None = None) -> bytes:
-    """The text of a plugin's launcher.
+def render_launcher(
+    plugin: RegisteredPlugin, interpreter: str, versions: bytes, paths: Sequence[str] | None = None
+) -> bytes:
+    """Render a plugin's launcher.
 
     Args:
         plugin: The plugin.
-        interpreter: Absolute path of the Python that has it installed; of any length, with any characters.
-        versions: Its answer to VERSION, in one line.
-        paths: Where that Python finds modules, see :func:`search_path`.
+        interpreter: Absolute path of the Python that has it installed; any length, any characters.
+        versions: The plugin's answer to VERSION, in one line.
+        paths: Directories of its modules, see :func:`search_path`.
     """
     about = f"{plugin.type}: {plugin.module}:{plugin.attribute} of {plugin.distribution}"
     code = code_of(plugin.module, plugin.attribute, paths)
-    return launch.render(about, interpreter_of(interpreter, paths), code, versions.decode())
+    return _launch.render(about, interpreter_of(interpreter, paths), code, versions.decode())
 
 
 def this_interpreter() -> str:
-    """The interpreter that runs this; in a virtual environment the environment's, not the one it links to.
+    """Return the path of the running interpreter; in a virtual environment, the path inside the environment.
 
     Raises:
-        InternalError: (999) Python does not know.
+        InternalError: (999) Python does not know its own path.
     """
     if not sys.executable:
         raise InternalError("Python does not know the path of its own executable (sys.executable is empty)")
@@ -165,10 +170,15 @@ def this_interpreter() -> str:
 
 
 def write_executable(path: str, content: bytes, mode: int = 0o755) -> None:
-    """Put an executable file, or one of another mode, into place, whole. The file it replaces may be running.
+    """Replace a file atomically. The program it replaces may be running.
+
+    Args:
+        path: Path of the file.
+        content: New content.
+        mode: Permission bits.
 
     Raises:
-        IOFailureError: (5) It cannot be written.
+        IOFailureError: (5) The file cannot be written.
     """
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}.{os.getpid()}.tmp")
@@ -179,7 +189,7 @@ def write_executable(path: str, content: bytes, mode: int = 0o755) -> None:
                 file.write(content)
                 file.flush()
                 os.fchmod(fd, mode)
-                # An installation is to be there after a power cut, unlike the state of containers.
+                # An installation must survive a power cut, unlike the state of containers.
                 os.fsync(fd)
             os.rename(temporary, path)
         except BaseException:
@@ -194,14 +204,14 @@ def write_executable(path: str, content: bytes, mode: int = 0o755) -> None:
         raise IOFailureError(f"cannot write {path}: {exc.strerror}") from exc
 
 
-def read(path: str) -> bytes | None:
-    """Read a file; None when it is missing.
+def read_program(path: str) -> bytes | None:
+    """Read a file of the plugin directory; None when it is missing.
 
     Raises:
-        IOFailureError: (5) It cannot be read.
+        IOFailureError: (5) The file cannot be read.
     """
     try:
-        # A FIFO in the program's place reads as empty, and is waited for by nobody.
+        # O_NONBLOCK: a FIFO in the program's place reads as empty, instead of blocking.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             return file.read(1 << 22)
     except FileNotFoundError:
@@ -211,62 +221,68 @@ def read(path: str) -> bytes | None:
 
 
 def is_launcher(content: bytes) -> bool:
-    """Is this file one of ours: a launcher, or a shim, which contains one?"""
+    """Return True if ``cnisdk install`` wrote the file: a launcher, or a shim, which contains a launcher."""
     return MARK.encode() in (content if content.startswith(b"\x7fELF") else content[:512])
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def register(subparsers: Any) -> None:
-    """Add the parser of ``cnisdk install``."""
-    parser = subparsers.add_parser(
-        "install",
-        help="write a launcher for each registered plugin into a directory",
-        description="Write an executable launcher for each plugin that an installed Python package registers under the "
-        f"entry point group {GROUP}, under the name container runtimes look for. An older launcher of that name is "
-        "replaced, also while it runs; another program is not, unless --force says so. Run it again after upgrading or "
-        "moving the Python installation; --check tells when it is due.",
-        epilog="examples:\n"
-        "  cnisdk install --list\n"
-        "  cnisdk install --dest /opt/cni/bin\n"
-        "  cnisdk install --dest /opt/cni/bin bridge host-local\n"
-        "  cnisdk install --dest /opt/cni/bin --check",
+DESCRIPTION = (
+    "Write an executable launcher for each plugin that an installed Python package registers under the "
+    f"entry point group {ENTRY_POINT_GROUP}, under the name that runtimes look for. An older launcher of that name "
+    "is replaced, even while it runs; another program only with --force. Run it again after upgrading or "
+    "moving the Python installation; --check tells when that is necessary."
+)
+
+EPILOG = (
+    "examples:\n"
+    "  cnisdk install --list\n"
+    "  cnisdk install --dest /opt/cni/bin\n"
+    "  cnisdk install --dest /opt/cni/bin bridge host-local\n"
+    "  cnisdk install --dest /opt/cni/bin --check"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        "types", nargs="*", metavar="TYPE", help="plugin types to install; without any, all that are registered"
     )
     parser.add_argument(
-        "types", nargs="*", metavar="TYPE", help="plugin types to install; all that are registered if none"
+        "--dest", metavar="DIR", help="directory to write to, such as /opt/cni/bin; made if it does not exist"
     )
-    parser.add_argument("--dest", metavar="DIR", help="where to, such as /opt/cni/bin; made if it does not exist")
     parser.add_argument(
         "--thick",
         action="store_true",
-        help="write shims for the resident server (`cnisdk serve`); without it, they run the plugin as a launcher does",
+        help="write shims for the resident server (`cnisdk serve`); while no server runs, they do what launchers do",
     )
     parser.add_argument(
         "--directory",
         metavar="DIR",
         default=DIRECTORY,
-        help="the server's directory, with --thick (default %(default)s)",
+        help="directory of the server, with --thick (default %(default)s)",
     )
     parser.add_argument(
-        "--units", metavar="DIR", help="write systemd units for the server there, such as /etc/systemd/system"
+        "--units",
+        metavar="DIR",
+        help="write systemd units of the server and of `cnisdk dhcp` into this directory, such as /etc/systemd/system",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help=f"replace other programs, too; each is kept beside as NAME{KEPT}, from where `cnisdk uninstall` takes it",
+        help=f"also replace other programs; each is kept as NAME{BACKUP_SUFFIX}, and `cnisdk uninstall` puts it back",
     )
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
         "--check", action="store_true", help="write nothing; exit with 1 if a launcher is missing or out of date"
     )
     action.add_argument("--list", action="store_true", help="write nothing; list the registered plugins")
-    parser.set_defaults(parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the arguments say."""
-    registered = find_registered()
+    """Install, check or list plugins, and return 1 if one failed."""
+    registered = registered_plugins()
     plugins = _choose(registered, args.types)
     if args.list:
         width = max((len(plugin.type) for plugin in plugins), default=0)
@@ -277,7 +293,8 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error("the following arguments are required: --dest")
     if not plugins:
         raise InvalidConfigError(
-            f"no plugin is registered under {GROUP}", details="install a package that has some, such as cnisdk-plugins"
+            f"no plugin is registered under {ENTRY_POINT_GROUP}",
+            details="install a package that has some, such as cnisdk-plugins",
         )
     destination = os.path.abspath(args.dest)
     if not args.check:
@@ -291,7 +308,7 @@ def run(args: argparse.Namespace) -> int:
     for plugin in plugins:
         try:
             versions = ask_versions(plugin, interpreter, paths)
-            wanted = File(render(plugin, interpreter, versions, paths))
+            wanted = InstalledFile(render_launcher(plugin, interpreter, versions, paths))
             if args.thick:
                 wanted = _shim(plugin, interpreter_of(interpreter, paths), wanted.content, versions, args.directory)
             path = os.path.join(destination, plugin.type)
@@ -308,7 +325,7 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def _choose(registered: dict[str, Registered], types: Sequence[str]) -> list[Registered]:
+def _choose(registered: dict[str, RegisteredPlugin], types: Sequence[str]) -> list[RegisteredPlugin]:
     unknown = [name for name in types if name not in registered]
     if unknown:
         raise InvalidConfigError(
@@ -318,13 +335,13 @@ def _choose(registered: dict[str, Registered], types: Sequence[str]) -> list[Reg
     return [registered[name] for name in dict.fromkeys(types)] or list(registered.values())
 
 
-class File(NamedTuple):
-    """A file to install.
+class InstalledFile(NamedTuple):
+    """File to install.
 
     Attributes:
-        content: What to write; empty if it is made when it is needed.
-        stamp: What a file contains that is up to date; None means that it must be the content, to the byte.
-        make: Makes the content.
+        content: Content to write; empty if ``make`` makes it.
+        stamp: Bytes that an up-to-date file contains; None means that the file must equal the content.
+        make: Makes the content when it is needed.
     """
 
     content: bytes
@@ -332,13 +349,15 @@ class File(NamedTuple):
     make: Callable[[], bytes] | None = None
 
     def is_in(self, present: bytes) -> bool:
-        """Is this what is there?"""
+        """Return True if the present content is up to date."""
         return present == self.content if self.stamp is None else self.stamp in present
 
 
-def _shim(plugin: Registered, argv: Sequence[str], launcher: bytes, versions: bytes, directory: str) -> File:
-    """The shim of a plugin, made when it is needed: compiling takes a while, and another compiler makes other bytes."""
-    from ..thick import shim
+def _shim(
+    plugin: RegisteredPlugin, argv: Sequence[str], launcher: bytes, versions: bytes, directory: str
+) -> InstalledFile:
+    """Describe a plugin's shim. It is compiled only when needed, and compared by its stamp: compilers differ."""
+    from .._thick import shim
 
     def make() -> bytes:
         compiler = shim.find_compiler()
@@ -347,15 +366,17 @@ def _shim(plugin: Registered, argv: Sequence[str], launcher: bytes, versions: by
             return shim.render_python_shim(argv, plugin.type, launcher, versions, directory)
         return shim.compile_shim(compiler, plugin.type, launcher, versions, directory)
 
-    return File(b"", shim.stamp(launcher, directory), make)
+    return InstalledFile(b"", shim.shim_stamp(launcher, directory), make)
 
 
 def _write_units(directory: str, interpreter: str, runtime: str) -> None:
-    from ..thick.units import render_units
+    from .._thick.systemd import render_dhcp_units, render_units
+    from ..dhcp.client import SOCKET_PATH
 
-    for name, text in render_units(interpreter, runtime).items():
+    units = {**render_units(interpreter, runtime), **render_dhcp_units(interpreter, SOCKET_PATH)}
+    for name, text in units.items():
         path = os.path.join(directory, name)
-        present = read(path)
+        present = read_program(path)
         if present == text:
             print(f"{path}: up to date")
         else:
@@ -363,12 +384,12 @@ def _write_units(directory: str, interpreter: str, runtime: str) -> None:
             print(f"{path}: {'installed' if present is None else 'updated'}")
 
 
-def _warn_of_default_gc(plugin: Registered) -> None:
-    """Say of a plugin with the default GC, which removes links only, that nobody declared that to be enough."""
+def _warn_of_default_gc(plugin: RegisteredPlugin) -> None:
+    """Print a note if a plugin has the default GC, which removes links only, and does not declare this to be enough."""
     try:
-        main = launch.find_main(plugin.module, plugin.attribute)
+        main = _launch.load_main(plugin.module, plugin.attribute)
     except Exception:
-        return  # VERSION, which was asked just now, said what is wrong
+        return  # VERSION has reported the error just before
     if isinstance(main, PluginMain) and main.plugin.gc is Plugin.gc and not main.plugin.leaves_only_links:
         print(
             f"cnisdk install: note: {plugin.type} has no GC of its own: links that carry their owner are collected, "
@@ -377,8 +398,8 @@ def _warn_of_default_gc(plugin: Registered) -> None:
         )
 
 
-def _install(path: str, wanted: File, *, force: bool) -> bool:
-    present = read(path)
+def _install(path: str, wanted: InstalledFile, *, force: bool) -> bool:
+    present = read_program(path)
     ours = present is not None and not os.path.islink(path) and is_launcher(present)
     if present is not None and ours and wanted.is_in(present) and os.access(path, os.X_OK):
         print(f"{path}: up to date")
@@ -387,14 +408,14 @@ def _install(path: str, wanted: File, *, force: bool) -> bool:
     if foreign and not force:
         raise InvalidConfigError(
             f"{path} is {_describe(path)}, nothing was changed",
-            details=f"--force replaces it and keeps it as {path}{KEPT}",
+            details=f"--force replaces it and keeps it as {path}{BACKUP_SUFFIX}",
         )
     content = wanted.make() if wanted.make else wanted.content
     if foreign:
-        _keep(path)
+        _keep_backup(path)
     write_executable(path, content)
     if foreign:
-        print(f"{path}: installed; the other program is kept as {path}{KEPT}")
+        print(f"{path}: installed; the other program is kept as {path}{BACKUP_SUFFIX}")
     else:
         print(f"{path}: {'updated' if ours else 'installed'}")
     return True
@@ -404,20 +425,20 @@ def _describe(path: str) -> str:
     return f"a symbolic link to {os.readlink(path)}" if os.path.islink(path) else "another program"
 
 
-def _keep(path: str) -> None:
-    """Give a foreign program a second name. The first one stays until the launcher takes its place."""
+def _keep_backup(path: str) -> None:
+    """Link a foreign program to a second name. The launcher then replaces the first name."""
     try:
-        os.link(path, f"{path}{KEPT}", follow_symlinks=False)
+        os.link(path, f"{path}{BACKUP_SUFFIX}", follow_symlinks=False)
     except FileExistsError as exc:
         raise InvalidConfigError(
-            f"{path} is {_describe(path)}, and {path}{KEPT} exists already", details="remove one of the two"
+            f"{path} is {_describe(path)}, and {path}{BACKUP_SUFFIX} exists already", details="remove one of the two"
         ) from exc
     except OSError as exc:
-        raise IOFailureError(f"cannot keep {path} as {path}{KEPT}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot keep {path} as {path}{BACKUP_SUFFIX}: {exc.strerror}") from exc
 
 
-def _check(path: str, wanted: File) -> bool:
-    present = read(path)
+def _check(path: str, wanted: InstalledFile) -> bool:
+    present = read_program(path)
     if present is None:
         print(f"{path}: missing")
     elif os.path.islink(path) or not is_launcher(present):
@@ -432,12 +453,12 @@ def _check(path: str, wanted: File) -> bool:
     return False
 
 
-def _report_orphans(destination: str, registered: dict[str, Registered]) -> bool:
-    """Name launchers of plugins that are not registered any more."""
+def _report_orphans(destination: str, registered: dict[str, RegisteredPlugin]) -> bool:
+    """Report launchers whose plugins are no longer registered."""
     found = False
     for name in sorted(os.listdir(destination)) if os.path.isdir(destination) else ():
         path = os.path.join(destination, name)
-        if name not in registered and os.path.isfile(path) and is_launcher(read(path) or b""):
+        if name not in registered and os.path.isfile(path) and is_launcher(read_program(path) or b""):
             print(f"{path}: its plugin is not installed any more; remove the file")
             found = True
     return found

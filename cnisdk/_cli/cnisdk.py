@@ -1,16 +1,7 @@
 """The command ``cnisdk`` and its subcommands.
 
-Each subcommand is a module beside this one, listed in :data:`COMMANDS` and imported only when asked for. It offers
-
-``register(subparsers)``
-    Add its parser: ``parser = subparsers.add_parser("leases", help="…", description="…")``, then its arguments. Nothing
-    else happens here.
-
-``run(args) -> int``
-    Do it, and return the exit status: 0, or 1 if what was asked for did not work out. ``args`` is the parsed namespace.
-    A :class:`~.errors.CNIError` it raises is printed to stderr with its code, and the status is 1.
-
-A subcommand whose module is not installed is not listed, and does not disturb the others.
+Each subcommand is a module beside this one, listed in :data:`COMMANDS`, and imported only when the subcommand is used.
+:class:`Command` lists what such a module defines. A subcommand whose module is not installed is not listed.
 """
 
 from __future__ import annotations
@@ -32,43 +23,56 @@ _DESCRIPTION = "Tools for plugins of the Container Network Interface (CNI)."
 COMMANDS = {
     "install": ("install", "write a launcher for each registered plugin into a directory"),
     "uninstall": ("uninstall", "remove launchers, and put back what they replaced"),
+    "plugins": ("plugins", "list the plugins of a node, whose they are, and what is missing"),
     "leases": ("leases", "show the addresses host-local has handed out"),
     "gc": ("gc", "release leases and cached attachments whose container is gone"),
     "fsck": ("fsck", "find broken state, and repair it"),
+    "cluster": ("cluster", "show and repair the addresses of networks that span hosts"),
+    "repair": ("repair", "put back the packet filter rules that attachments have lost"),
     "conform": ("conform", "test any plugin executable against the specification"),
     "completion": ("completion", "print the completion of a shell for cnisdk and cnitool"),
     "serve": ("serve", "run plugins in a resident process"),
+    "dhcp": ("dhcp", "keep the leases of the plugin dhcp"),
 }
-"""Name of a subcommand: its module, and one line for the help."""
+"""Module and one line of help of each subcommand, by its name."""
 
 
 class Command(Protocol):
-    """What a subcommand's module offers."""
+    """Module of a subcommand. It may also define ``EPILOG``, a text that follows its help.
 
-    def register(self, subparsers: Any) -> None:
-        """Add the parser."""
+    Attributes:
+        DESCRIPTION: A paragraph for its help.
+    """
+
+    DESCRIPTION: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments of the subcommand."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it; return the exit status."""
+        """Run the subcommand.
+
+        Args:
+            args: The parsed arguments; ``args.parser`` is the parser, for errors.
+
+        Returns:
+            The exit status: 0, or 1 if the command failed.
+
+        Raises:
+            CNIError: Printed to stderr with its code; the exit status is 1.
+        """
 
 
-def available() -> dict[str, str]:
-    """The subcommands that are installed: name and one line of help."""
+def available_commands() -> dict[str, str]:
+    """Return name and one line of help of the subcommands that are installed."""
     return {name: text for name, (module, text) in COMMANDS.items() if find_spec(f".{module}", __package__) is not None}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: Arguments without the program's name; None means those of this process.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with these arguments, or with those of this process, and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else ""
-    commands = available()
+    commands = available_commands()
     if name not in commands:
         parser = _overview(commands)
         if name in ("-h", "--help", "--version"):
@@ -77,9 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help(sys.stderr)
             return 2
         parser.error(f"unknown command {name!r}, expected one of: {', '.join(commands)}")
-    command = cast(Command, import_module(f".{COMMANDS[name][0]}", __package__))
     parser = Parser(prog="cnisdk")
-    command.register(parser.add_subparsers(required=True))
+    command = _add_command(parser.add_subparsers(required=True), name)
     args = parser.parse_args(arguments)
     try:
         return command.run(args)
@@ -89,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output, `head` for instance, has seen enough. Flushing at exit must not complain again.
+        # The program that reads the output, such as `head`, has ended. The flush at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
 
@@ -113,9 +116,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="cnisdk", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"cnisdk {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in available():
-        cast(Command, import_module(f".{COMMANDS[name][0]}", __package__)).register(subparsers)
+    for name in available_commands():
+        _add_command(subparsers, name)
     return parser
+
+
+def _add_command(subparsers: Any, name: str) -> Command:
+    """Import a subcommand, and add its parser."""
+    module, text = COMMANDS[name]
+    command = cast(Command, import_module(f".{module}", __package__))
+    parser = subparsers.add_parser(
+        name, help=text, description=command.DESCRIPTION, epilog=getattr(command, "EPILOG", None)
+    )
+    parser.set_defaults(parser=parser)
+    command.add_arguments(parser)
+    return command
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
-"""The command ``cnitool``: attach network namespaces to networks, as a container runtime does.
+"""Command ``cnitool``: attach network namespaces to networks, as a container runtime does.
 
-It takes the place of the tool of that name written in Go: same commands, variables, container ids, cache and output.
+It replaces the Go tool of that name, with the same commands, variables, container ids, cache and output.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from .. import __version__
+from .._light import TYPE_CHECKING, Any, NamedTuple
+from .._signals import signal
 from ..errors import CNIError, InvalidEnvironmentError, IOFailureError
 from ..invoke.find import split_path
 from ..runtime.cache import DEFAULT_CACHE_DIR
@@ -24,8 +23,10 @@ from ..runtime.runner import DEFAULT_TIMEOUT, PluginCall, Runtime
 from ..spec.codec import dumps_compact, loads
 from ..spec.config import parse_args
 from ..spec.convert import print_result
-from ..spec.names import Attachment, shorten
-from .parsers import Parser
+from ..spec.names import Attachment, digest, shorten
+
+if TYPE_CHECKING:
+    import argparse
 
 _VERBS = ("add", "check", "del", "gc", "status")
 
@@ -34,10 +35,10 @@ Attach network namespaces to networks of the Container Network Interface (CNI), 
 
   add     attach NETNS to NETWORK; print the result as JSON
   check   check that the attachment is as `add` left it
-  del     detach it again; what is gone already is no error
-  gc      detach everything that was attached to NETWORK, but for what --valid
-          names, and have its plugins clear away what nothing owns any more
-  status  ask whether NETWORK can take containers
+  del     detach it again; parts that are gone already are no error
+  gc      detach everything that was attached to NETWORK, except what --valid
+          names, and let its plugins remove what has no owner
+  status  ask the plugins if NETWORK can take containers
 """
 
 _EPILOG = """\
@@ -53,7 +54,7 @@ The container's id is made from the path of NETNS, so `check` and `del` need the
 fails takes back what it did, unless NETNS was attached to NETWORK before. `check` and `del` use the arguments of the
 `add` where none are given.
 
-The exit status is 0; 1 with a message on standard error if it did not work out; 2
+The exit status is 0 on success, 1 with a message on standard error on failure, and 2
 for a mistake in the arguments.
 
 example:
@@ -64,31 +65,40 @@ example:
 
 
 def container_id(netns: str) -> str:
-    """The container id of a namespace, from its path as it is written: links are not followed."""
-    import hashlib
-
+    """Make the container id of a namespace from its path. Links are not followed."""
     path = os.path.abspath(netns)
-    return f"cnitool-{hashlib.sha512(os.fsencode(path)).hexdigest()[:20]}"
+    return f"cnitool-{digest(os.fsencode(path))[:20]}"
+
+
+class Arguments(NamedTuple):
+    """Arguments of a command; :func:`make_parser` describes each."""
+
+    verb: str
+    network: str
+    netns: str = ""
+    ifname: str | None = None
+    cni_path: str | None = None
+    conf_dir: str | None = None
+    cni_args: str | None = None
+    cap_args: str | None = None
+    container_id: str | None = None
+    cache_dir: str = DEFAULT_CACHE_DIR
+    timeout: float = DEFAULT_TIMEOUT
+    verbose: bool = False
+    no_rollback: bool = False
+    valid: list[tuple[str, str]] | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: Arguments without the program's name; None means those of this process.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with these arguments, or with those of this process, and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = make_parser()
     if not arguments:
-        parser.print_help()
+        make_parser().print_help()
         return 0
-    args = parser.parse_intermixed_args(arguments)
+    args = read_arguments(arguments)
     try:
         with _signals_raise():
-            _run(parser, args)
+            _run(args)
     except CNIError as exc:
         print(f"cnitool: {exc} (code {exc.code})", file=sys.stderr)
         return 1
@@ -97,8 +107,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def read_arguments(arguments: Sequence[str]) -> Arguments:
+    """Read the arguments. A mistake ends the process with status 2, and the wish for help with 0."""
+    # Most commands have no option: variables say the rest. To import and make the parser takes longer than their work.
+    if 2 <= len(arguments) <= 3 and arguments[0] in _VERBS and not any(each.startswith("-") for each in arguments):
+        verb, network, netns = (*arguments, "")[:3]
+        return Arguments(verb, network, netns)
+    return Arguments(**vars(make_parser().parse_intermixed_args(arguments)))
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the program."""
+    from .parsers import Parser
+
+    defaults = Arguments("", "")
     parser = Parser(
         prog="cnitool",
         usage="cnitool [OPTIONS] {add,check,del,gc,status} NETWORK [NETNS]",
@@ -118,23 +140,23 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cap-args", metavar="JSON", help="capability arguments (CAP_ARGS)")
     parser.add_argument("--container-id", metavar="ID", help="use this id instead of the one made from NETNS")
     parser.add_argument(
-        "--cache-dir", metavar="DIR", default=DEFAULT_CACHE_DIR, help="where attachments are remembered (%(default)s)"
+        "--cache-dir", metavar="DIR", default=defaults.cache_dir, help="directory of cached results (%(default)s)"
     )
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
-        default=DEFAULT_TIMEOUT,
-        help="how long one call of a plugin may take; 0 means for ever (%(default)g)",
+        default=defaults.timeout,
+        help="longest time for one call of a plugin; 0 means no limit (%(default)g)",
     )
     parser.add_argument(
         "-v",
         "--verbose",
         action="store_true",
-        help="say on standard error what each plugin is sent and what it returns: the whole configuration, secrets "
-        "included",
+        help="print on standard error what each plugin is sent and what it returns: the whole configuration, with "
+        "its secrets",
     )
-    parser.add_argument("--no-rollback", action="store_true", help="leave what a failed add did, to look at it")
+    parser.add_argument("--no-rollback", action="store_true", help="leave what a failed add did, for inspection")
     parser.add_argument(
         "--valid",
         metavar="ID/IFNAME",
@@ -151,6 +173,8 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1
     if not 0 <= seconds < 1e9:
+        import argparse
+
         raise argparse.ArgumentTypeError(f"expected a number of seconds, not {text!r}")
     return seconds
 
@@ -158,15 +182,17 @@ def _seconds(text: str) -> float:
 def _attachment(text: str) -> tuple[str, str]:
     container, _, ifname = text.partition("/")
     if not container or not ifname:
+        import argparse
+
         raise argparse.ArgumentTypeError(f"expected ID/IFNAME, not {text!r}")
     return container, ifname
 
 
-def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def _run(args: Arguments) -> None:
     if not args.netns and args.verb in ("add", "check", "del"):
-        parser.error(f"{args.verb} needs NETNS, the path of a network namespace")
+        make_parser().error(f"{args.verb} needs NETNS, the path of a network namespace")
     if args.valid and args.verb != "gc":
-        parser.error("--valid is for gc")
+        make_parser().error("--valid is for gc")
     runtime = Runtime(
         split_path(_choose(args.cni_path, "CNI_PATH")),
         cache_dir=args.cache_dir,
@@ -208,11 +234,11 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             runtime.delete(network, **where, cni_args=cni_args, capability_args=capability_args)
 
 
-def _load(runtime: Runtime, args: argparse.Namespace, container: str, ifname: str) -> Network:
+def _load(runtime: Runtime, args: Arguments, container: str, ifname: str) -> Network:
     directory = _choose(args.conf_dir, "NETCONFPATH", DEFAULT_CONF_DIR)
     try:
         return load_network(directory, args.network, on_problem=lambda problem: _warn(str(problem)))
-    except CNIError as exc:  # it is gone, or it became unusable
+    except CNIError as exc:  # the configuration is gone, or became unusable
         if args.verb != "del":
             raise
         network = runtime.find_cached_network(args.network, container_id=container, ifname=ifname)
@@ -226,8 +252,8 @@ def _choose(option: str | None, variable: str, default: str = "") -> str:
     return option if option is not None else os.environ.get(variable) or default
 
 
-def _arguments(args: argparse.Namespace) -> tuple[Mapping[str, str] | None, Mapping[str, Any] | None]:
-    """``CNI_ARGS`` and capability arguments; None for those that are not given."""
+def _arguments(args: Arguments) -> tuple[Mapping[str, str] | None, Mapping[str, Any] | None]:
+    """Return ``CNI_ARGS`` and the capability arguments; None for those that are not given."""
     cni_args = _choose(args.cni_args, "CNI_ARGS")
     cap_args = _choose(args.cap_args, "CAP_ARGS")
     parsed = loads(cap_args.encode(errors="surrogateescape"), "CAP_ARGS") if cap_args.strip() else None
@@ -239,22 +265,22 @@ def _arguments(args: argparse.Namespace) -> tuple[Mapping[str, str] | None, Mapp
 
 
 def _print(data: bytes) -> None:
-    """Print as the Go tool does, without a newline at the end; but spare a person's prompt."""
+    """Print without a newline at the end, as the Go tool does; with one on a terminal, for the prompt."""
     if sys.stdout is None:  # it was closed when Python started
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     if sys.stdout.isatty():
         data += b"\n"
-    # Not through sys.stdout, which would try again, and fail, when the process ends.
+    # Not through sys.stdout: after an error it would try again, and fail, when the process ends.
     while data:
         data = data[os.write(1, data) :]
 
 
 def _show_nothing(_: PluginCall) -> None:
-    """Say nothing of a call."""
+    """Print nothing about a call."""
 
 
 def _show(call: PluginCall) -> None:
-    """Say what a plugin is sent, or what it returned."""
+    """Print what a plugin is sent, or what it returned."""
     if call.error is not None:
         text = f"< {call.type} failed: {call.error} (code {call.error.code})"
     elif call.printed is not None:
@@ -284,12 +310,12 @@ class _Stopped(BaseException):
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """The first signal that asks to stop does so in order: the plugin is stopped, and a started add taken back."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into an exception: the plugin is stopped, and a started add undone."""
     received = False
 
     def handle(signum: int, _: object) -> None:
         nonlocal received
-        if not received:  # what is taken back must not be left half-way
+        if not received:  # a second signal must not interrupt the undoing
             received = True
             raise _Stopped(signum)
 

@@ -1,33 +1,33 @@
-"""``cnisdk uninstall``: remove launchers, and put back what they took the place of."""
+"""``cnisdk uninstall``: remove launchers, and put back the programs they replaced."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
 
 from ..errors import InvalidConfigError, IOFailureError
-from .install import KEPT, is_launcher, read
+from .install import BACKUP_SUFFIX, is_launcher, read_program
+
+DESCRIPTION = (
+    "Remove the executables that `cnisdk install` wrote into a directory, by any Python "
+    "environment. A program that was replaced gets its name back. Other files stay. "
+    "Containers that are running are not disturbed, but nothing can detach them until a plugin of the same type "
+    "is there again."
+)
+
+EPILOG = "examples:\n  cnisdk uninstall --dest /opt/cni/bin\n  cnisdk uninstall --dest /opt/cni/bin bridge"
 
 
-def register(subparsers: Any) -> None:
-    """Add the parser of ``cnisdk uninstall``."""
-    parser = subparsers.add_parser(
-        "uninstall",
-        help="remove launchers from a directory, and put back what they replaced",
-        description="Remove the executables that `cnisdk install` wrote into a directory, of whichever Python "
-        "environment. A program that one of them took the place of gets its name back. Other files are left alone. "
-        "Containers that are running are not disturbed, but nothing can detach them until a plugin of the same type "
-        "is there again.",
-        epilog="examples:\n  cnisdk uninstall --dest /opt/cni/bin\n  cnisdk uninstall --dest /opt/cni/bin bridge",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        "types", nargs="*", metavar="TYPE", help="plugin types to remove; without any, all that `cnisdk install` wrote"
     )
-    parser.add_argument("types", nargs="*", metavar="TYPE", help="plugin types to remove; all that are ours if none")
     parser.add_argument("--dest", metavar="DIR", required=True, help="the plugin directory, such as /opt/cni/bin")
-    parser.set_defaults(parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the arguments say."""
+    """Remove launchers."""
     directory = os.path.abspath(args.dest)
     try:
         names = sorted(os.listdir(directory))
@@ -48,12 +48,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_ours(path: str) -> bool:
-    return not os.path.islink(path) and os.path.isfile(path) and is_launcher(read(path) or b"")
+    return not os.path.islink(path) and os.path.isfile(path) and is_launcher(read_program(path) or b"")
 
 
 def _remove(path: str) -> None:
-    """Remove one; what it replaced takes its name in one step."""
-    kept = f"{path}{KEPT}"
+    """Remove a launcher. If it replaced a program, rename that program over it, in one step."""
+    kept = f"{path}{BACKUP_SUFFIX}"
     try:
         if os.path.lexists(kept):
             os.rename(kept, path)

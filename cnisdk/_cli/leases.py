@@ -1,4 +1,4 @@
-"""``cnisdk leases``: the addresses host-local has handed out, whose they are, and whether anybody still needs them."""
+"""``cnisdk leases``: the addresses IPAM plugins have handed out, their owners, and whether these are alive."""
 
 from __future__ import annotations
 
@@ -9,61 +9,71 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..runtime.liveness import describe_age
-from .attachments import Judged, NetworkState, add_arguments, look, used_in
+from .attachments import JudgedLease, JudgedNetwork, JudgedTable, add_shared_arguments, count_used, judge_host
 
 _BAR = 30
 _HEADINGS = ("address", "container", "interface", "age", "boot", "attachment")
-_NARROWEST = 24  # of the column with the reason
+_NARROWEST = 24  # width of the column with the reason
 
 
-def register(subparsers: Any) -> None:
-    """Add the parser."""
-    parser = subparsers.add_parser(
-        "leases",
-        help="show the addresses host-local has handed out",
-        description="Show, for each network, how full its ranges are, and each lease: its owner, its age, the boot it "
-        "is from, and whether its attachment is alive, with the reason: the same judgement as that of cnisdk gc. "
-        "Nothing is changed.",
-    )
+DESCRIPTION = (
+    "Show, for each network, how full its ranges are, and each lease: its owner, its age, the boot it "
+    "is from, and whether its attachment is alive, with the reason: the same judgement as that of cnisdk gc. "
+    "Nothing is changed."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("network", metavar="NETWORK", nargs="?", default="", help="only this network")
     parser.add_argument("--json", action="store_true", help="print a JSON document")
-    add_arguments(parser)
+    add_shared_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show them."""
-    situation = look(args, args.network)
-    states = [each for each in situation.networks if each.store is not None]
-    for problem in (*situation.problems, *(f"{each.path} {each.text}" for each in situation.memory.unreadable)):
+    """Print the leases."""
+    host = judge_host(args, args.network)
+    states = [(network, each) for network in host.networks for each in network.tables]
+    for problem in (
+        *host.problems,
+        *host.notes,
+        *(f"{each.path} {each.text}" for each in host.memory.unreadable),
+    ):
         print(f"cnisdk: {problem}", file=sys.stderr)
-    for doubt in situation.seen.doubts:
-        print(f"cnisdk: nothing can be told to be dead: {doubt}", file=sys.stderr)
+    for doubt in host.seen.doubts:
+        print(f"cnisdk: no attachment can be judged dead: {doubt}", file=sys.stderr)
     if args.network and not states:
-        print(f'cnisdk: network "{args.network}" has neither configuration nor leases', file=sys.stderr)
-        return 1
+        if args.network in host.unknown:
+            return 1  # a note has said why
+        if not any(each.network for each in host.networks):
+            print(f'cnisdk: network "{args.network}" has neither configuration nor leases', file=sys.stderr)
+            return 1
+        print(f'cnisdk: network "{args.network}" keeps no leases', file=sys.stderr)
     if args.json:
-        print(json.dumps({"networks": [describe(state) for state in states]}, indent=4))
+        print(json.dumps({"networks": [table_as_json(*each) for each in states]}, indent=4))
         return 0
+    tables = [each for _, each in states]
     if not sys.stdout.isatty():
-        _print_plain(states)  # one line a lease, whole, for grep and awk
+        _print_plain(tables)  # one line a lease, whole, for grep and awk
         return 0
     try:
-        _print_rich(states)
+        _print_rich(tables)
     except ImportError:
         print('cnisdk: for tables, install "cnisdk[cli]"', file=sys.stderr)
-        _print_plain(states)
+        _print_plain(tables)
     return 0
 
 
-def describe(state: NetworkState) -> dict[str, Any]:
-    """A network as JSON."""
+def table_as_json(network: JudgedNetwork, state: JudgedTable) -> dict[str, Any]:
+    """Return a table of a network as JSON."""
     return {
-        "name": state.name,
-        "directory": _path(state),
-        "configured": state.network is not None,
+        "name": network.name,
+        "ipam": state.type,
+        "directory": state.table.place,
+        "configured": network.network is not None,
         "ranges": [
-            {"range": str(pool.range_set), "size": pool.size(), "used": used_in(pool, state.leases)}
-            for pool in state.pools
+            {"range": str(pool.range_set), "size": pool.size(), "used": count_used(pool, state.leases)}
+            for pool in state.table.pools
         ],
         "leases": [
             {
@@ -86,7 +96,7 @@ def describe(state: NetworkState) -> dict[str, Any]:
 
 
 def bar(used: int, size: int, width: int = _BAR) -> str:
-    """How full something is: never empty when there is anything, never full when there is room."""
+    """Draw how full a pool is. The bar is empty only with no address used, and full only with none left."""
     if not size:
         return "█" * width
     filled = used * width // size
@@ -96,11 +106,11 @@ def bar(used: int, size: int, width: int = _BAR) -> str:
 
 
 def share(used: int, size: int) -> str:
-    """``"3 of 253"``, ``"3 of 2^64"``."""
+    """Write used and total addresses: ``"3 of 253"``, ``"3 of 2^64"``."""
     return f"{used} of {size:,}" if size < 10**9 else f"{used} of 2^{(size - 1).bit_length()}"
 
 
-def _print_rich(states: Sequence[NetworkState]) -> None:
+def _print_rich(states: Sequence[JudgedTable]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -108,9 +118,11 @@ def _print_rich(states: Sequence[NetworkState]) -> None:
     console = Console()
     colours = {"alive": "green", "dead": "red", "unknown": "yellow"}
     for state in states:
-        console.print(f"[bold]{escape(state.name)}[/bold]  {escape(_path(state))}", highlight=False, soft_wrap=True)
-        for pool in state.pools:
-            used, size = used_in(pool, state.leases), pool.size()
+        console.print(
+            f"[bold]{escape(state.table.network)}[/bold]  {escape(state.table.place)}", highlight=False, soft_wrap=True
+        )
+        for pool in state.table.pools:
+            used, size = count_used(pool, state.leases), pool.size()
             colour = "red" if used >= size else "yellow" if used * 10 >= size * 9 else "green"
             console.print(
                 f"  {pool.range_set}  [{colour}]{bar(used, size)}[/{colour}]  {share(used, size)}",
@@ -122,7 +134,7 @@ def _print_rich(states: Sequence[NetworkState]) -> None:
             for row, judged in zip(rows(state.leases), state.leases, strict=True)
         ]
         if not _fits(state.leases, console.width):
-            for address, container, ifname, *rest in lines:  # an identifier is never cut, nor broken into two
+            for address, container, ifname, *rest in lines:  # an identifier is never cut or broken
                 console.print(f"{address}  {container}  {ifname}", highlight=False, soft_wrap=True)
                 console.print(f"    {', '.join(rest)}", highlight=False)
         elif lines:
@@ -135,34 +147,30 @@ def _print_rich(states: Sequence[NetworkState]) -> None:
         _print_findings(state)
 
 
-def _fits(leases: Sequence[Judged], width: int) -> bool:
-    """Is there room for a table with whole identifiers, and a column for the reason?"""
+def _fits(leases: Sequence[JudgedLease], width: int) -> bool:
+    """Return True if a table with whole identifiers and a column for the reason fits."""
     lines = [_HEADINGS[:-1], *(row[:-1] for row in rows(leases))]
     return sum(max(map(len, column)) + 4 for column in zip(*lines, strict=True)) + _NARROWEST <= width
 
 
-def _print_plain(states: Sequence[NetworkState]) -> None:
+def _print_plain(states: Sequence[JudgedTable]) -> None:
     for state in states:
-        print(f"{state.name}  {_path(state)}")
-        for pool in state.pools:
-            used, size = used_in(pool, state.leases), pool.size()
+        print(f"{state.table.network}  {state.table.place}")
+        for pool in state.table.pools:
+            used, size = count_used(pool, state.leases), pool.size()
             print(f"  {pool.range_set}  {bar(used, size)}  {share(used, size)}")
         for row in rows(state.leases):
             print("  " + "  ".join(row))
         _print_findings(state)
 
 
-def _path(state: NetworkState) -> str:
-    return state.store.path if state.store is not None else ""
-
-
-def _print_findings(state: NetworkState) -> None:
+def _print_findings(state: JudgedTable) -> None:
     for finding in state.examination.findings:
         print(f"  {finding.path} {finding.problem}" + ("; cnisdk fsck repairs it" if finding.repair else ""))
 
 
-def rows(leases: Sequence[Judged]) -> list[tuple[str, ...]]:
-    """Leases as lines of a table."""
+def rows(leases: Sequence[JudgedLease]) -> list[tuple[str, ...]]:
+    """Return the leases as rows of a table."""
     return [
         (
             str(each.lease.address),

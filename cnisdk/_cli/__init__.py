@@ -1,0 +1,1 @@
+"""Programs for operators: :mod:`.cnitool` attaches namespaces to networks, :mod:`.cnisdk` does everything else."""

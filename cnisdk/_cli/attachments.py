@@ -1,0 +1,282 @@
+"""The attachments of this host, with their leases and cached results, each judged: alive, dead or unknown.
+
+Shared by the subcommands ``leases``, ``gc`` and ``fsck``. Leases come from the tables of the IPAM plugins
+(:mod:`.tables`), cached results from :mod:`cnisdk.runtime.caches`, judgements from :mod:`cnisdk.runtime.liveness`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Hashable, Iterable, Sequence
+from typing import NamedTuple
+
+from ..errors import CNIError
+from ..ipam.ranges import Pool
+from ..ipam.store import Owner
+from ..ipam.table import Examination, LeaseRecord, LeaseTable
+from ..runtime.cache import DEFAULT_CACHE_DIR
+from ..runtime.caches import VARIABLE, Memory, find_places, known_directories, read_all
+from ..runtime.liveness import LeaseTrace, Liveness, LivenessState, Survey, Traces, assess, namespace_of
+from ..runtime.load import DEFAULT_CONF_DIR, load_networks
+from ..runtime.network import Network
+from ..runtime.survey import survey_host
+from ..spec.names import Attachment
+from .tables import search_tables
+
+_GRACE = 600.0
+
+
+class HeldLease(NamedTuple):
+    """Lease of an attachment, with the table that holds it."""
+
+    table: LeaseTable
+    lease: LeaseRecord
+
+    @property
+    def path(self) -> str:
+        """Place of the lease, for messages."""
+        return f"{self.table.place}/{self.lease.address}"
+
+
+class JudgedLease(NamedTuple):
+    """Lease, with the judgement of its attachment.
+
+    Attributes:
+        lease: The lease.
+        state: State of the attachment: alive, dead or unknown.
+        why: The reason, as a sentence.
+        netns: Path of its network namespace; empty when it is not known.
+    """
+
+    lease: LeaseRecord
+    state: LivenessState
+    why: str
+    netns: str
+
+
+class JudgedAttachment(NamedTuple):
+    """Attachment, with its judgement.
+
+    Attributes:
+        traces: The leases, cached results and unreadable files that name it.
+        held: Its leases.
+        verdict: The judgement.
+    """
+
+    traces: Traces
+    held: tuple[HeldLease, ...]
+    verdict: Liveness
+
+    @property
+    def owner(self) -> Owner:
+        """Container and interface of the attachment."""
+        return Owner(self.traces.attachment.container_id, self.traces.attachment.ifname)
+
+    @property
+    def stamps(self) -> frozenset[Hashable]:
+        """Stamps of its leases and cached results. A later attachment with the same names has other stamps."""
+        return frozenset([each.lease.stamp for each in self.held] + [each.stamp for each in self.traces.entries])
+
+    def drop_leases(self, *, timeout: float) -> list[HeldLease]:
+        """Delete its leases, except those that have changed since the judgement. Return the deleted ones.
+
+        Raises:
+            CNIError: A table cannot be read or written.
+        """
+        dropped: list[HeldLease] = []
+        for table in dict.fromkeys(each.table for each in self.held):
+            own = [each.lease for each in self.held if each.table is table]
+            dropped += (HeldLease(table, lease) for lease in table.drop(own, timeout=timeout))
+        return dropped
+
+
+class JudgedTable(NamedTuple):
+    """Table of leases, with the judgement of each lease.
+
+    Attributes:
+        type: Type of the IPAM plugin.
+        table: The table.
+        examination: Its contents.
+        leases: Its leases, judged.
+    """
+
+    type: str
+    table: LeaseTable
+    examination: Examination
+    leases: tuple[JudgedLease, ...]
+
+
+class JudgedNetwork(NamedTuple):
+    """Network, with its tables of leases and its attachments.
+
+    Attributes:
+        name: Name of the network.
+        network: Its configuration; None when there is none.
+        tables: Tables of its IPAM plugins; empty if no registered IPAM plugin has a table of it.
+        attachments: Attachments that a lease or a cached result names, sorted.
+    """
+
+    name: str
+    network: Network | None
+    tables: tuple[JudgedTable, ...]
+    attachments: tuple[JudgedAttachment, ...]
+
+
+class HostState(NamedTuple):
+    """Networks, attachments and leases of a host at one moment.
+
+    Attributes:
+        networks: Networks, sorted by name.
+        problems: Configurations and tables that could not be read.
+        notes: Networks whose leases are not known, and IPAM plugins that cannot be loaded.
+        unknown: Names of the networks whose leases are not known.
+        memory: Cached results of all runtimes.
+        seen: Links, addresses and namespaces of the host.
+    """
+
+    networks: tuple[JudgedNetwork, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    unknown: frozenset[str]
+    memory: Memory
+    seen: Survey
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that ``leases``, ``gc`` and ``fsck`` have in common."""
+    parser.add_argument(
+        "--conf-dir",
+        metavar="DIR",
+        default=os.environ.get("NETCONFPATH") or DEFAULT_CONF_DIR,
+        help="directory with network configuration (NETCONFPATH, %(default)s)",
+    )
+    parser.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help=f"one more directory with cached results of a runtime; may be given several times ({VARIABLE}). "
+        f"{DEFAULT_CACHE_DIR} and the directories in it are always read",
+    )
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="directory with leases, for networks whose configuration names none (the IPAM plugin's default)",
+    )
+    parser.add_argument(
+        "--grace",
+        metavar="SECONDS",
+        type=float,
+        default=_GRACE,
+        help="judge no attachment that is younger, with or without a cached result: its ADD may still be running "
+        "(%(default)g)",
+    )
+    parser.add_argument(
+        "--inside",
+        action="store_true",
+        help="treat the namespaces of this command as the host's: for a node that is itself a container. Without it, "
+        "they must be those of process 1 of the machine",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=30.0,
+        help="longest time to wait for the lock of the leases (%(default)g)",
+    )
+
+
+def judge_host(args: argparse.Namespace, only: str = "") -> HostState:
+    """Read and judge the attachments of every network, or of one.
+
+    Raises:
+        CNIError: The leases of a configured network cannot be read.
+    """
+    problems: list[str] = []
+    configured: dict[str, Network] = {}
+    try:
+        loaded = load_networks(args.conf_dir)
+        problems += map(str, loaded.problems)
+        configured = {network.name: network for network in loaded.networks}
+    except CNIError as exc:
+        problems.append(str(exc))
+    found = search_tables(configured.values(), args.data_dir or "", only)
+    problems += found.problems
+    # Leases and cached results are read before the kernel is asked: liveness.assess relies on that order.
+    examined = [(each.type, each.table, each.table.examine(timeout=args.timeout)) for each in found.tables]
+    memory = read_all(find_places(known_directories(args.cache_dir)), only)
+    seen = survey_host(
+        [*map(namespace_of, memory.entries)], places=memory.places, hidden=memory.hidden, inside=args.inside
+    )
+    names = {table.network for _, table, _ in examined}
+    names |= {each.entry.attachment.network for each in memory.entries}
+    names |= {only} & configured.keys()
+    states = []
+    for name in sorted(names):
+        own = [each for each in examined if each[1].network == name]
+        attachments = _judge_attachments(name, [each[1:] for each in own], memory, seen, args.grace)
+        by_owner = {each.owner: each for each in attachments}
+        tables = tuple(
+            JudgedTable(
+                kind,
+                table,
+                examination,
+                tuple(_judge_lease(lease, by_owner.get(lease.owner)) for lease in examination.leases),
+            )
+            for kind, table, examination in own
+        )
+        states.append(JudgedNetwork(name, configured.get(name), tables, attachments))
+    return HostState(tuple(states), tuple(problems), found.notes, found.unknown, memory, seen)
+
+
+def _judge_attachments(
+    network: str,
+    tables: Iterable[tuple[LeaseTable, Examination]],
+    memory: Memory,
+    seen: Survey,
+    grace: float,
+) -> tuple[JudgedAttachment, ...]:
+    """Judge each attachment of a network that a lease or a cached result names."""
+    held: dict[Attachment, list[HeldLease]] = {}
+    traces: dict[Attachment, list[LeaseTrace]] = {}
+    for table, examination in tables:
+        for lease in examination.leases:
+            if lease.owner.container_id:
+                attachment = Attachment(network, *lease.owner)
+                held.setdefault(attachment, []).append(HeldLease(table, lease))
+                traces.setdefault(attachment, []).append(_trace(lease, examination))
+    entries = [each for each in memory.entries if each.entry.attachment.network == network]
+    judged = []
+    for attachment in sorted({*held, *(each.entry.attachment for each in entries)}):
+        found = Traces(
+            attachment,
+            tuple(traces.get(attachment, ())),
+            tuple(each for each in entries if _covers(attachment, each.entry.attachment)),
+            tuple(each for each in memory.unreadable if each.may_be_of(attachment)),
+        )
+        judged.append(JudgedAttachment(found, tuple(held.get(attachment, ())), assess(found, seen, grace=grace)))
+    return tuple(judged)
+
+
+def _trace(lease: LeaseRecord, examination: Examination) -> LeaseTrace:
+    """Make the trace of a lease. With ``reclaimEarlierBoots`` off, the end of a boot ends no lease."""
+    boot = "unknown" if lease.boot == "earlier" and not examination.reclaims else lease.boot
+    return LeaseTrace(lease.address, lease.age, lease.written, boot, not examination.exclusive)
+
+
+def _covers(attachment: Attachment, other: Attachment) -> bool:
+    """Return True if a record of ``attachment`` covers ``other``. Without interface it covers the whole container."""
+    return attachment == other or (not attachment.ifname and attachment.container_id == other.container_id)
+
+
+def _judge_lease(lease: LeaseRecord, judgement: JudgedAttachment | None) -> JudgedLease:
+    if judgement is None:
+        return JudgedLease(lease, "unknown", "the lease names no owner", "")
+    path = next(filter(None, map(namespace_of, judgement.traces.entries)), "")
+    return JudgedLease(lease, judgement.verdict.state, judgement.verdict.why, path)
+
+
+def count_used(pool: Pool, leases: Sequence[JudgedLease]) -> int:
+    """Return how many addresses of a pool are leased."""
+    return sum(1 for each in leases if pool.range_set.holds(each.lease.address))

@@ -1,0 +1,152 @@
+"""``cnisdk cluster import``: take over leases of host-local or whereabouts, on the node whose containers have them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from ipaddress import ip_interface
+from typing import Any, NamedTuple
+
+from ..errors import CNIError, InvalidConfigError, IOFailureError
+from ..ipam.allocator import release_exactly
+from ..ipam.blocks import BlockAllocator
+from ..ipam.filestore import FileStore
+from ..ipam.filetable import FileTable
+from ..ipam.store import Lease, Owner, Transaction
+from ..runtime.caches import find_places, known_directories, read_all
+from ..spec.addresses import IPAddress
+from .clusternetworks import only_network
+
+
+class Found(NamedTuple):
+    """A lease to take over, or the reason not to."""
+
+    address: IPAddress
+    owner: Owner
+    obstacle: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the action."""
+    parser.add_argument("kind", choices=("host-local", "whereabouts"), help="whose leases these are")
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        help="host-local: the directory of a network's leases; whereabouts: a file with the IPPools as JSON, - for the "
+        "standard input (`kubectl get ippools.whereabouts.cni.cncf.io -A -o json`)",
+    )
+    parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would be taken over")
+    parser.add_argument(
+        "--ifname", metavar="NAME", default="", help="interface of leases that name none, as old ones of whereabouts"
+    )
+    parser.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="one more directory with cached results of a runtime, which tell the containers of this node",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Take leases over, and return 1 if one could not be."""
+    network = only_network(args)
+    found = [*(_of_host_local(args) if args.kind == "host-local" else _of_whereabouts(args))]
+    failed = taken = 0
+    with network.open_holdings() as holdings:
+        allocator = BlockAllocator(holdings, [pool.range_set for pool in network.pools])
+        for address, owner, obstacle in found:
+            if not obstacle and not any(pool.range_set.holds(address) for pool in network.pools):
+                obstacle = f"it is in no range of network {network.name}"
+            if obstacle:
+                print(f"{address}  {owner}: left out, {obstacle}")
+                continue
+            try:
+                if not args.dry_run:
+                    _take(allocator, Lease(address, owner))
+            except CNIError as exc:
+                failed += 1
+                print(f"cnisdk: {address}  {owner}: {exc}", file=sys.stderr)
+                continue
+            taken += 1
+            print(f"{address}  {owner}: " + ("to be taken over" if args.dry_run else "taken over"))
+    print(f"leases taken over: {taken} of {len(found)}")
+    return 1 if failed else 0
+
+
+def _take(allocator: BlockAllocator, lease: Lease) -> None:
+    """Get the address for this node, and lease it to its owner."""
+    allocator.obtain(lease.address)
+    holdings = allocator.holdings
+
+    def change(transaction: Transaction) -> Owner | None:
+        owner = transaction.find_owner(lease.address)
+        if owner is None:
+            transaction.reserve(lease.address, lease.owner)
+        return owner
+
+    owner = holdings.store.update(change, timeout=holdings.timeout)
+    if owner is None and not holdings.read().holds(lease.address):
+        release_exactly(holdings.store, [lease], timeout=holdings.timeout)
+        raise IOFailureError(f"{lease.address} has just been given back", details="run the command again")
+    if owner not in (None, lease.owner):
+        raise IOFailureError(f"{lease.address} is leased to {owner} by now")
+
+
+def _of_host_local(args: argparse.Namespace) -> Iterator[Found]:
+    path = os.path.abspath(args.path)
+    if not os.path.isdir(path):
+        raise IOFailureError(f"there is no directory {path}")
+    for lease in FileTable(FileStore(os.path.dirname(path), os.path.basename(path))).examine().leases:
+        owner = lease.owner._replace(ifname=lease.owner.ifname or args.ifname)
+        yield Found(lease.address, owner, _obstacle(owner))
+
+
+def _obstacle(owner: Owner) -> str:
+    if not owner.container_id:
+        return "it names no container"
+    return "" if owner.ifname else "it names no interface: say --ifname"
+
+
+def _of_whereabouts(args: argparse.Namespace) -> Iterator[Found]:
+    here = _list_containers(args)
+    document = _read_json(args.path)
+    pools = document.get("items") if isinstance(document, dict) else None
+    for pool in pools if isinstance(pools, list) else [document]:
+        yield from _of_pool(pool, here, args)
+
+
+def _of_pool(pool: Mapping[str, Any], here: Collection[str], args: argparse.Namespace) -> Iterator[Found]:
+    """Read a pool: its allocations are numbered from the first address of its range on."""
+    try:
+        spec = pool["spec"]
+        first = ip_interface(str(spec["range"])).ip
+        allocations = {int(offset): value for offset, value in (spec.get("allocations") or {}).items()}
+        for offset, value in sorted(allocations.items()):
+            owner = Owner(str(value["id"]), str(value.get("ifname") or args.ifname))
+            elsewhere = "" if owner.container_id in here else "no runtime here knows its container"
+            yield Found(first + offset, owner, _obstacle(owner) or elsewhere)
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise InvalidConfigError(
+            f"{args.path} has no IPPools of whereabouts: {type(exc).__name__}: {exc}",
+            details="expected the output of `kubectl get ippools.whereabouts.cni.cncf.io -A -o json`",
+        ) from exc
+
+
+def _list_containers(args: argparse.Namespace) -> frozenset[str]:
+    """Return the containers whose results the runtimes of this node have cached."""
+    memory = read_all(find_places(known_directories(args.cache_dir)), "")
+    return frozenset(each.entry.attachment.container_id for each in memory.entries)
+
+
+def _read_json(path: str) -> Any:
+    try:
+        if path == "-":
+            return json.load(sys.stdin)
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError) as exc:
+        raise IOFailureError(f"cannot read {path}: {exc}") from exc

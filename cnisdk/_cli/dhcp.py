@@ -1,0 +1,108 @@
+"""``cnisdk dhcp``: run the daemon that keeps the leases of the plugin dhcp."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+
+from .._files import make_private
+from .._thick import server
+from ..dhcp import client
+from ..dhcp._daemon import Daemon, Settings
+from ..dhcp._machine import Timing
+from ..dhcp._store import directory_beside
+from ..errors import InvalidConfigError, IOFailureError
+
+DESCRIPTION = (
+    "Obtain, renew and release the leases of the plugin dhcp, for all containers of this host. The leases are in files "
+    "too: they outlive the daemon, which may be stopped, killed and started again at any time. Only the user who runs "
+    "it, root, can use it."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command. The reference's daemon has those named in one word, too."""
+    timing = Timing()
+    parser.add_argument(
+        "--socket",
+        "--socketpath",
+        metavar="PATH",
+        default=client.SOCKET_PATH,
+        help="socket that plugins connect to (default %(default)s)",
+    )
+    parser.add_argument("--state", metavar="DIR", help="directory of the leases (default: PATH without .sock)")
+    parser.add_argument("--hostprefix", metavar="DIR", default="", help="put before the paths of network namespaces")
+    parser.add_argument("--broadcast", action="store_true", help="have servers broadcast their answers")
+    parser.add_argument(
+        "--resendtimeout",
+        metavar="SECONDS",
+        type=float,
+        default=client.PATIENCE,
+        help="how long an ADD waits for a lease, at most (default %(default)g)",
+    )
+    parser.add_argument(
+        "--resendmax",
+        metavar="SECONDS",
+        type=float,
+        default=timing.longest,
+        help="longest delay between two messages to a server that does not answer (default %(default)g)",
+    )
+    parser.add_argument(
+        "--probe",
+        metavar="SECONDS",
+        type=float,
+        default=timing.probe,
+        help="how long another host has to object to an address (RFC 5227; default %(default)g)",
+    )
+    parser.add_argument("--pidfile", metavar="FILE", help="file for the id of the process")
+    parser.add_argument("--status", action="store_true", help="print the leases of the running daemon as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the daemon, or print what the one that runs says of itself."""
+    if args.status:
+        print(json.dumps(client.get_status(args.socket), indent=4))
+        return 0
+    if min(args.resendtimeout, args.resendmax) <= 0 or args.probe < 0:
+        raise InvalidConfigError("--resendtimeout and --resendmax must be more than 0, and --probe 0 or more")
+    daemon = Daemon(
+        Settings(
+            directory=args.state or directory_beside(args.socket),
+            timing=Timing(longest=args.resendmax, probe=args.probe),
+            patience=args.resendtimeout,
+            prefix=args.hostprefix,
+            broadcast=args.broadcast,
+        )
+    )
+    daemon.lock()
+    listener = server.find_inherited_listener(socket.SOCK_STREAM)
+    own = listener is None
+    if listener is None:
+        _make_directory(os.path.dirname(os.path.abspath(args.socket)))
+        listener = server.listen_at(args.socket, socket.SOCK_STREAM)
+    if args.pidfile:
+        _write_pid(args.pidfile)
+    # Listening first: what plugins ask meanwhile waits, and no DEL takes the file of a lease that is being read.
+    daemon.load()
+    server.notify_manager("READY=1")
+    daemon.run(listener)
+    if own:
+        os.unlink(args.socket)
+    return 0
+
+
+def _make_directory(path: str) -> None:
+    try:
+        make_private(path)
+    except OSError as exc:
+        raise IOFailureError(f"cannot make {path}: {exc.strerror}") from exc
+
+
+def _write_pid(path: str) -> None:
+    try:
+        with open(path, "w") as file:
+            file.write(f"{os.getpid()}\n")
+    except OSError as exc:
+        raise IOFailureError(f"cannot write {path}: {exc.strerror}") from exc

@@ -1,0 +1,143 @@
+"""``cnisdk repair``: the rules of what lives are back after a flush, and nothing else is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnisdk._cli import cnisdk
+from cnisdk.runtime import Network, Runtime
+from cnisdk.spec.versions import V1_1_0
+from cnisdk.testing import Container, Host
+
+pytestmark = pytest.mark.kernel
+
+OUTSIDE = "198.51.100.2"
+
+
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("bin")
+    assert cnisdk.main(["install", "--dest", str(directory), "bridge", "ptp", "host-local"]) == 0
+    return str(directory)
+
+
+class Node:
+    """A host with an uplink to a neighbour that knows no way to the containers, and a runtime."""
+
+    def __init__(self, host: Host, plugins: str) -> None:
+        self.host, self.plugins = host, plugins
+
+    def network(self, **keys: Any) -> Network:
+        ipam = {"type": "host-local", "ranges": [[{"subnet": "10.5.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}
+        plugin = {"type": "bridge", "bridge": "br0", "isGateway": True, "ipMasq": True, "ipam": ipam} | keys
+        # kubelet's lists are often of a version without CHECK.
+        return Network.parse(json.dumps({"cniVersion": "0.3.1", "name": "net", "plugins": [plugin]}).encode())
+
+    def run(self, verb: str, network: Network, container: Container) -> None:
+        runtime = Runtime([self.plugins], environ={"PATH": os.environ["PATH"]})
+        if verb == "check":
+            network = network._replace(version=V1_1_0)
+        self.host.call(getattr(runtime, verb), network, container_id=container.id, netns=container.netns)
+
+    def repair(self, *more: str) -> str:
+        argv = [sys.executable, "-m", "cnisdk", "repair", "--inside", "--pause", "0", "--cni-path", self.plugins, *more]
+        done = self.host.run(argv, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+        return done.stdout + done.stderr
+
+    def ruleset(self) -> str:
+        return self.host.shell("nft --stateless --handle list ruleset")
+
+
+@pytest.fixture
+def node(host: Host, plugins: str) -> Node:
+    host.shell("mkdir -p /var/lib/cni")
+    return Node(host, plugins)
+
+
+@pytest.mark.parametrize(("type", "backend"), [("bridge", "iptables"), ("ptp", "nftables")])
+def test_what_a_flush_took_is_back_and_traffic_flows(node: Node, type: str, backend: str) -> None:
+    network = node.network(type=type, ipMasqBackend=backend)
+    with Host(beside=node.host) as outside:
+        node.host.connect(outside, address="198.51.100.1/24", other_address=f"{OUTSIDE}/24")
+        first, second = node.host.container("c1"), node.host.container("c2")
+        for each in (first, second):
+            node.run("add", network, each)
+        assert first.reaches(outside, OUTSIDE)
+        whole = node.ruleset()
+        assert "2 known, 0 repaired, 0 left alone" in node.repair()
+        assert node.ruleset() == whole, "not a handle has changed"
+        node.host.shell("nft flush ruleset")
+        assert not first.reaches(outside, OUTSIDE, timeout=0.5)
+        assert "2 known, 2 repaired, 0 left alone" in node.repair("net")
+        for each in (first, second):
+            node.run("check", network, each)
+            assert each.reaches(outside, OUTSIDE)
+            node.run("delete", network, each)
+    assert "10.5.0" not in node.ruleset()
+
+
+def test_only_what_is_missing_is_put_back(node: Node) -> None:
+    network = node.network(ipMasqBackend="nftables", macspoofchk=True)
+    first, second = node.host.container("c1"), node.host.container("c2")
+    for each in (first, second):
+        node.run("add", network, each)
+    whole = node.ruleset().splitlines()
+    node.host.shell("nft flush chain bridge nat PREROUTING")
+    assert "2 known, 2 repaired" in node.repair()
+    lost = [line for line in whole if line not in node.ruleset().splitlines()]
+    assert lost
+    assert all("cni-macspoofchk" in line or "ether saddr" in line or "drop" in line for line in lost)
+    for each in (first, second):
+        node.run("check", network, each)
+
+
+def test_what_is_gone_or_changed_gets_no_rules(node: Node) -> None:
+    """The first lives; of the others the namespace, the interface, and the address are gone."""
+    network = node.network(ipMasqBackend="nftables")
+    containers = [node.host.container(f"c{number}") for number in range(1, 5)]
+    for each in containers:
+        node.run("add", network, each)
+    node.host.shell("nft flush ruleset; ip -n c3 link del eth0; ip -n c4 address flush dev eth0")
+    containers[1].destroy()
+    out = node.repair()
+    assert "4 known, 1 repaired, 3 left alone" in out
+    assert "eth0 in /run/netns/c4 does not have the address 10.5.0.5/24" in out
+    assert [address in node.ruleset() for address in ("10.5.0.2", "10.5.0.3", "10.5.0.4", "10.5.0.5")] == [
+        True, False, False, False
+    ]  # fmt: skip
+
+
+def test_what_is_deleted_meanwhile_keeps_no_rules(node: Node, tmp_path: Path) -> None:
+    """DEL has taken the rules when repair comes, and takes the rest before it looks again."""
+    network = node.network(ipMasqBackend="nftables")
+    container, other = node.host.container("c1"), node.host.container("c2")
+    for each in (container, other):
+        node.run("add", network, each)
+    node.host.shell("nft flush ruleset")
+    deletes = tmp_path / "deletes.py"
+    deletes.write_text(
+        "import os, sys\nfrom cnisdk._cli import cnisdk, repair\n"
+        "def pause(seconds):\n"
+        "    os.unlink('/var/lib/cni/results/net-c1-eth0')\n"
+        "    os.system('ip -n c1 link del eth0')\n"
+        "repair.run.__kwdefaults__['pause'] = pause\n"
+        "sys.exit(cnisdk.main(sys.argv[1:]))\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    argv = [sys.executable, str(deletes), "repair", "--inside", "--cni-path", node.plugins]
+    assert 'took back container "c1"' in node.host.run(argv, env=environ).stdout
+    assert "10.5.0.2" not in node.ruleset()
+    node.run("check", network, other)
+
+
+def test_it_is_for_the_host(node: Node) -> None:
+    argv = [sys.executable, "-m", "cnisdk", "repair"]
+    done = node.host.run(argv, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
+    assert done.returncode == 1
+    assert "nothing was done" in done.stderr
