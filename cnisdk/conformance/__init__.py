@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from .._lazy import exports
 
 if TYPE_CHECKING:
-    from .bench import Bench as Bench
     from .case import Case as Case
+    from .case_run import CaseRun as CaseRun
     from .catalogue import CASES as CASES, select as select
     from .judgement import Broken as Broken, Kind as Kind, Level as Level, NotApplicable as NotApplicable
     from .runner import Outcome as Outcome, Verdict as Verdict, judge as judge
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__, __dir__, __getattr__ = exports(
     __name__,
     {
-        ".bench": "Bench",
+        ".case_run": "CaseRun",
         ".case": "Case",
         ".judgement": "Broken Kind Level NotApplicable",
         ".catalogue": "CASES select",

@@ -5,18 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from . import chained, checking, codes, delegation, disk, ipam, leftovers, lifecycle, protocol, robustness, upkeep
+from . import (
+    _chained,
+    _checking,
+    _codes,
+    _delegation,
+    _disk,
+    _ipam,
+    _leftovers,
+    _lifecycle,
+    _protocol,
+    _robustness,
+    _upkeep,
+)
 from .case import Case
 from .judgement import Kind
 
-_CHAPTERS = (protocol, codes, lifecycle, checking, delegation, upkeep, chained, ipam, robustness, disk, leftovers)
+_CHAPTERS = (
+    _protocol,
+    _codes,
+    _lifecycle,
+    _checking,
+    _delegation,
+    _upkeep,
+    _chained,
+    _ipam,
+    _robustness,
+    _disk,
+    _leftovers,
+)
 
 CASES: tuple[Case, ...] = tuple(case for module in _CHAPTERS for case in module.chapter.cases)
 """The catalogue."""
 
 
 def select(kind: Kind | None = None, only: Iterable[str] = ()) -> list[Case]:
-    """The cases that apply to a kind of plugin, and whose names match one of the patterns (``*`` and ``?``), if any."""
+    """Return the cases of a kind of plugin. With patterns (``*`` and ``?``), only those whose name matches one."""
     patterns = list(only)
     return [
         case
@@ -27,7 +51,7 @@ def select(kind: Kind | None = None, only: Iterable[str] = ()) -> list[Case]:
 
 
 def place_of(case: Case) -> int:
-    """The place of a case in the catalogue, to sort by."""
+    """Return the place of a case in the catalogue, to sort by."""
     return _PLACES.get(case.id, len(_PLACES))
 
 

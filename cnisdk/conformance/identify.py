@@ -1,4 +1,4 @@
-"""What a plugin is: by what it declares, by its name, and by trying it."""
+"""Identify a plugin: by what it declares, by its name, and by an ADD on a throw-away host."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from attrs import evolve
 from ..errors import InvalidConfigError
 from ..testing.hosts import Container, Host
 from ..testing.running import SYSTEM_PATH
-from .bench import Bench, watched_for
+from ._footprint import watched_for
+from ._known import KNOWN, Trial
+from ._starting import explain, find_obstacle
+from .case_run import CaseRun
 from .judgement import Kind
-from .known import KNOWN, Trial
 from .subject import SETUP, Subject
 
 _ORDER = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -29,7 +31,9 @@ def identify(
     ifname: str = "",
     setup: str | None = None,
 ) -> Subject:
-    """Find out what a plugin is, by what it declares, what is known of its name, and by trying it.
+    """Find the kind and the configuration of a plugin.
+
+    The plugin may declare them, or its name may be known. Otherwise ADD on a throw-away host tells the kind.
 
     Args:
         path: Its executable.
@@ -41,17 +45,24 @@ def identify(
         setup: Shell commands to prepare a host with, beside those the suite needs.
 
     Returns:
-        It. If :attr:`Subject.problem` is not empty, its ADD does not work, and there is nothing to judge.
+        It. If :attr:`Subject.problem` is not empty, it cannot be started, or its ADD does not work, and there is
+        nothing to judge.
 
     Raises:
-        InvalidConfigError: (7) There is no such executable.
+        InvalidConfigError: (7) It declares something else than settings.
         SandboxUnavailable: This machine does not allow namespaces.
     """
     path = os.path.abspath(path)
-    if not os.access(path, os.X_OK) or os.path.isdir(path):
-        raise InvalidConfigError(f"{path} is not an executable file")
+    if obstacle := find_obstacle(path):
+        return _unstartable(path, obstacle)
     with Host(watched=watched_for(path)) as host:
-        trial = _find_declared(host, path) or KNOWN.get(os.path.basename(path)) or Trial()
+        try:
+            declared = _find_declared(host, path)
+        except OSError as exc:
+            if exc.filename != path:
+                raise
+            return _unstartable(path, explain(exc, path, host))
+        trial = declared or KNOWN.get(os.path.basename(path)) or Trial()
         given = {key: value for key, value in (conf or {}).items() if key not in ("cniVersion", "name", "type")}
         subject = Subject(
             path=path,
@@ -77,8 +88,12 @@ def identify(
     return tried
 
 
+def _unstartable(path: str, reason: str) -> Subject:
+    return Subject(path=path, kind=Kind.INTERFACE, conf={}, problem=reason, starts=False)
+
+
 def _run(host: Host, path: str, environ: Mapping[str, str], *arguments: str) -> Any:
-    """Run a plugin with next to nothing, and return what it printed, parsed; None if that is not JSON."""
+    """Run a plugin with a bare environment, and return its parsed output; None if that is not JSON."""
     environ = {"PATH": SYSTEM_PATH, **environ}
     done = host.run([path, *arguments], env=environ, input='{"cniVersion": "1.1.0"}', check=False)
     try:
@@ -92,11 +107,11 @@ def _ask_versions(host: Host, subject: Subject) -> tuple[str, ...]:
     listed = document.get("supportedVersions") if isinstance(document, dict) else None
     return (
         tuple(version for version in _ORDER if version in listed) if isinstance(listed, list) else ()
-    )  # a case says so
+    )  # the case version-lists-what-it-supports reports it
 
 
 def _find_declared(host: Host, path: str) -> Trial | None:
-    """What a plugin made with this SDK says of itself when it is asked."""
+    """Ask a plugin for its declaration (``--conformance``); None if it has none, as plugins made without this SDK."""
     document = _run(host, path, {}, "--conformance")
     if not isinstance(document, dict) or not document.keys() <= {"kind", "conf", "ifname", "setup"}:
         return None
@@ -108,20 +123,20 @@ def _find_declared(host: Host, path: str) -> Trial | None:
 
 def _try(host: Host, subject: Subject, *, known: bool) -> Subject:
     """Attach a container, to see whether the configuration fits, and if its kind is not known, what kind it is of."""
-    bench = Bench(host, subject)
+    run = CaseRun(host, subject)
     try:
-        bench.prepare()
+        run.prepare()
     except AssertionError as exc:
         return evolve(subject, problem=f"the host cannot be prepared for it: {exc}")
-    container = bench.container("try1")
-    before = _visible(bench, container) if subject.kind is Kind.CHAINED else []
-    answer = bench.request("ADD", container)
-    if answer.status != 0:
-        return evolve(subject, problem=answer.show())
-    if before and before == _visible(bench, container):
+    container = run.container("try1")
+    before = _visible(run, container) if subject.kind is Kind.CHAINED else []
+    response = run.request("ADD", container)
+    if response.status != 0:
+        return evolve(subject, problem=response.show_all())
+    if before and before == _visible(run, container):
         remark = "its ADD changes nothing that the suite can see: does its configuration ask for anything?"
         return evolve(subject, remark=remark)
-    document = answer.try_document()
+    document = response.try_document()
     if known or not isinstance(document, dict) or document.get("interfaces"):
         return subject
     if not document.get("ips"):
@@ -133,10 +148,10 @@ _LINK = ("ifname", "mtu", "address", "txqlen", "promiscuity", "allmulti", "maste
 _TEXTS = ("ip rule show", "tc qdisc show", "sysctl -a 2>/dev/null | grep '^net.ipv[46].conf' || true")
 
 
-def _visible(bench: Bench, container: Container) -> list[object]:
-    """What a plugin may change: more than what it may leave behind."""
-    seen: list[object] = [bench.condition()]
+def _visible(run: CaseRun, container: Container) -> list[object]:
+    """List everything that a plugin may change, which is more than it may leave behind."""
+    seen: list[object] = [run.look().condition()]
     for netns, inside in (("", []), (container.name, ["ip", "netns", "exec", container.name])):
-        seen += [[each.get(key) for key in _LINK] for each in bench.host.ip("link", "show", netns=netns or None)]
-        seen += [bench.host.run([*inside, "sh", "-c", text]).stdout for text in _TEXTS]
+        seen += [[each.get(key) for key in _LINK] for each in run.host.ip("link", "show", netns=netns or None)]
+        seen += [run.host.run([*inside, "sh", "-c", text]).stdout for text in _TEXTS]
     return seen

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Kind(str, Enum):
-    """What a plugin does, and so which cases apply to it."""
+    """Kind of a plugin. It decides which cases apply."""
 
     INTERFACE = "interface"
     CHAINED = "chained"
@@ -19,7 +19,7 @@ class Kind(str, Enum):
 
 
 class Level(str, Enum):
-    """How much the specification insists. An opinion is ours: the specification is silent, operators are not."""
+    """Word of the specification. An opinion is the suite's own: the specification is silent, operators are not."""
 
     MUST = "MUST"
     SHOULD = "SHOULD"
@@ -27,13 +27,6 @@ class Level(str, Enum):
 
     def __str__(self) -> str:
         return self.value
-
-
-EVERY = frozenset(Kind)
-INTERFACE = frozenset({Kind.INTERFACE})
-IPAM = frozenset({Kind.IPAM})
-CHAINED = frozenset({Kind.CHAINED})
-ATTACHING = INTERFACE | CHAINED
 
 
 class Sentence(NamedTuple):
@@ -49,12 +42,12 @@ class Sentence(NamedTuple):
 
 
 class Broken(AssertionError):
-    """The plugin does not do what the case asks for.
+    """Verdict: the plugin does not do what the case asks for.
 
     Attributes:
-        expected: What was expected.
-        seen: What was seen.
-        left: What was left behind, where that is what is wrong.
+        expected: The right behaviour.
+        seen: The behaviour that the case saw.
+        left: Lines of the footprint that were left behind, generalized; empty for faults of another kind.
     """
 
     def __init__(self, expected: str, seen: str, left: Iterable[str] = ()) -> None:
@@ -65,8 +58,14 @@ class Broken(AssertionError):
 
 
 class NotApplicable(Exception):
-    """The case asks for something this plugin does not have, or this machine cannot do."""
+    """Verdict: the case asks for something that this plugin does not have, or that this machine cannot do."""
 
 
 class Unprepared(NotApplicable):
-    """Something failed that the case needs, but is not about: its sentence says nothing of that."""
+    """Verdict: a request failed that the case needs, but that its sentence is not about."""
+
+
+def listed(items: Iterable[str]) -> str:
+    """Return the first six of some items in their order, and how many more there are, for a message."""
+    ordered = sorted(items)
+    return "; ".join(ordered[:6]) + (f"; and {len(ordered) - 6} more" if len(ordered) > 6 else "")

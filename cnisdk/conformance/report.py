@@ -1,4 +1,4 @@
-"""What came of a run: a table for people, JSON, JUnit XML, and a web page that needs nothing but itself."""
+"""Reports of a run: text for people, JSON, JUnit XML, and a web page in one file."""
 
 from __future__ import annotations
 
@@ -20,37 +20,59 @@ _MARKS = {Verdict.PASSED: "✓", Verdict.FAILED: "✗", Verdict.SKIPPED: "–", 
 
 
 class Report(NamedTuple):
-    """A plugin, and what came of each case."""
+    """A plugin, and the outcome of each case.
+
+    Attributes:
+        subject: The plugin.
+        outcomes: The outcomes.
+        options: The words that ``cnisdk conform`` was given to describe the plugin, for the shell.
+        seconds: How long it took by the clock; cases run side by side. None means that it was not measured.
+        stopped: The signal that stopped the run; empty for none.
+        unrun: The cases that did not come to their end before that.
+    """
 
     subject: Subject
     outcomes: Sequence[Outcome]
     options: str = ""
-    """The words that ``cnisdk conform`` was given to describe the plugin, for the shell."""
+    seconds: float | None = None
+    stopped: str = ""
+    unrun: Sequence[Case] = ()
 
     @property
     def failures(self) -> list[Outcome]:
-        """The cases it fails, strictest first."""
+        """Failed cases, strictest level first."""
         order = list(Level)
         failed = [each for each in self.outcomes if each.verdict is Verdict.FAILED]
         return sorted(failed, key=lambda each: (order.index(each.case.level), place_of(each.case)))
 
     @property
     def causes(self) -> list[list[Outcome]]:
-        """The failures, those together that found the same left behind: it is one fault of the plugin."""
+        """Failures by cause: cases that found the same leftovers have one cause."""
         found: dict[frozenset[str] | str, list[Outcome]] = {}
         for outcome in self.failures:
             found.setdefault(outcome.left or outcome.case.id, []).append(outcome)
         return list(found.values())
 
     @property
+    def reasons(self) -> dict[str, list[Case]]:
+        """Reasons for which cases do not apply, each with its cases."""
+        found: dict[str, list[Case]] = {}
+        for each in self.outcomes:
+            if each.verdict is Verdict.SKIPPED:
+                found.setdefault(each.seen, []).append(each.case)
+        return found
+
+    @property
     def errors(self) -> list[Outcome]:
-        """The cases in which the suite itself had an error."""
+        """Cases in which the suite itself had an error."""
         return [each for each in self.outcomes if each.verdict is Verdict.ERROR]
 
     def summary(self) -> str:
-        """One line: ``bridge (interface, 0.1.0 to 1.1.0): 61 passed, 2 failed (1 MUST, 1 opinion), …``."""
+        """Return one line: ``bridge (interface, 0.1.0 to 1.1.0): 61 passed, 2 failed (1 MUST, 1 opinion), …``."""
         versions = self.subject.versions
         claimed = f"{versions[0]} to {versions[-1]}" if versions else "no version"
+        if not self.subject.starts:
+            return f"{self.subject.path}: not judged, since it cannot be started: {self.subject.problem}"
         if self.subject.problem:
             with_conf = json.dumps(self.subject.document(), ensure_ascii=False)
             return (
@@ -65,18 +87,28 @@ class Report(NamedTuple):
             f"{counts[Verdict.FAILED]} failed" + (f" ({failed})" if failed else ""),
         ]
         parts += [f"{counts[verdict]} {verdict}" for verdict in (Verdict.SKIPPED, Verdict.ERROR) if counts[verdict]]
-        seconds = sum(each.seconds for each in self.outcomes)
-        remark = f"; {self.subject.remark}" if self.subject.remark else ""
-        return f"{self.subject.name} ({self.subject.kind}, {claimed}): {', '.join(parts)}, in {seconds:.0f} s{remark}"
+        if self.seconds is not None:
+            parts.append(f"in {self.seconds:.0f} s")
+        remarks = [self.subject.remark] if self.subject.remark else []
+        if self.stopped:
+            cases = len(self.outcomes) + len(self.unrun)
+            remarks.append(f"stopped by {self.stopped}: {len(self.unrun)} of {cases} cases did not run to their end")
+        return "; ".join([f"{self.subject.name} ({self.subject.kind}, {claimed}): {', '.join(parts)}", *remarks])
 
     def again(self, case: Case) -> str:
-        """The command line that runs one case again."""
+        """Return the command line that runs one case again."""
         words = ["cnisdk conform", shlex.quote(self.subject.path), *filter(None, [self.options]), "--only", case.id]
         return " ".join(words)
 
 
-def as_text(report: Report, *, reproduce: bool = True) -> str:
-    """What failed, which sentence it breaks, what was expected and seen, and how to see it again."""
+def as_text(report: Report, *, reproduce: bool = True, reasons: bool = False) -> str:
+    """Return each failure: the broken sentence, what was expected and seen, and the command that repeats it.
+
+    Args:
+        report: The report.
+        reproduce: Show the command.
+        reasons: Show why cases do not apply, too.
+    """
     lines = [f"{report.subject.path}", ""] if report.failures or report.errors else []
     for outcome, *others in [*report.causes, *([each] for each in report.errors)]:
         case = outcome.case
@@ -94,6 +126,10 @@ def as_text(report: Report, *, reproduce: bool = True) -> str:
             if outcome.script:
                 lines.append(f"    its last request   {_one_line(outcome.script)}")
         lines.append("")
+    if reasons and report.reasons:
+        for reason, cases in report.reasons.items():
+            lines += [*(f"{_MARKS[Verdict.SKIPPED]} {case.id}" for case in cases), f"    not applicable     {reason}"]
+        lines.append("")
     return "\n".join([*lines, report.summary()])
 
 
@@ -106,7 +142,7 @@ def _one_line(script: Sequence[str]) -> str:
 
 
 def as_document(reports: Iterable[Report]) -> dict[str, Any]:
-    """Everything, for programs."""
+    """Return everything, for programs."""
     return {
         "plugins": [
             {
@@ -115,6 +151,9 @@ def as_document(reports: Iterable[Report]) -> dict[str, Any]:
                 "problem": report.subject.problem,
                 "remark": report.subject.remark,
                 "versions": list(report.subject.versions),
+                "seconds": report.seconds,
+                "stopped": report.stopped,
+                "unrun": [case.id for case in report.unrun],
                 "cases": [
                     {
                         "id": each.case.id,
@@ -126,6 +165,7 @@ def as_document(reports: Iterable[Report]) -> dict[str, Any]:
                         "verdict": str(each.verdict),
                         "expected": each.expected,
                         "seen": each.seen,
+                        "reason": each.seen if each.verdict is Verdict.SKIPPED else "",
                         "again": report.again(each.case),
                         "script": list(each.script),
                         "seconds": each.seconds,
@@ -139,12 +179,12 @@ def as_document(reports: Iterable[Report]) -> dict[str, Any]:
 
 
 def as_json(reports: Iterable[Report]) -> str:
-    """Everything, for programs, as text."""
+    """Return everything as JSON text."""
     return json.dumps(as_document(reports), indent=2, ensure_ascii=False) + "\n"
 
 
 def as_junit(reports: Iterable[Report]) -> str:
-    """JUnit's XML: a test suite for each plugin, which is what CI systems show."""
+    """Return JUnit's XML, which CI systems show: a test suite for each plugin."""
     root = ElementTree.Element("testsuites")
     for report in reports:
         suite = ElementTree.SubElement(
@@ -153,12 +193,13 @@ def as_junit(reports: Iterable[Report]) -> str:
             name=f"cni.{report.subject.name}",
             tests=str(len(report.outcomes)),
             failures=str(len(report.failures)),
-            errors=str(len(report.errors) + bool(report.subject.problem)),
+            errors=str(len(report.errors) + bool(report.subject.problem) + bool(report.stopped)),
             skipped=str(sum(each.verdict is Verdict.SKIPPED for each in report.outcomes)),
-            time=f"{sum(each.seconds for each in report.outcomes):.3f}",
+            time=f"{report.seconds or sum(each.seconds for each in report.outcomes):.3f}",
         )
-        if report.subject.problem:
-            test = ElementTree.SubElement(suite, "testcase", classname=f"cni.{report.subject.name}", name="ADD")
+        if report.subject.problem or report.stopped:
+            name = "the run" if report.stopped else "ADD"
+            test = ElementTree.SubElement(suite, "testcase", classname=f"cni.{report.subject.name}", name=name)
             ElementTree.SubElement(test, "error", message=_printable(report.summary()))
         for each in report.outcomes:
             test = ElementTree.SubElement(
@@ -177,7 +218,7 @@ def as_junit(reports: Iterable[Report]) -> str:
 
 
 def _printable(text: str) -> str:
-    """XML has no place for most control characters."""
+    """Return the text without the control characters that XML cannot hold."""
     return "".join(
         letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
     )
@@ -201,7 +242,7 @@ def _expectation(outcome: Outcome) -> str:
 
 
 def as_html(reports: Sequence[Report]) -> str:
-    """A page with the matrix of cases and plugins, and below it every failure."""
+    """Return a page with the matrix of cases and plugins, and below it every failure."""
     run = {each.case.id: each.case for report in reports for each in report.outcomes}
     cases: dict[str, Case] = {case.id: case for case in sorted(run.values(), key=place_of)}
     head = "".join(f"<th>{escape(report.subject.name)}</th>" for report in reports)
@@ -238,11 +279,16 @@ def as_html(reports: Sequence[Report]) -> str:
                 f"<p>For operators: {escape(case.means)}</p>"
                 f"<pre>{escape(report.again(case))}</pre>{script}"
             )
+        if report.reasons:
+            details.append("<h3>Not applicable</h3><dl>")
+            for reason, skipped in report.reasons.items():
+                details.append(f"<dt>{escape(', '.join(each.id for each in skipped))}<dd>{escape(reason)}")
+            details.append("</dl>")
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>CNI conformance</title><style>{_STYLE}</style><h1>CNI conformance</h1>"
         f"<ul>{''.join(f'<li>{escape(report.summary())}' for report in reports)}</ul>"
-        "<p>✓ passed · ✗ failed (a link to what was seen) · – does not apply (the reason is shown on pointing at it) · "
+        "<p>✓ passed · ✗ failed (a link to what was seen) · – does not apply (the reasons are below) · "
         "! could not be finished. An <i>opinion</i> is the suite's own: the specification leaves it open.</p>"
         f"<table><tr><th>case</th><th>level</th><th>section</th>{head}</tr>{''.join(rows)}</table>"
         f"{''.join(details)}</html>\n"

@@ -1,4 +1,11 @@
-"""Run cases, each on a host of its own."""
+"""Run cases, each on a fresh host; those that judge the same requests on one.
+
+The case ``del-leaves-nothing`` runs first. What it finds is one fault of the plugin, which later cases do not report
+again (:attr:`.subject.Subject.leaks`). The others run in their order, or side by side in forked processes, each of
+which sends its outcomes back through a pipe. A case ends in one of four ways: it returns (passed), raises
+:class:`~.judgement.Broken` (failed) or :class:`~.judgement.NotApplicable`, or raises anything else, which is an error
+of the suite or of the machine. A host and all processes on it end with its cases.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from enum import Enum
 from functools import partial
 from itertools import islice
@@ -16,14 +23,15 @@ from attrs import evolve, fields, frozen
 
 from ..testing.hosts import Host
 from ..testing.sandbox import fork_call, take_answer
-from .bench import Bench, watched_for
+from ._footprint import watched_for
 from .case import Case
+from .case_run import CaseRun
 from .judgement import Broken, Level, NotApplicable
 from .subject import Subject
 
 
 class Verdict(str, Enum):
-    """What came of a case."""
+    """Result of a case."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -36,14 +44,14 @@ class Verdict(str, Enum):
 
 @frozen(kw_only=True)
 class Outcome:
-    """What came of a case, and how.
+    """Result of a case, with what led to it.
 
     Attributes:
         case: The case.
-        verdict: What came of it. An error is the suite's own, or the machine's.
-        expected: What was expected, for a failure.
-        seen: What was seen; for a case that is not applicable, why.
-        left: What was left behind, without what tells one attachment from another.
+        verdict: The result. An error is the suite's own, or the machine's.
+        expected: For a failure, what the case expected.
+        seen: For a failure, what it saw instead; for a case that does not apply, the reason.
+        left: Lines of the footprint that were left behind, generalized.
         script: Shell commands that do what the case did, to be run as root in a throw-away network namespace.
         seconds: How long it took.
     """
@@ -63,8 +71,8 @@ _FIRST = "del-leaves-nothing"
 _LONG = ("killed-in-add", "terminated-in-add", "parallel-attachments", "a-full-disk-while-attaching", "few-open-files")
 
 
-def judge(subject: Subject, cases: Iterable[Case], *, jobs: int = 1) -> Iterator[Outcome]:
-    """Run cases, and yield what comes of each as it ends.
+def judge(subject: Subject, cases: Iterable[Case], *, jobs: int = 1) -> Generator[Outcome, None, None]:
+    """Run cases, and yield the outcome of each as it ends. Closed early, it ends those that run, with their hosts.
 
     Args:
         subject: The plugin. If it has a :attr:`~.subject.Subject.problem`, there is nothing to be learned from it.
@@ -80,26 +88,38 @@ def judge(subject: Subject, cases: Iterable[Case], *, jobs: int = 1) -> Iterator
         outcome = run_case(subject, case)
         subject = evolve(subject, leaks=outcome.left)
         yield outcome
+    groups = _group(waiting)
     if jobs <= 1:
-        yield from (run_case(subject, case) for case in waiting)
+        for group in groups:
+            yield from run_cases(subject, group)
         return
-    waiting.sort(key=lambda each: each.id not in _LONG)
-    yield from _side_by_side(subject, waiting, jobs)
+    groups.sort(key=lambda group: not any(each.id in _LONG or each.shares for each in group))
+    yield from _side_by_side(subject, groups, jobs)
 
 
-def _side_by_side(subject: Subject, cases: Iterable[Case], jobs: int) -> Iterator[Outcome]:
-    running: dict[int, tuple[int, Case]] = {}  # by the pipe of each: its process, and the case
-    waiting = iter(cases)
+def _group(cases: Iterable[Case]) -> list[list[Case]]:
+    """Put the cases together that share a host."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.shares or case.id, []).append(case)
+    return list(groups.values())
+
+
+def _side_by_side(subject: Subject, groups: Iterable[list[Case]], jobs: int) -> Iterator[Outcome]:
+    running: dict[int, tuple[int, list[Case]]] = {}  # by the pipe of each: its process, and the cases
+    waiting = iter(groups)
     try:
         while True:
-            for case in islice(waiting, jobs - len(running)):
-                pipe, pid = fork_call(partial(_run_apart, subject, case))
-                running[pipe] = pid, case
+            for group in islice(waiting, jobs - len(running)):
+                pipe, pid = fork_call(partial(_run_apart, subject, group))
+                running[pipe] = pid, group
             if not running:
                 return
             for pipe in select.select(list(running), [], [])[0]:
-                pid, case = running.pop(pipe)
-                yield Outcome(case=case, **take_answer(pipe, pid, f"the case {case.id}"))
+                pid, group = running.pop(pipe)
+                found = take_answer(pipe, pid, f"the case {group[0].id}")
+                for case, outcome in zip(group, found, strict=True):
+                    yield Outcome(case=case, **outcome)
     finally:
         for pipe, (pid, _) in running.items():
             os.kill(pid, signal.SIGKILL)
@@ -107,42 +127,56 @@ def _side_by_side(subject: Subject, cases: Iterable[Case], jobs: int) -> Iterato
             os.waitpid(pid, 0)
 
 
-def _run_apart(subject: Subject, case: Case) -> dict[str, Any]:
-    """What comes of a case, without the case, which is code."""
-    outcome = run_case(subject, case)
-    return {each.name: getattr(outcome, each.name) for each in fields(Outcome) if each.name != "case"}
+def _run_apart(subject: Subject, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Return the outcomes without their cases, which cannot be pickled."""
+    names = [each.name for each in fields(Outcome) if each.name != "case"]
+    return [{name: getattr(outcome, name) for name in names} for outcome in run_cases(subject, cases)]
 
 
 def run_case(subject: Subject, case: Case) -> Outcome:
     """Run one case on a fresh host."""
+    (outcome,) = run_cases(subject, [case])
+    return outcome
+
+
+def run_cases(subject: Subject, cases: Sequence[Case]) -> Iterator[Outcome]:
+    """Run cases that share a host, one after another, and yield their outcomes."""
     started = time.monotonic()
-    verdict, expected, seen = Verdict.PASSED, "", ""
-    left: frozenset[str] = frozenset()
     with Host(watched=watched_for(subject.path)) as host:
-        bench = Bench(host, subject)
-        try:
-            bench.prepare()
-            case.check(bench)
-        except Broken as broken:
-            verdict, expected, seen, left = Verdict.FAILED, broken.expected, broken.seen, broken.left
-        except NotApplicable as reason:
-            verdict, seen = Verdict.SKIPPED, str(reason)
-        except Exception as exc:
-            verdict, seen = Verdict.ERROR, f"{type(exc).__name__}: {exc}"
-    script = tuple(bench.script) if verdict in (Verdict.FAILED, Verdict.ERROR) else ()
-    return Outcome(
-        case=case,
-        verdict=verdict,
-        expected=expected,
-        seen=seen,
-        left=left,
-        script=script,
-        seconds=round(time.monotonic() - started, 3),
-    )
+        run = CaseRun(host, subject)
+        prepared = False
+        for case in cases:
+            verdict, expected, seen = Verdict.PASSED, "", ""
+            left: frozenset[str] = frozenset()
+            try:
+                if not prepared:
+                    run.prepare()
+                    prepared = True
+                case.check(run)
+            except Broken as broken:
+                verdict, expected, seen, left = Verdict.FAILED, broken.expected, broken.seen, broken.left
+            except NotApplicable as reason:
+                verdict, seen = Verdict.SKIPPED, str(reason)
+            except Exception as exc:
+                verdict, seen = Verdict.ERROR, f"{type(exc).__name__}: {exc}"
+            ended = time.monotonic()
+            yield Outcome(
+                case=case,
+                verdict=verdict,
+                expected=expected,
+                seen=seen,
+                left=left,
+                script=tuple(run.script) if verdict in (Verdict.FAILED, Verdict.ERROR) else (),
+                seconds=round(ended - started, 3),
+            )
+            started = ended
 
 
 UNJUDGED = 4
-"""Exit status for a plugin that cannot be judged, since it cannot be configured."""
+"""Exit status for a plugin that cannot be judged, since it cannot be started or configured."""
+
+UNFINISHED = 3
+"""Exit status when the suite itself had an error, or was stopped."""
 
 
 def exit_status(outcomes: Iterable[Outcome], fail_on: Level = Level.MUST) -> int:
@@ -151,4 +185,4 @@ def exit_status(outcomes: Iterable[Outcome], fail_on: Level = Level.MUST) -> int
     everything = list(outcomes)
     if any(each.verdict is Verdict.FAILED and each.case.level in strict for each in everything):
         return 1
-    return 3 if any(each.verdict is Verdict.ERROR for each in everything) else 0
+    return UNFINISHED if any(each.verdict is Verdict.ERROR for each in everything) else 0

@@ -1,4 +1,4 @@
-"""The plugin that is judged: what it is, how it is configured, and what a host needs for it."""
+"""Plugin under judgement: its kind, its configuration, and the preparation of its hosts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from attrs import frozen
 
+from ._known import STUB
 from .judgement import Kind
-from .known import STUB
 
-# What every host has: a physical network to lean on, and a bridge of somebody else's.
+#: Shell commands for every host: they make a physical network, and a bridge of another program.
 SETUP = (
     "ip link add up0 type veth peer name up0x && ip link set up0 up && ip link set up0x up && "
     "ip link add up1 address 02:00:00:00:00:01 type bridge && ip link set up1 up"
@@ -24,15 +24,16 @@ class Subject:
 
     Attributes:
         path: Its executable.
-        kind: What it does.
+        kind: Its kind.
         conf: Its configuration, without ``cniVersion`` and ``name``.
         versions: The versions of the specification it claims, oldest first.
         search: Directories with the plugins it delegates to.
         ifname: ``CNI_IFNAME`` of requests.
         setup: Shell commands that prepare a host.
-        problem: Why it cannot be judged: what its ADD said, which does not work with this configuration.
-        remark: What whoever reads the verdict has to know about the configuration.
-        leaks: What each DEL of it leaves, as one case has found; others do not say it again.
+        problem: The error of its ADD with this configuration, for which it cannot be judged; empty for none.
+        starts: False if it cannot be started at all, for the reason in ``problem``.
+        remark: A warning about the configuration, for readers of the verdict.
+        leaks: Lines of the footprint that each DEL of it leaves, generalized. One case reports them, and others do not.
     """
 
     path: str
@@ -43,21 +44,22 @@ class Subject:
     ifname: str = "eth0"
     setup: str = SETUP
     problem: str = ""
+    starts: bool = True
     remark: str = ""
     leaks: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
-        """The plugin's type: the name of its executable."""
+        """Type of the plugin: the name of its executable."""
         return os.path.basename(self.path)
 
     @property
     def version(self) -> str:
-        """The newest version it claims that the suite knows."""
+        """Newest version it claims that the suite knows."""
         return self.versions[-1] if self.versions else "1.0.0"
 
     def document(self, number: int = 1) -> dict[str, Any]:
-        """The configuration for the requests of the Nth attachment, a copy."""
+        """Return a copy of the configuration for the requests of the Nth attachment."""
         conf = _numbered(dict(self.conf), number)
         for mapping in conf.get("runtimeConfig", {}).get("portMappings", []):
             mapping["hostPort"] += number  # no two attachments can publish the same port
@@ -66,12 +68,12 @@ class Subject:
 
     @property
     def checks(self) -> bool:
-        """A runtime may send it CHECK."""
+        """True if a runtime may send it CHECK."""
         return self.version >= "0.4.0" and not self.conf.get("disableCheck")
 
     @property
     def delegates(self) -> bool:
-        """It leases its addresses from our stub."""
+        """True if it leases its addresses from the suite's IPAM plugin."""
         ipam = self.conf.get("ipam")
         return self.kind is Kind.INTERFACE and isinstance(ipam, Mapping) and ipam.get("type") == STUB
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cnisdk.conformance import Outcome, Subject, judge, select
+from cnisdk.conformance._known import STUB
 from cnisdk.conformance.identify import identify
 from cnisdk.conformance.judgement import Kind
-from cnisdk.conformance.known import STUB
 from cnisdk.testing.stub import SCRIPT
 
 from ..programs import python_program

@@ -299,6 +299,12 @@ ECHOES = [
         "    print(json",
         '    result["dns"] = {"nameservers": ["10.24.0.1"]}\n    print(json',
     ),
+    (
+        "leaves the MTU it set",
+        "del-undoes-changes",
+        "    print(json",
+        '    os.system("nsenter --net=$CNI_NETNS ip link set $CNI_IFNAME mtu 1400")\n    print(json',
+    ),
 ]
 
 

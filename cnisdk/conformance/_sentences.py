@@ -1,4 +1,4 @@
-"""The sentences of the specification that several cases hold plugins to, word for word.
+"""Sentences of the specification that cases hold plugins to, word for word.
 
 Cases take their level from the words here: a *must* is what a sentence with "must" or "required" says, and no more.
 """
@@ -28,7 +28,7 @@ CONTAINER_ID = Sentence(
     "followed by any combination of one or more alphanumeric characters, underscore (), dot (.) or hyphen (-).",
 )
 IFNAME = Sentence(
-    '§2 "Parameters", of 0.4.0',
+    '§2 "Parameters" of 0.4.0',
     'Name of the interface inside the container. [...] must not be empty, must not be "." or "..", must be less than '
     "16 characters and must not contain / or : or any whitespace characters.",
 )
@@ -153,10 +153,6 @@ STATUS_OF_THE_DELEGATE = Sentence(
     '§2 "STATUS"', "If the delegated plugin return an error result, the executing plugin should return an error result."
 )
 
-IDENTITY = Sentence(
-    '§3 "Execution of Network Configurations"',
-    "An attachment may be uniquely identified by the (CNI_CONTAINERID, CNI_IFNAME) tuple.",
-)
 CONCURRENT = Sentence(
     '§3 "Lifecycle & Ordering"',
     "Plugins must handle being executed concurrently across different containers. If necessary, they must implement "
@@ -184,7 +180,7 @@ IPAM_DETERMINES = Sentence(
     '"main" plugin to apply.',
 )
 SUCCESS_OF_A_DELEGATE = Sentence(
-    '§4 "Delegated Plugin protocol"',
+    '§4 "Delegated Plugin protocol", §4 "Delegated plugin execution procedure"',
     "Success is indicated by a zero return code and a Success result type output to stdout. [...] If any of the "
     "delegated plugins return error, error should be returned by the upper plugin.",
 )
@@ -203,7 +199,7 @@ DELEGATE_STDERR = Sentence(
 )
 DELEGATE_EXECUTED = Sentence(
     '§4 "Delegated plugin execution procedure"',
-    "If a plugin is executed with CNI_COMMAND=CHECK or DEL, it must also execute any delegated plugins.",
+    "If a plugin is executed with CNI_COMMAND=CHECK, DEL, or GC, it must also execute any delegated plugins.",
 )
 DELEGATE_FAILS = Sentence(
     '§4 "Delegated plugin execution procedure"',
@@ -215,7 +211,7 @@ DELEGATE_FAILS_TO_ADD = Sentence(
 )
 
 SUCCESS = Sentence(
-    '§5 "Success"', "Plugins must output a JSON object with the following keys upon a successful ADD operation:"
+    '§5 "ADD Success"', "Plugins must output a JSON object with the following keys upon a successful ADD operation:"
 )
 SUCCESS_VERSION = Sentence(
     '§2 "Result" of 0.4.0',
@@ -226,7 +222,8 @@ SUCCESS_VERSION = Sentence(
 SUCCESS_INTERFACES = Sentence(
     SUCCESS.section,
     f"{SUCCESS.words} [...] interfaces: An array of all interfaces created by the attachment, including any host-level "
-    "interfaces: name: The name of the interface. mac: The hardware address of the interface (if applicable).",
+    "interfaces: name (string): The name of the interface. mac (string): The hardware address of the interface (if "
+    "applicable).",
 )
 SUCCESS_IPS = Sentence(
     SUCCESS.section,
@@ -235,8 +232,8 @@ SUCCESS_IPS = Sentence(
 )
 SUCCESS_SANDBOX = Sentence(
     SUCCESS.section,
-    "sandbox: The isolation domain reference (e.g. path to network namespace) for the interface, or empty if on the "
-    "host. For interfaces created inside the container, this should be the value passed via CNI_NETNS.",
+    "sandbox (string): The isolation domain reference (e.g. path to network namespace) for the interface, or empty if "
+    "on the host. For interfaces created inside the container, this should be the value passed via CNI_NETNS.",
 )
 PREV_RESULT = Sentence(
     SUCCESS.section,
@@ -251,13 +248,13 @@ ABBREVIATED = Sentence(
 ERROR = Sentence(
     '§5 "Error"', "Plugins should output a JSON object with the following keys if they encounter an error:"
 )
-ERROR_VERSION = Sentence(ERROR.section, f"{ERROR.words} cniVersion: The same value as provided by the configuration")
+ERROR_VERSION = Sentence(ERROR.section, f'{ERROR.words} cniVersion: The protocol version in use - "1.1.0"')
 ERROR_KEYS = Sentence(
     ERROR.section,
     f"{ERROR.words} [...] code: A numeric error code, see below for reserved codes. msg: A short message "
     "characterizing the error. details: A longer message describing the error.",
 )
-ONE_DOCUMENT = Sentence(ERROR.section, f"{SUCCESS.words} [...] {ERROR.words}")
+ONE_DOCUMENT = Sentence(f"{SUCCESS.section}, {ERROR.section}", f"{SUCCESS.words} [...] {ERROR.words}")
 ERROR_CODES = Sentence(
     ERROR.section,
     f"{ERROR.words} [...] code: A numeric error code, see below for reserved codes. [...] Error codes 0-99 are "

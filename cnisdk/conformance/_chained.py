@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from .bench import Bench
+from . import _sentences as spec
+from ._terms import CHAINED, MUST, OPINION, SHOULD
 from .case import Chapter
-from .judgement import CHAINED, Broken, Level
-from .sentences import ADD_HANDLES_PREV_RESULT, PREV_RESULT
+from .case_run import CaseRun
+from .judgement import Broken
 
-chapter = Chapter()
+chapter = Chapter(kinds=CHAINED)
 case = chapter.case
-
-MUST, SHOULD, OPINION = Level.MUST, Level.SHOULD, Level.OPINION
 
 _FOREIGN: dict[str, Any] = {
     "interfaces": [{"name": "foreign0", "mac": "02:00:00:00:0f:01", "sandbox": "/run/netns/foreign"}],
@@ -23,41 +22,37 @@ _FOREIGN: dict[str, Any] = {
 
 
 @case(
-    MUST,
-    PREV_RESULT,
-    means="The runtime does not learn the container's addresses: no pod IP, no published ports.",
-    kinds=CHAINED,
+    MUST, spec.PREV_RESULT, means="The runtime does not learn the container's addresses: no pod IP, no published ports."
 )
-def prev_result_is_passed_through(bench: Bench) -> None:
-    container = bench.container()
-    conf = bench.document(container)
+def prev_result_is_passed_through(run: CaseRun) -> None:
+    container = run.container()
+    conf = run.document(container)
     before: dict[str, Any] = conf["prevResult"]
-    answer = bench.request("ADD", container).must_succeed()
-    after = answer.try_document()
+    response = run.request("ADD", container).must_succeed()
+    after = response.try_document()
     if not isinstance(after, dict):
-        raise Broken("a result on stdout", answer.show())
+        raise Broken("a result on stdout", response.show())
     for key in ("interfaces", "ips", "routes", "dns"):
         if before.get(key) and not after.get(key):
-            raise Broken(f"{key} of prevResult in the result", answer.show())
+            raise Broken(f"{key} of prevResult in the result", response.show())
     told = [each.get("name") for each in after["interfaces"]]
     for each in before["interfaces"]:
         if each["name"] not in told:
-            raise Broken(f"the interface {each['name']} of prevResult in the result", answer.show())
+            raise Broken(f"the interface {each['name']} of prevResult in the result", response.show())
     addresses = [each.get("address") for each in after["ips"]]
     for each in before["ips"]:
         if each["address"] not in addresses:
-            raise Broken(f"the address {each['address']} of prevResult in the result", answer.show())
+            raise Broken(f"the address {each['address']} of prevResult in the result", response.show())
 
 
 @case(
     MUST,
-    ADD_HANDLES_PREV_RESULT,
+    spec.ADD_HANDLES_PREV_RESULT,
     means="Routes or name servers of the plugins before get lost on the way to the runtime.",
-    kinds=CHAINED,
 )
-def every_part_of_prev_result_survives(bench: Bench) -> None:
-    container = bench.container()
-    known = bench.document(container)["prevResult"]
+def every_part_of_prev_result_survives(run: CaseRun) -> None:
+    container = run.container()
+    known = run.document(container)["prevResult"]
     shift = len(known["interfaces"])
     together = {
         **known,
@@ -66,9 +61,9 @@ def every_part_of_prev_result_survives(bench: Bench) -> None:
         "routes": [*known.get("routes", []), *_FOREIGN["routes"]],
         "dns": _FOREIGN["dns"],
     }
-    together = bench.in_version(together, bench.subject.version)
-    answer = bench.request("ADD", container, prevResult=together).must_succeed()
-    after = answer.try_document() or {}
+    together = run.in_version(together, run.subject.version)
+    response = run.request("ADD", container, prevResult=together).must_succeed()
+    after = response.try_document() or {}
     # A plugin may add to it, or change what is of its own interface.
     told = {(each.get("dst"), each.get("gw")) for each in after.get("routes", [])}
     for each in _FOREIGN["routes"]:
@@ -80,13 +75,30 @@ def every_part_of_prev_result_survives(bench: Bench) -> None:
 
 
 @case(
+    SHOULD,
+    spec.DEL_UNDOES,
+    note="A chained plugin did not make the interface, so it is left to undo what it changed.",
+    means="A network that is changed while containers run keeps MTU and hardware addresses of the old one.",
+)
+def del_undoes_changes(run: CaseRun) -> None:
+    container = run.container()
+    before = run.state().links
+    run.add(container)
+    run.delete(container)
+    after = run.state().links
+    for old in before:
+        for new in after:
+            if (new.place, new.name) == (old.place, old.name) and new != old:
+                raise Broken(f"after ADD and DEL, as before: {old}", str(new))
+
+
+@case(
     OPINION,
-    ADD_HANDLES_PREV_RESULT,
+    spec.ADD_HANDLES_PREV_RESULT,
     note="A chained plugin cannot work without the result of the plugins before it, and does well to say so.",
     means="A list with the plugins in the wrong order seems to work.",
-    kinds=CHAINED,
 )
-def add_without_prev_result(bench: Bench) -> None:
-    answer = bench.request("ADD", bench.container(), prevResult=None).must_fail("an error without prevResult")
-    if answer.code is None:
-        raise Broken("an error object on stdout", answer.show())
+def add_without_prev_result(run: CaseRun) -> None:
+    response = run.request("ADD", run.container(), prevResult=None).must_fail("an error without prevResult")
+    if response.code is None:
+        raise Broken("an error object on stdout", response.show())

@@ -1,4 +1,4 @@
-"""How to configure the plugins that everybody has, so that much of them is exercised.
+"""Configurations of well-known plugins, which exercise much of them.
 
 A plugin made with this SDK declares that itself (:meth:`cnisdk.Plugin.conformance`).
 """
@@ -18,7 +18,7 @@ STUB = "stub-ipam"
 
 @frozen(kw_only=True)
 class Trial:
-    """How to try a plugin.
+    """Configuration and surroundings for one plugin.
 
     Attributes:
         kind: What it does; None means to find out.
@@ -47,7 +47,12 @@ KNOWN: dict[str, Trial] = {
     "ptp": Trial(kind=Kind.INTERFACE, conf={"ipMasq": True, **_LEASED}),
     "macvlan": Trial(kind=Kind.INTERFACE, conf={"master": "up0", "capabilities": {"mac": True}, **_LEASED}),
     "ipvlan": Trial(kind=Kind.INTERFACE, conf={"master": "up0", **_LEASED}),
-    "vlan": Trial(kind=Kind.INTERFACE, conf={"master": "up0", "vlanId": 42, **_LEASED}),
+    # The kernel gives a VLAN of a link away once, so each attachment has a link of its own.
+    "vlan": Trial(
+        kind=Kind.INTERFACE,
+        conf={"master": "dev{number}", "vlanId": 42, **_LEASED},
+        setup=f"{_DEVICES}; seq 1 20 | sed 's/.*/link set dev& up/' | ip -batch -",
+    ),
     "dummy": Trial(kind=Kind.INTERFACE, conf=_LEASED),
     "tap": Trial(kind=Kind.INTERFACE, conf={"capabilities": {"mac": True}, **_LEASED}),
     "host-device": Trial(kind=Kind.INTERFACE, conf={"device": "dev{number}", **_LEASED}, setup=_DEVICES),

@@ -67,7 +67,7 @@ class Untraceable(Exception):
 
 
 class Traced(NamedTuple):
-    """How a program went.
+    """Record of a traced program.
 
     Attributes:
         leader: Its first process, which has a session of its own.
@@ -144,7 +144,7 @@ def _become(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[int
 
 
 def _filter(machine: int, numbers: Mapping[str, int], waits: bool) -> bytes:
-    """A program of BPF that stops at the calls that count."""
+    """Return a BPF program that stops at the system calls that count."""
 
     def step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
         return struct.pack("HBBI", code, yes, no, value)
@@ -229,7 +229,7 @@ class _Tracer:
                 os.kill(self.leader, self.number)
 
     def _counts(self, pid: int, name: str, arguments: Sequence[int]) -> bool:
-        """Leave out what changes nothing after all."""
+        """Return False for a system call that changes nothing after all."""
         try:
             if name in ("open", "openat"):
                 return not self._read(pid, arguments[name == "openat"], 5).startswith(b"/dev/")
