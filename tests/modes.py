@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -10,32 +11,38 @@ from pathlib import Path
 
 import pytest
 
-from cnisdk.cli import cnisdk
+from cnisdk._cli import cnisdk
+from cnisdk._thick import protocol
+from cnisdk._thick.protocol import FALLBACKS, SOCKET
 from cnisdk.testing import Sandbox
-from cnisdk.thick import protocol
-from cnisdk.thick.protocol import FALLBACKS, SOCKET
 
-SERVE = [sys.executable, "-I", "-m", "cnisdk.cli.cnisdk", "serve", "--memory", "32", "--background"]
+SERVE = [sys.executable, "-I", "-m", "cnisdk", "serve", "--memory", "32", "--background"]
 """What starts a server; it is up when this ends. Each test that wants one does, so it is a small one."""
+
+# For tables of cases that would take long in both modes. A run as root and one as an ordinary user, which the project's
+# checks are, have each case in each mode.
+IN_ONE_MODE = pytest.mark.parametrize(
+    "plugins", [pytest.param("resident" if os.geteuid() == 0 else "one-shot", id="one mode")], indirect=True
+)
 
 
 class Plugins:
-    """A directory with the plugins of the installed packages.
+    """A directory with the plugins of the installed packages, or some of them.
 
     Attributes:
         directory: Where they are: what belongs in ``CNI_PATH``.
         resident: They are shims, and need a server on the host.
     """
 
-    def __init__(self, directory: Path, *, resident: bool) -> None:
+    def __init__(self, directory: Path, *types: str, resident: bool = False) -> None:
         self.directory, self.resident = directory / "bin", resident
         # The shims' directory is not the server's, which therefore never takes away what they note: each request that
         # a shim ran by itself.
         self._shims = directory / "run"
         options = ["--thick", "--directory", str(self._shims)] if resident else []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(protocol, "PATIENCE", 30.0)  # a machine that is busy with other tests is no failure
-            assert cnisdk.main(["install", "--dest", str(self.directory), *options]) == 0
+            patch.setattr(protocol, "SHIM_TIMEOUT", 30.0)  # a machine that is busy with other tests is no failure
+            assert cnisdk.main(["install", "--dest", str(self.directory), *options, *types]) == 0
         if resident:
             self._shims.mkdir()
             (self._shims / Path(SOCKET).name).symlink_to(SOCKET)
@@ -54,13 +61,15 @@ class Plugins:
         noted.unlink()
         return lines
 
-    @contextmanager
-    def on(self, host: Sandbox) -> Iterator[None]:
-        """Make a host ready, and see at the end that the server took every request: a shim would hide it."""
-        if not self.resident:
-            yield
-            return
-        host.run(["sh", "-euc", self.setup])
-        yield
+    def assert_served(self) -> None:
+        """See that the server took every request: a shim, which can do without, would hide it."""
         fallbacks = self.take_fallbacks()
         assert not fallbacks, f"not served, but run by the shims: {', '.join(fallbacks)}"
+
+    @contextmanager
+    def on(self, host: Sandbox) -> Iterator[None]:
+        """Make a host ready, and see at the end that the server took every request."""
+        if self.resident:
+            host.run(["sh", "-euc", self.setup])
+        yield
+        self.assert_served()

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from .._lazy import exports
 
 if TYPE_CHECKING:
-    from .faults import Fault as Fault, fail as fail, kill as kill
+    from .expectations import expect_error as expect_error
+    from .faults import Fault as Fault, fail as fail, kill as kill, kill_after as kill_after
     from .hosts import Container as Container, Host as Host, Node as Node
     from .packets import Capture as Capture, Frame as Frame
     from .running import Answer as Answer, PluginUnderTest as PluginUnderTest
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 __all__, __dir__, __getattr__ = exports(
     __name__,
     {
-        ".faults": "Fault fail kill",
+        ".expectations": "expect_error",
+        ".faults": "Fault fail kill kill_after",
         ".hosts": "Container Host Node",
         ".packets": "Capture Frame",
         ".running": "Answer PluginUnderTest",

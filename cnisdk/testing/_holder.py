@@ -1,4 +1,4 @@
-"""The process that keeps a sandbox's namespaces alive. Run as a script by an isolated interpreter, never imported.
+"""Process that keeps a sandbox's namespaces alive. Run as a script by an isolated interpreter, never imported.
 
 It makes the namespaces, prepares the mounts, writes one JSON line that says ``ready`` or what went wrong, and then
 waits for its standard input to close: which it does when the program that asked for the sandbox closes it, exits or is
@@ -98,7 +98,7 @@ def set_up_loopback() -> None:
 
 
 def mount_namespace(pid: int | str) -> int:
-    """What identifies it; 0 for a process that is gone, or another user's."""
+    """Return the number of a process's mount namespace; 0 if it is gone, or of another user."""
     try:
         return os.stat(f"/proc/{pid}/ns/mnt").st_ino
     except OSError:

@@ -1,4 +1,4 @@
-"""Faults: let a plugin fail, or die, at its Nth step.
+"""Faults: let a plugin fail, or die, at its Nth step; or die after some time.
 
 A step is what a plugin does to the world: a request to the kernel, a file it opens, renames or removes, a program it
 starts.
@@ -29,18 +29,25 @@ _SYSTEM_CALLS = (
 
 
 class Fault(NamedTuple):
-    """What happens at which step.
+    """Fault at a step.
 
     Attributes:
         step: 1 is the first.
         error: An errno: the step fails with it. 0: the process is killed (SIGKILL) just before the step.
+        seconds: The process is killed after this time, whatever it does then; 0 means that the step counts.
     """
 
     step: int
     error: int = 0
+    seconds: float = 0.0
 
     def arm(self) -> None:
         """Have it happen in this process, for good: an audit hook cannot be taken back. For forked processes."""
+        if self.seconds:
+            # The kernel does it: nothing of the process runs any more.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, self.seconds)
+            return
         left = self.step
 
         def count(what: str) -> None:
@@ -60,7 +67,7 @@ class Fault(NamedTuple):
 
         exchange = rtnetlink.Socket.exchange
 
-        def counted(sock: rtnetlink.Socket, requests: Sequence[rtnetlink.Request]) -> Any:
+        def counted(sock: rtnetlink.Socket, requests: Sequence[rtnetlink.Message]) -> Any:
             count("netlink request")  # sending is no audited event
             return exchange(sock, requests)
 
@@ -68,17 +75,24 @@ class Fault(NamedTuple):
         sys.addaudithook(hook)
 
     def strace(self) -> list[str]:
-        """The words before an executable's path that make it happen there. Needs ``strace``."""
+        """The words before an executable's path that make it happen there. Needs ``strace``, or coreutils."""
+        if self.seconds:
+            return ["timeout", "--signal=KILL", str(self.seconds)]
         what = f"error={errno.errorcode[self.error]}" if self.error else "signal=SIGKILL"
         inject = f"inject={_SYSTEM_CALLS}:{what}:when={self.step}"
         return ["strace", "-f", "-qqq", "-o", "/dev/null", "-e", f"trace={_SYSTEM_CALLS}", "-e", inject]
 
 
 def fail(step: int, error: int = errno.EIO) -> Fault:
-    """The Nth step fails with this errno."""
+    """Return the fault that the Nth step fails with this errno."""
     return Fault(step, error)
 
 
 def kill(step: int) -> Fault:
-    """The plugin dies just before its Nth step, and can do nothing about it."""
+    """Return the fault that the plugin is killed just before its Nth step."""
     return Fault(step)
+
+
+def kill_after(seconds: float) -> Fault:
+    """The plugin dies after some time, and can do nothing about it: by SIGALRM in process, else by SIGKILL."""
+    return Fault(0, seconds=seconds)

@@ -1,4 +1,4 @@
-"""Hosts and containers for tests: throw-away, on the real kernel, wired up as the test wants.
+"""Throw-away hosts and containers for tests, on the real kernel, connected as the test wants.
 
 Example:
     >>> from cnisdk.testing import Host
@@ -19,16 +19,18 @@ from contextlib import ExitStack
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-from ..linux import link, netns, sysctl
-from . import state
+from ..linux import netns, sysctl
+from ..linux.ip import address
+from ..linux.links import link
+from ..linux.rtnetlink import Socket
 from .packets import ETH_P_ALL, Capture
 from .sandbox import Sandbox
-from .state import State
 
 if TYPE_CHECKING:
     from ..plugin import Plugin
     from ..spec.addresses import IPAddress
     from .running import PluginUnderTest
+    from .state import State
     from .stub import StubPlugin
 
 
@@ -58,17 +60,16 @@ class Node:
         return self.host.run([*inside, "sh", "-euc", command]).stdout
 
     def links(self) -> list[str]:
-        """The names of the links, sorted."""
+        """Return the names of the links, sorted."""
         return sorted(self._inside(_link_names))
 
     def addresses(self, ifname: str = "") -> list[str]:
-        """The addresses of a link, or of all: ``["10.9.0.2/24"]``, without link-local IPv6 and those of ``lo``."""
-        place = os.path.basename(self.netns)
-        found = self.host.state(rules=False).of(place).addresses
-        return [each.address for each in found if (each.link == ifname if ifname else each.link != "lo")]
+        """Return the addresses of a link, or of all but ``lo``: ``["10.9.0.2/24"]``, without link-local IPv6."""
+        found: list[str] = self._inside(_address_texts, ifname)
+        return found
 
     def sysctl(self, key: str) -> str:
-        """The value of a sysctl of this network: ``sysctl("net/ipv4/ip_forward")``."""
+        """Return the value of a sysctl of this network: ``sysctl("net/ipv4/ip_forward")``."""
         value: str = self._inside(sysctl.get, key)
         return value
 
@@ -104,7 +105,7 @@ class Node:
         published: int = 0,
         timeout: float = 3.0,
     ) -> bool:
-        """Can a TCP connection, or a UDP datagram and its answer, get from here to a server there?
+        """Return whether a TCP connection, or a UDP datagram and its answer, gets from here to a server there.
 
         Args:
             target: Where the server listens, on all its addresses.
@@ -186,7 +187,7 @@ class Host(Sandbox, Node):
         *,
         path: Iterable[str | os.PathLike[str]] = (),
     ) -> PluginUnderTest:
-        """A plugin to run on this host; the arguments are those of :class:`~.running.PluginUnderTest`."""
+        """Return a plugin to run on this host; the arguments are those of :class:`~.running.PluginUnderTest`."""
         from .running import PluginUnderTest
 
         return PluginUnderTest(self, plugin, conf or {}, path)
@@ -205,13 +206,15 @@ class Host(Sandbox, Node):
         return StubPlugin(self, name, prefix=prefix, size=size, routes=routes)
 
     def state(self, *sysctls: str, rules: bool = True) -> State:
-        """Everything plugins change on this host and in its containers.
+        """Return everything that plugins change on this host and in its containers.
 
         Args:
             *sysctls: Keys to look up too: ``"net/ipv4/ip_forward"``.
             rules: Include policy routing and nft.
         """
-        return self.call(state.collect, None, sysctls, rules=rules)
+        from .state import collect
+
+        return self.call(collect, None, sysctls, rules=rules)
 
     def connect(self, other: Host, ifname: str = "uplink", address: str = "", other_address: str = "") -> None:
         """Lay a cable between two hosts: a link of this name on both, up.
@@ -240,8 +243,23 @@ def _link_names() -> list[str]:
     return [each.name for each in link.list_all()]
 
 
+def _address_texts(ifname: str) -> list[str]:
+    with Socket() as sock:
+        names = {each.index: each.name for each in link.list_all()}
+        found = [
+            (names.get(each.index, ""), str(each.interface))
+            for each in address.list_all(sock)
+            if not (each.interface.is_link_local and each.interface.version == 6)
+        ]
+    return [text for name, text in sorted(found) if (name == ifname if ifname else name != "lo")]
+
+
 def _send_socket(channel: socket.socket, family: int, kind: int, protocol: int, bind: Any) -> None:
     with socket.socket(family, kind, protocol) as made:
         if bind is not None:
+            if kind == socket.SOCK_STREAM:
+                made.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+                )  # else a server's port stays taken for a minute
             made.bind(bind)
         socket.send_fds(channel, [b"s"], [made.fileno()])

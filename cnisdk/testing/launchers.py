@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 GROUP = "cnisdk.plugins"
+"""Entry point group in which distributions register plugins."""
 
 
 def write_launchers(directory: Path) -> list[str]:

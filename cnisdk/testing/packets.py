@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
-from types import TracebackType
 from typing import NamedTuple
 
 if sys.version_info >= (3, 11):
@@ -22,6 +21,8 @@ else:
     from typing_extensions import Self
 
 ETH_P_ALL = 0x0003
+"""Every protocol, in ``socket(2)`` of AF_PACKET (linux/if_ether.h)."""
+
 _ETH_P_ARP = 0x0806
 _ETH_P_IPV6 = 0x86DD
 _ICMPV6 = 58
@@ -61,7 +62,7 @@ class Frame(NamedTuple):
 
     @property
     def announces(self) -> bool:
-        """It tells everybody the sender's own address: a gratuitous ARP, or an unsolicited neighbour advertisement."""
+        """True if it announces the sender's address: a gratuitous ARP, or an unsolicited neighbour advertisement."""
         if self.kind.startswith("arp"):
             return self.sender is not None and self.sender == self.target
         return self.kind == "neighbour advertisement" and self.destination.startswith("33:33")
@@ -120,13 +121,11 @@ class Capture:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Stop watching. What was seen stays in :attr:`frames` of a last look."""
+        """Stop watching. The frames so far stay in :attr:`frames`."""
         self._socket.close()
 
     @property

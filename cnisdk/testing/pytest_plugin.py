@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,9 +37,8 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
     return ["the states differ (- left only, + right only):", *describe_difference(left, right)]
 
 
-@pytest.fixture
-def new_host() -> Iterator[Callable[[], Host]]:
-    """Make hosts: each call gives one more, and links can lead from any to any. All vanish when the test ends."""
+@contextmanager
+def _making() -> Iterator[Callable[[], Host]]:
     from .hosts import Host
     from .sandbox import SandboxUnavailable
 
@@ -61,9 +60,23 @@ def new_host() -> Iterator[Callable[[], Host]]:
 
 
 @pytest.fixture
+def new_host() -> Iterator[Callable[[], Host]]:
+    """Make hosts: each call gives one more, and links can lead from any to any. All vanish when the test ends."""
+    with _making() as make:
+        yield make
+
+
+@pytest.fixture
 def host(new_host: Callable[[], Host]) -> Host:
     """A throw-away host: see :class:`cnisdk.testing.Host`."""
     return new_host()
+
+
+@pytest.fixture(scope="module")
+def module_host() -> Iterator[Host]:
+    """A throw-away host that the tests of a module share, for those that need much to be set up on it."""
+    with _making() as make:
+        yield make()
 
 
 @pytest.fixture(scope="session")

@@ -10,25 +10,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import InternalError, error_for_code
-from ..plugin import Plugin, respond
+from ..plugin import Plugin, respond, warm
+from ..plugin._repair import repair
 from ..plugin.reply import refuse_own_netns
 from ..spec.codec import unstructure
 from ..spec.convert import parse_result, upgrade
 from ..spec.result import Result
 from .faults import Fault
-from .sandbox import ProcessEndedError, Sandbox
+from .sandbox import ProcessEndedError, Sandbox, fork_call, take_answer
 from .stub import HOME
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""PATH of the plugins under test."""
 
 
 class Answer(NamedTuple):
-    """What a plugin answered.
+    """Answer of a plugin.
 
     Attributes:
         status: The exit status; negative for the signal that ended it.
-        stdout: What it printed.
-        stderr: What it said to people.
+        stdout: Its standard output.
+        stderr: Its standard error, which is for people.
     """
 
     status: int
@@ -37,7 +39,7 @@ class Answer(NamedTuple):
 
     @property
     def document(self) -> Any:
-        """What it printed, parsed; None when it printed nothing.
+        """Parsed standard output; None when it is empty.
 
         Raises:
             AssertionError: It is not one JSON document.
@@ -50,7 +52,7 @@ class Answer(NamedTuple):
             raise AssertionError(f"not one JSON document: {self.stdout!r} ({exc})") from exc
 
     def raise_for_error(self) -> None:
-        """Do nothing for a success.
+        """Raise the error of the answer, and do nothing for a success.
 
         Raises:
             CNIError: The error it answered, as the class of its code.
@@ -66,7 +68,7 @@ class Answer(NamedTuple):
 
 
 class Attachable(Protocol):
-    """What a plugin attaches: a :class:`~.hosts.Container`, or another object with an id and a namespace."""
+    """Thing that a plugin attaches: a :class:`~.hosts.Container`, or another object with an id and a namespace."""
 
     @property
     def id(self) -> str:
@@ -84,15 +86,16 @@ class PluginUnderTest:
     the ``prevResult`` of later requests, as runtimes do.
 
     Args:
-        host: Where it runs.
-        plugin: A :class:`~cnisdk.Plugin` class, which is run in a fork of this process, or the path of an executable.
+        host: Where it runs; None means this process, for plugins that leave the kernel alone, as IPAM plugins do.
+        plugin: A :class:`~cnisdk.Plugin` class, which is run in a fork of this process (with no host, in this process
+            itself, but for requests with a fault), or the path of an executable.
         conf: The network configuration; ``cniVersion``, ``name`` and ``type`` have defaults.
         path: Directories with the executables it delegates to, beside the host's stubs.
     """
 
     def __init__(
         self,
-        host: Sandbox,
+        host: Sandbox | None,
         plugin: type[Plugin[Any]] | str | os.PathLike[str],
         conf: Mapping[str, Any],
         path: Iterable[str | os.PathLike[str]] = (),
@@ -130,6 +133,19 @@ class PluginUnderTest:
         """Ask whether a container is attached as it should be."""
         self.run("CHECK", container, ifname, args=args, **self._with_result(container, ifname, keys)).raise_for_error()
 
+    def repair(self, container: Attachable, ifname: str = "eth0", *, args: str = "", **keys: Any) -> bool:
+        """Have it put back what CHECK would miss, as ``cnisdk repair`` does; return whether anything was missing.
+
+        Raises:
+            TypeError: It is an executable: no verb asks one for that.
+        """
+        plugin = self.plugin
+        if not isinstance(plugin, type):
+            raise TypeError(f"{plugin} is an executable: repair calls a method of a class")
+        environ = self._variables("CHECK", container, ifname, args)
+        stdin = self._text(self._with_result(container, ifname, keys)).encode()
+        return self.host.call(repair, plugin, environ, stdin) if self.host else repair(plugin, environ, stdin)
+
     def gc(self, *keep: Attachable | tuple[str, str], **keys: Any) -> None:
         """Tell which attachments are valid: containers (their ``eth0``), or pairs of container ID and interface."""
         pairs = [each if isinstance(each, tuple) else (each.id, "eth0") for each in keep]
@@ -163,11 +179,11 @@ class PluginUnderTest:
         stdin: str | None = None,
         **keys: Any,
     ) -> Answer:
-        """Run one request, whatever comes of it.
+        """Run one request, and return its answer, error or not.
 
         Args:
             verb: ``CNI_COMMAND``.
-            container: Whom it is about; None for verbs that are about none.
+            container: The container it is about; None for verbs that are about none.
             ifname: ``CNI_IFNAME``.
             args: ``CNI_ARGS``.
             environ: More variables, or other values for those the request would have.
@@ -175,22 +191,35 @@ class PluginUnderTest:
             **keys: Keys of the configuration, for this request only; None takes one out. A
                 :class:`~cnisdk.spec.Result` is written in the configuration's version.
         """
+        variables = {**self._variables(verb, container, ifname, args), **(environ or {})}
+        text = self._text(keys) if stdin is None else stdin
+        if isinstance(self.plugin, type):
+            return self._respond(self.plugin, variables, text.encode())
+        argv: Sequence[str] = [*(self.fault.strace() if self.fault else []), os.fspath(self.plugin)]
+        if self.host is None:
+            done = subprocess.run(argv, env=variables, input=text, capture_output=True, text=True, check=False)
+        else:
+            done = self.host.run(argv, env=variables, input=text, check=False)
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    def _variables(self, verb: str, container: Attachable | None, ifname: str, args: str) -> dict[str, str]:
         variables = {"PATH": SYSTEM_PATH, "CNI_COMMAND": verb, "CNI_PATH": ":".join(self.path)}
         if container is not None:
             variables |= {"CNI_CONTAINERID": container.id, "CNI_NETNS": container.netns, "CNI_IFNAME": ifname}
         if args:
             variables["CNI_ARGS"] = args
-        variables |= environ or {}
+        return variables
+
+    def _text(self, keys: Mapping[str, Any]) -> str:
         conf = {key: value for key, value in {**self.conf, **keys}.items() if value is not None}
-        text = json.dumps(unstructure(conf)) if stdin is None else stdin
-        if isinstance(self.plugin, type):
-            return self._respond(self.plugin, variables, text.encode())
-        argv: Sequence[str] = [*(self.fault.strace() if self.fault else []), os.fspath(self.plugin)]
-        done: subprocess.CompletedProcess[str] = self.host.run(argv, env=variables, input=text, check=False)
-        return Answer(done.returncode, done.stdout, done.stderr)
+        return json.dumps(unstructure(conf))
 
     def _respond(self, plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) -> Answer:
+        if self.host is None and self.fault is None:
+            reply = respond(plugin, environ, stdin, guard=refuse_own_netns)
+            return Answer(reply.status, reply.stdout.decode(), reply.stderr)
         fault = self.fault
+        warm.up_for(plugin)  # here, not in each fork
 
         def work() -> tuple[bytes, int, str]:
             if fault is not None:
@@ -199,7 +228,10 @@ class PluginUnderTest:
             return reply.stdout, reply.status, reply.stderr
 
         try:
-            stdout, status, stderr = self.host.call(work)
+            if self.host is None:
+                stdout, status, stderr = take_answer(*fork_call(work))
+            else:
+                stdout, status, stderr = self.host.call(work)
         except ProcessEndedError as ended:
             return Answer(-os.WTERMSIG(ended.status) if os.WIFSIGNALED(ended.status) else 70, "", "")
         return Answer(status, stdout.decode(), stderr)

@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import pickle
@@ -22,7 +23,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 if sys.version_info >= (3, 11):
@@ -30,8 +30,8 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import Self
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _PR_SET_PDEATHSIG = 1
 
@@ -122,9 +122,7 @@ class Sandbox:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -191,7 +189,7 @@ class Sandbox:
         with _forking():
             return subprocess.Popen(list(argv), preexec_fn=prepare, **options)  # noqa: PLW1509
 
-    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call a function on this host, in a forked process, and return its value or raise its exception.
 
         Args:
@@ -205,7 +203,7 @@ class Sandbox:
         self._check_open()
         directory = os.getcwd()
         pipe, pid = fork_call(lambda: function(*args, **kwargs), lambda: self._enter(directory))
-        answer: T = take_answer(pipe, pid, repr(function))
+        answer: _T = take_answer(pipe, pid, repr(function))
         return answer
 
     # -- conveniences --------------------------------------------------------------------------------------------------
@@ -321,6 +319,7 @@ def take_answer(pipe: int, pid: int, what: str = "a function") -> Any:
 
 def _call_in_child(pipe: int, parent: int, prepare: Callable[[], object], work: Callable[[], object]) -> NoReturn:
     status = 1
+    gc.freeze()  # looking for garbage would copy all the memory that is shared with the parent
     try:
         try:
             prepare()

@@ -1,5 +1,8 @@
 """The state of a host as typed values: taken in one go, compared, and shown as a readable difference.
 
+pyroute2 reads the rules of policy routing. Its import takes a quarter of a second, so import this module where a state
+is taken, before a process is forked to take it: a forked process cannot hand an import back.
+
 What comes and goes by itself is left out, so that two states of a host at rest are equal: link-local IPv6 addresses and
 their routes, operational states, packet counters.
 """
@@ -8,20 +11,23 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
-import socket
-import struct
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
+from socket import AF_INET, AF_INET6, AF_UNSPEC
 from typing import Any, NamedTuple
 
 from attrs import evolve, fields, frozen
+from pyroute2 import IPRoute
 
-from ..linux import address, attributes, link, netns, route, sysctl
-from ..linux.rtnetlink import HEADER, KernelError, Request, Socket
+from ..linux import netns, sysctl
+from ..linux.ip import address, route
+from ..linux.links import link
+from ..linux.rtnetlink import KernelError, Message, Socket
 
 # Where plugins keep what outlives them. The names of namespaces are not state of a plugin, nor are lock files.
 _KEPT_IN = ("/run", "/var/lib", "/etc/cni")
@@ -29,20 +35,30 @@ _NAMES = "/run/netns"
 _LEASES = Path("/var/lib/cni/networks")
 _LOCKS = frozenset({"/run/xtables.lock"})
 
-# What a fresh namespace has.
+# Rules of policy routing that a fresh namespace has, and those that the kernel makes with the first VRF and keeps: once
+# deleted, they do not come again with the next VRF.
 _DEFAULT_RULES = frozenset(
-    {"0: from all lookup local", "32766: from all lookup main", "32767: from all lookup default"}
+    {
+        (4, "0: lookup 255"),
+        (4, "32766: lookup 254"),
+        (4, "32767: lookup 253"),
+        (6, "0: lookup 255"),
+        (6, "32766: lookup 254"),
+        (4, "1000: l3mdev=1 lookup 0"),
+        (6, "1000: l3mdev=1 lookup 0"),
+    }
 )
+_VERSIONS = {AF_INET: 4, AF_INET6: 6}  # multicast routing has rules of other families
+# linux/fib_rules.h: FR_ACT_TO_TABLE. And attributes that are shown apart from the others, or say who made the rule.
+_TO_TABLE = 1
+_SHOWN = frozenset({"FRA_PRIORITY", "FRA_TABLE", "FRA_PROTOCOL"})
+_NO_LIMIT = 0xFFFFFFFF  # of FRA_SUPPRESS_PREFIXLEN
 
-# linux/fib_rules.h, linux/netfilter/nf_tables.h
-_GETRULE = 34
-_RULE = struct.Struct("=xBBBBxxBI")
-"""struct fib_rule_hdr: length of dst, length of src, tos, table, action, flags."""
-_FRA_PRIORITY, _FRA_SUPPRESS_PREFIXLEN = 6, 14
-_PLAIN = {_FRA_PRIORITY, _FRA_SUPPRESS_PREFIXLEN, 15, 21}  # FRA_TABLE, FRA_PROTOCOL
-_NO_LIMIT = b"\xff" * 4
+# linux/netfilter/nf_tables.h
 _NETLINK_NETFILTER = 12
 _NFT_GETTABLE = 10 << 8 | 1
+_QUOTED = re.compile(r'"[^"]*"')
+_ELEMENT = re.compile(r'(?:[^,"]|"[^"]*")+')
 _AUTOMATIC = (ip_network("fe80::/10"), ip_network("ff00::/8"))
 
 
@@ -81,14 +97,21 @@ class RouteState(NamedTuple):
 
 
 class RuleState(NamedTuple):
-    """A rule of policy routing that a fresh namespace does not have, as ``ip rule`` prints it."""
+    """A rule of policy routing that a fresh namespace does not have.
+
+    Attributes:
+        place: Name of the container, empty for the host.
+        version: 4 or 6.
+        rule: ``"100: src=10.0.0.2/32 lookup 200"``: priority, what packets it selects, what it does.
+    """
 
     place: str
+    version: int
     rule: str
 
 
 class NftState(NamedTuple):
-    """A line of ``nft list ruleset``, and where it stands."""
+    """A line of ``nft list ruleset``, or an element of a set in it, and where it stands."""
 
     place: str
     chain: str
@@ -134,7 +157,7 @@ class State:
     sysctls: tuple[SysctlState, ...] = ()
 
     def of(self, place: str) -> State:
-        """Only what is in one container, or with the empty name on the host itself."""
+        """Return only what is in one container, or with the empty name on the host itself."""
         kept = {
             field.name: tuple(each for each in getattr(self, field.name) if getattr(each, "place", "") == place)
             for field in fields(State)
@@ -142,11 +165,11 @@ class State:
         return State(**kept)
 
     def without(self, *names: str) -> State:
-        """Everything but some kinds of things: ``without("files", "nft")``."""
+        """Return the state without some kinds of things: ``without("files", "nft")``."""
         return evolve(self, **dict.fromkeys(names, ()))
 
     def since(self, before: State) -> State:
-        """What is here and was not before: what has been left behind."""
+        """Return what is in this state and was not in an earlier one: what was left behind."""
         return State(
             **{
                 field.name: tuple(each for each in getattr(self, field.name) if each not in getattr(before, field.name))
@@ -165,7 +188,7 @@ _NOTHING = State()
 
 
 def describe_difference(left: State, right: State) -> list[str]:
-    """What differs between two states, a line each: ``-`` only in the left one, ``+`` only in the right one."""
+    """Return a line for each difference between two states: ``-`` only in the left one, ``+`` only in the right one."""
     gone, new = set(_lines(left)) - set(_lines(right)), set(_lines(right)) - set(_lines(left))
     marked = [(line, "-") for line in gone] + [(line, "+") for line in new]
     return [f"{mark} {line}" for line, mark in sorted(marked)]
@@ -181,12 +204,12 @@ def _lines(state: State) -> Iterator[str]:
 
 
 def collect(places: Iterable[str] | None = None, sysctls: Sequence[str] = (), *, rules: bool = True) -> State:
-    """Take the state of the host this process is on. Needs ``ip`` for rules, and ``nft`` for its own where it is.
+    """Take the state of the host this process is on. Needs ``ip`` and ``nft`` where there are nft tables.
 
     Args:
         places: Names of containers (files in ``/run/netns``); None means all of them.
         sysctls: Keys to look up everywhere: ``"net/ipv4/ip_forward"``.
-        rules: Ask ``ip`` and ``nft``, which takes some milliseconds in each place.
+        rules: Include policy routing and nft, which takes some milliseconds in each place.
     """
     if places is None:
         places = sorted(os.listdir(_NAMES)) if os.path.isdir(_NAMES) else []
@@ -236,37 +259,40 @@ def _collect_place(
     elif sysctls:
         space.call(look_up)
     if rules:
-        families, tables = _what_to_ask() if space is None else space.call(_what_to_ask)
-        found["rules"] += _rules(place, families)
+        texts, tables = _list_rules() if space is None else space.call(_list_rules)
+        found["rules"] += [RuleState(place, *each) for each in texts]
         if tables:
             found["nft"] += _nft(place)
 
 
-def _what_to_ask() -> tuple[list[str], bool]:
-    """For which families there are rules that a fresh namespace does not have, and whether nft may have tables.
+def _list_rules() -> tuple[list[tuple[int, str]], bool]:
+    """Return the rules of policy routing that a fresh namespace does not have, and whether nft may have tables.
 
-    Nearly always there is nothing, which the kernel says in microseconds and the programs in milliseconds.
+    Nearly always nft has none. The kernel says so in microseconds, ``nft`` takes milliseconds.
     """
-    with Socket() as sock:
-        families = [
-            option
-            for family, option in ((socket.AF_INET, "-4"), (socket.AF_INET6, "-6"))
-            if not all(map(_is_default, sock.dump(Request(_GETRULE, bytes([family]) + bytes(11), "cannot list rules"))))
-        ]
+    with IPRoute() as ipr:
+        listed = [rule for rule in ipr.get_rules(family=AF_UNSPEC) if rule["family"] in _VERSIONS]
+        rules = [each for each in map(_describe_rule, listed) if each not in _DEFAULT_RULES]
     try:
         with Socket(family=_NETLINK_NETFILTER) as sock:
-            return families, bool(sock.dump(Request(_NFT_GETTABLE, bytes(4), "cannot list tables")))
+            return rules, bool(sock.dump(Message(_NFT_GETTABLE, bytes(4), "cannot list tables")))
     except (OSError, KernelError):
-        return families, True
+        return rules, True
 
 
-def _is_default(message: bytes) -> bool:
-    dst, src, tos, table, action, flags = _RULE.unpack_from(message, HEADER.size)
-    found = attributes.read(message, HEADER.size + _RULE.size)
-    priority = attributes.read_uint(found.get(_FRA_PRIORITY, b""))
-    selects = (dst, src, tos, action, flags) != (0, 0, 0, 1, 0) or not found.keys() <= _PLAIN
-    limited = found.get(_FRA_SUPPRESS_PREFIXLEN, _NO_LIMIT) != _NO_LIMIT
-    return not selects and not limited and (priority, table) in {(0, 255), (32766, 254), (32767, 253)}
+def _describe_rule(rule: Any) -> tuple[int, str]:
+    """Return IP version and text of a rule, as pyroute2 decodes it (``pyroute2.netlink.rtnl.fibmsg``)."""
+    words = [f"{rule.get_attr('FRA_PRIORITY') or 0}:"]
+    for name, value in rule["attrs"]:
+        if name in _SHOWN or (name == "FRA_SUPPRESS_PREFIXLEN" and value == _NO_LIMIT):
+            continue
+        key = name.removeprefix("FRA_").lower()
+        length = f"/{rule[f'{key}_len']}" if key in ("src", "dst") else ""
+        words.append(f"{key}={value}{length}")
+    words += [f"{key}={rule[key]}" for key in ("tos", "flags") if rule[key]]
+    lookup = f"lookup {rule.get_attr('FRA_TABLE') or rule['table']}"
+    words.append(lookup if rule["action"] == _TO_TABLE else f"action {rule['action']}")
+    return _VERSIONS[rule["family"]], " ".join(words)
 
 
 def _run(place: str, *argv: str) -> str:
@@ -276,21 +302,22 @@ def _run(place: str, *argv: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def _rules(place: str, families: Iterable[str]) -> Iterator[RuleState]:
-    for family in families:
-        for line in _run(place, "ip", family, "rule").splitlines():
-            text = " ".join(line.split())
-            if text not in _DEFAULT_RULES:
-                yield RuleState(place, text)
-
-
 def _nft(place: str) -> Iterator[NftState]:
     if shutil.which("nft") is None:
         return
     where: list[str] = []
+    elements = ""
     for line in _run(place, "nft", "-s", "list", "ruleset").splitlines():
         text = line.strip()
-        if text.endswith("{"):
+        if elements or text.startswith("elements = {"):
+            # Several are in one line, and one may go on in the next; comments may have any characters but quotes.
+            elements += f" {text}"
+            body = _QUOTED.sub("", elements)
+            if body.count("{") == body.count("}"):
+                for each in _ELEMENT.findall(elements.partition("{")[2].rpartition("}")[0]):
+                    yield NftState(place, " ".join(where), f"element {each.strip()}")
+                elements = ""
+        elif text.endswith("{"):
             text = text.removesuffix(" {")
             yield NftState(place, " ".join(where), text)
             where.append(text)
@@ -307,14 +334,22 @@ def _collect_files(found: dict[str, list[Any]]) -> None:
                 subdirectories[:] = [name for name in subdirectories if name not in ("netns", "cnisdk-testing")]
             for name in names:
                 path = Path(directory, name)
-                if not path.is_file() or str(path) in _LOCKS:
+                content = None if str(path) in _LOCKS else read_regular_file(path)
+                if content is None:
                     continue
-                content = path.read_bytes()
                 lease = _lease(path, content)
                 if lease is not None:
                     found["leases"].append(lease)
                 elif name != "lock" and not name.startswith("last_reserved_ip."):
                     found["files"].append(FileState(str(path), len(content), sha256(content).hexdigest()[:12]))
+
+
+def read_regular_file(path: Path) -> bytes | None:
+    """Return the content of a file; None if it is no regular file, or if somebody has removed it meanwhile."""
+    try:
+        return path.read_bytes() if path.is_file() else None
+    except FileNotFoundError:
+        return None
 
 
 def _lease(path: Path, content: bytes) -> LeaseState | None:

@@ -1,4 +1,4 @@
-"""What every store of leases must hold, as a test suite to subclass.
+"""Test suite that every store of leases must pass: subclass it.
 
 Write a test module with::
 
@@ -54,7 +54,7 @@ def reserve(store: Store, *leases: Lease, timeout: float = 10.0) -> None:
 
 
 def everything(store: Store) -> dict[IPAddress, Owner]:
-    """What a store holds."""
+    """Return all leases of a store."""
 
     def look(view: View) -> dict[IPAddress, Owner]:
         leases = list(view.leases())
@@ -107,7 +107,7 @@ class StoreSuite(ABC):
         self.open(place).read(look)
 
     def test_what_one_reserves_another_sees(self, place: Path) -> None:
-        """Leases and cursors are there for whoever opens the store next."""
+        """Leases and cursors are there when the store is opened again."""
 
         def change(transaction: Transaction) -> None:
             transaction.reserve(_SIX, _A)
@@ -162,7 +162,7 @@ class StoreSuite(ABC):
         assert everything(self.open(place)) == {}
 
     def test_release(self, place: Path) -> None:
-        """What is released can be had again."""
+        """A released address can be leased again."""
         store = self.open(place)
         reserve(store, Lease(_TWO, _A), Lease(_SIX, _A), Lease(_THREE, _B))
         release_exactly(store, [Lease(_TWO, _A), Lease(_THREE, _A)])  # the second is another's
@@ -340,11 +340,11 @@ class _Machine(RuleBasedStateMachine):
         self.cursors: list[IPAddress] = [IPv4Address("10.0.0.1"), IPv6Address("fd00::1")]
 
     def held(self, owner: Owner) -> list[IPAddress]:
-        """What an owner and its container's old records hold."""
+        """Return the addresses of an owner, and those of its container's old records."""
         return [each for each, holder in self.model.items() if holder in (owner, owner.without_ifname)]
 
     def expected(self, index: int) -> IPAddress | None:
-        """What round robin must give next: hosts 2 to 6 of the one subnet, 2 to 7 of the other."""
+        """Return the address that round robin must give next: hosts 2 to 6 of the one subnet, 2 to 7 of the other."""
         cursor = self.cursors[index]
         first, size = (IPv4Address("10.0.0.2"), 5) if index == 0 else (IPv6Address("fd00::2"), 6)
         for step in range(1, size + 1):

@@ -132,7 +132,7 @@ class StubPlugin:
 
     @property
     def conf(self) -> dict[str, str]:
-        """What a network configuration says under ``ipam``."""
+        """Value of the key ``ipam`` in a network configuration."""
         return {"type": self.name}
 
     @property
@@ -148,15 +148,15 @@ class StubPlugin:
 
     @property
     def leases(self) -> dict[str, str]:
-        """Which address is leased to whom: ``{"10.9.0.2": "c1/eth0"}``."""
-        return self.host.call(_leases, self.directory)
+        """Leased addresses with their owners: ``{"10.9.0.2": "c1/eth0"}``."""
+        return self.host.call(read_leases, self.directory)
 
     def configuration(self, verb: str) -> Any:
-        """The configuration of the last call with this verb, parsed."""
+        """Return the parsed configuration of the last call with this verb."""
         return json.loads(self.host.call(_read, self.directory / f"stdin.{verb}"))
 
     def descriptors(self, verb: str) -> list[str]:
-        """What the last call with this verb had open beside its standard streams: ``["3 -> socket:[4711]"]``."""
+        """Return what the last call with this verb had open beside its standard streams: ``["3 -> socket:[4711]"]``."""
         lines = self.host.call(_read, self.directory / f"fds.{verb}").splitlines()
         found = [match for match in map(re.compile(r" (\d+) -> (.*)").search, lines) if match]
         # The listing itself has the directory open that it lists.
@@ -165,7 +165,7 @@ class StubPlugin:
     def answer(
         self, verb: str, document: Mapping[str, Any] | str = "", *, status: int = 0, stderr: str = "", delay: float = 0
     ) -> None:
-        """Give this answer to a verb from now on, whatever is asked.
+        """Give this answer to a verb from now on.
 
         Args:
             verb: ``ADD`` and so on.
@@ -196,7 +196,7 @@ class StubPlugin:
         self._note(f"rm -f {self.directory}/{verb}.answer {self.directory}/{verb}.hang")
 
     def forget(self) -> None:
-        """Lose every lease, as after a crash of whatever keeps them."""
+        """Lose every lease, as after a crash of the daemon that keeps them."""
         self.host.run(["sh", "-c", f"rm -rf {self.directory}/leases/*"])
         self._note(f"rm -rf {self.directory}/leases/*")
 
@@ -227,9 +227,10 @@ def _release(fifo: Path) -> None:
     try:
         os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))  # who waits for a writer reads the end
     except OSError:
-        pass  # nobody waits, or it does not hang
+        pass  # no call waits, or it does not hang
     fifo.unlink(missing_ok=True)
 
 
-def _leases(directory: Path) -> dict[str, str]:
+def read_leases(directory: Path) -> dict[str, str]:
+    """Return the addresses that the stub with this directory has leased on this process's host, with their owners."""
     return {path.parent.name: path.read_text().strip() for path in sorted(directory.glob("leases/*/owner"))}
