@@ -77,7 +77,7 @@ class Walkthrough:
         return json.loads(self.run("ip", *inside, "-j", *arguments, quiet=True) or "[]")
 
     def files(self, directory: Path) -> dict[str, bytes]:
-        """What lies in a directory of the sandbox."""
+        """Return the files in a directory of the sandbox."""
         return self.host.call(_read_all, directory)
 
     def set_up(self) -> None:

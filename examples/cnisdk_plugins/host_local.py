@@ -1,20 +1,20 @@
 """host-local: addresses from ranges of this host, remembered in files (IPAM plugin).
 
-Configuration, result and files are those of the reference plugin of this name; both may work in one directory. Beyond
-it: all six verbs do something, leases cannot leak or tear, every operation costs the same at any number of leases, and
-leases of earlier boots are taken back. The differences are listed in docs/differences.md.
+Configuration, result and files are those of the reference plugin of this name; both may work in one directory. Unlike
+it, this plugin has all six verbs, its leases cannot leak or tear, each operation takes the same time at any number of
+leases, and leases of earlier boots are reclaimed. docs/differences.md lists the differences.
 """
+
+from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-from attrs import frozen
 
 from cnisdk import (
     DNS,
     AddRequest,
     CheckRequest,
+    CNIError,
     DelRequest,
     GCRequest,
     InvalidConfigError,
@@ -30,29 +30,36 @@ from cnisdk import (
     StatusRequest,
     TryAgainLaterError,
     UnknownContainerError,
+    frozen,
 )
 from cnisdk.ipam import FileStore, Lease, Owner, RangeSet, RoundRobin
 from cnisdk.ipam.allocator import release, release_exactly, retain
-from cnisdk.ipam.ranges import make_range_set, parse_range
-from cnisdk.ipam.store import DEFAULT_TIMEOUT, in_order
+from cnisdk.ipam.filestore import DATA_DIR
+from cnisdk.ipam.ranges import make_range_set, parse_range, pools
+from cnisdk.ipam.store import LOCK_TIMEOUT, in_order
 from cnisdk.spec.addresses import IPAddress, parse_address, parse_interface
-from cnisdk.spec.codec import find_key, structure
-from cnisdk.spec.config import IPRange
-from cnisdk.spec.versions import V0_3_0, SpecVersion
+from cnisdk.spec.codec import structure
+from cnisdk.spec.config import IPRange, check_addresses_fit, read_conventional_ips
+
+TYPE_CHECKING = False  # without typing, a request ends sooner
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cnisdk.ipam import LeaseTable
 
 
-@frozen(kw_only=True, repr=False)  # a repr would cost each launch half a millisecond
+@frozen(kw_only=True)
 class RangeConf(IPRange):
-    """A range, as IPRange, and what of it is not to be handed out.
+    """A range, as IPRange, with addresses that are never handed out.
 
     Attributes:
-        exclude: Each an address, ``first-last``, or a network.
+        exclude: Addresses, ``first-last``, or networks.
     """
 
     exclude: tuple[str, ...] = ()
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True)
 class HostLocalIPAM(IPAMConf):
     """The object ``ipam``.
 
@@ -63,12 +70,12 @@ class HostLocalIPAM(IPAMConf):
         range_end: See ``subnet``.
         gateway: See ``subnet``.
         exclude: See ``subnet``.
-        routes: Handed on in the result.
+        routes: Routes to put into the result.
         resolv_conf: A file in the format of ``resolv.conf(5)``, which becomes the result's ``dns``.
-        data_dir: Where the directories of networks are; empty means ``/var/lib/cni/networks``.
-        on_duplicate: What an ADD of an attachment that has addresses gets: ``"error"``, or ``"return"`` for those.
-        reclaim_earlier_boots: Take back leases made in earlier boots.
-        lock_timeout: How long to wait for others, in seconds.
+        data_dir: Directory of the networks' directories; empty means ``/var/lib/cni/networks``.
+        on_duplicate: ``"error"`` refuses an ADD of an attachment that has addresses; ``"return"`` returns these.
+        reclaim_earlier_boots: If true, leases made in earlier boots count as free.
+        lock_timeout: How long to wait for other processes, in seconds.
     """
 
     ranges: tuple[tuple[RangeConf, ...], ...] = ()
@@ -82,10 +89,10 @@ class HostLocalIPAM(IPAMConf):
     data_dir: str = ""
     on_duplicate: str = "error"
     reclaim_earlier_boots: bool = True
-    lock_timeout: float = DEFAULT_TIMEOUT
+    lock_timeout: float = LOCK_TIMEOUT
 
 
-@frozen(kw_only=True, repr=False)
+@frozen(kw_only=True)
 class HostLocalConf(NetConf):
     """The network configuration."""
 
@@ -95,17 +102,31 @@ class HostLocalConf(NetConf):
 class HostLocal(Plugin[HostLocalConf]):
     """Allocate addresses from ranges of this host."""
 
+    leaves_process_unchanged = True
+
     @classmethod
-    def rehearsals(cls, directory: str) -> tuple[dict[str, Any], ...]:
+    def rehearsals(cls, directory: str) -> tuple[dict[str, object], ...]:
         ranges = [[{"subnet": "192.0.2.0/24"}], [{"subnet": "2001:db8::/64"}]]  # RFC 5737, RFC 3849: for documentation
         routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
         return ({"ipam": {"type": "host-local", "dataDir": directory, "ranges": ranges, "routes": routes}},)
 
     @classmethod
-    def conformance(cls) -> dict[str, Any]:
+    def conformance(cls) -> dict[str, object]:
         ranges = [[{"subnet": "10.22.0.0/27"}]]  # few enough to run out of
         conf = {"capabilities": {"ips": True}, "ipam": {"type": "host-local", "ranges": ranges}}
         return {"kind": "ipam", "conf": conf}
+
+    @classmethod
+    def lease_tables(cls, conf: HostLocalConf | None, directory: str = "") -> Sequence[LeaseTable]:
+        from cnisdk.ipam.filetable import FileTable, list_networks
+
+        if conf is None:
+            return [FileTable(FileStore(directory, name)) for name in list_networks(directory or DATA_DIR)]
+        try:
+            ranges = pools(read_range_sets(conf))
+        except CNIError:
+            ranges = ()  # the next ADD says what is wrong with them
+        return [FileTable(open_store(conf, directory), ranges)]
 
     def add(self, request: AddRequest[HostLocalConf]) -> Result:
         conf = request.conf.ipam
@@ -119,36 +140,15 @@ class HostLocal(Plugin[HostLocalConf]):
         return Result(ips=ips, routes=conf.routes, dns=dns)
 
     def delete(self, request: DelRequest[HostLocalConf]) -> None:
-        # Neither ranges nor anything else of the configuration is needed: leases name their owner.
+        # No ranges are needed, which may have changed since ADD: leases name their owner.
         owner = Owner(request.container_id, request.ifname)
         release(open_store(request.conf), owner, timeout=request.conf.ipam.lock_timeout)
 
     def check(self, request: CheckRequest[HostLocalConf]) -> None:
-        owner = Owner(request.container_id, request.ifname)
         range_sets = read_range_sets(request.conf)
         allocator = open_allocator(request.conf, open_store(request.conf))
-        held = set(allocator.find(owner))
-        if not held:
-            raise UnknownContainerError(
-                f"host-local: Failed to find address added by container {owner.container_id}",
-                details=f"network {request.network} has no lease of interface {owner.ifname}",
-            )
-        result = request.prev_result
-        if result is None:
-            return  # before 0.4.0 there was none, and a main plugin may have none to hand on
-        expected = {ip.address.ip for ip in result.ips if any(each.holds(ip.address.ip) for each in range_sets)}
-        lost = expected - held
-        if lost:
-            raise UnknownContainerError(
-                f"host-local: {show(lost)} is no longer leased to container {owner.container_id}",
-                details=f"network {request.network}, interface {owner.ifname}, holds {show(held)}",
-            )
-        surplus = {address for address in held - expected if any(each.holds(address) for each in range_sets)}
-        if surplus:
-            raise UnknownContainerError(
-                f"host-local: {show(surplus)} is leased to container {owner.container_id}, but not in its prevResult",
-                details=f"network {request.network}, interface {owner.ifname}, has {show(expected)}",
-            )
+        held = allocator.find(Owner(request.container_id, request.ifname))
+        compare_with_result(request, "host-local", held, range_sets)
 
     def gc(self, request: GCRequest[HostLocalConf]) -> None:
         valid = frozenset(Owner(each.container_id, each.ifname) for each in request.valid_attachments)
@@ -164,10 +164,42 @@ class HostLocal(Plugin[HostLocalConf]):
             raise PluginNotAvailableError(exc.msg, details=exc.details) from exc
 
 
-def open_store(conf: HostLocalConf) -> FileStore:
-    """The leases of the network."""
+def compare_with_result(
+    request: CheckRequest[Any], plugin: str, leased: Iterable[IPAddress], range_sets: Sequence[RangeSet]
+) -> None:
+    """Compare the addresses that are leased to an attachment with those of its ``prevResult``.
+
+    Raises:
+        UnknownContainerError: (3) None is leased to it, or others are.
+    """
+    held, container = set(leased), request.container_id
+    if not held:
+        raise UnknownContainerError(
+            f"{plugin}: Failed to find address added by container {container}",
+            details=f"network {request.network} has no lease of interface {request.ifname}",
+        )
+    result = request.prev_result
+    if result is None:
+        return  # before 0.4.0 there was none, and a main plugin may have none to hand on
+    expected = {ip.address.ip for ip in result.ips if any(each.holds(ip.address.ip) for each in range_sets)}
+    lost = expected - held
+    if lost:
+        raise UnknownContainerError(
+            f"{plugin}: {show(lost)} is no longer leased to container {container}",
+            details=f"network {request.network}, interface {request.ifname}, holds {show(held)}",
+        )
+    surplus = {address for address in held - expected if any(each.holds(address) for each in range_sets)}
+    if surplus:
+        raise UnknownContainerError(
+            f"{plugin}: {show(surplus)} is leased to container {container}, but not in its prevResult",
+            details=f"network {request.network}, interface {request.ifname}, has {show(expected)}",
+        )
+
+
+def open_store(conf: HostLocalConf, directory: str = "") -> FileStore:
+    """Return the leases of the network, which lie in `directory` where the configuration does not say."""
     return FileStore(
-        conf.ipam.data_dir,
+        conf.ipam.data_dir or directory,
         conf.name,
         reclaim_earlier_boots=conf.ipam.reclaim_earlier_boots,
         notice=lambda text: sys.stderr.write(f"host-local: {text}\n"),
@@ -175,10 +207,10 @@ def open_store(conf: HostLocalConf) -> FileStore:
 
 
 def open_allocator(conf: HostLocalConf, store: FileStore) -> RoundRobin:
-    """What hands out the addresses of the network.
+    """Make the allocator of the network's addresses.
 
     Raises:
-        InvalidConfigError: (7) The configuration does not say, or contradicts itself.
+        InvalidConfigError: (7) The configuration has no ranges, or contradicts itself.
     """
     policy = conf.ipam.on_duplicate
     if policy == "return":
@@ -191,10 +223,10 @@ def open_allocator(conf: HostLocalConf, store: FileStore) -> RoundRobin:
 
 
 def read_range_sets(conf: HostLocalConf) -> tuple[RangeSet, ...]:
-    """The range sets of the network, in the reference's order: of the runtime, of the flat keys, of ``ranges``.
+    """Read the range sets of the network, in the reference's order: of the runtime, of the flat keys, of ``ranges``.
 
     Raises:
-        InvalidConfigError: (7) There are none, or they are not what they should be.
+        InvalidConfigError: (7) There are none, or one is not valid.
     """
     ipam = conf.ipam
     if not ipam.type and ipam == HostLocalIPAM():
@@ -213,13 +245,7 @@ def read_range_sets(conf: HostLocalConf) -> tuple[RangeSet, ...]:
         given.append(((flat,), "$.ipam"))
     given += ((ranges, f"$.ipam.ranges[{index}]") for index, ranges in enumerate(ipam.ranges))
     range_sets = tuple(_range_set(ranges, index, path) for index, (ranges, path) in enumerate(given))
-    if conf.cni_version and SpecVersion.parse(conf.cni_version) < V0_3_0:
-        families = [range_set.version for range_set in range_sets]
-        if len(set(families)) < len(families):
-            raise InvalidConfigError(
-                f"CNI version {conf.cni_version} does not support more than 1 address per family",
-                details="$.cniVersion: more range sets of a family need 0.3.0 or later",
-            )
+    check_addresses_fit(conf.cni_version, [each.version for each in range_sets])
     return range_sets
 
 
@@ -241,12 +267,12 @@ def _exclusions(conf: IPRange, path: str) -> tuple[str, ...]:
     return structure(conf.extra.get("exclude") or (), tuple[str, ...], path=f"{path}.exclude")
 
 
-def requested_addresses(request: AddRequest[HostLocalConf]) -> tuple[IPAddress, ...]:
-    """The addresses asked for by ``CNI_ARGS``, by ``args.cni.ips`` and by the capability ``ips``, in this order.
+def requested_addresses(request: AddRequest[Any]) -> tuple[IPAddress, ...]:
+    """Read the addresses asked for by ``CNI_ARGS``, by ``args.cni.ips`` and by the capability ``ips``, in this order.
 
     Raises:
-        InvalidConfigError: (7) One is no address.
-        InvalidEnvironmentError: (4) The one in ``CNI_ARGS`` is none.
+        InvalidConfigError: (7) A text in the configuration is no address.
+        InvalidEnvironmentError: (4) The text in ``CNI_ARGS`` is no address.
     """
     requested = []
     wanted = request.args.get("IP")
@@ -257,10 +283,7 @@ def requested_addresses(request: AddRequest[HostLocalConf]) -> tuple[IPAddress, 
             raise InvalidEnvironmentError(
                 f"invalid IP address in CNI_ARGS: IP={wanted}", details="expected one address, such as IP=10.1.2.3"
             ) from exc
-    conventional: tuple[str, ...] = ()
-    if request.conf.args:
-        arguments = structure(find_key(request.conf.args, "cni") or {}, dict[str, Any], path="$.args.cni")
-        conventional = structure(find_key(arguments, "ips") or (), tuple[str, ...], path="$.args.cni.ips")
+    conventional = read_conventional_ips(request.conf.args)
     for texts, path in ((conventional, "$.args.cni.ips"), (request.conf.runtime_config.ips, "$.runtimeConfig.ips")):
         for index, text in enumerate(texts):
             try:
@@ -273,7 +296,7 @@ def requested_addresses(request: AddRequest[HostLocalConf]) -> tuple[IPAddress, 
 
 
 def _address(text: str) -> IPAddress:
-    """An address, whose prefix length, if any, is that of its range anyway."""
+    """Read an address. A prefix length is accepted and ignored: the address gets that of its range."""
     return parse_interface(text).ip if "/" in text else parse_address(text)
 
 
@@ -301,11 +324,11 @@ def read_resolv_conf(path: str) -> DNS:
 
 
 def show(addresses: Iterable[IPAddress]) -> str:
-    """Addresses in a sentence."""
+    """Write addresses as a part of a sentence."""
     return ", ".join(map(str, in_order(addresses))) or "none"
 
 
-main = PluginMain(HostLocal)
+main = PluginMain(HostLocal, "CNI host-local plugin v1.9.1")
 
 if __name__ == "__main__":
     main()

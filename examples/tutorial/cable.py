@@ -1,7 +1,5 @@
 """cable: plug a container into an existing Linux bridge, with every verb a runtime may ask for."""
 
-from attrs import frozen
-
 from cnisdk import (
     AddRequest,
     CheckRequest,
@@ -13,6 +11,7 @@ from cnisdk import (
     PluginNotAvailableError,
     Result,
     StatusRequest,
+    frozen,
 )
 from cnisdk.errors import IOFailureError
 from cnisdk.linux import layer3, link, veth
@@ -20,7 +19,7 @@ from cnisdk.linux import layer3, link, veth
 
 @frozen(kw_only=True)
 class CableConf(NetConf):
-    """What the network configuration says beyond the keys of every plugin."""
+    """Configuration keys of the plugin, beside those that every plugin has."""
 
     bridge: str = "cni0"
     mtu: int | None = None

@@ -1,14 +1,12 @@
 """patch: plug a container into an existing Linux bridge."""
 
-from attrs import frozen
-
-from cnisdk import AddRequest, DelRequest, NetConf, Plugin, PluginMain, Result
+from cnisdk import AddRequest, DelRequest, NetConf, Plugin, PluginMain, Result, frozen
 from cnisdk.linux import veth
 
 
 @frozen(kw_only=True)
 class PatchConf(NetConf):
-    """What the network configuration says beyond the keys of every plugin."""
+    """Configuration keys of the plugin, beside those that every plugin has."""
 
     bridge: str = "cni0"
     mtu: int | None = None

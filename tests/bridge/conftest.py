@@ -1,111 +1,114 @@
-"""Our bridge and the reference's, over either host-local, on hosts of their own."""
+"""Our bridge and the reference's, over either host-local, on a host that the tests of a module share."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from cnisdk.testing import Host
+from cnisdk.linux import link, rtnetlink
+from cnisdk.testing import Host, PluginUnderTest
 
 from ..modes import Plugins
 
 GO = Path(os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni"))
-LEASES = Path("/var/lib/cni/networks")
+
+DUAL_STACK = {
+    "type": "host-local",
+    "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "2001:db8:1::/64"}]],
+}
+
+# Every attachment that masquerades has these, which therefore stay.
+BASE_RULES = (" hook ", "goto masq_checks", "daddr 224.0.0.0/4 return", "daddr ff00::/8 return")
 
 
-class Answer(NamedTuple):
-    """What a plugin answered."""
-
-    status: int
-    document: Any
-    stderr: str
-
-    def must_succeed(self) -> None:
-        assert self.status == 0, (self.document, self.stderr)
-
-    @property
-    def result(self) -> Any:
-        self.must_succeed()
-        return self.document
-
-    @property
-    def error(self) -> Any:
-        assert self.status == 1, (self.status, self.document, self.stderr)
-        return self.document
-
-
-class Bench:
-    """A host, and the directories of the plugins to run there.
+class Network:
+    """A host, and where the plugins are that run there.
 
     Attributes:
         host: The host.
-        plugins: Where the bridge plugin is.
-        ipam: ``CNI_PATH``: where the IPAM plugin is.
+        bridge: The directory of the bridge plugin.
+        ipam: The directory of the IPAM plugin, the ``CNI_PATH``.
     """
 
-    def __init__(self, host: Host, plugins: Path, ipam: Path) -> None:
-        self.host = host
-        self.plugins = plugins
-        self.ipam = ipam
+    def __init__(self, host: Host, bridge: Path, ipam: Path) -> None:
+        self.host, self.bridge, self.ipam = host, bridge, ipam
 
-    def using(self, plugins: Path | None = None, ipam: Path | None = None) -> Bench:
-        """The same host with other plugins."""
-        return Bench(self.host, plugins or self.plugins, ipam or self.ipam)
+    def plugin(self, version: str = "1.0.0", **keys: Any) -> PluginUnderTest:
+        """Make the plugin of a bridge network; ``ipam=None`` takes IPAM out."""
+        conf = {
+            "cniVersion": version,
+            "name": "net",
+            "bridge": "br0",
+            "ipam": {"type": "host-local", "subnet": "10.1.0.0/24"},
+        } | keys
+        wanted = {key: value for key, value in conf.items() if value is not None}
+        return self.host.plugin(self.bridge / "bridge", wanted, path=[self.ipam])
 
-    def run(self, verb: str, conf: Any, container: str = "c1", **variables: str) -> Answer:
-        """Run the bridge plugin."""
-        text = conf if isinstance(conf, str) else json.dumps(conf)
-        environ = self.environ(verb, container) | variables
-        done = self.host.run([self.plugins / "bridge"], env=environ, input=text, check=False, timeout=120)
-        return Answer(done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr)
-
-    def environ(self, verb: str, container: str = "c1") -> dict[str, str]:
-        """The environment of a request."""
-        return {
-            "PATH": os.environ["PATH"],
-            "CNI_COMMAND": verb,
-            "CNI_CONTAINERID": container,
-            "CNI_NETNS": f"/run/netns/{container}",
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": str(self.ipam),
-        }
-
-    def state(self) -> dict[str, object]:
-        """What an attachment leaves outside its container, to be compared."""
-        files = self.host.call(_files)
-        return {
-            "links": sorted(link["ifname"] for link in self.host.ip("link")),
-            "rules": [
-                line.strip()
-                for line in self.host.run(["nft", "list", "ruleset"]).stdout.splitlines()
-                if line.startswith("\t\t")
-                and " hook " not in line
-                and "goto masq_checks" not in line
-                # The base rules of the masquerade table are there for every attachment.
-                and "daddr 224.0.0.0/4 return" not in line
-                and "daddr ff00::/8 return" not in line
-            ],
-            "leases": {
-                name: text for name, text in files.items() if "last_reserved" not in name and "lock" not in name
-            },
-        }
+    def using(self, bridge: Path, ipam: Path) -> Network:
+        """Return the same network with plugins of other directories."""
+        return Network(self.host, bridge, ipam)
 
 
-def _files() -> dict[str, bytes]:
-    if not LEASES.exists():
-        return {}
-    return {str(path.relative_to(LEASES)): path.read_bytes() for path in LEASES.glob("[!.]*/*") if path.is_file()}
+class Left(NamedTuple):
+    """What attachments leave on the host, to be compared."""
+
+    links: list[str]
+    rules: list[str]
+    leases: dict[str, str]
+
+
+NOTHING = Left(["br0", "lo"], [], {})
+"""A bridge stays when its last port goes."""
+
+
+def left(host: Host) -> Left:
+    """Look up what attachments have on a host."""
+    state = host.state()
+    own = state.of("")
+    return Left(
+        sorted(each.name for each in own.links),
+        [
+            each.line
+            for each in own.nft
+            if " chain " in each.chain and not any(part in each.line for part in BASE_RULES)
+        ],
+        {f"{each.network}/{each.address}": f"{each.container_id}/{each.ifname}" for each in state.leases},
+    )
+
+
+def sweep(host: Host) -> None:
+    """Leave no trace of a test on a host: it is as a new one, but for the server that may run there."""
+    host.call(_delete_links)
+    host.shell(
+        "ip -all netns delete; nft flush ruleset; rm -rf /var/lib/cni /run/cnisdk-testing;"
+        " for each in ipv4/ip_forward ipv6/conf/all/forwarding; do echo 0 >/proc/sys/net/$each; done"
+    )
+
+
+def _delete_links() -> None:
+    # Before the containers go: the kernel takes its time to remove what is in a namespace.
+    with rtnetlink.Socket() as sock:
+        link.delete_all(sock, [each for each in link.list_all() if each.name != "lo"])
+
+
+@pytest.fixture(scope="module")
+def ready_host(module_host: Host, plugins: Plugins) -> Iterator[Host]:
+    """The host of a module's tests, with a server where the plugins are resident."""
+    with plugins.on(module_host):
+        yield module_host
+        sweep(module_host)  # those of the next mode find a clean host
 
 
 @pytest.fixture
-def bench(host: Host, plugins: Plugins) -> Iterator[Bench]:
-    with plugins.on(host):
-        yield Bench(host, plugins.directory, plugins.directory)
+def net(ready_host: Host, plugins: Plugins) -> Iterator[Network]:
+    """A network on the module's host, where the last test has left nothing."""
+    yield Network(ready_host, plugins.directory, plugins.directory)
+    plugins.assert_served()
+    sweep(ready_host)
 
 
 @pytest.fixture
@@ -118,19 +121,8 @@ def go() -> Path:
     return GO
 
 
-def config(version: Any = "1.0.0", **keys: Any) -> dict[str, Any]:
-    """A bridge network; ``ipam=None`` takes IPAM out."""
-    document = {
-        "cniVersion": version,
-        "name": "net",
-        "type": "bridge",
-        "bridge": "br0",
-        "ipam": {"type": "host-local", "subnet": "10.1.0.0/24"},
-    } | keys
-    return {key: value for key, value in document.items() if value is not None}
-
-
-DUAL_STACK = {
-    "type": "host-local",
-    "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "2001:db8:1::/64"}]],
-}
+def host_end(result: Mapping[str, Any]) -> str:
+    """Return the name of the host's end of the pair, by a result's JSON."""
+    names = [each["name"] for each in result["interfaces"] if not each.get("sandbox") and each["name"] != "br0"]
+    assert isinstance(names[0], str)
+    return names[0]

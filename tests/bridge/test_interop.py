@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ..modes import Plugins
-from .conftest import DUAL_STACK, Bench, config
+from ..modes import IN_ONE_MODE
+from .conftest import DUAL_STACK, NOTHING, Network, left
 
 pytestmark = [pytest.mark.kernel, pytest.mark.interop]
 
@@ -50,133 +50,139 @@ def without_chance(value: Any) -> Any:
     return re.sub(r"^veth[0-9a-f]{8}$", "veth", value) if isinstance(value, str) else value
 
 
-@pytest.fixture(params=["ours/ours", "ours/go", "go/ours", "go/go"])
-def mixed(request: pytest.FixtureRequest, bench: Bench, plugins: Plugins, go: Path) -> Bench:
-    """A bridge plugin over an IPAM plugin."""
-    where = {"ours": plugins.directory, "go": go}
-    plugin, ipam = request.param.split("/")
-    return bench.using(where[plugin], where[ipam])
+WHOSE = ("ours/ours", "ours/go", "go/ours", "go/go")
 
 
-@pytest.mark.parametrize(
-    "version", [*(pytest.param(each, marks=pytest.mark.slow) for each in VERSIONS[:-1]), VERSIONS[-1]]
-)
-def test_results_are_equal(bench: Bench, go: Path, plugins: Plugins, version: str) -> None:
-    bench.host.add_netns("c1")
+def mixed(net: Network, go: Path, whose: str) -> Network:
+    """Return a network with a bridge plugin over an IPAM plugin."""
+    ours = net.bridge
+    bridge, ipam = (go if each == "go" else ours for each in whose.split("/"))
+    return net.using(bridge, ipam)
+
+
+def compare_results(net: Network, go: Path, version: str) -> None:
+    """Run ADD of every network with every mix of plugins, and compare the results."""
+    container = net.host.container()
     for name, keys in NETWORKS.items():
         if name == "layer 2" and version < "0.3":
             continue  # the reference cannot write a result without addresses there
-        conf = config(version, **keys)
         results = []
-        for plugin, ipam in itertools.product((plugins.directory, go), repeat=2):
-            mixed = bench.using(plugin, ipam)
-            results.append(without_chance(mixed.run("ADD", conf).result))
-            mixed.run("DEL", conf).must_succeed()
-            assert mixed.state()["leases"] == {}
+        for whose in WHOSE:
+            plugin = mixed(net, go, whose).plugin(version, **keys)
+            answer = plugin.run("ADD", container)
+            answer.raise_for_error()
+            results.append(without_chance(answer.document))
+            plugin.delete(container)
+            assert left(net.host).leases == {}
             # Both start at the same address again.
-            bench.host.run(["sh", "-c", "rm -rf /var/lib/cni/networks; ip link del br0"])
+            net.host.shell("rm -rf /var/lib/cni/networks; ip link del br0")
         assert results[1:] == results[:-1], name
 
 
-@pytest.mark.parametrize(
-    ("network", "version"),
-    [
-        *(
-            pytest.param(name, "0.4.0", marks=[] if name == "masquerade" else pytest.mark.slow)
-            for name in NETWORKS
-            if name not in REFERENCE_CANNOT_CHECK
-        ),
-        ("dual stack", "1.0.0"),
-    ],
-)
-def test_added_by_one_and_deleted_by_the_other(
-    bench: Bench, go: Path, plugins: Plugins, network: str, version: str
-) -> None:
-    bench.host.add_netns("c1")
-    conf = config(version, **NETWORKS[network])
-    everyone = [bench.using(plugin, ipam) for plugin, ipam in itertools.product((plugins.directory, go), repeat=2)]
-    for adding, deleting in itertools.product(everyone, repeat=2):
-        result = adding.run("ADD", conf).result
-        deleting.run("CHECK", conf | {"prevResult": result}).must_succeed()
-        deleting.run("DEL", conf | {"prevResult": result}).must_succeed()
-        assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
+def test_results_are_equal(net: Network, go: Path) -> None:
+    compare_results(net, go, VERSIONS[-1])
 
 
-def test_the_spoof_check_of_the_reference(bench: Bench, go: Path) -> None:
+@pytest.mark.slow
+@IN_ONE_MODE
+@pytest.mark.parametrize("version", VERSIONS[:-1])
+def test_results_of_older_versions_are_equal(net: Network, go: Path, version: str) -> None:
+    compare_results(net, go, version)
+
+
+def hand_over(net: Network, go: Path, network: str, version: str, pairs: Iterable[Iterable[str]]) -> None:
+    """Have the second of each pair check and delete what the first added."""
+    container = net.host.container()
+    for adding, deleting in pairs:
+        first, second = (mixed(net, go, whose).plugin(version, **NETWORKS[network]) for whose in (adding, deleting))
+        answer = first.run("ADD", container)
+        answer.raise_for_error()
+        second.check(container, prevResult=answer.document)
+        second.delete(container, prevResult=answer.document)
+        assert left(net.host) == NOTHING, f"{adding}, {deleting}"
+
+
+@pytest.mark.parametrize(("network", "version"), [("masquerade", "0.4.0"), ("dual stack", "1.0.0")])
+def test_added_by_one_and_deleted_by_the_other(net: Network, go: Path, network: str, version: str) -> None:
+    """Both plugins are others'."""
+    hand_over(net, go, network, version, zip(WHOSE, reversed(WHOSE), strict=True))
+
+
+@pytest.mark.slow
+@IN_ONE_MODE
+@pytest.mark.parametrize("network", [name for name in NETWORKS if name not in REFERENCE_CANNOT_CHECK])
+def test_added_by_any_and_deleted_by_any(net: Network, go: Path, network: str) -> None:
+    hand_over(net, go, network, "0.4.0", itertools.product(WHOSE, repeat=2))
+
+
+def test_the_spoof_check_of_the_reference(net: Network, go: Path) -> None:
     """Ours checks it, deletes it, and leaves it alone while its port lives: its names do not tell the network."""
-    bench.host.add_netns("c1")
-    conf = config("0.4.0", macspoofchk=True)
-    result = bench.using(go, go).run("ADD", conf).result
-    before = bench.state()["rules"]
-    bench.run("CHECK", conf | {"prevResult": result}).must_succeed()
-    bench.run("DEL", conf | {"name": "other"}, CNI_NETNS="").must_succeed()
-    assert bench.state()["rules"] == before
-    bench.run("DEL", conf | {"prevResult": result}).must_succeed()
-    assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
+    ours, container = net.plugin("0.4.0", macspoofchk=True), net.host.container()
+    result = net.using(go, go).plugin("0.4.0", macspoofchk=True).run("ADD", container).document
+    before = left(net.host).rules
+    assert before
+    ours.check(container, prevResult=result)
+    ours.run("DEL", container, name="other", environ={"CNI_NETNS": ""}).raise_for_error()
+    assert left(net.host).rules == before
+    ours.delete(container, prevResult=result)
+    assert left(net.host) == NOTHING
 
 
-def test_the_reference_deletes_all_but_our_spoof_check(bench: Bench, go: Path) -> None:
+def test_the_reference_deletes_all_but_our_spoof_check(net: Network, go: Path) -> None:
     """The reference would look for a name that another attachment may have. GC removes what its DEL leaves."""
-    bench.host.add_netns("c1")
-    conf = config("0.4.0", macspoofchk=True)
-    result = bench.run("ADD", conf).result
-    assert bench.using(go, go).run("CHECK", conf | {"prevResult": result}).status == 0
-    bench.using(go, go).run("DEL", conf | {"prevResult": result}).must_succeed()
-    left = bench.state()
-    assert (left["links"], left["leases"]) == (["br0", "lo"], {})
-    assert len(left["rules"]) == 3  # type: ignore[arg-type]
-    bench.run("GC", conf | {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}).must_succeed()
-    assert bench.state()["rules"] == []
+    ours, container = net.plugin("0.4.0", macspoofchk=True), net.host.container()
+    theirs = net.using(go, go).plugin("0.4.0", macspoofchk=True)
+    result = ours.run("ADD", container).document
+    theirs.check(container, prevResult=result)
+    theirs.delete(container, prevResult=result)
+    now = left(net.host)
+    assert (now._replace(rules=[]), len(now.rules)) == (NOTHING, 3)
+    ours.gc(cniVersion="1.1.0")
+    assert left(net.host) == NOTHING
 
 
-def test_one_chain_of_the_reference_for_two_interfaces(bench: Bench, go: Path) -> None:
+def test_one_chain_of_the_reference_for_two_interfaces(net: Network, go: Path) -> None:
     """Without a previous result, ours asks the container for the addresses whose rules go."""
-    bench.host.add_netns("c1")
-    conf = config("0.4.0", isGateway=True, ipMasq=True)
-    bench.using(go, go).run("ADD", conf).must_succeed()
-    second = bench.using(go, go).run("ADD", conf, CNI_IFNAME="eth1").result
-    bench.run("DEL", conf).must_succeed()
-    assert "10.1.0.2" not in str(bench.state()["rules"])
-    bench.run("CHECK", conf | {"prevResult": second}, CNI_IFNAME="eth1").must_succeed()
-    bench.run("DEL", conf, CNI_IFNAME="eth1").must_succeed()
-    assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
+    ours, container = net.plugin("0.4.0", isGateway=True, ipMasq=True), net.host.container()
+    theirs = net.using(go, go).plugin("0.4.0", isGateway=True, ipMasq=True)
+    theirs.add(container)
+    second = theirs.run("ADD", container, "eth1").document
+    ours.delete(container)
+    assert "10.1.0.2" not in str(left(net.host).rules)
+    ours.check(container, "eth1", prevResult=second)
+    ours.delete(container, "eth1")
+    assert left(net.host) == NOTHING
 
 
-def test_the_reference_added_and_the_namespace_is_gone(bench: Bench, go: Path) -> None:
+def test_the_reference_added_and_the_namespace_is_gone(net: Network, go: Path) -> None:
     """Ours releases the lease and the rules then; the reference would leave the rules for ever."""
-    bench.host.add_netns("c1")
-    conf = config(isGateway=True, ipMasq=True)
-    bench.using(go, go).run("ADD", conf).must_succeed()
-    bench.host.del_netns("c1")
-    bench.run("DEL", conf, CNI_NETNS="").must_succeed()
-    deadline = time.monotonic() + 20
-    while bench.state()["links"] != ["br0", "lo"] and time.monotonic() < deadline:
-        pass  # the kernel takes its time to remove what was in a namespace
-    assert bench.state() == {"links": ["br0", "lo"], "rules": [], "leases": {}}
+    container = net.host.container()
+    net.using(go, go).plugin(isGateway=True, ipMasq=True).add(container)
+    container.destroy()
+    net.plugin(isGateway=True, ipMasq=True).run("DEL", container, environ={"CNI_NETNS": ""}).raise_for_error()
+    # The kernel takes its time to remove the link of a namespace that is gone.
+    assert left(net.host)._replace(links=NOTHING.links) == NOTHING
 
 
-def test_neighbours_on_one_bridge_reach_each_other(mixed: Bench, bench: Bench, go: Path) -> None:
-    conf = config(isGateway=True)
-    for name in ("c1", "c2"):
-        bench.host.add_netns(name)
-    mixed.run("ADD", conf, "c1").must_succeed()
-    bench.using(go, go).run("ADD", conf, "c2").must_succeed()
-    bench.host.run(["ip", "netns", "exec", "c1", "ping", "-n", "-c", "1", "-W", "3", "10.1.0.3"])
-    bench.host.run(["ip", "netns", "exec", "c2", "ping", "-n", "-c", "1", "-W", "3", "10.1.0.2"])
+@pytest.mark.parametrize("whose", WHOSE)
+def test_neighbours_on_one_bridge_reach_each_other(net: Network, go: Path, whose: str) -> None:
+    c1, c2 = net.host.container("c1"), net.host.container("c2")
+    mixed(net, go, whose).plugin(isGateway=True).add(c1)
+    net.using(go, go).plugin(isGateway=True).add(c2)
+    assert (c1.reaches(c2), c2.reaches(c1)) == (True, True)
 
 
-def test_routes_of_two_networks_come_in_the_same_order(bench: Bench, go: Path) -> None:
+def test_routes_of_two_networks_come_in_the_same_order(net: Network, go: Path) -> None:
     """Of two equal routes, of one result or of two networks, the kernel uses the one that the reference puts first."""
     shown = []
-    for number, plugin in enumerate((bench.plugins, go)):
-        bench.host.add_netns(container := f"c{number}")
-        for ifname, net in (("eth0", 1), ("eth1", 2)):
+    for number, whose in enumerate((net, net.using(go, net.ipam))):
+        container = net.host.container(f"c{number}")
+        for ifname, third in (("eth0", 1), ("eth1", 2)):
             routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
-            routes += [{"dst": "10.9.0.0/16", "gw": f"10.{net}.0.{hop}"} for hop in (8, 9)]
-            ranges = [[{"subnet": f"10.{net}.0.0/24"}], [{"subnet": f"2001:db8:{net}::/64"}]]
+            routes += [{"dst": "10.9.0.0/16", "gw": f"10.{third}.0.{hop}"} for hop in (8, 9)]
+            ranges = [[{"subnet": f"10.{third}.0.0/24"}], [{"subnet": f"2001:db8:{third}::/64"}]]
             ipam = {"type": "host-local", "ranges": ranges, "routes": routes}
-            conf = config(name=f"net{net}", bridge=f"br{net}", ipam=ipam)
-            bench.using(plugin).run("ADD", conf, container, CNI_IFNAME=ifname).must_succeed()
+            whose.plugin(name=f"net{third}", bridge=f"br{third}", ipam=ipam).add(container, ifname)
         shown.append(
             [
                 (
@@ -186,7 +192,7 @@ def test_routes_of_two_networks_come_in_the_same_order(bench: Bench, go: Path) -
                     [hop["gateway"] for hop in each.get("nexthops", [])],
                 )
                 for family in ("-4", "-6")
-                for each in bench.host.ip(family, "route", netns=container)
+                for each in net.host.ip(family, "route", netns=container.name)
                 if each["protocol"] == "boot"
             ]
         )

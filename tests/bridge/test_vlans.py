@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from cnisdk.errors import CNIError
-from cnisdk.testing import Container, Host, PluginUnderTest
+from cnisdk.testing import Container, Host, PluginUnderTest, fail, kill
 from cnisdk_plugins.bridge import Bridge
+
+from ..interface_kit import PAST_THE_END
 
 pytestmark = [pytest.mark.kernel, pytest.mark.kinds]
 
@@ -82,7 +84,7 @@ def test_a_trunk_carries_its_vlans_tagged(host: Host) -> None:
 
 def test_the_gateway_of_a_vlan_answers_in_it(host: Host) -> None:
     inside, other = host.container("inside"), host.container("other")
-    plugin = plug(host, vlan=100, isGateway=True)
+    plugin = plug(host, **GATEWAY)
     result = plugin.add(inside)
     plugin.check(inside)
     gateway = next(str(ip.gateway) for ip in result.ips)
@@ -90,6 +92,89 @@ def test_the_gateway_of_a_vlan_answers_in_it(host: Host) -> None:
     assert inside.reaches(host, gateway)
     plug(host, vlan=200).add(other)
     assert not other.reaches(host, gateway, timeout=0.3)
+
+
+GATEWAY = {"vlan": 100, "isGateway": True}
+
+
+def links(host: Host) -> list[str]:
+    """The host's links but those of attachments and of the gateway's port."""
+    return [each["ifname"] for each in host.ip("link") if not each["ifname"].startswith("veth")]
+
+
+def test_the_gateway_goes_with_the_last_attachment_of_its_vlan(host: Host) -> None:
+    """That may belong to another network; then its DEL or GC deletes the gateway."""
+    first, tagged, plain = (host.container(name) for name in ("first", "tagged", "plain"))
+    gateway = plug(host, **GATEWAY)
+    gateway.add(first)
+    trunk, access = plug(host, name="other", vlanTrunk=[{"id": 100}], ipam=None), plug(host, vlan=100, ipam=None)
+    trunk.add(tagged)
+    access.add(plain)
+    # An uplink carries all VLANs for good: it counts for none.
+    host.shell("ip link add up0 type dummy; ip link set up0 master br0 up; bridge vlan add dev up0 vid 100")
+    gateway.delete(first)
+    assert links(host) == ["lo", "br0", "br0.100", "up0"]
+    access.delete(plain)
+    gateway.delete(first)
+    assert links(host) == ["lo", "br0", "br0.100", "up0"]
+    trunk.gc()
+    assert [each["ifname"] for each in host.ip("link")] == ["lo", "br0", "up0"]
+
+
+def test_an_add_that_fails_takes_back_the_gateway_it_made(host: Host) -> None:
+    container = host.container()
+    plugin = plug(host, **GATEWAY, isDefaultGateway=True)
+    before = host.state(rules=False).without("files")
+    for step in range(2, 70, 6):  # there are some fifty; the gateway is made from the thirtieth on
+        plugin.fault = fail(step)
+        answer = plugin.run("ADD", container)
+        plugin.fault = None
+        if answer.status not in (0, PAST_THE_END):
+            assert host.state(rules=False).without("files") == before, step
+        plugin.delete(container)
+        host.shell("ip link del br0 2>/dev/null || true")
+        assert links(host) == ["lo"]
+    for killed in range(30, 50, 2):
+        plugin.fault = kill(killed)
+        plugin.run("ADD", container)
+        plugin.fault = None
+        plugin.delete(container)
+        assert {each["ifname"] for each in host.ip("link")} <= {"lo", "br0"}, killed
+
+
+def test_a_gateway_whose_bridge_was_deleted_is_put_back(host: Host) -> None:
+    one, two = host.container("one"), host.container("two")
+    plugin = plug(host, **GATEWAY)
+    plugin.add(one)
+    host.shell("ip link del br0")
+    result = plugin.add(two)
+    assert two.reaches(host, str(result.ips[0].gateway))
+    port = next(each["link"] for each in host.ip("link") if each["ifname"] == "br0.100")
+    (shown,) = json.loads(host.run(["bridge", "-j", "vlan", "show", "dev", port]).stdout)
+    assert [each["vlan"] for each in shown["vlans"]] == [100]
+    host.shell("ip link del br0")
+    plugin.delete(one)
+    plugin.delete(two)
+    assert links(host) == ["lo"]
+
+
+def test_the_gateway_of_an_operator_is_used_and_stays(host: Host) -> None:
+    container = host.container()
+    host.shell(
+        "ip link add br0 type bridge vlan_filtering 1; ip link set br0 up; bridge vlan add dev br0 vid 100 self; "
+        "ip link add br0.100 link br0 type vlan id 100"
+    )
+    plugin = plug(host, **GATEWAY)
+    result = plugin.add(container)
+    plugin.check(container)
+    assert container.reaches(host, str(result.ips[0].gateway))
+    plugin.delete(container)
+    plugin.gc()
+    assert links(host) == ["lo", "br0", "br0.100"]
+    host.shell("ip link del br0.100; ip link add br0.100 type dummy")
+    with pytest.raises(CNIError, match=r"br0.100 already exists but does not lead into bridge br0"):
+        plugin.add(container)
+    assert links(host) == ["lo", "br0", "br0.100"]
 
 
 def test_check_notices_a_vlan_that_is_gone(host: Host) -> None:

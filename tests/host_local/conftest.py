@@ -1,17 +1,17 @@
 """Two host-locals over one directory: ours, in this process or behind a shim, and the reference's."""
 
+from __future__ import annotations
+
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from cnisdk.plugin.reply import respond
-from cnisdk.testing import Sandbox
+from cnisdk.plugin import Plugin
+from cnisdk.testing import Answer, Host, PluginUnderTest
 from cnisdk_plugins.host_local import HostLocal
 
 from ..modes import Plugins
@@ -19,90 +19,61 @@ from ..modes import Plugins
 GO = Path(os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni")) / "host-local"
 
 
-class Answer(NamedTuple):
-    status: int
-    document: Any
+class Leased(Answer):
+    """An answer of an IPAM plugin."""
+
+    __slots__ = ()
 
     @property
     def ips(self) -> list[str]:
-        assert self.status == 0, self.document
+        """The addresses, without their prefix lengths."""
+        self.raise_for_error()
         return [ip["address"].partition("/")[0] for ip in self.document["ips"]]
 
 
-Run = Callable[..., Answer]
+class Attached(NamedTuple):
+    """What has the addresses: IPAM plugins do not look into its namespace."""
+
+    id: str
+    netns: str = "/dev/null"
 
 
-def environment(verb: str, container: str, ifname: str, extra: Mapping[str, str]) -> dict[str, str]:
-    return {
-        "CNI_COMMAND": verb,
-        "CNI_CONTAINERID": container,
-        "CNI_NETNS": "/dev/null",
-        "CNI_IFNAME": ifname,
-        "CNI_PATH": ".",
-        **extra,
-    }
+class Program:
+    """A host-local, to be asked with one configuration after another."""
+
+    def __init__(self, plugin: type[Plugin[Any]] | Path, host: Host | None = None) -> None:
+        self._plugin = PluginUnderTest(host, plugin, {})
+
+    def __call__(self, verb: str, conf: object, container: str = "one", ifname: str = "eth0", **environ: str) -> Leased:
+        stdin = conf.decode() if isinstance(conf, bytes) else json.dumps(conf)
+        return Leased(*self._plugin.run(verb, Attached(container), ifname, environ=environ, stdin=stdin))
 
 
-def in_process(environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
-    reply = respond(HostLocal, environ, stdin)
-    return reply.status, reply.stdout
-
-
-class Ways:
-    """How `ours` is run."""
-
-    run: Callable[[Mapping[str, str], bytes], tuple[int, bytes]] = staticmethod(in_process)
-
-
-def ours(verb: str, conf: object, container: str = "one", ifname: str = "eth0", **extra: str) -> Answer:
-    stdin = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
-    status, stdout = Ways.run(environment(verb, container, ifname, extra), stdin)
-    return Answer(status, json.loads(stdout) if stdout else None)
-
-
-@pytest.fixture(scope="module", params=["in process", "resident"])
-def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Run `ours` in this process, and again through a shim and a server: for modules that use it."""
+@pytest.fixture(scope="module", params=["in process", pytest.param("resident", marks=pytest.mark.resident)])
+def ours(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """Our host-local: in this process, and again through a shim and a server."""
     if request.param == "in process":
-        yield
+        yield Program(HostLocal)
         return
-    plugins = Plugins(tmp_path_factory.mktemp("resident"), resident=True)
-
-    def run(environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
-        process: subprocess.Popen[Any] = host.popen(
-            [plugins.directory / "host-local"],
-            env=dict(environ),
-            text=False,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        with process:
-            stdout, stderr = process.communicate(stdin)
-        sys.stderr.write(stderr.decode())  # where a plugin in this process writes
-        return process.returncode, stdout
-
-    with Sandbox() as host, plugins.on(host), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ways, "run", staticmethod(run))
-        yield
-
-
-def theirs(verb: str, conf: object, container: str = "one", ifname: str = "eth0", **extra: str) -> Answer:
-    stdin = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
-    done = subprocess.run(
-        [GO], input=stdin, env=environment(verb, container, ifname, extra), capture_output=True, check=False
-    )
-    return Answer(done.returncode, json.loads(done.stdout) if done.stdout else None)
+    plugins, host = Plugins(tmp_path_factory.mktemp("resident"), resident=True), request.getfixturevalue("module_host")
+    with plugins.on(host):
+        yield Program(plugins.directory / "host-local", host)
 
 
 @pytest.fixture
-def reference() -> Run:
+def reference() -> Program:
     """The reference's host-local."""
     if not GO.exists():
         if os.environ.get("CI") == "true":
             pytest.fail(f"{GO} is not installed (Debian: containernetworking-plugins)")
         pytest.skip(f"{GO} is not installed (Debian: containernetworking-plugins)")
-    return theirs
+    return Program(GO)
+
+
+def environment(verb: str, container: str = "one", ifname: str = "eth0", **more: str) -> dict[str, str]:
+    """Return the environment of a request, for tests that start processes themselves."""
+    attachment = {"CNI_CONTAINERID": container, "CNI_NETNS": "/dev/null", "CNI_IFNAME": ifname}
+    return {"CNI_COMMAND": verb, "CNI_PATH": ".", **attachment, **more}
 
 
 class Network(NamedTuple):

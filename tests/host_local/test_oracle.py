@@ -11,12 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cnisdk.errors import CNIError
 from cnisdk.ipam import Lease, MemoryStore, Owner, RoundRobin
+from cnisdk.ipam._records import content
 from cnisdk.ipam.allocator import release_exactly
-from cnisdk.ipam.records import content
 from cnisdk.spec.addresses import parse_address
 from cnisdk.testing.stores import everything, range_sets, reserve
+from cnisdk_plugins.host_local import HostLocal
 
-from .conftest import GO, Network, ours, theirs
+from .conftest import GO, Network, Program
 
 SUBNETS = ("10.9.0.0/29", "fd00:9::/125")
 EXAMPLES = 200 if os.environ.get("CNISDK_STRESS") else 12
@@ -28,6 +29,9 @@ hosts = st.integers(2, 6)
 
 class Three(RuleBasedStateMachine):
     """Requests go to all three. The reference has no GC: there, DEL of what GC must drop stands in."""
+
+    ours = Program(HostLocal)
+    theirs = Program(GO)
 
     @initialize()
     def start(self) -> None:
@@ -47,7 +51,7 @@ class Three(RuleBasedStateMachine):
         return {**network.conf(*SUBNETS, version=more.pop("version", "1.0.0")), **more}
 
     def allocate(self, owner: Owner) -> tuple[list[str], int]:
-        """What the memory store gives, or the code of its error."""
+        """Return the addresses of the memory store, or the code of its error."""
         try:
             return [str(ip.address.ip) for ip in self.allocator.allocate(owner)], 0
         except CNIError as exc:
@@ -57,7 +61,7 @@ class Three(RuleBasedStateMachine):
     def add(self, container: str, ifname: str) -> None:
         owner = Owner(container, ifname)
         held = self.allocator.find(owner)
-        answer = ours("ADD", self.conf(self.mine), container, ifname)
+        answer = self.ours("ADD", self.conf(self.mine), container, ifname)
         expected, code = self.allocate(owner)
         if expected:
             assert answer.ips == expected
@@ -65,7 +69,7 @@ class Three(RuleBasedStateMachine):
             assert (answer.status, answer.document["code"]) == (1, code)
         if self.other is None or (held and not expected):
             return  # where a second ADD fails late, the reference frees the addresses of the first: not followed
-        reply = theirs("ADD", self.conf(self.other), container, ifname)
+        reply = self.theirs("ADD", self.conf(self.other), container, ifname)
         assert reply.status == answer.status
         if expected:
             assert reply.document == answer.document
@@ -73,7 +77,7 @@ class Three(RuleBasedStateMachine):
     @rule(container=containers, ifname=ifnames)
     def delete(self, container: str, ifname: str) -> None:
         released = self.allocator.release(Owner(container, ifname))
-        assert ours("DEL", self.conf(self.mine), container, ifname).status == 0
+        assert self.ours("DEL", self.conf(self.mine), container, ifname).status == 0
         if self.other is None:
             return
         if released and released[0].owner.ifname and self.allocator.find(Owner(container)):
@@ -81,21 +85,21 @@ class Three(RuleBasedStateMachine):
             for lease in released:
                 (self.other.path / str(lease.address)).unlink()
         else:
-            assert theirs("DEL", self.conf(self.other), container, ifname).status == 0
+            assert self.theirs("DEL", self.conf(self.other), container, ifname).status == 0
 
     @rule(container=containers, ifname=ifnames)
     def check(self, container: str, ifname: str) -> None:
         held = bool(self.allocator.find(Owner(container, ifname)))
-        assert ours("CHECK", self.conf(self.mine), container, ifname).status == (0 if held else 1)
+        assert self.ours("CHECK", self.conf(self.mine), container, ifname).status == (0 if held else 1)
         if self.other is not None:
-            assert theirs("CHECK", self.conf(self.other), container, ifname).status == (0 if held else 1)
+            assert self.theirs("CHECK", self.conf(self.other), container, ifname).status == (0 if held else 1)
 
     @rule(valid=st.sets(st.tuples(containers, ifnames), max_size=5))
     def collect(self, valid: set[tuple[str, str]]) -> None:
         dropped = self.allocator.retain([Owner(*each) for each in valid])
         entries = [{"containerID": container, "ifname": ifname} for container, ifname in valid]
         conf = self.conf(self.mine, version="1.1.0", **{"cni.dev/valid-attachments": entries})
-        assert ours("GC", conf).status == 0
+        assert self.ours("GC", conf).status == 0
         if self.other is not None:
             for lease in dropped:
                 (self.other.path / str(lease.address)).unlink()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import GO, Answer, Network, Run, environment, theirs
+from .conftest import GO, Leased, Network, Program, environment
 
 # The full numbers take a minute or two.
 STRESS = bool(os.environ.get("CNISDK_STRESS"))
@@ -38,12 +38,12 @@ class Ours:
             [sys.executable, "-c", OURS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
 
-    def __call__(self, verb: str, conf: object, container: str) -> Answer:
+    def __call__(self, verb: str, conf: object, container: str) -> Leased:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(json.dumps([environment(verb, container, "eth0", {}), conf]), file=self.process.stdin, flush=True)
+        print(json.dumps([environment(verb, container), conf]), file=self.process.stdin, flush=True)
         status, text = json.loads(self.process.stdout.readline())
-        return Answer(status, json.loads(text) if text else None)
+        return Leased(status, text, "")
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -82,12 +82,12 @@ class Worker(threading.Thread):
 
 
 @pytest.mark.interop
-def test_mixed_crowd(tmp_path: Path, reference: Run) -> None:
+def test_mixed_crowd(tmp_path: Path, reference: Program) -> None:
     """On two networks, the name of one the beginning of the other's."""
     networks = [Network(tmp_path, "net"), Network(tmp_path, "net-2")]
     confs = [network.conf("10.9.0.0/16", "fd00:9::/64") for network in networks]
     ours = [Ours() for _ in range(min(WORKERS // 2, 64))]
-    programs: list[Any] = [program for own in ours for program in (own, theirs)]
+    programs: list[Any] = [program for own in ours for program in (own, reference)]
     workers = [Worker(number, program, confs[number // 2 % 2]) for number, program in enumerate(programs)]
     for worker in workers:
         worker.start()
@@ -120,7 +120,7 @@ def test_whole_processes(network: Network) -> None:
     running = []
     for number in range(4):
         for program in (command, [str(GO)]) if GO.exists() else (command,):
-            variables = environment("ADD", f"c{number}-{len(program)}", "eth0", env)
+            variables = environment("ADD", f"c{number}-{len(program)}", **env)
             running.append(subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables))
             assert running[-1].stdin is not None
             running[-1].stdin.write(conf)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import Network, Run, ours
+from .conftest import Network, Program
 
-pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("way")]
+pytestmark = pytest.mark.interop
 
 VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0"]
 
@@ -83,7 +83,9 @@ def document(case: dict[str, Any], version: str, data_dir: Path) -> dict[str, An
 
 @pytest.mark.parametrize("name", VALID)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_results_and_files_are_equal(name: str, version: str, tmp_path: Path, reference: Run) -> None:
+def test_results_and_files_are_equal(
+    ours: Program, name: str, version: str, tmp_path: Path, reference: Program
+) -> None:
     case = VALID[name]
     if version < case.get("only from", ""):
         pytest.skip("has two addresses of a family")
@@ -100,7 +102,7 @@ def test_results_and_files_are_equal(name: str, version: str, tmp_path: Path, re
 
 
 @pytest.mark.parametrize("name", INVALID)
-def test_what_the_reference_refuses_is_refused(name: str, tmp_path: Path, reference: Run) -> None:
+def test_what_the_reference_refuses_is_refused(ours: Program, name: str, tmp_path: Path, reference: Program) -> None:
     mine = ours("ADD", document(INVALID[name], "0.4.0", tmp_path / "ours"))
     other = reference("ADD", document(INVALID[name], "0.4.0", tmp_path / "theirs"))
     assert other.status == 1
@@ -116,8 +118,8 @@ def test_what_the_reference_refuses_is_refused(name: str, tmp_path: Path, refere
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_one_directory_two_programs(version: str, network: Network, reference: Run) -> None:
-    """What the one added, the other checks and deletes, in turns."""
+def test_one_directory_two_programs(ours: Program, version: str, network: Network, reference: Program) -> None:
+    """Each of the two checks and deletes what the other added, in turns."""
     conf = network.conf(V4, V6, version=version)
     programs = itertools.cycle([ours, reference])
     added = {}
@@ -145,7 +147,7 @@ def _addresses(result: dict[str, Any]) -> list[str]:
     return [result[key]["ip"].partition("/")[0] for key in ("ip4", "ip6") if key in result]
 
 
-def test_round_robin_goes_on_where_the_other_stopped(network: Network, reference: Run) -> None:
+def test_round_robin_goes_on_where_the_other_stopped(ours: Program, network: Network, reference: Program) -> None:
     conf = network.conf([{"subnet": "10.9.0.0/29"}, {"subnet": "10.9.1.0/29"}])
     programs = itertools.cycle([ours, reference, reference])
     got = []
@@ -158,7 +160,7 @@ def test_round_robin_goes_on_where_the_other_stopped(network: Network, reference
     assert got == [order[number % len(order)] for number in range(25)]
 
 
-def test_old_records_without_interface(network: Network, reference: Run) -> None:
+def test_old_records_without_interface(ours: Program, network: Network, reference: Program) -> None:
     conf = network.conf(V4)
     for program in (ours, reference):
         assert program("ADD", conf, "other").status == 0
@@ -175,7 +177,7 @@ def test_old_records_without_interface(network: Network, reference: Run) -> None
         assert network.leases() == {}
 
 
-def test_white_space_around_an_owner_does_not_count(network: Network, reference: Run) -> None:
+def test_white_space_around_an_owner_does_not_count(ours: Program, network: Network, reference: Program) -> None:
     conf = network.conf(V4)
     for program in (ours, reference):
         assert program("ADD", conf, "x").status == 0
@@ -186,7 +188,7 @@ def test_white_space_around_an_owner_does_not_count(network: Network, reference:
         assert network.leases() == {}
 
 
-def test_cursor_with_nonsense(network: Network, reference: Run) -> None:
+def test_cursor_with_nonsense(ours: Program, network: Network, reference: Program) -> None:
     conf = network.conf(V4)
     for program in (ours, reference):
         network.path.mkdir(parents=True, exist_ok=True)

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 import cnisdk
+from cnisdk.plugin._signals import Signals
 from cnisdk.plugin.reply import Reply, respond
-from cnisdk.plugin.signals import Signals
 from cnisdk_plugins import host_local
 from cnisdk_plugins.host_local import HostLocal
 
-from .conftest import Network, environment, ours
+from .conftest import Network, Program, environment
 
 # Where lines are counted: what is ours, and what stands between `with` and a generator of ours.
 OURS = (os.path.dirname(cnisdk.__file__), host_local.__file__, contextlib.__file__)
@@ -37,6 +37,9 @@ def signals() -> Iterator[Signals]:
     yield Signals()
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+ours = Program(HostLocal)
 
 
 class Interrupting:
@@ -70,7 +73,7 @@ def interrupted(signals: Signals, verb: str, stdin: bytes, line: int) -> tuple[R
     signals.raised = None
     interrupting = Interrupting(signals, line)
     try:
-        reply = respond(HostLocal, environment(verb, "me", "eth0", {}), stdin, interruptible=interrupting)
+        reply = respond(HostLocal, environment(verb, "me"), stdin, interruptible=interrupting)
     finally:
         sys.settrace(None)
     return reply, interrupting.seen >= line
@@ -129,7 +132,7 @@ def test_a_signal_ends_a_wait_for_the_lock(network: Network, signals: Signals, v
     fcntl.flock(lock, fcntl.LOCK_EX)
     waiter = threading.Thread(target=terminate_when_waiting, args=(os.fstat(lock).st_ino,))
     waiter.start()
-    reply = respond(HostLocal, environment(verb, "me", "eth0", {}), json.dumps(conf).encode(), interruptible=signals)
+    reply = respond(HostLocal, environment(verb, "me"), json.dumps(conf).encode(), interruptible=signals)
     waiter.join()
     assert (reply.status, json.loads(reply.stdout)["code"]) == (1, 11)
     os.close(lock)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Network, environment, ours
+from cnisdk_plugins.host_local import HostLocal
+
+from .conftest import Network, Program, environment
 
 STEP = 1 if os.environ.get("CNISDK_STRESS") else 9
 COMMAND = [sys.executable, "-m", "cnisdk_plugins.host_local"]
@@ -21,10 +23,11 @@ COMMAND = [sys.executable, "-m", "cnisdk_plugins.host_local"]
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("verb", ["ADD", "DEL", "GC"])
 def test_killed_by_strace(network: Network, tmp_path: Path, verb: str) -> None:
+    ours = Program(HostLocal)
     conf = network.conf("10.9.0.0/20", "fd00:9::/64", version="1.1.0")
     conf["cni.dev/valid-attachments"] = [{"containerID": "stays", "ifname": "eth0"}]
     stdin = json.dumps(conf).encode()
-    env = environment(verb, "me", "eth0", {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]})
+    env = environment(verb, "me", PYTHONPATH=os.pathsep.join(sys.path), PATH=os.environ["PATH"])
     assert ours("ADD", conf, "stays").status == 0
     kept = network.leases()
     log = tmp_path / "strace.txt"

@@ -1,0 +1,235 @@
+"""firewall: let the host forward what a container sends, and the replies, though it drops what it forwards.
+
+Takes the configuration of the reference plugin of that name and returns its results. All that it makes is on the host
+and names its owner: DEL needs no previous result, and GC asks the kernel what there is.
+"""
+
+if __name__ == "__main__":  # VERSION needs nothing of what follows
+    from cnisdk.plugin.quick import answer_version
+
+    answer_version()
+
+from collections.abc import Collection
+from functools import partial
+
+from cnisdk import (
+    AddRequest,
+    Attachment,
+    CheckRequest,
+    DelRequest,
+    GCRequest,
+    InvalidConfigError,
+    InvalidEnvironmentError,
+    IOFailureError,
+    NetConf,
+    Plugin,
+    PluginMain,
+    Result,
+    StatusRequest,
+    frozen,
+    run_all,
+)
+from cnisdk.linux import firewall, firewalld, link
+from cnisdk.linux.netfilter.firewall import Ingress
+from cnisdk.plugin import zones
+from cnisdk.plugin.request import AttachmentRequest
+from cnisdk.spec.addresses import IPAddress
+from cnisdk.spec.names import check_ifname, shorten
+
+CHAIN_NAME_MAX = 28  # of iptables
+FIREWALLD = "firewalld"
+DOCUMENTATION = {"4": "192.0.2.2/24", "6": "2001:db8::2/64"}  # RFC 5737, RFC 3849
+
+
+@frozen(kw_only=True)
+class FirewallConf(NetConf):
+    """The configuration: the keys of the newest reference plugin.
+
+    Attributes:
+        backend: ``iptables``, ``firewalld`` or ``nftables``; by default firewalld where it runs, otherwise iptables
+            where it is installed.
+        iptables_admin_chain_name: Chain of iptables in which the administrator has rules that come first.
+        firewalld_zone: Zone of firewalld that gets the addresses.
+        ingress_policy: Which other containers reach this one: ``open``, ``same-bridge``, or ``isolated`` for none.
+    """
+
+    backend: str = ""
+    iptables_admin_chain_name: str = ""
+    firewalld_zone: str = ""
+    ingress_policy: str = ""
+
+    @property
+    def admin_chain(self) -> str:
+        """The administrator's chain."""
+        return self.iptables_admin_chain_name or "CNI-ADMIN"
+
+    @property
+    def policy(self) -> str:
+        """The policy."""
+        return self.ingress_policy or "open"
+
+    @property
+    def zone(self) -> str:
+        """The zone of firewalld."""
+        return self.firewalld_zone or "trusted"
+
+    def validate(self) -> None:
+        """Refuse what makes no sense, before anything is changed.
+
+        Raises:
+            InvalidConfigError: (7) The message has the JSON path and the value.
+        """
+        chain = self.admin_chain
+        if not (chain.isascii() and chain.replace("-", "").replace("_", "").isalnum()) or chain.startswith("-"):
+            raise InvalidConfigError(f"$.iptablesAdminChainName is {shorten(chain)}, expected the name of a chain")
+        if len(chain) > CHAIN_NAME_MAX:
+            raise InvalidConfigError(f"$.iptablesAdminChainName is {shorten(chain)}, longer than {CHAIN_NAME_MAX}")
+        if self.policy not in firewall.POLICIES:
+            raise InvalidConfigError(
+                f"unknown ingress policy: {shorten(self.ingress_policy)}",
+                details=f"$.ingressPolicy: expected one of {', '.join(firewall.POLICIES)}",
+            )
+
+
+class Firewall(Plugin[FirewallConf]):
+    """CNI firewall plugin: accept what the host forwards for a container."""
+
+    leaves_process_unchanged = True
+
+    @classmethod
+    def rehearsals(cls, directory: str) -> tuple[dict[str, object], ...]:
+        ips = [{"address": address, "version": version} for version, address in DOCUMENTATION.items()]
+        result = {"cniVersion": "0.4.0", "interfaces": [{"name": "rehearsal"}], "ips": ips}
+        conf = {"ingressPolicy": "same-bridge", "prevResult": result}
+        return tuple({"backend": each, **conf} for each in firewall.installed_backends())
+
+    @classmethod
+    def conformance(cls) -> dict[str, object]:
+        return {"kind": "chained", "conf": {}}
+
+    def add(self, request: AddRequest[FirewallConf]) -> Result:
+        request.conf.validate()
+        request.undo(withdraw, request)
+        admit(request)
+        return request.require_prev_result()
+
+    def delete(self, request: DelRequest[FirewallConf]) -> None:
+        result = request.prev_result
+        withdraw(request, addresses_of(result) if result is not None else [])
+
+    def check(self, request: CheckRequest[FirewallConf]) -> None:
+        request.conf.validate()
+        _, addresses, *_ = asked = wanted(request)
+        for backend in backends(request.conf):
+            if backend == FIREWALLD:
+                zones.check(request.conf.zone, addresses)
+            else:
+                firewall.check(backend, *asked)
+
+    def repair(self, request: CheckRequest[FirewallConf]) -> bool:
+        try:
+            self.check(request)
+        except IOFailureError:
+            admit(request)
+            return True
+        return False
+
+    def gc(self, request: GCRequest[FirewallConf]) -> None:
+        network, valid = request.network, request.valid_attachments
+        run_all(partial(firewall.gc, network, valid), partial(zones.gc, network, valid))
+
+    def status(self, request: StatusRequest[FirewallConf]) -> None:
+        request.conf.validate()
+        conf = request.conf
+        for backend in backends(conf):
+            if backend == FIREWALLD:
+                firewalld.status(conf.zone)
+            else:
+                firewall.status(backend, conf.policy)
+
+
+Wanted = tuple[Attachment, list[IPAddress], str, Ingress | None]
+"""An attachment, its addresses, the administrator's chain, and the policy for its bridge."""
+
+
+def wanted(request: AddRequest[FirewallConf] | CheckRequest[FirewallConf]) -> Wanted:
+    """Return what a request asks for.
+
+    Raises:
+        InvalidConfigError: (7) There is no previous result, or it has no interface for the policy.
+    """
+    conf, result = request.conf, request.require_prev_result()
+    ingress = None if conf.policy == "open" else Ingress(conf.policy, *find_bridge(result))
+    return request.attachment, addresses_of(result), conf.admin_chain, ingress
+
+
+def backends(conf: FirewallConf) -> list[str]:
+    """Return the backends that a configuration asks for: firewalld has no policies, so another one is beside it."""
+    chosen = firewall.choose_backend(conf.backend)
+    beside = [firewall.default_backend()] if chosen == FIREWALLD and conf.policy != "open" else []
+    return [chosen, *beside]
+
+
+def admit(request: AddRequest[FirewallConf] | CheckRequest[FirewallConf]) -> None:
+    """Have the host forward what the attachment sends, and the replies.
+
+    Raises:
+        CNIError: It cannot.
+    """
+    owner, addresses, *_ = asked = wanted(request)
+    for backend in backends(request.conf):
+        if backend == FIREWALLD:
+            zones.admit(owner, request.conf.zone, addresses)
+        else:
+            firewall.admit(backend, *asked)
+
+
+def withdraw(request: AttachmentRequest[FirewallConf], known: Collection[IPAddress] = ()) -> None:
+    """Take back what the attachment has, by any backend.
+
+    Args:
+        request: The request.
+        known: Its addresses, as far as they are known: the reference records nothing else.
+
+    Raises:
+        CNIError: Something failed; the rest was done nevertheless.
+    """
+    conf = request.conf
+
+    def withdraw_sources() -> None:
+        # What no record is of can be the reference's only where it would have asked firewalld.
+        asked = known and (conf.backend == FIREWALLD or (not conf.backend and firewalld.is_running()))
+        zones.withdraw(request.attachment, conf.zone, known if asked else ())
+
+    run_all(partial(firewall.withdraw, request.attachment, known), withdraw_sources)
+
+
+def addresses_of(result: Result) -> list[IPAddress]:
+    """List the addresses of a result, of all its interfaces."""
+    return [each.address.ip for each in result.ips]
+
+
+def find_bridge(result: Result) -> tuple[str, tuple[str, ...]]:
+    """Return the bridge that a result names, and the attachment's ports; without a bridge the host's link, as of ptp.
+
+    Raises:
+        InvalidConfigError: (7) The result names no link of the host, or what can be no name of a link.
+    """
+    names = [each.name for each in result.interfaces if not each.sandbox]
+    if not names:
+        raise InvalidConfigError("ingressPolicy needs a bridge; $.prevResult.interfaces has no link of the host")
+    try:
+        check_ifname(names[0])
+    except InvalidEnvironmentError as exc:
+        raise InvalidConfigError(f"$.prevResult.interfaces has {shorten(names[0])}, no name of a link") from exc
+    links = [found for name in names if (found := link.find(name)) is not None]
+    bridge = next((each for each in links if each.kind == "bridge"), None)
+    if bridge is None:
+        return names[0], ()
+    return bridge.name, tuple(each.name for each in links if each.master == bridge.index)
+
+
+main = PluginMain(Firewall, "CNI firewall plugin v1.9.1")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""sbr: route by source address, so that answers leave by the interface that the question came in by.
+
+Takes the configuration of the reference plugin of that name and returns its results. Each address of the interface gets
+a table with the routes of that interface, and a rule that looks there what comes from the address. All of it is in the
+container's namespace and goes with it.
+"""
+
+if __name__ == "__main__":  # VERSION needs nothing of what follows
+    from cnisdk.plugin.quick import answer_version
+
+    answer_version()
+
+from collections.abc import Iterable
+from functools import partial
+
+from cnisdk import (
+    AddRequest,
+    CheckRequest,
+    DelRequest,
+    InvalidConfigError,
+    IOFailureError,
+    IPConfig,
+    NetConf,
+    Plugin,
+    PluginMain,
+    Result,
+    StatusRequest,
+    frozen,
+    run_all,
+)
+from cnisdk.linux import address, link, lock, route, rule, tables
+from cnisdk.linux.ip.route import TABLE_MAIN, KernelRoute
+from cnisdk.linux.links.link import Link
+from cnisdk.linux.netns import NetNS
+from cnisdk.plugin import interface
+from cnisdk.spec.addresses import IPAddress, parse_network, specified
+
+FIRST_TABLE = 100
+LOCK_PATIENCE = 5.0  # seconds; a container can hold this lock for ever
+PROTOCOL = 0xC5
+"""Mark of our rules, as ``ip rule`` shows it: DEL knows by it whose a rule is when address and link are gone."""
+DEFAULT = {4: parse_network("0.0.0.0/0"), 6: parse_network("::/0")}
+STAYS = (parse_network("fe80::/64"), parse_network("ff00::/8"))
+"""Without these in the main table, a link finds no neighbour and hears no router."""
+
+
+@frozen(kw_only=True)
+class SbrConf(NetConf):
+    """The configuration: the keys of the newest reference plugin.
+
+    Attributes:
+        table: Only add rules that look here, and leave routes as they are; None finds a table for each address.
+        gateways: Next hops of the default routes in the tables, at most one of each IP version; by default those of the
+            addresses.
+        add_source_hints: Keep the routes to the interface's own networks in the main table, with the address as source.
+    """
+
+    table: int | None = None
+    gateways: tuple[IPAddress, ...] = ()
+    add_source_hints: bool = False
+
+    def validate(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            InvalidConfigError: (7) The table is no table's number, or there are two gateways of one IP version.
+        """
+        if self.table is not None and not 1 <= self.table <= tables.LAST:
+            raise InvalidConfigError(f"$.table is {self.table}, expected 1 to {tables.LAST}")
+        versions = [each.version for each in self.gateways]
+        if len(set(versions)) < len(versions):
+            raise InvalidConfigError(
+                "$.gateways has several of one IP version", details="expected at most one for IPv4 and one for IPv6"
+            )
+
+
+class Sbr(Plugin[SbrConf]):
+    """CNI sbr plugin: routing by source address."""
+
+    leaves_process_unchanged = True
+    leaves_only_links = True  # nothing outside the container
+
+    @classmethod
+    def conformance(cls) -> dict[str, object]:
+        return {"kind": "chained"}
+
+    def add(self, request: AddRequest[SbrConf]) -> Result:
+        conf, netns = request.conf, request.open_netns()
+        conf.validate()
+        result = request.require_prev_result()
+        own = interface.own_ips(result, request.ifname)
+        end = link.get(request.ifname, netns)
+        with lock.exclusive(LOCK_PATIENCE, netns):  # another interface's ADD must not choose the same table
+            if conf.table is not None:
+                for ip in own:
+                    add_rule(request, rule_for(ip, conf.table), netns)
+                return result
+            moving = tables.list_over(end)
+            for ip, table in zip(own, choose_tables(netns, own), strict=True):
+                # The rule first: by it DEL finds the table when this ADD is killed.
+                add_rule(request, rule_for(ip, table), netns)
+                request.undo(tables.clear, end, table)
+                fill(conf, end, ip, table, moving)
+            request.undo(tables.copy_all, moving, TABLE_MAIN, netns)
+            for each in reversed(moving):
+                if not stays(conf, each):
+                    route.delete(each, netns)
+            if conf.add_source_hints:
+                for ip in own:
+                    route.replace(end, ip.address.network, src=ip.address.ip, table=TABLE_MAIN)
+        return result
+
+    def delete(self, request: DelRequest[SbrConf]) -> None:
+        netns = request.find_netns()
+        if netns is None:
+            return
+        end, result = link.find(request.ifname, netns), request.prev_result
+        own = {ip.address.ip for ip in interface.own_ips(result, request.ifname)} if result is not None else set()
+        own |= {each.interface.ip for each in address.list_on(end)} if end is not None else set()
+        present = {each.interface.ip for there in link.list_all(netns) for each in address.list_on(there)}
+        going = [
+            each
+            for each in rule.list_all(netns)
+            if (ip := host_of(each)) is not None
+            and (ip in own or (each.protocol == PROTOCOL and ip not in present))
+            and request.conf.table in (None, each.table)
+        ]
+        run_all(*(partial(rule.delete, each, netns) for each in going))
+        if end is not None and request.conf.table is None:
+            for table in {each.table for each in going}:
+                # The default route may be one that was not in the main table.
+                moved = [each for each in tables.list_over(end, table) if each.dst.prefixlen]
+                tables.copy_all(moved, TABLE_MAIN, netns)
+                tables.clear(end, table)
+
+    def check(self, request: CheckRequest[SbrConf]) -> None:
+        conf, netns = request.conf, request.open_netns()
+        conf.validate()
+        own = interface.own_ips(request.require_prev_result(), request.ifname)
+        end = link.get(request.ifname, netns)
+        looked_up = {host_of(each): each.table for each in rule.list_all(netns)}
+        routes = route.list_all(netns)
+        for ip in own:
+            table = looked_up.get(ip.address.ip)
+            if table is None or conf.table not in (None, table):
+                looks = "no rule" if table is None else f"a rule that looks up table {table}, not {conf.table}"
+                raise IOFailureError(f"{looks} for packets from {ip.address.ip}")
+            gateway = gateway_for(conf, ip)
+            wanted = (DEFAULT[ip.address.version], gateway, end.index)
+            there = {(each.dst, each.gw, each.link_index) for each in routes if each.table == table}
+            if conf.table is None and gateway is not None and wanted not in there:
+                raise IOFailureError(f"table {table} has no default route via {gateway} on {end.name}")
+        left = [each for each in tables.list_over(end) if not stays(conf, each)] if conf.table is None else []
+        if left:
+            shown = route.describe(left[0].dst, left[0].gw)
+            raise IOFailureError(f"route {shown} of {end.name} is in the main table again")
+
+    def status(self, request: StatusRequest[SbrConf]) -> None:
+        request.conf.validate()
+
+
+def rule_for(ip: IPConfig, table: int) -> rule.PolicyRule:
+    """Return the rule that looks up a table for what comes from an address."""
+    source = parse_network(f"{ip.address.ip}/{ip.address.max_prefixlen}")
+    return rule.PolicyRule(ip.address.version, table, src=source, protocol=PROTOCOL)
+
+
+def host_of(each: rule.PolicyRule) -> IPAddress | None:
+    """Return the single address that a rule of this shape is for; None for any other rule."""
+    alone = each.src is not None and each.src.num_addresses == 1 and each.dst is None and not each.fwmark
+    ours = each.table not in tables.OF_THE_KERNEL
+    return each.src.network_address if alone and each.src is not None and ours else None
+
+
+def add_rule(request: AddRequest[SbrConf], wanted: rule.PolicyRule, netns: NetNS) -> None:
+    """Add a rule, unless the same is there from an ADD before, ours or the reference's."""
+    if any((host_of(each), each.table) == (host_of(wanted), wanted.table) for each in rule.list_all(netns)):
+        return
+    request.undo(rule.delete, wanted, netns)
+    rule.add(wanted, netns)
+
+
+def choose_tables(netns: NetNS, own: Iterable[IPConfig]) -> list[int]:
+    """Return a table for each address: that of an ADD before, or else one that nothing uses."""
+    before = {host_of(each): each.table for each in rule.list_all(netns)}
+    free = tables.find_unused(netns, FIRST_TABLE)
+    return [before.get(ip.address.ip) or next(free) for ip in own]
+
+
+def stays(conf: SbrConf, each: KernelRoute) -> bool:
+    """Tell whether a route of the interface stays in the main table."""
+    return each.dst in STAYS or (conf.add_source_hints and each.gw is None and each.dst.prefixlen > 0)
+
+
+def gateway_for(conf: SbrConf, ip: IPConfig) -> IPAddress | None:
+    """Return the next hop of the default route in an address's table."""
+    own = [each for each in conf.gateways if each.version == ip.address.version]
+    return own[0] if own else ip.gateway if specified(ip.gateway) else None
+
+
+def fill(conf: SbrConf, end: Link, ip: IPConfig, table: int, routes: Iterable[KernelRoute]) -> None:
+    """Put the interface's routes that an address can use into a table, and a default route."""
+    gateway, network = gateway_for(conf, ip), ip.address.network
+    for each in routes:
+        bound = [hop for hop in (each.src, each.gw) if hop is not None]
+        fits = each.dst.version == ip.address.version and (not bound or any(hop in network for hop in bound))
+        if fits and not (gateway is not None and each.dst.prefixlen == 0):
+            route.copy(each, table, end.netns)
+    if gateway is not None:
+        route.replace(end, DEFAULT[ip.address.version], gateway, table=table)
+
+
+main = PluginMain(Sbr, "CNI sbr plugin v1.9.1")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""tuning: change settings of the container's kernel and of its interface, and change them back on DEL.
+
+Takes the configuration of the reference plugin of that name. The values before are kept in the reference's file, in its
+format and with more in it, so that either restores what the other changed.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # VERSION needs nothing of what follows
+    from cnisdk.plugin.quick import answer_version
+
+    answer_version()
+
+import posixpath
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from cnisdk import (
+    AddRequest,
+    CheckRequest,
+    CNIError,
+    DelRequest,
+    GCRequest,
+    InvalidConfigError,
+    IOFailureError,
+    NetConf,
+    Plugin,
+    PluginMain,
+    Result,
+    StatusRequest,
+    field,
+    frozen,
+    json_field,
+    run_all,
+)
+from cnisdk.linux import link, sysctl
+from cnisdk.linux.links.link import Link
+from cnisdk.linux.netns import NetNS
+from cnisdk.plugin import chained, interface
+from cnisdk.plugin.statefile import StateFile, delete_stale
+from cnisdk.spec.codec import find_repeated_key, structure
+
+TYPE_CHECKING = False  # without typing, a request ends sooner
+if TYPE_CHECKING:
+    from typing import Any
+
+    # Settings of the interface, by their keys in SETTERS, and sysctls, by their paths.
+    Wanted = tuple[dict[str, Any], dict[str, str]]
+
+ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
+
+# By keys of the state file, in its order; in lower case they are attributes of a link and of the configuration.
+SETTERS: dict[str, Callable[[Link, Any], None]] = {
+    "mac": Link.set_mac,
+    "promisc": Link.set_promisc,
+    "mtu": Link.set_mtu,
+    "allmulti": Link.set_allmulti,
+    "txQLen": Link.set_txqlen,
+}
+# The values that leave a setting as it is, if not None.
+UNSET = {"mac": "", "promisc": False, "mtu": 0}
+
+
+@frozen(kw_only=True)
+class Arguments:
+    """Keys that ``args.cni`` may set, too. It wins over the configuration's own keys."""
+
+    sysctl: Mapping[str, str] = field(factory=dict)
+    promisc: bool | None = None
+    mtu: int | None = None
+    allmulti: bool | None = None
+    txqlen: int | None = json_field("txQLen", default=None)
+
+
+@frozen(kw_only=True)
+class TuningConf(NetConf):
+    """The configuration: the keys of the newest reference plugin.
+
+    Attributes:
+        sysctl: Settings below ``net``, in the order in which they are written; ``IFNAME`` in a key is the interface.
+        mac: Hardware address of the interface.
+        promisc: The interface receives all frames; false leaves it.
+        mtu: MTU in bytes; 0 leaves it.
+        allmulti: The interface receives all multicast frames; absent leaves it.
+        txqlen: Length of its queue in packets; absent leaves it.
+        data_dir: Directory of the files with the values before.
+    """
+
+    sysctl: Mapping[str, str] = field(factory=dict)
+    mac: str = ""
+    promisc: bool = False
+    mtu: int = 0
+    allmulti: bool | None = None
+    txqlen: int | None = json_field("txQLen", default=None)
+    data_dir: str = "/run/cni/tuning"
+
+    @property
+    def arguments(self) -> Arguments:
+        """``args.cni``, typed."""
+        return structure(self.args.get("cni") or {}, Arguments, path="$.args.cni")
+
+
+class Tuning(Plugin[TuningConf]):
+    """CNI tuning plugin: sysctls and settings of the container's interface."""
+
+    leaves_process_unchanged = True
+
+    @classmethod
+    def conformance(cls) -> dict[str, object]:
+        sysctls = {"net.ipv4.conf.IFNAME.arp_notify": "1"}
+        return {"kind": "chained", "conf": {"capabilities": {"mac": True}, "sysctl": sysctls, "mtu": 1400}}
+
+    def add(self, request: AddRequest[TuningConf]) -> Result:
+        if twice := find_repeated_key(request.stdin, "sysctl"):
+            raise InvalidConfigError("duplicated sysctl keys are not allowed", details=f"$.sysctl has {twice} twice")
+        settings, sysctls = wanted = wanted_by(request)
+        check_allowed({**request.conf.sysctl, **request.conf.arguments.sysctl})
+        result = request.require_prev_result()
+        if not any(wanted):
+            return result
+        netns = request.open_netns()
+        end = link.get(request.ifname, netns)
+        file = StateFile(request.conf.data_dir, request.attachment)
+        saved = values_before(wanted, netns, end, file.find() or {})
+        request.undo(file.delete)
+        file.write(saved)
+        request.undo(restore, netns, request.ifname, saved)
+        became = netns.call(sysctl.write_all, sysctls)
+        for key, value in settings.items():
+            SETTERS[key](end, value)
+        if became != sysctls:  # CHECK is to know how the kernel writes these values
+            file.write({**saved, "became": became})
+        described = {key: settings[key] for key in ("mac", "mtu") if key in settings}
+        return chained.change_interface(result, request.ifname, **described)
+
+    def delete(self, request: DelRequest[TuningConf]) -> None:
+        file = StateFile(request.conf.data_dir, request.attachment)
+        saved, netns = file.find(), request.find_netns()
+        if saved and netns is not None:
+            try:
+                restore(netns, request.ifname, saved)
+            except CNIError as problem:  # the container goes: no reason to keep its address and its links
+                sys.stderr.write(f"not all is as it was before ADD: {problem}\n")
+        file.delete()
+
+    def check(self, request: CheckRequest[TuningConf]) -> None:
+        settings, sysctls = wanted_by(request)
+        netns = request.open_netns()
+        end = link.get(request.ifname, netns)
+        for key, value in settings.items():
+            if (there := getattr(end, key.lower())) != value:
+                raise IOFailureError(f"{key} of interface {end.name} is {there}, not {value}")
+        saved = StateFile(request.conf.data_dir, request.attachment).find() or {}
+        there = netns.call(sysctl.get_all, sysctls)
+        for key, value in sysctls.items():
+            if not sysctl.same(there[key], value) and there[key] != saved.get("became", {}).get(key):
+                raise IOFailureError(f"sysctl {key} is {there[key]}, not {value}")
+
+    def gc(self, request: GCRequest[TuningConf]) -> None:
+        delete_stale(request.conf.data_dir, request.network, request.valid_attachments)
+
+    def status(self, request: StatusRequest[TuningConf]) -> None:
+        check_allowed(request.conf.sysctl)
+
+
+def wanted_by(request: AddRequest[TuningConf] | CheckRequest[TuningConf]) -> Wanted:
+    """Return what a request asks for, from all its sources.
+
+    Raises:
+        InvalidConfigError: (7) A value or a sysctl's key is not possible.
+    """
+    conf, args = request.conf, request.conf.arguments
+    mac = interface.requested_mac(request, "$.mac", "CNI_ARGS", "$.runtimeConfig.mac", "$.args.cni.mac")
+    settings: dict[str, Any] = {"mac": mac}
+    for key in ("promisc", "mtu", "allmulti", "txQLen"):
+        given = getattr(args, key.lower())
+        settings[key] = getattr(conf, key.lower()) if given is None else given
+        if settings[key] is not None and settings[key] < 0:
+            where = "$" if given is None else "$.args.cni"
+            raise InvalidConfigError(f"{where}.{key} is {settings[key]}, expected a positive number")
+    sysctls = {sysctl_path(key, request.ifname): value for key, value in {**conf.sysctl, **args.sysctl}.items()}
+    return {key: value for key, value in settings.items() if value != UNSET.get(key)}, sysctls
+
+
+def sysctl_path(key: str, ifname: str) -> str:
+    """Return the path below ``/proc/sys`` that a key of ``sysctl`` stands for.
+
+    Raises:
+        InvalidConfigError: (7) It is none below ``net``.
+    """
+    path = posixpath.normpath(sysctl.path_of(key).replace("IFNAME", ifname, 1))
+    if not path.startswith("net/") or "\0" in path:
+        raise InvalidConfigError(f'invalid net sysctl key: "{key}"', details="expected a key that begins with net.")
+    return path
+
+
+def check_allowed(keys: Iterable[str]) -> None:
+    """Refuse sysctls that the node's administrator does not allow.
+
+    Each line of the list is a regular expression that allows the keys it occurs in, as they are written in the
+    configuration. Without a list all are allowed; a list that cannot be read allows none.
+
+    Raises:
+        InvalidConfigError: (7) A sysctl is not allowed.
+        IOFailureError: (5) The list cannot be read.
+    """
+    try:
+        with open(ALLOWLIST, encoding="utf-8") as file:
+            allowed = [line.strip() for line in file if line.strip()]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise IOFailureError(f"cannot read the list of allowed sysctls {ALLOWLIST}: {error}") from error
+    import re
+
+    try:
+        patterns = [re.compile(line) for line in allowed]
+    except re.error as error:
+        raise IOFailureError(f"cannot read the list of allowed sysctls {ALLOWLIST}: {error}") from error
+    listed = ", ".join(allowed)
+    for key in keys:
+        if not any(pattern.search(key) for pattern in patterns):
+            raise InvalidConfigError(f"Sysctl {key} is not allowed. Only the following sysctls are allowed: {listed}")
+
+
+def values_before(wanted: Wanted, netns: NetNS, end: Link, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what to restore: the values that are there, or that were `earlier`, before an ADD that has run."""
+    settings, sysctls = wanted
+    saved = {key: getattr(end, key.lower()) for key in settings}
+    there = netns.call(sysctl.get_all, sysctls)
+    for values, now, before in ((settings, saved, earlier), (sysctls, there, earlier.get("sysctl", {}))):
+        now |= {key: before[key] for key, value in values.items() if now[key] == value and key in before}
+    return {**saved, "sysctl": there} if there else saved
+
+
+def restore(netns: NetNS, ifname: str, saved: Mapping[str, Any]) -> None:
+    """Give the interface and the sysctls the values they had before. What is gone is fine."""
+    end = link.find(ifname, netns)
+    sysctls = reversed(saved.get("sysctl", {}).items())
+    run_all(
+        *(partial(netns.call, sysctl.ensure_if_present, key, value) for key, value in sysctls),
+        *(partial(set_to, end, saved[key]) for key, set_to in SETTERS.items() if end is not None and key in saved),
+    )
+
+
+main = PluginMain(Tuning, "CNI tuning plugin v1.9.1")
+
+if __name__ == "__main__":
+    main()

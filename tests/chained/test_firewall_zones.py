@@ -1,0 +1,290 @@
+"""firewall with the real firewalld: what it lets a host forward, judged by traffic."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import select
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnisdk.testing import Container, Host, PluginUnderTest, expect_error, kill_after
+from cnisdk_plugins.firewall import Firewall
+
+from ..firewalld_kit import Bus, Firewalld, skip_without_firewalld
+from .test_firewall import addresses, attached, outside as outside
+
+pytestmark = pytest.mark.kernel
+
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "repair-rules.md"
+WORLD = ("198.51.100.2", "2001:db8:9::2")
+
+
+@pytest.fixture
+def bus(host: Host) -> Iterator[Bus]:
+    skip_without_firewalld()
+    bus = Bus(host)
+    yield bus
+    bus.stop()
+
+
+@pytest.fixture
+def firewalld(host: Host, bus: Bus) -> Iterator[Firewalld]:
+    """firewalld that lets nothing out by the uplink but what a zone allows."""
+    running = Firewalld(host)
+    yield running
+    running.stop()
+
+
+def guard(firewalld: Firewalld) -> None:
+    """Part the uplink from the bridges, which are in the default zone."""
+    firewalld.cmd("--permanent", "--zone=external", "--add-interface=uplink")
+    firewalld.cmd("--reload")
+
+
+def plugin_for(host: Host, result: dict[str, Any], **keys: Any) -> PluginUnderTest:
+    return host.plugin(Firewall, {"name": "net", "backend": "firewalld", "prevResult": result, **keys})
+
+
+def sources(*numbers: int) -> list[str]:
+    return sorted(f"{each}/{32 if '.' in each else 128}" for number in numbers for each in addresses(number))
+
+
+def records(host: Host) -> list[str]:
+    return sorted(host.shell("ls -A /run/cni/firewalld 2>/dev/null || true").split())
+
+
+def get_out(container: Container, outside: Host, timeout: float = 3) -> list[bool]:
+    return [container.reaches(outside, each, timeout=timeout) for each in WORLD]
+
+
+def test_containers_reach_the_world_through_a_zone(host: Host, outside: Host, firewalld: Firewalld) -> None:
+    guard(firewalld)
+    container, result = attached(host, "c1", 5)
+    plugin = plugin_for(host, result)
+    assert get_out(container, outside, 0.3) == [False, False]
+    for _ in range(2):
+        assert plugin.run("ADD", container).document == result
+        plugin.check(container)
+        assert firewalld.sources() == sources(5)
+        assert get_out(container, outside) == [True, True]
+    assert not outside.reaches(container, addresses(5)[0], timeout=0.3)
+    for _ in range(2):
+        plugin.delete(container)
+        assert (firewalld.sources(), records(host)) == ([], [])
+    assert get_out(container, outside, 0.3) == [False, False]
+
+
+def test_by_default_firewalld_is_asked_where_it_runs(host: Host, firewalld: Firewalld) -> None:
+    container, result = attached(host, "c1", 5)
+    plugin = plugin_for(host, result, backend="", firewalldZone="work")
+    plugin.status()
+    plugin.add(container)
+    assert firewalld.sources("work") == sources(5)
+    assert "10.1.0.5" not in host.shell("iptables-save")
+    plugin.check(container)
+    firewalld.stop()
+    with expect_error(5, "CNI-FORWARD"):
+        plugin.check(container)
+    plugin.add(container)
+    assert "10.1.0.5" in host.shell("iptables-save")
+    plugin.check(container)
+    plugin.delete(container)
+    assert "10.1.0.5" not in host.shell("iptables-save")
+    assert records(host) == []
+
+
+def test_a_reused_address_is_not_cut_off_by_a_late_del(host: Host, outside: Host, firewalld: Firewalld) -> None:
+    guard(firewalld)
+    container, result = attached(host, "c1", 5)
+    late = host.container("late")
+    plugin = plugin_for(host, result)
+    plugin.add(late)
+    plugin.add(container)
+    for known in (result, None, result):
+        plugin.run("DEL", late, prevResult=known).raise_for_error()
+        plugin.check(container)
+        assert get_out(container, outside) == [True, True]
+    plugin.run("DEL", container, prevResult=None).raise_for_error()
+    assert (firewalld.sources(), records(host)) == ([], [])
+
+
+def test_late_dels_beside_adds_of_the_same_addresses(host: Host, firewalld: Firewalld) -> None:
+    gone = [host.container(f"late{number}") for number in range(4)]
+    made = [attached(host, f"c{number}", 10 + number) for number in range(4)]
+    plugins = [plugin_for(host, result) for _, result in made]
+    for plugin, late in zip(plugins, gone, strict=True):
+        plugin.add(late)
+    adds = [(plugin.add, container) for plugin, (container, _) in zip(plugins, made, strict=True)]
+    dels = [(plugin.delete, late) for plugin, late in zip(plugins, gone, strict=True)]
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(*each) for pair in zip(adds, dels, strict=True) for each in pair]:
+            future.result()
+    assert firewalld.sources() == sources(10, 11, 12, 13)
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(plugin.delete, each) for plugin, (each, _) in zip(plugins, made, strict=True)]:
+            future.result()
+    assert (firewalld.sources(), records(host)) == ([], [])
+
+
+def test_del_and_gc_need_nothing_but_the_owner(host: Host, firewalld: Firewalld) -> None:
+    made = [attached(host, f"c{number}", 10 + number) for number in range(4)]
+    for number, (container, result) in enumerate(made):
+        plugin_for(host, result, name="other" if number == 3 else "net").add(container)
+    firewalld.cmd("--zone=trusted", "--add-source=192.0.2.0/24")
+    container, _ = made[0]
+    container.destroy()
+    changed = host.plugin(Firewall, {"name": "net", "backend": "iptables", "firewalldZone": "work"})
+    changed.run("DEL", container).raise_for_error()
+    assert firewalld.sources() == [*sources(11, 12, 13)[:3], "192.0.2.0/24", *sources(11, 12, 13)[3:]]
+    changed.gc(made[2][0])
+    assert firewalld.sources() == sorted([*sources(12, 13), "192.0.2.0/24"])
+    changed.gc()
+    host.plugin(Firewall, {"name": "other"}).gc()
+    assert (firewalld.sources(), records(host)) == (["192.0.2.0/24"], [])
+
+
+def test_an_add_with_another_zone_and_other_addresses(host: Host, firewalld: Firewalld) -> None:
+    container, result = attached(host, "c1", 5)
+    plugin_for(host, result).add(container)
+    less = {**result, "ips": result["ips"][:1]}
+    plugin_for(host, less, firewalldZone="work").add(container)
+    assert (firewalld.sources(), firewalld.sources("work")) == ([], ["10.1.0.5/32"])
+    plugin_for(host, less).delete(container)
+    assert (firewalld.sources("work"), records(host)) == ([], [])
+
+
+def test_check_asks_for_the_zone_and_repair_puts_it_right(host: Host, firewalld: Firewalld) -> None:
+    container, result = attached(host, "c1", 5)
+    plugin = plugin_for(host, result)
+    plugin.add(container)
+    assert not plugin.repair(container)
+    for source in sources(5):
+        firewalld.cmd("--zone=trusted", f"--remove-source={source}")
+        with expect_error(5, f"{source} is no source of firewalld's zone trusted: it is in no zone"):
+            plugin.check(container)
+        assert plugin.repair(container)
+        plugin.check(container)
+    firewalld.cmd("--zone=work", "--change-source=10.1.0.5/32")
+    with expect_error(5, "it is in zone work"):
+        plugin.check(container)
+    plugin.delete(container)
+    assert firewalld.sources("work") == ["10.1.0.5/32"], "the operator has put it there"
+    assert (firewalld.sources(), records(host)) == ([], [])
+
+
+def test_policies_hold_beside_a_zone(host: Host, firewalld: Firewalld) -> None:
+    (one, first), (two, second) = attached(host, "c1", 5, "br1"), attached(host, "c2", 6, "br2")
+    made = [(each, plugin_for(host, has, ingressPolicy="same-bridge")) for each, has in ((one, first), (two, second))]
+    for container, plugin in made:
+        plugin.add(container, ingressPolicy="open")
+    assert one.reaches(two)
+    for container, plugin in made:
+        plugin.add(container)
+    assert not one.reaches(two, timeout=0.3)
+    firewalld.cmd("--reload")
+    for container, plugin in made:
+        with expect_error(5):
+            plugin.check(container)
+        assert plugin.repair(container)
+        plugin.check(container)
+    assert not one.reaches(two, timeout=0.3)
+    made[1][1].delete(two)
+    made[0][1].delete(one)
+    assert (firewalld.sources(), records(host)) == ([], [])
+    assert "10.2.0.6" not in host.shell("nft list ruleset")
+
+
+def test_a_failed_add_leaves_nothing(host: Host, bus: Bus) -> None:
+    container, result = attached(host, "c1", 5)
+    plugin = plugin_for(host, result)
+    for fails in (plugin.status, lambda: plugin.add(container), lambda: plugin.check(container)):
+        with expect_error(50, "firewalld does not run"):
+            fails()
+    running = Firewalld(host)
+    try:
+        running.cmd("--zone=work", f"--add-source={sources(5)[1]}")
+        with expect_error(5, "in zone work, not in trusted"):
+            plugin.add(container)
+        assert running.sources() == []
+        nowhere = plugin_for(host, result, firewalldZone="nowhere")
+        with expect_error(7, "firewalld has no zone 'nowhere'", "$.firewalldZone"):
+            nowhere.add(container)
+        with expect_error(50, "firewalld has no zone 'nowhere'"):
+            nowhere.status()
+        nowhere.run("DEL", container).raise_for_error()
+        assert records(host) == []
+    finally:
+        running.stop()
+
+
+@pytest.mark.interop
+def test_what_the_reference_adds_and_deletes(host: Host, outside: Host, firewalld: Firewalld, go: Path) -> None:
+    guard(firewalld)
+    container, result = attached(host, "c1", 5)
+    # The packaged one knows no 1.1.0; its results of 0.4.0 tell the version of each address.
+    result = {
+        **result,
+        "cniVersion": "0.4.0",
+        "ips": [{**ip, "version": v} for ip, v in zip(result["ips"], "46", strict=True)],
+    }
+    ours = plugin_for(host, result, cniVersion="0.4.0")
+    theirs = host.plugin(go / "firewall", ours.conf)
+    for first, second in ((ours, theirs), (theirs, ours)):
+        first.run("ADD", container).raise_for_error()
+        assert get_out(container, outside) == [True, True]
+        second.check(container)
+        second.run("DEL", container).raise_for_error()
+        assert firewalld.sources() == []
+        first.run("DEL", container).raise_for_error()
+        assert records(host) == []
+    other, another = attached(host, "c2", 6)
+    theirs.run("ADD", container).raise_for_error()
+    ours.run("ADD", other, prevResult={**another, "cniVersion": "0.4.0"}).raise_for_error()
+    ours.run("DEL", other, prevResult=None).raise_for_error()
+    assert firewalld.sources() == sources(5)
+
+
+def test_a_killed_add_leaves_nothing_after_del(host: Host, firewalld: Firewalld) -> None:
+    container, result = attached(host, "c1", 5)
+    plugin = plugin_for(host, result)
+    chance = random.Random(15)
+    killed = 0
+    for _ in range(25):
+        plugin.fault = kill_after(chance.uniform(0.001, 0.03))
+        killed += plugin.run("ADD", container).status != 0
+        plugin.fault = None
+        plugin.run("DEL", container, prevResult=None).raise_for_error()
+        assert (firewalld.sources(), records(host)) == ([], [])
+    assert killed
+
+
+def test_the_unit_of_the_guide_repairs_after_a_reload(host: Host, firewalld: Firewalld) -> None:
+    """Its command, with the repair of one attachment in the place of the program that looks for all."""
+    container, result = attached(host, "c1", 5)
+    plugin = plugin_for(host, result)
+    plugin.add(container)
+    found = re.search(r"^ExecStart=/bin/sh -c '(.*)'$", GUIDE.read_text(), re.MULTILINE)
+    assert found
+    command = found[1].replace("/usr/local/bin/cnisdk repair", "echo reloaded")
+    watcher = host.popen(["sh", "-c", command], stdout=subprocess.PIPE, start_new_session=True)
+    assert watcher.stdout is not None
+    try:
+        for _ in range(60):  # nothing tells when the monitor has begun to listen
+            firewalld.cmd("--reload")
+            if select.select([watcher.stdout], [], [], 1.0)[0]:
+                break
+        assert watcher.stdout.readline() == "reloaded\n"
+        assert firewalld.sources() == []
+        assert plugin.repair(container)
+        assert firewalld.sources() == sources(5)
+    finally:
+        os.killpg(watcher.pid, signal.SIGKILL)
+        watcher.communicate()

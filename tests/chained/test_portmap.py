@@ -1,0 +1,618 @@
+"""portmap: ports of the host that lead to a container, judged by traffic."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from cnisdk import AddRequest, Attachment, CNIError
+from cnisdk.linux import hostports
+from cnisdk.linux.netfilter import nfnetlink, sets
+from cnisdk.linux.netfilter.hostports import HostPort, Options
+from cnisdk.plugin._repair import repair
+from cnisdk.plugin.request import parse_request
+from cnisdk.spec.versions import Verb
+from cnisdk.testing import Container, Host, expect_error, kill_after
+from cnisdk_plugins.portmap import Portmap, PortmapConf
+
+from .conftest import in_version
+
+pytestmark = pytest.mark.kernel
+
+BACKENDS = ("iptables", "nftables")
+MAPPINGS = [
+    {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+    {"hostPort": 8053, "containerPort": 53, "protocol": "udp"},
+    {"hostPort": 8081, "containerPort": 81, "protocol": "sctp"},
+]
+
+
+def ports(*mappings: dict[str, Any]) -> dict[str, Any]:
+    return {"runtimeConfig": {"portMappings": list(mappings or MAPPINGS)}}
+
+
+def attached(host: Host, name: str, number: int, bridge: str = "br0") -> tuple[Container, dict[str, Any]]:
+    """Make a container on a bridge that is its gateway, and the result of the plugin that could have made it."""
+    container = Container(host, name) if bridge == "br1" else host.container(name)
+    subnet = 1 if bridge == "br0" else 2
+    if bridge not in host.links():
+        host.shell(
+            f"""
+            ip link add {bridge} type bridge; ip link set {bridge} up
+            ip address add 10.{subnet}.0.1/24 dev {bridge}; ip address add 2001:db8:{subnet}::1/64 dev {bridge} nodad
+            sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+            """
+        )
+    host.shell(
+        f"""
+        ip link add v{subnet}-{name} type veth peer name eth{subnet - 1} netns {name}
+        ip link set v{subnet}-{name} master {bridge} up; bridge link set dev v{subnet}-{name} hairpin on
+        """
+    )
+    address, other = f"10.{subnet}.0.{number}", f"2001:db8:{subnet}::{number}"
+    container.shell(
+        f"""
+        ip address add {address}/24 dev eth{subnet - 1}; ip address add {other}/64 dev eth{subnet - 1} nodad
+        ip link set eth{subnet - 1} up; ip link set lo up
+        ip route replace default via 10.{subnet}.0.1; ip -6 route replace default via 2001:db8:{subnet}::1
+        """
+    )
+    result = {
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": f"v{subnet}-{name}"}, {"name": f"eth{subnet - 1}", "sandbox": container.netns}],
+        "ips": [{"interface": 1, "address": f"{address}/24"}, {"interface": 1, "address": f"{other}/64"}],
+        "foreign": {"key": [1]},
+    }
+    return container, result
+
+
+@pytest.fixture
+def outside(host: Host) -> Iterator[Host]:
+    """A neighbour of the host, which knows no way to the containers."""
+    with Host(beside=host) as neighbour:
+        host.connect(neighbour, address="198.51.100.1/24", other_address="198.51.100.2/24")
+        host.shell("ip address add 2001:db8:9::1/64 dev uplink nodad")
+        neighbour.shell("ip address add 2001:db8:9::2/64 dev uplink nodad; ip route del default || true")
+        yield neighbour
+
+
+def rules_of(host: Host, *words: str) -> list[str]:
+    """Lines of all rules and elements that have one of the words."""
+    return [line.strip() for line in host.shell("nft list ruleset").splitlines() if any(word in line for word in words)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_published_ports_answer_everybody(host: Host, outside: Host, backend: str) -> None:
+    container, result = attached(host, "c1", 5)
+    neighbour, _ = attached(host, "c2", 6)
+    host.shell("iptables -P FORWARD DROP; ip6tables -P FORWARD DROP")
+    plugin = host.plugin(Portmap, {**ports(), "backend": backend, "prevResult": result})
+    assert plugin.run("ADD", container).document == result
+    plugin.check(container)
+    for protocol, port, published in (("tcp", 80, 8080), ("udp", 53, 8053)):
+        to: dict[str, Any] = {"protocol": protocol, "port": port, "published": published}
+        assert outside.reaches(container, "198.51.100.1", **to)
+        assert outside.reaches(container, "2001:db8:9::1", **to)
+        assert host.reaches(container, "198.51.100.1", **to)
+        assert host.reaches(container, "2001:db8:9::1", **to)
+        assert host.reaches(container, "127.0.0.1", **to)
+        assert neighbour.reaches(container, "198.51.100.1", **to)
+        assert neighbour.reaches(container, "10.1.0.1", **to)
+        assert neighbour.reaches(container, "2001:db8:1::1", **to)
+        assert container.reaches(container, "198.51.100.1", **to)
+        assert container.reaches(container, "2001:db8:9::1", **to)
+    plugin.delete(container)
+    plugin.delete(container)
+    assert not outside.reaches(container, "198.51.100.1", port=80, published=8080, timeout=0.5)
+    assert rules_of(host, "10.1.0.5", "2001:db8:1::5", "id: c1", "CNI-DN-", "owner-") == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_port_is_one_containers(host: Host, backend: str) -> None:
+    (first, one), (second, two) = attached(host, "c1", 5), attached(host, "c2", 6)
+    conf = {"name": "net", "backend": backend, **ports()}
+    plugin = host.plugin(Portmap, conf)
+    plugin.add(first, prevResult=one)
+    before = rules_of(host, "")
+    for other in BACKENDS:
+        with expect_error(11, "port 8080/tcp of the host is taken by container c1"):
+            plugin.add(second, prevResult=two, backend=other)
+    for other_port in (
+        {"hostPort": 8053, "containerPort": 1, "protocol": "tcp"},
+        {"hostPort": 8080, "containerPort": 80, "protocol": "udp"},
+    ):
+        plugin.add(second, prevResult=two, **ports(other_port))
+        plugin.delete(second)
+    plugin.check(first, prevResult=one)
+    assert [line for line in rules_of(host, "") if "10.1.0.6" in line] == []
+    assert len(rules_of(host, "10.1.0.5")) == len([line for line in before if "10.1.0.5" in line])
+    plugin.delete(first)
+    plugin.add(second, prevResult=two)
+    plugin.check(second, prevResult=two)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ports_of_single_addresses(host: Host, outside: Host, backend: str) -> None:
+    host.shell("ip address add 198.51.100.7/24 dev uplink")
+    (first, one), (second, two) = attached(host, "c1", 5), attached(host, "c2", 6)
+    plugin = host.plugin(Portmap, {"backend": backend})
+    single = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}
+    plugin.add(first, prevResult=one, **ports({**single, "hostIP": "198.51.100.1"}))
+    plugin.add(second, prevResult=two, **ports({**single, "hostIP": "198.51.100.7"}))
+    assert outside.reaches(first, "198.51.100.1", port=80, published=8080)
+    assert outside.reaches(second, "198.51.100.7", port=80, published=8080)
+    assert not outside.reaches(first, "2001:db8:9::1", port=80, published=8080, timeout=0.5)
+    third, three = attached(host, "c3", 7)
+    with expect_error(11, "is taken by container c"):
+        plugin.add(third, prevResult=three, **ports({**single, "hostIP": "0.0.0.0"}))
+    plugin.delete(first)
+    plugin.delete(second)
+    plugin.add(third, prevResult=three, **ports({**single, "hostIP": "0.0.0.0"}))
+    assert rules_of(host, "2001:db8:1::7") == []
+    with expect_error(11, "is taken by container c3"):
+        plugin.add(first, prevResult=one, **ports({**single, "hostIP": "198.51.100.1"}))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_networks_of_one_container_share_their_ports(host: Host, outside: Host, backend: str) -> None:
+    """Podman gives all networks of a container the same mappings."""
+    container, first = attached(host, "c1", 5)
+    _, second = attached(host, "c1", 5, "br1")
+    one = host.plugin(Portmap, {"name": "one", "backend": backend, "prevResult": first, **ports()})
+    two = host.plugin(Portmap, {"name": "two", "backend": backend, "prevResult": second, **ports()})
+    one.add(container, "eth0")
+    two.add(container, "eth1")
+    one.check(container, "eth0")
+    two.check(container, "eth1")
+    assert outside.reaches(container, "198.51.100.1", port=80, published=8080)
+    one.delete(container, "eth0")
+    two.check(container, "eth1")
+    assert outside.reaches(container, "198.51.100.1", port=80, published=8080)
+    two.delete(container, "eth1")
+    assert rules_of(host, "10.1.0.5", "10.2.0.5", "CNI-DN-", "owner-") == []
+
+
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
+@pytest.mark.parametrize("adder", ["go", "ours"])
+@pytest.mark.interop
+def test_go_and_ours_check_and_delete_what_the_other_added(host: Host, go: Path, version: str, adder: str) -> None:
+    container, result = attached(host, "c1", 5)
+    del result["foreign"]  # which the reference loses
+    mappings = [*MAPPINGS, {"hostPort": 99, "containerPort": 99, "protocol": "tcp", "hostIP": "10.1.0.1"}]
+    conf = {"name": "net", "cniVersion": version, "prevResult": in_version(result, version), **ports(*mappings)}
+    one, other = host.plugin(go / "portmap", conf), host.plugin(Portmap, conf)
+    if adder == "ours":
+        one, other = other, one
+    answered = one.run("ADD", container).document
+    assert host.reaches(container, "10.1.0.1", port=99, published=99)
+    if adder == "go":
+        by_go = set(host.shell("iptables -t nat -S; ip6tables -t nat -S").splitlines())
+        other.run("ADD", container).raise_for_error()
+        ours = set(host.shell("iptables -t nat -S; ip6tables -t nat -S").splitlines())
+        assert by_go <= ours, "all that the reference's CHECK looks for; that itself never passes for two IP versions"
+        assert all("CONNMARK" in line for line in ours - by_go)
+    if adder == "go" and version != "0.3.1":
+        other.run("DEL", container).raise_for_error()
+        one.run("ADD", container).raise_for_error()
+        other.run("CHECK", container, prevResult=answered).raise_for_error()
+    other.run("DEL", container, prevResult=answered).raise_for_error()
+    assert rules_of(host, "10.1.0.5", "2001:db8:1::5", "CNI-DN-", "id: c1", "owner-") == []
+
+
+@pytest.mark.interop
+def test_the_references_chain_of_another_interface_stays(host: Host, go: Path) -> None:
+    """It names network and container only."""
+    container, first = attached(host, "c1", 5)
+    _, second = attached(host, "c1", 5, "br1")
+    del first["foreign"]
+    conf = {"name": "net", "cniVersion": "1.0.0"}
+    reference = host.plugin(go / "portmap", {**conf, "prevResult": in_version(first, "1.0.0"), **ports()})
+    ours = host.plugin(Portmap, {**conf, "prevResult": in_version(second, "1.0.0"), **ports()})
+    reference.add(container)
+    ours.add(container, "eth1")
+    for _ in range(2):
+        ours.delete(container, "eth1")
+        assert host.reaches(container, "10.1.0.1", port=80, published=8080)
+    host.plugin(Portmap, {**conf, "prevResult": in_version(first, "1.0.0"), **ports()}).delete(container)
+    assert rules_of(host, "CNI-DN-") == []
+
+
+# --- CVE-2019-9946, CVE-2025-67499 ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cve_2019_9946_rules_of_others_come_first(host: Host, outside: Host, backend: str) -> None:
+    """An administrator's translation of the port wins, whichever was there first."""
+    (container, result), (other, _) = attached(host, "c1", 5), attached(host, "c2", 6)
+    host.shell(
+        "iptables -t nat -A PREROUTING -p tcp -d 198.51.100.1 --dport 8080 -j DNAT --to-destination 10.1.0.6:80;"
+        "iptables -t nat -A OUTPUT -p tcp -d 198.51.100.1 --dport 8080 -j DNAT --to-destination 10.1.0.6:80"
+    )
+    host.plugin(Portmap, {**ports(), "backend": backend, "prevResult": result}).add(container)
+    assert outside.reaches(other, "198.51.100.1", port=80, published=8080)
+    assert host.reaches(other, "198.51.100.1", port=80, published=8080)
+    shown = host.shell("iptables -t nat -S PREROUTING; iptables -t nat -S OUTPUT; iptables -S FORWARD").splitlines()
+    assert next(line for line in shown if line.startswith("-A")).endswith("--to-destination 10.1.0.6:80")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cve_2025_67499_what_is_sent_elsewhere_is_not_taken(host: Host, outside: Host, backend: str) -> None:
+    """A container, and a machine that routes over this host, reach the same port of a machine outside."""
+    (container, result), (client, _) = attached(host, "c1", 5), attached(host, "c2", 6)
+    outside.shell("ip route add 10.1.0.0/24 via 198.51.100.1; ip -6 route add 2001:db8:1::/64 via 2001:db8:9::1")
+    host.plugin(Portmap, {**ports(), "backend": backend, "prevResult": result}).add(container)
+    for address in ("198.51.100.2", "2001:db8:9::2"):
+        assert client.reaches(outside, address, port=8080)
+        assert host.reaches(outside, address, port=8080)
+        assert container.reaches(outside, address, protocol="udp", port=8053)
+    assert outside.reaches(client, "10.1.0.6", port=8080)
+
+
+# --- UDP flows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_udp_flows_of_the_host_port_are_forgotten(host: Host, outside: Host, backend: str) -> None:
+    """A client that never stops sending reaches each container that gets the port, one after the other."""
+    (first, one), (second, two) = attached(host, "c1", 5), attached(host, "c2", 6)
+    plugin = host.plugin(Portmap, {"backend": backend, **ports(MAPPINGS[1])})
+    client = outside.open_socket(socket.AF_INET, socket.SOCK_DGRAM, bind=("198.51.100.2", 5000))
+    servers = [each.open_socket(socket.AF_INET, socket.SOCK_DGRAM, bind=("0.0.0.0", 53)) for each in (first, second)]
+    with client, servers[0], servers[1]:
+        client.sendto(b"nobody", ("198.51.100.1", 8053))
+        plugin.add(first, prevResult=one)
+        for container, result, server in ((first, one, servers[0]), (second, two, servers[1])):
+            server.settimeout(5)
+            if container is second:
+                plugin.add(second, prevResult=two)
+            client.sendto(container.id.encode(), ("198.51.100.1", 8053))
+            assert server.recv(10) == container.id.encode()
+            plugin.delete(container, prevResult=result)
+            flows = host.call(udp_flows, 4)
+            assert not any((8053).to_bytes(2, "big") in flow for flow in flows), "DEL forgets the flow, too"
+
+
+def udp_flows(version: int) -> list[bytes]:
+    """The flows to ports 8053 and 8054."""
+    numbers = [port.to_bytes(2, "big") for port in (8053, 8054)]
+    flows = nfnetlink.dump(0x101, nfnetlink.FAMILIES[version], b"")
+    return [flow for flow in flows if any(number in flow for number in numbers)]
+
+
+def test_an_empty_filter_forgets_nothing(host: Host, outside: Host) -> None:
+    """Other ports, other addresses, and the other IP version."""
+    container, result = attached(host, "c1", 5)
+    host.shell("iptables -A INPUT -m conntrack --ctstate NEW -j ACCEPT")  # so that flows are tracked
+    plugin = host.plugin(Portmap, {"backend": "nftables", "prevResult": result})
+    with outside.open_socket(socket.AF_INET, socket.SOCK_DGRAM, bind=("198.51.100.2", 5000)) as client:
+        for port in (8053, 8054):
+            client.sendto(b"?", ("198.51.100.1", port))
+        before = host.call(udp_flows, 4)
+        assert len(before) == 2
+        tcp = {"hostPort": 8053, "containerPort": 53, "protocol": "tcp"}
+        for mapping in (tcp, {**tcp, "protocol": "udp", "hostIP": "198.51.100.77"}, {**tcp, "hostIP": "::"}):
+            plugin.add(container, **ports(mapping))
+            plugin.delete(container)
+        plugin.run("DEL", container, runtimeConfig=None, prevResult=None).raise_for_error()
+        assert len(host.call(udp_flows, 4)) == 2
+        plugin.add(container, **ports({**tcp, "protocol": "udp"}))
+        assert [(8054).to_bytes(2, "big") in each for each in host.call(udp_flows, 4)] == [True]
+
+
+# --- what is whose ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_del_and_gc_need_nothing_but_the_owner(host: Host, backend: str) -> None:
+    net, other = ({"name": name, "backend": backend} for name in ("net", "other"))
+    kept = []
+    for number in range(5):
+        container, result = attached(host, f"c{number}", 10 + number)
+        conf = other if number == 4 else net
+        mapping = {"hostPort": 8000 + number, "containerPort": 80, "protocol": "tcp"}
+        host.plugin(Portmap, {**conf, **ports(mapping)}).add(container, prevResult=result)
+        kept.append(container)
+    kept[1].destroy()
+    changed = "iptables" if backend == "nftables" else "nftables"
+    host.plugin(Portmap, {**net, "backend": changed}).run("DEL", kept[1]).raise_for_error()
+    assert rules_of(host, "10.1.0.11", "2001:db8:1::b") == []
+    host.plugin(Portmap, net).gc(kept[0], kept[3])
+    assert rules_of(host, "10.1.0.12", "2001:db8:1::c") == []
+    for number, conf in ((0, net), (3, net), (4, other)):
+        mapping = {"hostPort": 8000 + number, "containerPort": 80, "protocol": "tcp"}
+        assert host.reaches(kept[number], "10.1.0.1", port=80, published=8000 + number)
+        _, result = kept[number], {"cniVersion": "1.1.0", "ips": [{"address": f"10.1.0.{10 + number}/24"}]}
+        host.plugin(Portmap, {**conf, **ports(mapping)}).check(kept[number], prevResult=result)
+
+
+def test_a_reused_address_is_not_cut_off_by_a_late_del(host: Host, outside: Host) -> None:
+    host.shell("iptables -P FORWARD DROP")
+    container, result = attached(host, "c1", 5)
+    late = host.container("late")
+    for backend in BACKENDS:
+        plugin = host.plugin(Portmap, {"backend": backend, "prevResult": result})
+        plugin.add(late, **ports({"hostPort": 8000, "containerPort": 80, "protocol": "tcp"}))
+        plugin.add(container, **ports())
+        plugin.delete(late)
+        assert outside.reaches(container, "198.51.100.1", port=80, published=8080)
+        assert container.reaches(container, "198.51.100.1", port=80, published=8080)
+        plugin.check(container, **ports())
+        plugin.delete(container)
+
+
+def test_a_del_deletes_only_what_it_has_seen(host: Host) -> None:
+    """The next container gets the address after DEL has looked whose it is, and before DEL deletes it."""
+    gone, new = (Attachment("net", name, "eth0") for name in ("c1", "c2"))
+    first, second = (HostPort("tcp", port, None, ip_interface("10.1.0.5/24"), 80) for port in (8080, 8081))
+    options, carry_out = {4: Options()}, sets.carry_out
+
+    def late(*arguments: Any) -> bool:
+        patch.undo()
+        hostports.publish("nftables", new, [second], options, [("tcp", 8081)])
+        return carry_out(*arguments)
+
+    def add_and_delete() -> None:
+        hostports.publish("nftables", gone, [first], options, [("tcp", 8080)])
+        patch.setattr(sets, "carry_out", late)
+        hostports.withdraw(gone)
+        hostports.check("nftables", new, [second], options, [("tcp", 8081)])
+        hostports.withdraw(new)
+
+    with pytest.MonkeyPatch.context() as patch:
+        host.call(add_and_delete)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_check_compares_values_and_repair_puts_them_back(host: Host, backend: str) -> None:
+    container, result = attached(host, "c1", 5)
+    plugin = host.plugin(Portmap, {"name": "net", "backend": backend, "prevResult": result, **ports()})
+    plugin.add(container)
+    changes = {
+        "iptables": (
+            "iptables -t nat -I $(iptables -t nat -S | sed -n 's/-N \\(CNI-DN-.*\\)/\\1/p') 2 -j RETURN",
+            "iptables -t nat -F CNI-HOSTPORT-DNAT",
+            "iptables -t nat -F CNI-HOSTPORT-MASQ",
+            "ip6tables -F FORWARD",
+        ),
+        "nftables": (
+            "nft delete element ip cni_portmap ports '{ tcp . 8080 }'",
+            "nft flush set ip6 cni_portmap hairpins64",
+            "nft flush chain ip cni_portmap prerouting",
+            "nft flush chain ip cni_portmap translate",
+        ),
+    }
+    for change in (*changes[backend], "nft flush ruleset"):
+        plugin.check(container)
+        host.shell(change)
+        with expect_error(5):
+            plugin.check(container)
+        assert host.call(put_back, plugin.conf, container.netns)
+    plugin.check(container)
+
+
+def put_back(conf: dict[str, Any], netns: str) -> bool:
+    environ = {"CNI_COMMAND": "CHECK", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": netns}
+    return repair(Portmap, environ, json.dumps(conf).encode())
+
+
+# --- conditions, other chains, programs -------------------------------------------------------------------------------
+
+
+def test_conditions_hold_for_their_network_alone(host: Host, outside: Host) -> None:
+    outside.shell("ip address add 198.51.100.3/24 dev uplink")
+    (first, one), (second, two) = attached(host, "c1", 5), attached(host, "c2", 6)
+    languages = {
+        "iptables": ["-s", "198.51.100.3/32"],
+        "nftables": ["ip", "saddr", "198.51.100.3"],
+        "": ["!", "-s", "198.51.100.2"],
+    }
+    for backend, conditions in languages.items():
+        plain = host.plugin(Portmap, {"name": "plain", "backend": backend, "prevResult": two})
+        plain.add(second, **ports({"hostPort": 9090, "containerPort": 90, "protocol": "tcp"}))
+        some = host.plugin(Portmap, {"name": "some", "backend": backend, "conditionsV4": conditions, "prevResult": one})
+        some.add(first, **ports())
+        some.check(first, **ports())
+        assert not outside.reaches(first, "198.51.100.1", port=80, published=8080, timeout=0.3)
+        outside.shell("ip route replace 198.51.100.1 dev uplink src 198.51.100.3")
+        assert outside.reaches(first, "198.51.100.1", port=80, published=8080)
+        outside.shell("ip route del 198.51.100.1")
+        assert outside.reaches(second, "198.51.100.1", port=90, published=9090)
+        some.delete(first)
+        plain.delete(second)
+    assert rules_of(host, "10.1.0.5", "10.1.0.6") == []
+
+
+def test_marks_of_others(host: Host) -> None:
+    container, result = attached(host, "c1", 5)
+    host.shell("iptables -t nat -N KUBE-MARK-MASQ; ip6tables -t nat -N KUBE-MARK-MASQ")
+    plugin = host.plugin(Portmap, {"prevResult": result, **ports()})
+    plugin.add(container, externalSetMarkChain="KUBE-MARK-MASQ")
+    shown = host.shell("iptables -t nat -S")
+    assert "--dport 8080 -j KUBE-MARK-MASQ" in shown
+    assert "SETMARK" not in shown
+    plugin.check(container, externalSetMarkChain="KUBE-MARK-MASQ")
+    plugin.add(container, markMasqBit=5)
+    assert "-j MARK --set-xmark 0x20/0x20" in host.shell("iptables -t nat -S")
+    plugin.check(container, markMasqBit=5)
+    plugin.add(container, snat=False)
+    assert "-s 10.1.0.0/24" not in host.shell("iptables -t nat -S")
+    plugin.add(container, masqAll=True, backend="nftables")
+    assert "0.0.0.0 . 10.1.0.5 . tcp . 80" in host.shell("nft list table ip cni_portmap")
+
+
+@pytest.mark.parametrize(
+    ("backend", "first", "later"),
+    [
+        ("iptables", ["ip6tables-restore", "iptables-restore"], ["ip6tables-restore", "iptables-restore"]),
+        ("nftables", ["nft", "nft"], []),
+    ],
+)
+def test_programs_started(host: Host, backend: str, first: list[str], later: list[str]) -> None:
+    """At most one for each IP version; none where nothing has to be compiled."""
+    owner = Attachment("net", "c1", "eth0")
+    mapped = [
+        HostPort("tcp", port, None, ip_interface(address), port)
+        for port in (80, 81, 82)
+        for address in ("10.1.0.5/24", "2001:db8::5/64")
+    ]
+    options = {4: Options(), 6: Options()}
+    listed = [("tcp", port) for port in (80, 81, 82)]
+    assert sorted(host.call(programs, hostports.publish, backend, owner, mapped, options, listed)) == first
+    assert sorted(host.call(programs, hostports.publish, backend, owner, mapped, options, listed)) == later
+    assert host.call(programs, hostports.check, backend, owner, mapped, options, listed) == []
+    assert host.call(programs, hostports.withdraw, owner) == []
+    assert host.call(programs, hostports.gc, "net", frozenset()) == []
+
+
+def programs(function: Any, *arguments: Any) -> list[str]:
+    """Names of the programs that a call starts. To be called in a process of its own: a hook stays."""
+    started: list[str] = []
+
+    def hook(event: str, details: tuple[Any, ...]) -> None:
+        if event == "subprocess.Popen":
+            started.append(Path(details[1][0]).name)
+
+    sys.addaudithook(hook)
+    function(*arguments)
+    return started
+
+
+@pytest.mark.parametrize(
+    ("conf", "texts"),
+    [
+        (
+            ports({"hostPort": 0, "containerPort": 80, "protocol": "tcp"}),
+            ["Invalid host port number: 0", "[0].hostPort"],
+        ),
+        (ports({"hostPort": 1, "containerPort": 65536, "protocol": "tcp"}), ["Invalid container port number: 65536"]),
+        (ports({"hostPort": 1, "containerPort": 1, "protocol": "icmp"}), ["[0].protocol"]),
+        (ports({"hostPort": 1, "containerPort": 1}), ["[0].protocol"]),
+        (ports({"hostPort": 1, "containerPort": 1, "protocol": "tcp", "hostIP": "localhost"}), ["[0].hostIP"]),
+        ({"markMasqBit": 32}, ["MasqMarkBit must be between 0 and 31"]),
+        ({"markMasqBit": 1, "externalSetMarkChain": "X"}, ["Cannot specify externalSetMarkChain and markMasqBit"]),
+        ({"externalSetMarkChain": 'X" -j ACCEPT'}, ["$.externalSetMarkChain"]),
+        ({"backend": "pf"}, ["unrecognized backend", "pf"]),
+        ({"backend": "nftables", "conditionsV4": ["-s", "10.0.0.0/8"]}, ["not for the backend nftables"]),
+        ({"conditionsV6": ["ip6", "saddr ::1; flush ruleset"]}, ["$.conditionsV6[1]"]),
+        ({"prevResult": None}, ["required prevResult missing"]),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(module_host: Host, conf: dict[str, Any], texts: list[str]) -> None:
+    container = Container(module_host, "refused")
+    module_host.shell("ip netns list | grep -q refused || ip netns add refused")
+    result = {"cniVersion": "1.1.0", "ips": [{"address": "10.1.0.5/24"}]}
+    plugin = module_host.plugin(Portmap, {**ports(), "prevResult": result, **conf})
+    with expect_error(7, *texts):
+        plugin.add(container)
+    plugin.delete(container)
+
+
+# --- hostile inputs ---------------------------------------------------------------------------------------------------
+
+HOSTILE = "\"'`$;#{}\\ \n\t-,:|&<>*é☃\0ax"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("examples", [10, pytest.param(150, marks=pytest.mark.slow)])
+def test_odd_names_and_values_reach_no_rule_unquoted(module_host: Host, backend: str, examples: int) -> None:
+    """Rules that were made say what was asked for, and nothing else; what cannot be asked for is refused."""
+    words = st.text(HOSTILE, min_size=1, max_size=12)
+    mapping = st.fixed_dictionaries(
+        {"hostPort": st.just(8080), "containerPort": st.just(80), "protocol": st.sampled_from(["tcp", "TCP"]) | words},
+        optional={"hostIP": words | st.just("10.1.0.1")},
+    )
+    ifnames = st.text("".join(set(HOSTILE) - set(" \n\t:\0")), min_size=1, max_size=5)
+    ids = st.text("ab.-_", max_size=250).map(lambda text: f"c{text}")
+    conf = st.fixed_dictionaries(
+        {}, optional={"conditionsV4": st.lists(words, max_size=3), "externalSetMarkChain": words, "backend": words}
+    )
+
+    def attempt(values: tuple[dict[str, Any], dict[str, Any], str, str]) -> None:
+        mapped, more, ifname, container_id = values
+        owner = Attachment("net", container_id, ifname)
+        result = {
+            "cniVersion": "1.1.0",
+            "interfaces": [{"name": ifname, "sandbox": "/run/netns/c1"}],
+            "ips": [{"interface": 0, "address": "10.1.0.5/24"}],
+        }
+        document = {
+            "cniVersion": "1.1.0",
+            "name": "net",
+            "type": "portmap",
+            "backend": backend,
+            **more,
+            **ports(mapped),
+        }
+        environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": container_id, "CNI_IFNAME": ifname, "CNI_NETNS": "/n"}
+        text = json.dumps({**document, "prevResult": result}).encode()
+        before = listing()
+        refused: CNIError | None = None
+        try:
+            request = parse_request(Verb.ADD, environ, text, PortmapConf, Portmap.supported_versions)
+            assert isinstance(request, AddRequest)
+            Portmap().add(request)
+        except CNIError as exc:
+            refused = exc
+        if refused is not None:
+            assert refused.code in (4, 5, 6, 7), refused
+            hostports.withdraw(owner)
+            assert listing() == before
+            return
+        made = [line for line in listing() if line not in before]
+        assert any("10.1.0.5" in line for line in made)
+        assert not [line for line in made if "accept" in line]
+        hostports.withdraw(owner)
+        assert listing() == before
+
+    def attempts() -> None:
+        owner, mapped = Attachment("net", "base", "eth0"), HostPort("tcp", 1, None, ip_interface("10.1.0.9/24"), 1)
+        for each in BACKENDS:  # the tables and the rules that stay
+            hostports.publish(each, owner, [mapped], {4: Options()}, [("tcp", 1)])
+            hostports.withdraw(owner)
+        given(st.tuples(mapping, conf, ifnames, ids))(
+            settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))(
+                attempt
+            )
+        )()
+
+    module_host.call(attempts)
+
+
+def listing() -> list[str]:
+    """The kernel's rules and elements."""
+    done = subprocess.run(["nft", "-s", "list", "ruleset"], check=True, capture_output=True, text=True)
+    return sorted(line.strip() for line in done.stdout.splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_killed_add_leaves_nothing_after_del(host: Host, backend: str) -> None:
+    container, result = attached(host, "c1", 5)
+    plugin = host.plugin(Portmap, {"backend": backend, "prevResult": result, **ports()})
+    plugin.add(container)
+    plugin.delete(container)
+    started = time.monotonic()
+    plugin.add(container)
+    whole = time.monotonic() - started
+    chance = random.Random(5)  # seeded, to be repeatable
+    killed = 0
+    for _ in range(int(os.environ.get("CNISDK_TEST_KILLS", "100"))):
+        plugin.fault = kill_after(chance.uniform(0.001, whole))
+        answer = plugin.run("ADD", container)
+        plugin.fault = None
+        killed += answer.status != 0
+        plugin.run("DEL", container, prevResult=None, runtimeConfig=None).raise_for_error()
+        assert rules_of(host, "10.1.0.5", "2001:db8:1::5", "id: c1", "CNI-DN-", "owner-") == []
+    assert killed

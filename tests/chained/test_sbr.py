@@ -1,0 +1,201 @@
+"""sbr: answers leave by the interface that the question came in by."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnisdk.testing import Container, Host, expect_error
+from cnisdk_plugins.sbr import Sbr
+
+from .conftest import in_version, routes, two_networks
+
+pytestmark = pytest.mark.kernel
+
+
+def rules(container: Container) -> list[str]:
+    """Rules beside the kernel's own."""
+    shown = container.shell("ip rule; ip -6 rule").splitlines()
+    return sorted(
+        line.split("\t")[1].replace(" proto 197", "").strip()
+        for line in shown
+        if not line.endswith(("lookup local", "lookup main", "lookup default"))
+    )
+
+
+def snapshot(container: Container) -> tuple[list[str], set[str], set[str]]:
+    return rules(container), routes(container, "main"), routes(container, "100") | routes(container, "101")
+
+
+def add(host: Host, container: Container, result: dict[str, Any], **keys: Any) -> None:
+    host.plugin(Sbr, {"prevResult": result, **keys}).add(container, "net1")
+
+
+def test_each_address_gets_a_table_and_main_keeps_the_rest(host: Host) -> None:
+    container, result = two_networks(host)
+    plugin = host.plugin(Sbr, {"prevResult": result})
+    assert plugin.run("ADD", container, "net1").document == result
+    assert rules(container) == ["from 10.2.0.2 lookup 100", "from 2001:db8:2::2 lookup 101"]
+    assert routes(container, "100") == {
+        "default via 10.2.0.1 dev net1",
+        "10.2.0.0/24 via None dev net1",
+        "192.0.2.0/24 via 10.2.0.1 dev net1",
+        "198.51.100.0/24 via None dev net1",
+    }
+    assert routes(container, "101") == {
+        "default via 2001:db8:2::1 dev net1",
+        "2001:db8:2::/64 via None dev net1",
+        "fe80::/64 via None dev net1",
+    }
+    assert {each for each in routes(container, "main") if each.endswith("net1")} == {"fe80::/64 via None dev net1"}
+    plugin.check(container, "net1")
+    before = snapshot(container)
+    plugin.add(container, "net1")
+    assert snapshot(container) == before, "a second ADD changes nothing"
+
+
+def test_answers_leave_by_the_interface_of_the_question(host: Host) -> None:
+    """A host behind the second network's router asks the second address; reverse path filters are strict."""
+    container, result = two_networks(host)
+    host.shell(
+        """
+        ip netns add far; ip link add f0 type veth peer name eth0 netns far
+        ip address add 203.0.113.1/24 dev f0; ip link set f0 up; sysctl -qw net.ipv4.ip_forward=1
+        ip -n far address add 203.0.113.9/24 dev eth0; ip -n far link set eth0 up
+        ip -n far route add default via 203.0.113.1
+        sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.v1.rp_filter=1 net.ipv4.conf.v2.rp_filter=1
+        """
+    )
+    ping = ["ip", "netns", "exec", "far", "ping", "-c1", "-W1", "10.2.0.2"]
+    assert host.run(ping, check=False).returncode != 0, "the answer leaves by eth0, and the host drops it"
+    add(host, container, result)
+    assert host.run(ping, check=False).returncode == 0
+
+
+def test_a_static_gateway_and_source_hints(host: Host) -> None:
+    container, result = two_networks(host)
+    add(host, container, result, gateways=["10.2.0.254"], addSourceHints=True)
+    assert "default via 10.2.0.254 dev net1" in routes(container, "100")
+    hints = container.shell("ip route show dev net1; ip -6 route show dev net1")
+    assert "10.2.0.0/24 scope link src 10.2.0.2" in hints
+    assert "2001:db8:2::/64 src 2001:db8:2::2" in hints
+    host.plugin(Sbr, {"prevResult": result, "gateways": ["10.2.0.254"], "addSourceHints": True}).check(
+        container, "net1"
+    )
+
+
+def test_a_table_of_the_administrators(host: Host) -> None:
+    container, result = two_networks(host)
+    before = routes(container, "main")
+    plugin = host.plugin(Sbr, {"prevResult": result, "table": 70000})
+    plugin.add(container, "net1")
+    plugin.add(container, "net1")
+    assert rules(container) == ["from 10.2.0.2 lookup 70000", "from 2001:db8:2::2 lookup 70000"]
+    assert routes(container, "main") == before
+    plugin.check(container, "net1")
+    plugin.delete(container, "net1")
+    assert rules(container) == []
+
+
+def test_a_table_that_is_in_use_is_left_alone(host: Host) -> None:
+    container, result = two_networks(host)
+    container.shell("ip route add 172.16.0.0/12 dev eth0 table 100; ip rule add from 172.16.0.1 lookup 101")
+    add(host, container, result)
+    assert routes(container, "100") == {"172.16.0.0/12 via None dev eth0"}
+    assert {each.rpartition(" ")[2] for each in rules(container) if "10.2" in each or "db8" in each} == {"102", "103"}
+
+
+@pytest.mark.parametrize("gone", ["nothing", "prevResult", "the link", "the link and prevResult", "the namespace"])
+def test_del_whatever_is_gone(host: Host, gone: str) -> None:
+    container, result = two_networks(host)
+    plugin = host.plugin(Sbr, {"prevResult": result})
+    plugin.add(container, "net1")
+    if "link" in gone:
+        host.shell("ip link delete v2")
+    if gone == "the namespace":
+        container.destroy()
+    keys: dict[str, Any] = {"prevResult": None} if "prevResult" in gone else {}
+    for _ in range(2):
+        plugin.run("DEL", container, "net1", **keys).raise_for_error()
+    if gone != "the namespace":
+        assert snapshot(container)[::2] == ([], set())
+    if "link" not in gone and gone != "the namespace":
+        assert "192.0.2.0/24 via 10.2.0.1 dev net1" in routes(container, "main")
+
+
+def test_a_failed_add_puts_everything_back(host: Host) -> None:
+    container, result = two_networks(host)
+    before = snapshot(container)
+    with expect_error(5, "cannot replace route"):
+        add(host, container, result, gateways=["2001:db8:9::1", "10.9.0.1"])
+    assert snapshot(container) == before
+    with expect_error(7, "$.gateways has several of one IP version"):
+        add(host, container, result, gateways=["10.2.0.3", "10.2.0.4"])
+    with expect_error(7, "$.table is 0"):
+        add(host, container, result, table=0)
+    assert snapshot(container) == before
+
+
+def test_check_names_what_differs(host: Host) -> None:
+    container, result = two_networks(host)
+    plugin = host.plugin(Sbr, {"prevResult": result})
+    plugin.add(container, "net1")
+    for spoil, text in (
+        ("ip route add 172.16.0.0/12 dev net1", "route 172.16.0.0/12 of net1 is in the main table again"),
+        ("ip route delete default table 100", "table 100 has no default route via 10.2.0.1"),
+        ("ip rule delete from 10.2.0.2", "no rule for packets from 10.2.0.2"),
+    ):
+        container.shell(spoil)
+        with expect_error(5, text):
+            plugin.check(container, "net1")
+
+
+@pytest.mark.parametrize("adder", ["go", "ours"])
+@pytest.mark.parametrize("version", ["0.3.1", "1.0.0"])
+def test_go_and_ours_delete_what_the_other_added(host: Host, go: Path, version: str, adder: str) -> None:
+    container, result = two_networks(host)
+    conf = {"cniVersion": version, "prevResult": in_version(result, version)}
+    one, other = host.plugin(go / "sbr", conf | {"type": "sbr"}), host.plugin(Sbr, conf)
+    if adder == "ours":
+        one, other = other, one
+    answered = one.run("ADD", container, "net1").document
+    tables = routes(container, "100"), routes(container, "101")
+    if version != "0.3.1":
+        other.run("CHECK", container, "net1", prevResult=answered).raise_for_error()
+    other.run("DEL", container, "net1", prevResult=answered).raise_for_error()
+    assert rules(container) == []
+    assert "default via 10.2.0.1 dev net1" in tables[0]
+    assert {"default via 2001:db8:2::1 dev net1", "2001:db8:2::/64 via None dev net1"} <= tables[1]
+
+
+@pytest.mark.slow
+def test_a_killed_add_leaves_no_rule_after_del(host: Host, plugin_directory: Path) -> None:
+    container, result = two_networks(host)
+    plugin = host.plugin(plugin_directory / "sbr", {"prevResult": result})
+    environ = {
+        "PATH": os.environ["PATH"],
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": container.id,
+        "CNI_NETNS": container.netns,
+        "CNI_IFNAME": "net1",
+        "CNI_PATH": "/nowhere",
+    }
+    chance = random.Random(4)
+    for _ in range(int(os.environ.get("CNISDK_TEST_KILLS", "100"))):
+        process = host.popen([plugin_directory / "sbr"], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdin is not None
+        with process:
+            process.stdin.write(json.dumps(plugin.conf))
+            process.stdin.close()
+            try:
+                process.wait(chance.uniform(0.05, 0.25))
+            except subprocess.TimeoutExpired:
+                process.kill()
+        plugin.run("DEL", container, "net1").raise_for_error()
+        assert rules(container) == []

@@ -1,0 +1,252 @@
+"""tuning: settings of the container's kernel and interface, and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnisdk.testing import Host, expect_error
+from cnisdk_plugins.tuning import Tuning
+
+from .conftest import attached, in_version
+
+pytestmark = pytest.mark.kernel
+
+ARP_NOTIFY = "net/ipv4/conf/eth0/arp_notify"
+FILES = "/run/cni/tuning"
+EVERYTHING: dict[str, Any] = {
+    "mac": "02:00:00:00:00:99",
+    "mtu": 1400,
+    "promisc": True,
+    "allmulti": True,
+    "txQLen": 0,
+    "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1", "net.ipv4.tcp_rmem": "4096 87380 0x10000"},
+}
+
+
+def link_of(host: Host, name: str = "c1") -> dict[str, Any]:
+    (shown,) = host.ip("-d", "link", "show", "eth0", netns=name)
+    keys = ("address", "mtu", "txqlen", "promiscuity", "allmulti", "flags")
+    return {key: shown.get(key, 0) for key in keys}
+
+
+def files(host: Host) -> dict[str, Any]:
+    """The state files, by name."""
+    text = host.shell(
+        f"mkdir -p {FILES}; cd {FILES}; for each in $(ls -A); do echo $each; base64 -w0 $each; echo; done"
+    )
+    import base64
+
+    lines = text.splitlines()
+    return {name: json.loads(base64.b64decode(data)) for name, data in zip(lines[::2], lines[1::2], strict=True)}
+
+
+def test_everything_is_set_and_set_back(host: Host) -> None:
+    container, result = attached(host)
+    before, sysctls = link_of(host), [container.sysctl(ARP_NOTIFY), container.sysctl("net/ipv4/tcp_rmem")]
+    tuning = host.plugin(Tuning, {**EVERYTHING, "prevResult": result})
+    answered = tuning.run("ADD", container)
+    assert answered.status == 0, answered
+    expected = json.loads(json.dumps(result))
+    expected["interfaces"][1] |= {"mac": "02:00:00:00:00:99", "mtu": 1400}
+    assert answered.document == expected, "the rest of the result is handed on as it came"
+    after = link_of(host)
+    assert (after["address"], after["mtu"], after["txqlen"], after["promiscuity"]) == ("02:00:00:00:00:99", 1400, 0, 1)
+    assert {"PROMISC", "ALLMULTI"} <= set(after["flags"])
+    assert container.sysctl(ARP_NOTIFY) == "1"
+    assert container.sysctl("net/ipv4/tcp_rmem").split() == ["4096", "87380", "65536"]
+    tuning.check(container, prevResult=expected)
+    tuning.delete(container)
+    assert link_of(host) == before
+    assert [container.sysctl(ARP_NOTIFY), container.sysctl("net/ipv4/tcp_rmem")] == sysctls
+    assert files(host) == {}
+
+
+def test_a_second_add_keeps_the_values_of_before(host: Host) -> None:
+    container, result = attached(host)
+    before = link_of(host)
+    tuning = host.plugin(Tuning, {**EVERYTHING, "prevResult": result})
+    tuning.add(container)
+    tuning.add(container)
+    tuning.delete(container)
+    assert link_of(host) == before
+    assert container.sysctl(ARP_NOTIFY) == "0"
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ({"mac": "02:00:00:00:00:01"}, "02:00:00:00:00:01"),
+        ({"mac": "02:00:00:00:00:01", "args": "MAC=02-00-00-00-00-AA"}, "02:00:00:00:00:aa"),
+        ({"args": "MAC=02:00:00:00:00:02", "runtimeConfig": {"mac": "02:00:00:00:00:03"}}, "02:00:00:00:00:03"),
+        ({"runtimeConfig": {"mac": "02:00:00:00:00:03"}, "cni": {"mac": "02:00:00:00:00:04"}}, "02:00:00:00:00:04"),
+    ],
+)
+def test_a_later_source_of_the_hardware_address_wins(host: Host, sources: dict[str, Any], expected: str) -> None:
+    container, result = attached(host)
+    variable = sources.pop("args", "")
+    convention = {"args": {"cni": cni}} if (cni := sources.pop("cni", None)) else {}
+    tuning = host.plugin(Tuning, {"prevResult": result, **sources, **convention})
+    assert tuning.run("ADD", container, args=variable).document["interfaces"][1]["mac"] == expected
+    assert link_of(host)["address"] == expected
+
+
+def test_arguments_by_convention_win_and_need_no_key(host: Host) -> None:
+    container, result = attached(host)
+    cni = {"sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}, "mtu": 1300, "allmulti": True}
+    tuning = host.plugin(Tuning, {"prevResult": result, "mtu": 1400, "args": {"cni": cni}})
+    tuning.add(container)
+    assert link_of(host)["mtu"] == 1300
+    assert container.sysctl(ARP_NOTIFY) == "1"
+
+
+@pytest.mark.parametrize(
+    ("conf", "code", "texts"),
+    [
+        ({"mtu": -1}, 7, ["$.mtu is -1"]),
+        ({"args": {"cni": {"txQLen": -2}}}, 7, ["$.args.cni.txQLen is -2"]),
+        ({"mac": "zz"}, 7, ['$.mac is "zz"']),
+        ({"sysctl": {"kernel.shmmax": "1"}}, 7, ['invalid net sysctl key: "kernel.shmmax"']),
+        ({"sysctl": {"net/../kernel/shmmax": "1"}}, 7, ["invalid net sysctl key"]),
+        ({"sysctl": {"net.ipv4.conf.all.forwarding": 1}}, 7, ["$.sysctl"]),
+        ({"sysctl": {"net.ipv4.no_such": "1"}}, 5, ["net/ipv4/no_such does not exist"]),
+        ({"mtu": 9, "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}}, 5, ["MTU of link eth0 to 9"]),
+    ],
+)
+def test_what_cannot_be_set_is_refused_and_changes_nothing(
+    host: Host, conf: dict[str, Any], code: int, texts: list[str]
+) -> None:
+    container, result = attached(host)
+    before = link_of(host)
+    with expect_error(code, *texts):
+        host.plugin(Tuning, {"prevResult": result, "mac": "02:00:00:00:00:99", **conf}).add(container)
+    assert link_of(host) == before
+    assert container.sysctl(ARP_NOTIFY) == "0"
+    assert files(host) == {}
+
+
+def test_a_sysctl_written_twice_is_refused(host: Host) -> None:
+    container, result = attached(host)
+    tuning = host.plugin(Tuning, {"prevResult": result, "sysctl": {"net.a": "1", "net.b": "1"}})
+    text = json.dumps(tuning.conf).replace("net.b", "net.a")
+    with expect_error(7, "duplicated sysctl keys are not allowed", "net.a"):
+        tuning.run("ADD", container, stdin=text).raise_for_error()
+
+
+@pytest.mark.parametrize(
+    ("lines", "allowed"),
+    [
+        ("^net\\.ipv4\\.conf\\.IFNAME\\.arp_notify$\n", True),
+        ("\n  arp_  \n", True),
+        ("^net\\.core", False),
+        ("", False),
+        ("(", None),
+    ],
+)
+def test_the_allow_list_is_searched_for_the_key_as_it_is_written(host: Host, lines: str, allowed: bool | None) -> None:
+    container, result = attached(host)
+    host.shell("mkdir -p /run/etc/cni/tuning && mount --bind /run/etc /etc")
+    host.run(["tee", "/etc/cni/tuning/allowlist.conf"], input=lines)
+    tuning = host.plugin(Tuning, {"prevResult": result, "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}})
+    if allowed:
+        tuning.add(container)
+        tuning.status()
+        return
+    texts = ["is not allowed"] if allowed is False else ["cannot read the list", "allowlist.conf"]
+    for ask in (lambda: tuning.add(container), tuning.status):
+        with expect_error(7 if allowed is False else 5, *texts):
+            ask()
+
+
+def test_check_names_what_differs(host: Host) -> None:
+    container, result = attached(host)
+    tuning = host.plugin(Tuning, {**EVERYTHING, "mac": "02:00:00:00:00:AB", "prevResult": result})
+    tuning.add(container)
+    tuning.check(container)
+    for spoil, text in (
+        ("ip link set eth0 mtu 1300", "mtu of interface eth0 is 1300, not 1400"),
+        ("ip link set eth0 mtu 1400 promisc off", "promisc of interface eth0 is False, not True"),
+        ("ip link set eth0 promisc on; sysctl -qw net.ipv4.conf.eth0.arp_notify=0", f"sysctl {ARP_NOTIFY} is 0, not 1"),
+    ):
+        container.shell(spoil)
+        with expect_error(5, text):
+            tuning.check(container)
+
+
+def test_check_accepts_what_the_kernel_makes_of_a_value(host: Host) -> None:
+    container, result = attached(host)
+    ports = {"net.ipv4.ip_local_reserved_ports": "9148,8080,1-3"}
+    tuning = host.plugin(Tuning, {"prevResult": result, "sysctl": ports})
+    tuning.add(container)
+    assert container.sysctl("net/ipv4/ip_local_reserved_ports") == "1-3,8080,9148"
+    tuning.check(container)
+    tuning.delete(container)
+    assert container.sysctl("net/ipv4/ip_local_reserved_ports") == ""
+
+
+@pytest.mark.parametrize("gone", ["namespace", "interface"])
+def test_del_of_what_is_gone_leaves_no_file(host: Host, gone: str) -> None:
+    container, result = attached(host)
+    tuning = host.plugin(Tuning, {**EVERYTHING, "prevResult": result})
+    tuning.add(container)
+    if gone == "namespace":
+        container.destroy()
+    else:
+        host.shell("ip link delete v-c1")
+    tuning.delete(container, prevResult=None)
+    tuning.delete(container, prevResult=None)
+    assert files(host) == {}
+
+
+def test_gc_takes_the_files_of_its_own_network_that_are_stale(host: Host) -> None:
+    for name, address in (("c1", "10.1.0.2/24"), ("c2", "10.1.0.3/24"), ("c3", "10.1.0.4/24")):
+        container, result = attached(host, name, address)
+        network = {"name": "other"} if name == "c3" else {}
+        host.plugin(Tuning, {"mtu": 1400, "prevResult": result, **network}).add(container)
+    host.run(["tee", f"{FILES}/c9_eth0.json"], input='{\n "mtu": 1500\n}')  # as the reference writes it
+    host.plugin(Tuning, {}).gc(("c1", "eth0"))
+    assert sorted(files(host)) == ["c1_eth0.json", "c3_eth0.json", "c9_eth0.json"]
+
+
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
+@pytest.mark.parametrize("adder", ["go", "ours"])
+def test_the_reference_restores_what_ours_changed_and_the_other_way_round(
+    host: Host, go: Path, version: str, adder: str
+) -> None:
+    container, result = attached(host)
+    before = link_of(host)
+    conf = {
+        **{key: EVERYTHING[key] for key in ("mac", "mtu", "promisc", "allmulti")},
+        "sysctl": {"net.ipv4.conf.eth0.arp_notify": "1"},
+        "cniVersion": version,
+        "prevResult": in_version(result, version),
+    }
+    one, other = host.plugin(go / "tuning", conf), host.plugin(Tuning, conf | {"type": "tuning"})
+    if adder == "ours":
+        one, other = other, one
+    answered = one.run("ADD", container).document
+    assert answered["interfaces"][1]["mac"] == "02:00:00:00:00:99"
+    if version != "0.3.1":
+        other.check(container, prevResult=answered)
+    other.delete(container)
+    assert link_of(host) == before
+    assert files(host) == {}
+
+
+def test_both_answer_the_same(host: Host, go: Path) -> None:
+    container, result = attached(host)
+    conf: dict[str, Any] = {
+        "cniVersion": "1.0.0",
+        "mac": "02:00:00:00:00:99",
+        "prevResult": in_version(result, "1.0.0"),
+    }
+    del conf["prevResult"]["foreign"]  # which the reference loses
+    answers = []
+    for plugin in (go / "tuning", Tuning):
+        tuning = host.plugin(plugin, conf | {"type": "tuning"})
+        answers.append({key: value for key, value in tuning.run("ADD", container).document.items() if key != "dns"})
+        tuning.delete(container)
+    assert answers[0] == answers[1]
