@@ -7,17 +7,19 @@ import os
 import pkgutil
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import attrs
 import pytest
 
 import cnisdk
-from cnisdk.cli.cnisdk import available
-from cnisdk.spec.fields import key_of
+from cnisdk._cli.cnisdk import available_commands
+from cnisdk.conformance import Kind, Verdict, judge, select
+from cnisdk.conformance.identify import identify
+from cnisdk.spec.fields import get_fields
 from cnisdk.testing import Sandbox, SandboxUnavailable
+
+from ..programs import python_program
 
 Shell = Callable[[str], str]
 
@@ -137,7 +139,7 @@ def test_the_chain(host: Sandbox, shell: Shell, tmp_path: Path) -> None:
     (plugin,) = [code for note, code in blocks(page, "python") if note == "of promisc.py"]
     shell("cnisdk install --dest bin bridge host-local >/dev/null; mkdir net.d; ip netns add one")
     (tmp_path / "net.d" / "10.conflist").write_text(network)
-    (tmp_path / "bin" / "promisc").write_text(f"#!{sys.executable}\n{plugin}")
+    (tmp_path / "bin" / "promisc").write_text(python_program(plugin))
     (tmp_path / "bin" / "promisc").chmod(0o755)
     cnitool = "export CNI_PATH=$PWD/bin NETCONFPATH=$PWD/net.d; cnitool"
     shell(f"{cnitool} add watched /run/netns/one; cnitool check watched /run/netns/one")
@@ -146,8 +148,44 @@ def test_the_chain(host: Sandbox, shell: Shell, tmp_path: Path) -> None:
     assert [link["ifname"] for link in host.ip("link", netns="one")] == ["lo"]
 
 
+@pytest.mark.kernel
+@pytest.mark.slow
+def test_the_chained_plugin_conforms(tmp_path: Path) -> None:
+    """The plugin of the guide: its methods have ten lines."""
+    page = ROOT / "docs" / "how-to" / "chained-plugin.md"
+    (plugin,) = [code for note, code in blocks(page, "python") if note == "of multicast.py"]
+    methods = plugin[plugin.index("    def add") : plugin.index("main =")]
+    assert len([line for line in methods.splitlines() if line]) <= 10
+    program = tmp_path / "multicast"
+    program.write_text(python_program(plugin))
+    program.chmod(0o755)
+    subject = identify(str(program))
+    assert (subject.kind, subject.problem) == (Kind.CHAINED, "")
+    outcomes = list(judge(subject, select(subject.kind), jobs=2))
+    assert [each for each in outcomes if each.verdict in (Verdict.FAILED, Verdict.ERROR)] == []
+
+
+@pytest.mark.kernel
+def test_the_interface_plugin(host: Sandbox, shell: Shell, tmp_path: Path) -> None:
+    """The plugin at the end of the guide, on the network below it."""
+    page = ROOT / "docs" / "how-to" / "interface-plugin.md"
+    ((_, network),) = blocks(page, "json")
+    (plugin,) = [code for note, code in blocks(page, "python") if note == "of lan.py"]
+    assert len(plugin.splitlines()) < 40
+    host.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "wire"])
+    shell("cnisdk install --dest bin host-local >/dev/null; mkdir net.d; ip netns add one; ip link set eth0 up")
+    (tmp_path / "net.d" / "10.conf").write_text(network)
+    (tmp_path / "bin" / "lan").write_text(python_program(plugin))
+    (tmp_path / "bin" / "lan").chmod(0o755)
+    cnitool = "export CNI_PATH=$PWD/bin NETCONFPATH=$PWD/net.d; cnitool"
+    shell(f"{cnitool} add lan /run/netns/one; {cnitool} check lan /run/netns/one")
+    assert host.ip("-d", "link", "show", "eth0", netns="one")[0]["linkinfo"]["info_kind"] == "macvlan"
+    shell(f"{cnitool} del lan /run/netns/one")
+    assert [link["ifname"] for link in host.ip("link", netns="one")] == ["lo"]
+
+
 def commands() -> list[str]:
-    return ["cnitool", *(f"cnisdk {name}" for name in available())]
+    return ["cnitool", *(f"cnisdk {name}" for name in available_commands())]
 
 
 @pytest.mark.parametrize("command", commands())
@@ -165,9 +203,8 @@ def test_every_option_is_documented(command: str, environment: dict[str, str]) -
 
 def keys_of(cls: type) -> set[str]:
     """The JSON keys a configuration class reads beyond those of its base."""
-    inherited = {field.name for base in cls.__bases__ if attrs.has(base) for field in attrs.fields(base)}
-    own = {field for field in attrs.fields(cls) if field.name not in inherited}
-    return {key_of(field) for field in own}
+    inherited = {each.name for base in cls.__bases__ if base is not object for each in get_fields(base)}
+    return {each.key for each in get_fields(cls) if each.name not in inherited}
 
 
 def tabled(page: str, heading: str) -> set[str]:
@@ -184,10 +221,10 @@ def test_every_key_of_host_local_is_documented() -> None:
     assert keys_of(RangeConf) | {"subnet", "rangeStart", "rangeEnd", "gateway"} == tabled("host-local.md", "\nA range:")
 
 
-def test_every_key_of_bridge_is_documented() -> None:
-    from cnisdk_plugins.bridge import BridgeConf
+def test_every_key_of_static_is_documented() -> None:
+    from cnisdk_plugins.static import StaticIPAM
 
-    assert keys_of(BridgeConf) | {"ipam", "dns"} == tabled("bridge.md", "## Configuration")
+    assert keys_of(StaticIPAM) == tabled("static.md", "## Configuration")
 
 
 def test_what_plugins_use_is_there() -> None:

@@ -5,7 +5,8 @@ nothing that the guest does lasts. The command's output and exit status are this
 
     python tests/guest/guest.py pytest -q -m kinds
 
-On a machine whose own kernel has all the kinds, the command runs there, without a guest.
+Several commands, with the word ``--and`` between them, run at the same time, each in a guest of its own: a guest has
+one processor. On a machine whose own kernel has all the kinds, they run there, one after the other, without a guest.
 
 The theory: qemu emulates a machine (``-accel tcg``) and starts the kernel of Debian's linux-image-amd64 with a small
 initial file system. Its init loads the modules for virtio and 9p, mounts the host's root over 9p, puts an overlay in
@@ -18,6 +19,7 @@ Needs Debian's packages qemu-system-x86, busybox-static, kmod and, for the kerne
 
 from __future__ import annotations
 
+import itertools
 import lzma
 import os
 import platform
@@ -27,7 +29,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -37,8 +42,10 @@ PROGRAMS = {
     "apt-get": "apt",
 }
 MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
+AND = "--and"
 MEMORY = "3072"
-LIMIT = float(os.environ.get("CNISDK_GUEST_SECONDS", "900"))
+SPARE_CARD = "02:00:00:00:0e:01"
+LIMIT = float(os.environ.get("CNISDK_GUEST_SECONDS", "2400"))
 
 FIRST_STAGE = """#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
@@ -65,6 +72,7 @@ mount -t devpts devpts /dev/pts
 for each in /dev/shm /run; do mount -t tmpfs tmpfs $each; done
 ln -sf /proc/self/fd /dev/fd
 echo /sbin/modprobe >/proc/sys/kernel/modprobe
+/sbin/modprobe tun
 ip link set lo up
 cd @DIRECTORY@ || exit
 @ENVIRONMENT@
@@ -176,45 +184,86 @@ def initial_files(kernel: Path, command: list[str], directory: str, environ: dic
     return archive(files)
 
 
-def run(command: list[str], directory: str, environ: dict[str, str]) -> int:
-    """Run a command in a guest and return its exit status; 125 if the guest did not get that far."""
-    kernel = fetch_kernel()
-    with tempfile.TemporaryDirectory() as scratch:
-        initrd, status, log = (Path(scratch) / name for name in ("initrd", "status", "log"))
+class Guest:
+    """A guest that runs a command.
+
+    Args:
+        command: The command.
+        directory: Where to run it.
+        environ: Its environment.
+        scratch: A folder for files of the guest.
+        output: Where the guest's output goes; None means this program's standard output.
+    """
+
+    def __init__(
+        self, command: list[str], directory: str, environ: dict[str, str], scratch: Path, output: IO[bytes] | None
+    ) -> None:
+        kernel = fetch_kernel()
+        initrd, self._status, self._log = (scratch / name for name in ("initrd", "status", "log"))
         initrd.write_bytes(initial_files(kernel, command, directory, environ))
         qemu = [
             *("qemu-system-x86_64", "-accel", "tcg", "-machine", "pc", "-cpu", "Nehalem,+rdrand", "-smp", "1"),
             *("-m", MEMORY, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-kernel", str(kernel / "vmlinux"), "-initrd", str(initrd)),
             "-append",
-            "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off nowatchdog random.trust_cpu=on",
-            *("-serial", f"file:{log}"),
+            # norandmaps: what was translated for one process serves the next, since code has the same addresses.
+            "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off nowatchdog random.trust_cpu=on norandmaps",
+            *("-serial", f"file:{self._log}"),
             *("-virtfs", "local,path=/,mount_tag=hostroot,security_model=none,readonly=on,multidevs=remap"),
+            # A network card that the tests may move about: its address is how they find it.
+            *("-device", f"e1000,mac={SPARE_CARD}"),
             *("-device", "virtio-serial"),
             *("-chardev", "stdio,id=out,signal=off", "-device", "virtconsole,chardev=out,nr=1"),
-            *("-chardev", f"file,id=status,path={status}", "-device", "virtserialport,chardev=status,nr=2"),
+            *("-chardev", f"file,id=status,path={self._status}", "-device", "virtserialport,chardev=status,nr=2"),
         ]
         # The guest ends with this process, however that ends (setpriv sets what the kernel calls PDEATHSIG).
-        process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *qemu], stdin=subprocess.DEVNULL)
+        argv = ["setpriv", "--pdeathsig", "KILL", *qemu]
+        self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output)
+
+    def wait(self, deadline: float) -> int:
+        """Wait for its end; return the command's exit status, or 125 if the guest did not get that far."""
         try:
-            process.wait(LIMIT)
+            self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             print(f"the guest was stopped after {LIMIT:g} s", file=sys.stderr)
         finally:
-            process.kill()
-            process.wait()
-        answer = status.read_text().strip() if status.exists() else ""
+            self._process.kill()
+            self._process.wait()
+        answer = self._status.read_text().strip() if self._status.exists() else ""
         if answer:
             return int(answer)
-        sys.stderr.write(log.read_text(errors="replace")[-4000:] if log.exists() else "")
+        sys.stderr.write(self._log.read_text(errors="replace")[-4000:] if self._log.exists() else "")
         print("the guest did not run the command to its end", file=sys.stderr)
         return 125
 
 
+def run(commands: list[list[str]], directory: str, environ: dict[str, str]) -> int:
+    """Run each command in a guest of its own, all at the same time; return the highest exit status.
+
+    The first prints as it goes, the others when they are through.
+    """
+    deadline = time.monotonic() + LIMIT
+    with ExitStack() as stack:
+        outputs = [None, *(stack.enter_context(tempfile.TemporaryFile()) for _ in commands[1:])]
+        guests, statuses = [], []
+        for command, output in zip(commands, outputs, strict=True):
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            guests.append(Guest(command, directory, environ, scratch, output))
+        for guest, output in zip(guests, outputs, strict=True):
+            statuses.append(guest.wait(deadline))
+            if output is not None:
+                output.seek(0)
+                sys.stdout.flush()
+                sys.stdout.buffer.write(output.read())
+                sys.stdout.flush()
+        return max(statuses)
+
+
 def main() -> int:
-    """Run the command of the arguments."""
+    """Run the commands of the arguments."""
+    commands = [list(words) for is_and, words in itertools.groupby(sys.argv[1:], AND.__eq__) if not is_and]
     if has_every_kind():
-        return subprocess.run(sys.argv[1:], check=False).returncode
+        return max(subprocess.run(command, check=False).returncode for command in commands)
     if platform.machine() != "x86_64":
         print("the guest's kernel is for x86_64", file=sys.stderr)
         return 125
@@ -222,9 +271,10 @@ def main() -> int:
         print(f"missing: apt-get install --no-install-recommends {' '.join(missing)}", file=sys.stderr)
         return 125
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    kept = ("CI", "HOME", "LANG", "NO_COLOR", "PATH", "PYTEST_ADDOPTS", "VIRTUAL_ENV")
+    kept = ("CI", "CNISDK_TEST_KILLS", "HOME", "LANG", "NO_COLOR", "PATH", "PYTEST_ADDOPTS", "VIRTUAL_ENV")
     environ = {name: os.environ[name] for name in kept if name in os.environ}
-    return run(sys.argv[1:], os.getcwd(), environ)
+    environ["CNISDK_SPARE_CARD"] = SPARE_CARD
+    return run(commands, os.getcwd(), environ)
 
 
 if __name__ == "__main__":
