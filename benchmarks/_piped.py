@@ -2,7 +2,7 @@
 
 A runtime gives a plugin three pipes: it writes the configuration into one, reads the other two to their end, and then
 reaps the process (Go's `exec.Cmd`, which libcni uses). So the answer is there when the last copy of stdout and stderr
-is closed, whoever holds it; files would not show that.
+is closed in every process that holds it; files would not show that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """What one process took: seconds, seconds of CPU with those it waited for, and its largest size in KiB."""
+    """Cost of one process: seconds, seconds of CPU with its children, and its largest size in KiB."""
 
     seconds: float
     cpu: float
@@ -51,7 +51,7 @@ class Child:
         self.outputs = {ends[1][0]: "printed", ends[2][0]: "said"}
 
     def read(self, fd: int) -> bool:
-        """Read what is there; True if that was all of this process, which is reaped then."""
+        """Read what is there, and return whether the process has ended; if so, it is reaped."""
         data = os.read(fd, 1 << 16)
         name = self.outputs[fd]
         setattr(self, name, getattr(self, name) + data)
@@ -86,7 +86,7 @@ class Children:
         return len({child.pid for child in self._of.values()})
 
     def wait(self) -> Child:
-        """The next one that has ended."""
+        """Return the next process that has ended."""
         while True:
             if not self._ready:
                 self._ready = [fd for fd, _ in self._poll.poll()]
@@ -101,5 +101,5 @@ class Children:
 
 
 def run(argv: list[str], environ: dict[str, str], stdin: bytes = b"") -> Child:
-    """Run one to its end."""
+    """Run a process to its end."""
     return Children(Child(argv, environ, stdin)).wait()

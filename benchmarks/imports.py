@@ -1,4 +1,4 @@
-"""What each path of a plugin process imports, by `python -X importtime`.
+"""Measure the imports of each path of a plugin process, by `python -X importtime`.
 
 Usage: python benchmarks/imports.py [--runs N] [--top N]
 
@@ -16,12 +16,15 @@ import subprocess
 import sys
 
 PYTHON = os.path.abspath(sys.executable)
+LAUNCH = "from cnisdk.plugin._launch import launch; launch('cnisdk_plugins.{}', 'main')"
 PATHS = {
     "python -c pass": "pass",
-    "VERSION": "from cnisdk_plugins.bridge import main; main()",
+    "VERSION": LAUNCH.format("bridge"),
     "attrs, cattrs": "import attrs, cattrs",
-    "host-local ADD": "from cnisdk_plugins.host_local import main; main()",
-    "bridge ADD": "from cnisdk_plugins.bridge import main; main()",
+    "typing, json": "import typing, json",
+    "host-local ADD": LAUNCH.format("host_local"),
+    "bridge ADD": LAUNCH.format("bridge"),
+    "cnitool": "from cnisdk._cli.start import cnitool; cnitool()",
 }
 _LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \| +(\S+)")
 
@@ -36,9 +39,9 @@ STDIN = b'{"cniVersion": "1.0.0", "name": "imports", "type": "bridge", "ipam": {
 
 
 def imports(path: str) -> dict[str, int]:
-    """Microseconds each module took by itself."""
+    """Return the microseconds that each module took by itself."""
     environ = {**ENVIRON, "CNI_COMMAND": "VERSION" if path == "VERSION" else "ADD"}
-    argv = [PYTHON, "-I", "-X", "importtime", "-c", PATHS[path]]
+    argv = [PYTHON, "-I", "-X", "importtime", "-c", PATHS[path], "status", "no-such-network"]
     done = subprocess.run(argv, env=environ, input=STDIN, capture_output=True, check=False)
     return {match[2]: int(match[1]) for match in _LINE.finditer(done.stderr.decode())}
 

@@ -110,7 +110,7 @@ def draw(measured: Iterable[Mapping[str, Any]], picture: str, note: str = "") ->
 
 
 def _draw_path(axes: Axes, row: float, times: Mapping[str, list[float]]) -> None:
-    """A row: the modes below each other, each with its median in numbers."""
+    """Draw a row: the modes below each other, each with its median in numbers."""
     for place, mode in enumerate(times):
         _, colour, shape = MODES[mode]
         height = row + 0.27 * (place - (len(times) - 1) / 2)

@@ -9,7 +9,7 @@ a machine that is busy for a while is busy for all of them. The modes:
   go         the reference plugins, which Debian packages as containernetworking-plugins
   one-shot   launchers written by `cnisdk install`: one Python process a request
   resident   shims written by `cnisdk install --thick`, in front of a running `cnisdk serve`
-  python     what Python itself costs: nothing done, and `import attrs, cattrs`
+  python     what Python itself costs: nothing done without its site module, as launchers start it, and with it
 
 Each is started as container runtimes do, with pipes. Times are from before the process is started until stdout and
 stderr have ended and it is reaped, in milliseconds. The kernel counts the size of the
@@ -40,7 +40,8 @@ from _piped import Child, Children, Cost, run
 from cnisdk.testing import Sandbox
 
 PYTHON = os.path.abspath(sys.executable)
-PASS, ATTRS = "pass", "import attrs, cattrs"
+# Nothing done, without the site module and with it.
+BARE, PASS = "python -I -S -c pass", "python -I -c pass"
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "IPv4": {"isGateway": True, "subnets": ["10.9.0.0/16"]},
@@ -54,11 +55,42 @@ BUDGETS = [
     ("host-local ADD", "resident", ("host-local ADD", "go"), 0.6),
     ("bridge ADD, IPv4", "resident", ("bridge ADD, IPv4", "go"), 0.6),
     ("burst, total", "resident", ("burst, total", "go"), 0.7),
+    ("ptp ADD", "resident", ("ptp ADD", "go"), 0.6),
+    ("macvlan ADD", "resident", ("macvlan ADD", "go"), 0.6),
+    ("loopback ADD", "resident", ("loopback ADD", "go"), 0.6),
+    ("host-device ADD", "resident", ("host-device ADD", "go"), 0.6),
+    ("portmap ADD, iptables", "resident", ("portmap ADD, iptables", "go"), 0.15),
+    ("portmap ADD, nftables", "resident", ("portmap ADD, iptables", "go"), 0.08),
+    ("firewall ADD, iptables", "resident", ("firewall ADD, iptables", "go"), 0.3),
+    ("firewall ADD, nftables", "resident", ("firewall ADD, iptables", "go"), 0.3),
+    ("chain ADD, iptables", "resident", ("chain ADD, iptables", "go"), 0.4),
+    ("chain ADD, nftables", "resident", ("chain ADD, iptables", "go"), 0.4),
     ("VERSION", "one-shot", ("VERSION", "go"), 1.0),
     ("VERSION, python -m", "one-shot", (PASS, "python"), 1.6),
-    ("host-local ADD", "one-shot", (ATTRS, "python"), 1.4),
-    ("bridge ADD, IPv4", "one-shot", (ATTRS, "python"), 2.0),
+    ("host-local ADD", "one-shot", (BARE, "python"), 4.0),
+    ("bridge ADD, IPv4", "one-shot", (BARE, "python"), 5.5),
+    ("ptp ADD", "one-shot", (BARE, "python"), 5.5),
+    ("macvlan ADD", "one-shot", (BARE, "python"), 5.5),
+    ("loopback ADD", "one-shot", (BARE, "python"), 5.5),
+    ("host-device ADD", "one-shot", (BARE, "python"), 5.5),
 ]
+
+MASTER = "bench-master"  # what macvlan's links lie on
+DEVICE = "bench-device"  # what host-device lends
+
+# Three ports of a container with two addresses. The reference's release of Debian knows iptables alone.
+BACKENDS = ("iptables", "nftables")
+PORTS = [{"hostPort": 8080 + number, "containerPort": 80 + number, "protocol": "tcp"} for number in range(3)]
+ATTACHED = {
+    "cniVersion": "1.0.0",
+    "interfaces": [{"name": "eth0", "sandbox": "/run/netns/bench"}],
+    "ips": [{"interface": 0, "address": "10.8.0.2/24"}, {"interface": 0, "address": "fd08::2/64"}],
+}
+
+CHAINED: dict[str, dict[str, Any]] = {"portmap": {"runtimeConfig": {"portMappings": PORTS}}, "firewall": {}}
+TUNING = {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}}
+
+CNITOOL = "from cnisdk._cli.start import cnitool; cnitool()"  # as the script that pip writes
 
 Key = tuple[str, str]
 
@@ -96,6 +128,9 @@ def environment(mode: Mode, verb: str, number: int, netns: str) -> dict[str, str
 
 def configuration(mode: Mode, name: str, plugin: str = "bridge") -> dict[str, Any]:
     """A network of the mode's own: its bridge, its subnets and its leases."""
+    if plugin in CHAINED:
+        own = {"backend": name, "prevResult": ATTACHED, **CHAINED[plugin]}
+        return {"cniVersion": "1.0.0", "name": f"bench-{mode.name[0]}-{plugin}", "type": plugin, **own}
     chosen = dict(CONFIGURATIONS[name])
     number = list(CONFIGURATIONS).index(name)
     letter = mode.name[0] + str(number)
@@ -108,10 +143,16 @@ def configuration(mode: Mode, name: str, plugin: str = "bridge") -> dict[str, An
         "routes": [{"dst": "0.0.0.0/0"}],
     }
     network = f"bench-{letter}-{plugin}"
-    return {"cniVersion": "1.0.0", "name": network, "type": plugin, "bridge": f"cb-{letter}", **chosen, "ipam": ipam}
+    own = {
+        "bridge": {"bridge": f"cb-{letter}", **chosen},
+        "macvlan": {"master": MASTER},
+        "host-device": {"device": DEVICE},
+    }.get(plugin, {})
+    addresses = {} if plugin == "loopback" else {"ipam": ipam}
+    return {"cniVersion": "1.0.0", "name": network, "type": plugin, **own, **addresses}
 
 
-class Bench:
+class Comparison:
     """All paths of all modes on the host this process is on."""
 
     def __init__(self, modes: list[Mode], burst: int, only: list[str]) -> None:
@@ -127,6 +168,10 @@ class Bench:
         self.costs.setdefault((path, mode), []).append(cost)
 
     def prepare(self) -> None:
+        subprocess.run(["ip", "link", "add", MASTER, "type", "veth", "peer", "name", "bench-wire"], check=True)
+        subprocess.run(["ip", "link", "add", DEVICE, "type", "veth", "peer", "name", "device-wire"], check=True)
+        for link in (MASTER, "bench-wire", "device-wire"):
+            subprocess.run(["ip", "link", "set", link, "up"], check=True)
         os.environ["NETCONFPATH"] = "/run/net.d"
         os.mkdir("/run/net.d")
         for mode in self.modes:
@@ -140,13 +185,18 @@ class Bench:
             Path(f"/run/net.d/{mode.name}.conflist").write_text(json.dumps(listed))
 
     def round(self) -> None:
-        for code in (PASS, ATTRS):
-            self.note(code, "python", measure([PYTHON, "-I", "-c", code], {"PATH": "/usr/bin"}))
+        for path in (BARE, PASS):
+            self.note(path, "python", measure([PYTHON, *path.split()[1:]], {"PATH": "/usr/bin"}))
         for path in (
             "VERSION",
             "VERSION, python -m",
             "host-local",
             *(f"bridge, {n}" for n in CONFIGURATIONS),
+            "ptp",
+            "macvlan",
+            "host-device",
+            "loopback",
+            *(f"{plugin}, {backend}" for plugin in (*CHAINED, "chain") for backend in BACKENDS),
             "cnitool",
         ):
             if not self.wanted(path):
@@ -168,17 +218,39 @@ class Bench:
         elif kind == "cnitool":
             for verb in ("add", "del"):
                 environ = {**environment(mode, "", 1, netns), "NETCONFPATH": "/run/net.d"}
-                argv = [PYTHON, "-I", "-m", "cnisdk.cli.cnitool", verb, f"list-{mode.name}", netns]
+                argv = [PYTHON, "-I", "-c", CNITOOL, verb, f"list-{mode.name}", netns]
                 yield f"cnitool {verb}", measure(argv, environ)
+        elif kind == "chain":
+            for verb, cost in self._attach_and_detach(mode, name, netns):
+                yield f"chain {verb}, {name}", cost
         else:
             conf = configuration(mode, name or "IPv4", kind)
             stdin = json.dumps(conf).encode()
             argv = [str(mode.directory / kind)]
-            for verb in ("ADD", "CHECK", "DEL") if kind == "bridge" else ("ADD", "DEL"):
+            # The reference's CHECK of portmap fails for two IP versions.
+            for verb in ("ADD", "DEL") if kind in ("host-local", *CHAINED) else ("ADD", "CHECK", "DEL"):
                 child = run(argv, environment(mode, verb, 1, netns), stdin)
                 yield f"{kind} {verb}{name and ', '}{name}", check(child)
                 if verb == "ADD":
                     stdin = json.dumps(conf | {"prevResult": json.loads(child.printed)}).encode()
+
+    def _attach_and_detach(self, mode: Mode, backend: str, netns: str) -> Iterator[tuple[str, Cost]]:
+        """What runtimes write into their lists: bridge, portmap, firewall and tuning, one after the other."""
+        first = {**configuration(mode, "ipMasq"), "ipMasqBackend": backend}
+        shared = {"cniVersion": "1.0.0", "name": first["name"]}
+        chained = [{"type": plugin, "backend": backend, **own} for plugin, own in CHAINED.items()]
+        plugins = [first, *({**each, **shared} for each in (*chained, TUNING))]
+        result: dict[str, Any] = {}
+        for verb, order in (("ADD", plugins), ("DEL", plugins[::-1])):
+            costs = []
+            for conf in order:
+                stdin = json.dumps({**conf, "prevResult": result} if result else conf).encode()
+                argv = [str(mode.directory / str(conf["type"]))]
+                child = run(argv, environment(mode, verb, 2, netns), stdin)
+                costs.append(check(child))
+                result = json.loads(child.printed) if verb == "ADD" else result
+            seconds, cpu, peaks = zip(*costs, strict=True)
+            yield verb, Cost(sum(seconds), sum(cpu), max(peaks))
 
     def bursts(self) -> None:
         for mode in self.modes:
@@ -243,27 +315,27 @@ def server_memory() -> int:
 
 def work(modes: list[Mode], runs: int, burst: int, only: list[str]) -> tuple[dict[Key, list[Cost]], int]:
     """Run it all; called on the throw-away host."""
-    bench = Bench(modes, burst, only)
-    bench.prepare()
+    comparison = Comparison(modes, burst, only)
+    comparison.prepare()
     memory = 0
     server = start_server() if any(mode.name == "resident" for mode in modes) else None
     try:
-        bench.round()  # compiles, makes bridges, fills caches
-        bench.costs.clear()
+        comparison.round()  # compiles, makes bridges, fills caches
+        comparison.costs.clear()
         for number in range(runs):
-            bench.round()
-            if burst and bench.wanted("burst") and number % 5 == 0:
-                bench.bursts()
+            comparison.round()
+            if burst and comparison.wanted("burst") and number % 5 == 0:
+                comparison.bursts()
         memory = server_memory()
     finally:
         if server is not None:
             os.kill(server, signal.SIGTERM)
             os.waitpid(server, 0)
-    return bench.costs, memory
+    return comparison.costs, memory
 
 
 def start_server() -> int:
-    argv = [PYTHON, "-I", "-m", "cnisdk.cli.cnisdk", "serve"]
+    argv = [PYTHON, "-I", "-m", "cnisdk", "serve"]
     pid = os.posix_spawn(argv[0], argv, dict(os.environ))
     SERVER.append(pid)
     deadline = time.monotonic() + 30
@@ -299,7 +371,7 @@ def report(costs: dict[Key, list[Cost]], memory: int) -> str:
     for path, mode, against, budget in BUDGETS:
         if (path, mode) in medians and against in medians:
             measured = medians[path, mode] / medians[against]
-            name = "go" if against[1] == "go" else f"`python -I -c '{against[0]}'`"
+            name = "go" if against[1] == "go" else f"`{against[0]}`"
             lines.append(
                 f"| {path} | {mode} | {name} | {budget} | {measured:.2f}{' (over)' if measured > budget else ''} |"
             )
@@ -323,10 +395,11 @@ def main() -> None:
         modes = []
         if os.path.exists(os.path.join(arguments.reference, "bridge")):
             modes.append(Mode("go", Path(arguments.reference)))
-        install = [PYTHON, "-I", "-m", "cnisdk.cli.cnisdk", "install", "bridge", "host-local", "--dest"]
+        types = ["bridge", "firewall", "host-device", "host-local", "loopback", "macvlan", "portmap", "ptp", "tuning"]
+        install = [PYTHON, "-I", "-m", "cnisdk", "install", *types, "--dest"]
         modes.append(Mode("one-shot", Path(directory, "one-shot")))
         subprocess.run([*install, str(modes[-1].directory)], check=True, stdout=subprocess.DEVNULL)
-        if importlib.util.find_spec("cnisdk.cli.serve") is not None:
+        if importlib.util.find_spec("cnisdk._cli.serve") is not None:
             modes.append(Mode("resident", Path(directory, "resident")))
             subprocess.run([*install, str(modes[-1].directory), "--thick"], check=True, stdout=subprocess.DEVNULL)
         with Sandbox() as host:

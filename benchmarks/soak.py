@@ -1,4 +1,6 @@
-"""A long day of the resident server: many requests, and many deaths. Exit status 1 if anything grows, fails or is left.
+"""Run many requests on a resident server, and kill it many times.
+
+The exit status is 1 if anything grows, fails or leaks.
 
 Usage: python benchmarks/soak.py [--requests N] [--flight N] [--loops N] [--rounds N] [--kills N]
 
@@ -27,11 +29,11 @@ from typing import Any, NamedTuple
 
 from _piped import Child, Children
 
+from cnisdk._thick.protocol import DIRECTORY
+from cnisdk._thick.server import ask_status
 from cnisdk.testing import Sandbox
-from cnisdk.thick.protocol import DIRECTORY
-from cnisdk.thick.server import ask_status
 
-CNISDK = [os.path.abspath(sys.executable), "-I", "-m", "cnisdk.cli.cnisdk"]
+CNISDK = [os.path.abspath(sys.executable), "-I", "-m", "cnisdk"]
 START = [*CNISDK, "serve", "--background"]
 
 # Samples that are compared, and how much more the late ones may have: pages may be touched for the first time late.
@@ -69,7 +71,7 @@ class Sample(NamedTuple):
 
 
 class Spawner:
-    """Starts shims and waits for whichever ends first."""
+    """Starter of shims, which waits for the one that ends first."""
 
     def __init__(self, plugin: Path, conf: dict[str, Any]) -> None:
         self.plugin, self.path = str(plugin), str(plugin.parent)
@@ -90,7 +92,7 @@ class Spawner:
         self.running.add(Child([self.plugin], environ, self.conf))
 
     def wait(self) -> tuple[str, str, float]:
-        """Verb, container and seconds of one that ended."""
+        """Return verb, container and seconds of a shim that ended."""
         child = self.running.wait()
         verb, container = child.environ["CNI_COMMAND"], child.environ["CNI_CONTAINERID"]
         self.alone += b"in a process of its own instead" in child.said
@@ -106,7 +108,7 @@ def configuration(plugin: str) -> dict[str, Any]:
 
 
 def leases() -> list[str]:
-    """Files of addresses that are given away."""
+    """Return the files of leased addresses."""
     directory = Path("/var/lib/cni/networks/soak")
     return [name for name in os.listdir(directory) if name[0].isdigit()] if directory.exists() else []
 
@@ -158,7 +160,7 @@ def server() -> Iterator[int]:
 
 
 def many_requests(plugins: Path, requests: int, flight: int) -> list[str]:
-    """Run them, print what was seen, and return what is wrong."""
+    """Run the requests, print the samples, and return what is wrong."""
     spawner = Spawner(plugins / "host-local", configuration("host-local"))
     samples: list[Sample] = []
     print(
@@ -201,7 +203,7 @@ def many_requests(plugins: Path, requests: int, flight: int) -> list[str]:
 
 
 def growth(samples: list[Sample]) -> list[str]:
-    """Compare the last quarter with the second: in the first, the server learns."""
+    """Compare the last quarter with the second. In the first, the server still learns."""
     quarter = len(samples) // 4
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
 
@@ -257,7 +259,7 @@ def many_deaths(plugins: Path, loops: int, rounds: int, kills: int) -> list[str]
 
 
 def work(plugins: Path, arguments: argparse.Namespace) -> list[str]:
-    """All of it, on the throw-away host."""
+    """Run the whole benchmark, on the throw-away host."""
     wrong = many_requests(plugins, arguments.requests, arguments.flight)
     return wrong + many_deaths(plugins, arguments.loops, arguments.rounds, arguments.kills)
 
