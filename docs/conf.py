@@ -4,6 +4,7 @@ import pkgutil
 import re
 from importlib.metadata import version as distribution_version
 from pathlib import Path
+from runpy import run_path
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -81,37 +82,5 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", _link_names)
 
 
-# One page a package, made from what there is, so that no module is forgotten.
-_PACKAGES = {
-    "errors": "The table of codes: [Error codes](../errors.md).",
-    "spec": "Typed objects and versions of the specification. Pure: no I/O, any operating system.",
-    "plugin": "Write a plugin. The names most plugins need are also in `cnisdk` itself.",
-    "invoke": "Run another plugin.",
-    "ipam": "Allocate addresses.",
-    "linux": "Talk to the kernel. Linux only.",
-    "runtime": "Run networks, as a container runtime does.",
-    "testing": "Tools for tests. Needs Linux, and no root.",
-    "conformance": "Judge any plugin executable. Needs Linux, and no root.",
-}
-
-
-def _write_api_pages() -> None:
-    docs = Path(__file__).resolve().parent
-    code = docs.parent / "cnisdk"
-    for package, introduction in _PACKAGES.items():
-        folder = code / package
-        files = sorted(folder.rglob("*.py")) if folder.is_dir() else [code / f"{package}.py"]
-        names = [file.relative_to(code).with_suffix("").parts for file in files]
-        lines = [f"# cnisdk.{package}", "", introduction, ""]
-        for name in names:
-            if any(part.startswith("_") for part in name):
-                continue
-            module = ".".join(("cnisdk", *name))
-            heading = [f"## {module}", ""] if len(name) > 1 else []
-            lines += [*heading, "```{eval-rst}", f".. automodule:: {module}", "```", ""]
-        page, text = docs / "reference" / "api" / f"{package}.md", "\n".join(lines)
-        if not page.exists() or page.read_text() != text:
-            page.write_text(text)
-
-
-_write_api_pages()
+# The pages of the API are made from the code, so that no module is forgotten.
+run_path(str(Path(__file__).with_name("publish_api.py")))["main"]()

@@ -5,7 +5,7 @@ from pathlib import Path
 from argparse_manpage.manpage import Manpage
 
 from cnisdk import __version__
-from cnisdk.cli import cnisdk, cnitool
+from cnisdk._cli import cnisdk, cnitool
 
 TITLES = {
     "cnitool": "attach network namespaces to CNI networks",
