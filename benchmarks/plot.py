@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from _percentile import percentile
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-from processes import percentile
 
 # From Okabe and Ito's palette, which people see apart who do not see all colours; the shapes say it again.
 MODES = {

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
 import os
 import platform
 import shutil
@@ -35,6 +34,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from _percentile import percentile
 from _piped import Child, Children, Cost, run
 
 from cnisdk.testing import Sandbox
@@ -344,11 +344,6 @@ def start_server() -> int:
             return pid
         time.sleep(0.05)
     raise SystemExit("the server does not come up")
-
-
-def percentile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
 
 
 def report(costs: dict[Key, list[Cost]], memory: int) -> str:

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from _percentile import percentile
 from _piped import Child, Children
 
 from cnisdk._thick.protocol import DIRECTORY
@@ -134,7 +135,6 @@ def look(pid: int, requests: int, times: list[float], seconds: float) -> Sample:
     while before.keys() != now.keys() and time.monotonic() < deadline:
         time.sleep(0.2)
         before, now = now, weigh(pid)
-    ordered = sorted(times)
     return Sample(
         requests,
         memory(pid, "Rss"),
@@ -142,9 +142,9 @@ def look(pid: int, requests: int, times: list[float], seconds: float) -> Sample:
         len(os.listdir(f"/proc/{pid}/fd")),
         len(now) - 1,
         len(os.listdir(DIRECTORY)),
-        ordered[len(ordered) // 2] * 1000,
-        ordered[len(ordered) * 95 // 100] * 1000,
-        ordered[-1] * 1000,
+        percentile(times, 0.5) * 1000,
+        percentile(times, 0.95) * 1000,
+        max(times) * 1000,
         len(times) / seconds,
     )
 

@@ -1,17 +1,15 @@
-"""Imports run downwards only, and each path imports no more than its budget allows."""
+"""Imports run downwards only and in no circle, and each public name is documented and stands for one thing."""
 
 import ast
 import importlib
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+import re
+import runpy
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-
-from cnisdk.testing import Host
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "cnisdk"
@@ -28,65 +26,6 @@ LAYERS = [
     {"_cli"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
-
-# What a plugin process must not pay for: import costs are most of a one-shot plugin's time.
-SLOW = {
-    "argparse",
-    "ast",
-    "asyncio",
-    "attr",
-    "cattrs",
-    "concurrent.futures",
-    "dataclasses",
-    "enum",
-    "http",
-    "importlib",
-    "importlib.metadata",
-    "inspect",
-    "json",
-    "logging",
-    "multiprocessing",
-    "pathlib",
-    "pyroute2",
-    "pytest",
-    "re",
-    "rich",
-    "selectors",
-    "shutil",
-    "signal",
-    "socket",
-    "subprocess",
-    "tempfile",
-    "threading",
-    "typing",
-    "typing_extensions",
-    "unittest",
-}
-BUDGETS = {
-    "errors": SLOW,
-    "spec": SLOW | {"hashlib"},
-    "spec.names": SLOW,
-    "spec.versions": SLOW,
-    "plugin": SLOW,
-    # VERSION is answered with what Python brings anyway.
-    "plugin.quick": SLOW | {"collections"},
-    "plugin._launch": SLOW,
-    "ipam": SLOW,
-    "dhcp.lease": SLOW,
-    "dhcp.options": SLOW,
-    "invoke": SLOW,
-    "linux": SLOW,
-    "runtime": SLOW,
-    "_cli.cnitool": SLOW,
-    "_cli.start": SLOW,
-    "testing.hosts": {"pyroute2"},
-}
-# etcd's answers are read by json, whose time is little beside that of the network.
-PLUGINS = {
-    f"cnisdk_plugins.{path.stem}": SLOW - ({"enum", "json", "re"} if path.stem == "cluster" else set())
-    for path in sorted((ROOT / "examples" / "cnisdk_plugins").glob("*.py"))
-    if path.stem != "__init__"
-}
 
 
 def modules() -> list[Path]:
@@ -123,25 +62,54 @@ def test_imports_run_downwards(path: Path) -> None:
         )
 
 
-def imported_modules(path: Path, names: dict[str, Path]) -> set[str]:
-    """The modules of the package that a module imports, at whatever place, also for type checkers alone."""
-    own = path.relative_to(PACKAGE.parent).with_suffix("").parts
+def every_module() -> dict[str, Path]:
+    """The modules of the package, the plugins and the benchmarks, by the name under which they are imported."""
+    plugins, benchmarks = ROOT / "examples" / "cnisdk_plugins", ROOT / "benchmarks"
+    files = [(path, PACKAGE.parent) for path in modules()]
+    files += [(path, plugins.parent) for path in plugins.rglob("*.py")]
+    files += [(path, benchmarks) for path in benchmarks.glob("*.py")]
+    return {".".join(path.relative_to(top).with_suffix("").parts): path for path, top in files}
+
+
+@cache
+def homes(package: str) -> dict[str, str]:
+    """The module, or the package, from which a package hands on each of its names."""
+    path = ROOT.joinpath(*package.split("."), "__init__.py")
+    dicts = (
+        [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Dict)] if path.exists() else []
+    )
+    given = {home: names for each in dicts for home, names in ast.literal_eval(each).items()}
+    return {name: f"{package}{home}" for home, names in given.items() for name in names.split()}
+
+
+def imported_modules(name: str, names: dict[str, Path]) -> set[str]:
+    """The modules that a module imports, at whatever place, also for type checkers alone.
+
+    A name that a package hands on counts as imported from the module that has it.
+    """
+    own = name.split(".")
     found = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = [*own[: len(own) - node.level], *(node.module or "").split(".")]
-            home = ".".join(filter(None, base))
-            found |= {name if (name := f"{home}.{alias.name}") in names else home for alias in node.names}
-    return found & names.keys() - {".".join(own)}
+    for node in ast.walk(ast.parse(names[name].read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = own[: len(own) - node.level] if node.level else []
+            package = ".".join(filter(None, [*base, *(node.module or "").split(".")]))
+            for alias in node.names:
+                home = homes(package).get(alias.name, package)
+                found |= {f"{home}.{alias.name}", home}
+    return found & names.keys() - {name}
 
 
 def test_imports_go_in_no_circle() -> None:
-    """Neither between modules nor in the eyes of type checkers: whoever reads one can begin at the bottom."""
-    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in modules()}
-    names = {name: path for name, path in names.items() if path.name != "__init__.py"}
-    left = {name: imported_modules(path, names) for name, path in names.items()}
+    """Neither between modules nor in the eyes of type checkers: a reader can begin with the lowest."""
+    names = {name: path for name, path in every_module().items() if path.name != "__init__.py"}
+    left = {name: imported_modules(name, names) for name in names}
     while free := {name for name, imports in left.items() if not imports & left.keys()}:
-        left = {name: imports for name, imports in left.items() if name not in free}
+        left = {name: left[name] for name in left.keys() - free}
+    # Those that only import from a circle are in none.
+    while free := left.keys() - set().union(*left.values()):
+        left = {name: left[name] for name in left.keys() - free}
     assert not left, f"a circle is among {', '.join(sorted(left))}"
 
 
@@ -208,158 +176,84 @@ def test_lazy_names_are_the_typed_ones(path: Path) -> None:
         assert getattr(package, name) is not None
 
 
-def environment() -> dict[str, str]:
-    """The environment of a Python without site module that finds what this one finds."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples"), *filter(None, sys.path)])}
+# --- the public line --------------------------------------------------------------------------------------------------
+
+# Functions of these modules are called through the module, as in `veth.create`, so that is their name.
+CALLED_THROUGH_THEIR_MODULE = ("cnisdk.linux.", "cnisdk.plugin.interface")
 
 
-def loaded_after(statement: str) -> set[str]:
-    """Return the modules a fresh, isolated interpreter holds after `statement` and did not hold before."""
-    script = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
-    argv = [sys.executable, "-S", "-c", script]  # the site module would import some of what is forbidden
-    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+class PublicName(NamedTuple):
+    """A name without underscore at the top level of a module without underscore."""
+
+    module: str
+    name: str
+    is_function: bool
+    documented: bool
 
 
-@pytest.mark.parametrize("name", [*BUDGETS, *PLUGINS])
-def test_import_budget(name: str) -> None:
-    forbidden = BUDGETS.get(name) or PLUGINS[name]
-    module = name if name in PLUGINS else f"cnisdk.{name}"
-    loaded = loaded_after(f"import {module}")
-    over = sorted(forbidden & loaded)
-    assert not over, f"import {module} loads {', '.join(over)}"
+def is_public(name: str) -> bool:
+    return not any(part.startswith("_") for part in name.split("."))
 
 
-def run_and_list(
-    statement: str, *argv: str, stdin: str = "{}", switches: Sequence[str] = ("-S",), **environ: str
-) -> tuple[int, str, set[str]]:
-    """Run a program in a fresh interpreter; return its exit status, its output and the modules it held at its end."""
-    script = f"""
-import atexit, os, sys
-before = set(sys.modules)
-atexit.register(lambda: os.write(2, ("LOADED " + " ".join(set(sys.modules) - before)).encode()))
-{statement}
-"""
-    command = [sys.executable, *switches, "-c", script, *argv]
-    done = subprocess.run(
-        command, env=environment() | environ, input=stdin, capture_output=True, text=True, check=False
-    )
-    assert "LOADED" in done.stderr, done.stderr
-    return done.returncode, done.stdout + done.stderr, set(done.stderr.rpartition("LOADED ")[2].split())
+def public_modules() -> dict[str, Path]:
+    return {name: path for name, path in every_module().items() if name.startswith("cnisdk.") and is_public(name)}
 
 
-ATTACHMENT = {"CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/nowhere", "CNI_PATH": "/nowhere"}
+def is_documented(statement: ast.Assign | ast.AnnAssign, following: ast.stmt, lines: list[str]) -> bool:
+    """Look for what autodoc takes for a docstring: a string behind it, or a comment with a colon above or beside it."""
+    comment = lines[statement.lineno - 2].startswith("#:") or "#: " in lines[statement.lineno - 1]
+    return comment or (isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant))
 
 
-def loaded_by_request(plugin: str, **environ: str) -> set[str]:
-    """Return the modules a plugin's process holds when it ends, having refused a request without configuration."""
-    launch = f"from cnisdk.plugin._launch import launch; launch({plugin!r}, 'main')"
-    status, _, loaded = run_and_list(launch, **environ)
-    assert status == 1
-    return loaded
+def public_names() -> list[PublicName]:
+    found = []
+    for module, path in public_modules().items():
+        tree, lines = ast.parse(path.read_bytes()), path.read_text().splitlines()
+        for statement, following in zip(tree.body, [*tree.body[1:], ast.Pass()], strict=True):
+            names: list[str] = []
+            documented = False
+            if isinstance(statement, ast.ClassDef | ast.FunctionDef):
+                names, documented = [statement.name], ast.get_docstring(statement) is not None
+            elif isinstance(statement, ast.Assign | ast.AnnAssign):
+                targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+                names = [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+                documented = is_documented(statement, following, lines)
+            function = isinstance(statement, ast.FunctionDef)
+            found += [
+                PublicName(module, name, function, documented)
+                for name in names
+                if is_public(name) and name != "TYPE_CHECKING"
+            ]
+    return found
 
 
-def run_launcher(path: Path, stdin: str, environ: dict[str, str]) -> tuple[int, str, set[str]]:
-    """Do as a launcher does."""
-    launcher = json.loads(path.read_text().splitlines()[3].removeprefix("# "))
-    as_launched = [*launcher["argv"], "-c", launcher["code"], str(path)]
-    statement = f"sys.orig_argv = {as_launched!r}; exec({launcher['code']!r})"
-    return run_and_list(statement, stdin=stdin, switches=launcher["argv"][1:], **environ)
+def test_every_public_module_has_its_place_on_a_page_of_the_api() -> None:
+    pages = runpy.run_path(str(ROOT / "docs" / "publish_api.py"))
+    text = "".join(map(pages["render"], pages["PACKAGES"]))
+    shown = set(re.findall(r"automodule:: (\S+)", text))
+    assert shown == public_modules().keys()
 
 
-def test_requests_load_nothing_slow(host: Host, tmp_path: Path) -> None:
-    """Requests that succeed, from begin to end: ADD, CHECK and DEL of bridge, with host-local in its process."""
-    install = [sys.executable, "-I", "-m", "cnisdk", "install", "--dest", str(tmp_path), "bridge", "host-local"]
-    subprocess.run(install, check=True, capture_output=True)
-    ipam = {"type": "host-local", "dataDir": str(tmp_path / "leases"), "subnet": "10.1.0.0/16"}
-    conf = {"cniVersion": "1.0.0", "name": "n", "type": "bridge", "bridge": "b0", "isGateway": True, "ipam": ipam}
-    attachment = {**ATTACHMENT, "CNI_NETNS": host.container("c1").netns, "CNI_PATH": str(tmp_path)}
-    for plugin in ("host-local", "bridge"):
-        stdin = json.dumps(conf)
-        for verb in ("ADD", "CHECK", "DEL"):
-            environ = {**attachment, "CNI_COMMAND": verb}
-            status, printed, loaded = host.call(run_launcher, tmp_path / plugin, stdin, environ)
-            assert (status, (SLOW | {"hashlib", "traceback"}) & loaded) == (0, set()), printed
-            if verb == "ADD":
-                assert ("cnisdk_plugins.host_local" in loaded, "cnisdk.linux" in loaded) == (True, plugin == "bridge")
-                result = json.JSONDecoder().raw_decode(printed)[0]
-                stdin = json.dumps({**conf, "prevResult": result})
+def test_every_public_name_is_documented() -> None:
+    """The pages leave out what has no docstring: give it one, or an underscore."""
+    assert [f"{each.module}.{each.name}" for each in public_names() if not each.documented] == []
 
 
-def test_cnitool_loads_nothing_slow(host: Host, tmp_path: Path) -> None:
-    """Its commands without options, from begin to end."""
-    (tmp_path / "loopback").write_text('#!/bin/sh\ncat >/dev/null\necho \'{"cniVersion": "1.0.0"}\'\n')
-    (tmp_path / "loopback").chmod(0o755)
-    network = {"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "loopback"}]}
-    (tmp_path / "n.conflist").write_text(json.dumps(network))
-    environ = {"CNI_PATH": str(tmp_path), "NETCONFPATH": str(tmp_path)}
-    start = "from cnisdk._cli.start import cnitool; cnitool()"
-    netns = host.container("c1").netns
-    for verb in ("add", "check", "del"):
-        called = host.call(run_and_list, start, verb, "n", netns, **environ)
-        # Before Python 3.11, base64 alone reads strictly, and imports re.
-        slow = SLOW if sys.version_info >= (3, 11) else SLOW - {"enum", "re"}
-        assert (called[0], (slow | {"hashlib", "traceback"}) & called[2]) == (0, set()), called[1]
+def test_every_public_method_is_documented() -> None:
+    wrong = [
+        f"{name}.{each.name}.{method.name}"
+        for name, path in public_modules().items()
+        for each in ast.parse(path.read_bytes()).body
+        if isinstance(each, ast.ClassDef) and is_public(each.name)
+        for method in each.body
+        if isinstance(method, ast.FunctionDef) and is_public(method.name) and not ast.get_docstring(method)
+    ]
+    assert wrong == []
 
 
-def test_host_local_never_loads_the_kernel_layer() -> None:
-    loaded = loaded_by_request("cnisdk_plugins.host_local", CNI_COMMAND="ADD", **ATTACHMENT)
-    assert "cnisdk.ipam.filestore" in loaded or "cnisdk_plugins.host_local" in loaded
-    assert not {name for name in loaded if name.startswith(("cnisdk.linux", "pyroute2"))}
-    assert not (SLOW | {"hashlib", "traceback"}) & loaded
-
-
-def test_an_error_loads_next_to_nothing() -> None:
-    loaded = loaded_by_request("cnisdk_plugins.bridge", CNI_COMMAND="ADD", **ATTACHMENT)
-    assert not {name for name in loaded if name.startswith("pyroute2")}
-    assert not (SLOW | {"hashlib", "traceback"}) & loaded
-
-
-def test_version_needs_no_plugin() -> None:
-    """`python -m` of a reference plugin answers before it imports what the other verbs need."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples")]), "CNI_COMMAND": "VERSION"}
-    argv = [sys.executable, "-X", "importtime", "-m", "cnisdk_plugins.bridge"]
-    done = subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert "cnisdk.plugin.quick" in loaded
-    brought = {"importlib", "threading"}  # by `python -m` and the site module
-    assert not ((SLOW - brought) | {"cnisdk.spec"}) & loaded
-
-
-def test_the_spec_imports_off_linux() -> None:
-    """The typed objects load where the kernel's modules do not exist."""
-    absent = (
-        "import sys; sys.modules.update(fcntl=None, termios=None, resource=None, pwd=None, grp=None, pyroute2=None)"
-    )
-    script = (
-        f"{absent}; sys.platform = 'win32'; import cnisdk, cnisdk.errors, cnisdk.spec; from cnisdk.spec import Result"
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_importing_does_nothing() -> None:
-    """No thread, no file, no signal handler, no child: an import of any module changes no process state."""
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in modules()]
-    names = [name for name in names if not name.endswith("__main__")]
-    script = f"""
-import os, signal, sys, threading, warnings
-def state():
-    return (sorted(os.listdir("/proc/self/fd")), threading.active_count(), dict(os.environ), os.getcwd(),
-            [signal.getsignal(n) for n in sorted(signal.valid_signals())], os.readlink("/proc/self/ns/net"),
-            list(warnings.filters), sys.stdout, sys.stderr, list(sys.meta_path), list(sys.path))
-import attrs, cattrs, pytest, hypothesis, pyroute2, asyncio, logging
-before = state()
-import importlib
-for name in {names!r}:
-    importlib.import_module(name)
-after = state()
-for old, new in zip(before, after):
-    assert old == new, (old, new)
-"""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_no_public_name_is_used_twice() -> None:
+    homes: dict[str, list[str]] = {}
+    for each in public_names():
+        if not (each.is_function and each.module.startswith(CALLED_THROUGH_THEIR_MODULE)):
+            homes.setdefault(each.name, []).append(each.module)
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
