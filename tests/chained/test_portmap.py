@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -372,6 +372,31 @@ def test_a_del_deletes_only_what_it_has_seen(host: Host) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         host.call(add_and_delete)
+
+
+@pytest.mark.parametrize("asked", [None, "198.51.100.1"])
+def test_a_port_of_all_addresses_and_that_of_one_are_not_both_given(host: Host, asked: str | None) -> None:
+    """Two elements hold them: another process adds the other one just before this one does."""
+    early, late = (Attachment("net", name, "eth0") for name in ("c1", "c2"))
+    single = ip_address("198.51.100.1")
+    mine = HostPort("tcp", 8080, ip_address(asked) if asked else None, ip_interface("10.1.0.5/24"), 80)
+    others = HostPort("tcp", 8080, None if asked else single, ip_interface("10.1.0.6/24"), 80)
+    options, listed, carry_out = {4: Options()}, [("tcp", 8080)], sets.carry_out
+
+    def after_another(*arguments: Any) -> bool:
+        patch.undo()
+        hostports.publish("nftables", early, [others], options, listed)
+        return carry_out(*arguments)
+
+    def add() -> None:
+        patch.setattr(sets, "carry_out", after_another)
+        with pytest.raises(CNIError, match="c1"):
+            hostports.publish("nftables", late, [mine], options, listed)
+        hostports.check("nftables", early, [others], options, listed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        host.call(add)
+    assert rules_of(host, "id: c2", "10.1.0.5") == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

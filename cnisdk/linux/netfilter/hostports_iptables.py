@@ -110,7 +110,8 @@ def ensure_accepted(version: int) -> None:
         IOFailureError: (5) ``iptables-restore`` refused.
         PluginNotAvailableError: (50) It is not installed.
     """
-    if current(version, "filter").has_chain("FORWARD"):
+    table = current(version, "filter")
+    if not accepting().is_in(table) and table.has_chain("FORWARD"):
         base_rules.commit(version, [accepting()], {}, {})
 
 

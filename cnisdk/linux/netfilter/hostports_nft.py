@@ -119,19 +119,30 @@ def _everywhere(record: _Record) -> Element:
 
 def _find_holders(records: Sequence[_Record], table: NftTable) -> list[list[Element]]:
     """Find for each record the elements that hold its port, or one that overlaps."""
-    found = {
-        each[:2]: each for each in sets.find(table, {f(each) for each in records for f in (_everywhere, _holding)})
-    }
-    maps = {f"addresses{each.ending}" for each in records if each.port.host_ip is None}
-    single = [each for where in sorted(maps) for each in sets.list_all(table, where)]
-    holders = []
+    found = {each[:2]: each for each in sets.find(table, map(_holding, records))}
+    return [
+        [*(found[name] for name in [_holding(record)[:2]] if name in found), *overlapping]
+        for record, overlapping in zip(records, _find_overlapping(records, table), strict=True)
+    ]
+
+
+def _find_overlapping(records: Sequence[_Record], table: NftTable) -> list[list[Element]]:
+    """Find for a port of all addresses those of single ones, and for a port of a single address that of all."""
+    single = [each for each in records if each.port.host_ip is not None]
+    everywhere = {each[:2]: each for each in (sets.find(table, map(_everywhere, single)) if single else ())}
+    numbers: dict[str, list[bytes]] = {}
+    for each in records:
+        if each.port.host_ip is None:
+            numbers.setdefault(f"addresses{each.ending}", []).append(_holding(each).key)
+    listed = [each for where, endings in numbers.items() for each in sets.list_all(table, where, endings)]
+    found = []
     for record in records:
-        names = dict.fromkeys((_everywhere(record)[:2], _holding(record)[:2]))
-        own = [found[name] for name in names if name in found]
         if record.port.host_ip is None:
-            own += [each for each in single if each.key.endswith(_everywhere(record).key)]
-        holders.append(own)
-    return holders
+            found.append([each for each in listed if each.key.endswith(_holding(record).key)])
+        else:
+            name = _everywhere(record)[:2]
+            found.append([everywhere[name]] if name in everywhere else [])
+    return found
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -201,40 +212,44 @@ _SHAPES = {
 }
 
 
-def _missing(version: int, conditions: Sequence[str]) -> str:
-    """Return what is missing of the table, for people; empty if nothing is."""
+def _missing(version: int, conditions: Sequence[str], prefixlens: Sequence[int]) -> tuple[str, list[int]]:
+    """Return what is missing of the table, for people, and the lengths of prefixes for which no rule masquerades."""
     table, ending = _table(version), _ending(conditions)
-    expected = dict(_SHAPES)
-    for each in ("", ending):
-        expected[f"translate{each}"] = tuple(Shape("", "nat", f"{kind}{each}") for kind in ("addresses", "ports"))
+    expected = {**_SHAPES, "translate": _translating("")}
+    # These chains were made with the table, before those of attachments.
+    there = table.list_leading(*expected, *(["postrouting"] if prefixlens else []))
+    if ending:
+        expected[f"translate{ending}"] = _translating(ending)
+        there += table.list_rules(f"translate{ending}")
+    lacking = [
+        each
+        for each in prefixlens
+        if not any(
+            rule.chain == "postrouting" and Shape("masquerade", named=f"hairpins{each}").is_like(rule) for rule in there
+        )
+    ]
     for chain, shapes in expected.items():
-        there = table.list_rules(chain)
-        if len(there) != len(shapes) or not all(map(Shape.is_like, shapes, there)):
-            return f"rules of chain {chain}"
-    return "the rule for the conditions" if ending and not _is_conditional(table, ending) else ""
+        own = [rule for rule in there if rule.chain == chain]
+        if len(own) != len(shapes) or not all(map(Shape.is_like, shapes, own)):
+            return f"rules of chain {chain}", lacking
+    return "the rule for the conditions" if ending and not _is_conditional(table, ending) else "", lacking
+
+
+def _translating(ending: str) -> tuple[Shape, ...]:
+    return tuple(Shape("", "nat", f"{kind}{ending}") for kind in ("addresses", "ports"))
 
 
 def _is_conditional(table: NftTable, ending: str) -> bool:
     return any(rule.target == f"translate{ending}" for rule in table.list_rules("conditional"))
 
 
-def _missing_prefixlens(version: int, prefixlens: Iterable[int]) -> list[int]:
-    """List the lengths of prefixes for which no rule masquerades."""
-    there = _table(version).list_rules("postrouting")
-    return [
-        each
-        for each in prefixlens
-        if not any(Shape("masquerade", named=f"hairpins{each}").is_like(rule) for rule in there)
-    ]
-
-
 def _ensure(version: int, conditions: Sequence[str], prefixlens: Sequence[int]) -> None:
     """Make what is missing of the table."""
-    lacking = _missing_prefixlens(version, prefixlens)
-    if not lacking and not _missing(version, conditions):
+    if not any(_missing(version, conditions, prefixlens)):
         return
     with lock.exclusive(_PATIENCE):  # or two processes would add the same rules
-        commands = _script(version, conditions, _missing_prefixlens(version, prefixlens))
+        _, lacking = _missing(version, conditions, prefixlens)
+        commands = _script(version, conditions, lacking)
         ending = _ending(conditions)
         if ending and not _is_conditional(_table(version), ending):
             commands.append(f"add rule {_FAMILIES[version]} {_NAME} conditional jump translate{ending}")
@@ -260,25 +275,41 @@ def apply(owner: Attachment, version: int, ports: Collection[HostPort], options:
     table, records, comment = _table(version), _records(ports, options), rules.mark(owner, nft.COMMENT_MAX - 1)
     _ensure(version, options.conditions, _prefixlens(records))
     chain, key = _chain(owner), _key(comment)
+    noted = ((chain, (comment, *map(str, records))),)
+    # Mostly all of it is new, and one transaction does it. The kernel refuses what exists already.
+    done = sets.carry_out(
+        table, Change(added=_elements(records, map(partial(_holding, comment=comment), records)), records=noted), 0
+    )
     for _ in range(_ATTEMPTS):
+        if done:
+            break
         generation = sets.read_generation()
         old = _owned(table, chain, key)
-        added: dict[tuple[str, bytes], Element] = {}
-        for record, element in zip(records, _choose(records, table, owner, comment), strict=True):
-            for each in (element, *_surroundings(record, comment)):
-                added.setdefault(each[:2], each)
+        added = _elements(records, _choose(records, table, owner, comment))
         # Whoever had the container's address before is gone: an address is one container's at a time.
-        stale = [each for each in sets.find(table, added.values()) if each.where.startswith(("published", "hairpins"))]
+        stale = [each for each in sets.find(table, added) if each.where.startswith(("published", "hairpins"))]
         deleted = {each[:2]: each for each in (*old.elements, *stale)}
         change = Change(
-            deleted=tuple(deleted.values()),
-            forgotten=(chain,) if old.chain else (),
-            added=tuple(added.values()),
-            records=((chain, (comment, *map(str, records))),),
+            deleted=tuple(deleted.values()), forgotten=(chain,) if old.chain else (), added=added, records=noted
         )
-        if sets.carry_out(table, change, generation) and _are_held(records, table):
-            return
-    raise IOFailureError(f"cannot change {table}: others change it all the time")
+        done = sets.carry_out(table, change, generation) and _are_held(records, table)
+    if not done:
+        raise IOFailureError(f"cannot change {table}: others change it all the time")
+    # A port of one address and that of all are two elements: two processes may have added them at the same time.
+    for record, overlapping in zip(records, _find_overlapping(records, table), strict=True):
+        for holder in overlapping:
+            if not holder.comment.startswith(key) and not is_same_container(holder.comment, owner, nft.COMMENT_MAX - 1):
+                _delete(table, chain, key)
+                raise taken(record.port, holder.comment)
+
+
+def _elements(records: Sequence[_Record], holding: Iterable[Element]) -> tuple[Element, ...]:
+    """Return all elements of records, each once: those that hold the ports, and those around them."""
+    found: dict[tuple[str, bytes], Element] = {}
+    for record, element in zip(records, holding, strict=True):
+        for each in (element, *_surroundings(record, element.comment)):
+            found.setdefault(each[:2], each)
+    return tuple(found.values())
 
 
 def check_holders(owner: Attachment, version: int, ports: Iterable[HostPort]) -> None:
@@ -321,8 +352,8 @@ def check(owner: Attachment, version: int, ports: Collection[HostPort], options:
         IOFailureError: (5) One is not, or something of the table is missing.
     """
     table, records, key = _table(version), _records(ports, options), _key(rules.mark(owner))
-    lacking = _missing_prefixlens(version, _prefixlens(records))
-    if missing := _missing(version, options.conditions) or (lacking and "rules of chain postrouting"):
+    missing, lacking = _missing(version, options.conditions, _prefixlens(records))
+    if missing := missing or ("rules of chain postrouting" if lacking else ""):
         raise IOFailureError(f"{table}: {missing} are missing or were changed")
     for record in records:
         wanted = _holding(record)

@@ -12,6 +12,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
 
 from ..._light import NamedTuple, TypeVar
 from ...errors import IOFailureError
@@ -217,7 +218,24 @@ class NftTable(NamedTuple):
             rule = _rule(attributes.read(message))
             return rule if wanted(rule) else None
 
-        return next(iter(self._ask(_GET_RULE, self._rules_of(chain), words, read, first=True)), None)
+        return next(iter(self._ask(_GET_RULE, self._rules_of(chain), words, read, bool)), None)
+
+    def list_leading(self, *chains: str) -> list[Rule]:
+        """Return the rules of chains, in order, with one request.
+
+        The kernel lists the chains of a table in the order in which they were made. So this takes no longer the more
+        chains were made after these. It reads the whole table only if one of these has no rule.
+
+        Raises:
+            IOFailureError: (5) The kernel refused to answer.
+        """
+        wanted = frozenset(chains)
+
+        def enough(found: list[Rule]) -> bool:
+            return found[-1].chain not in wanted and wanted <= {each.chain for each in found}
+
+        found = self._ask(_GET_RULE, self._rules_of(""), (), lambda message: _rule(attributes.read(message)), enough)
+        return [each for each in found if each.chain in wanted]
 
     def _rules_of(self, chain: str) -> bytes:
         wanted = attributes.text(_RULE_TABLE, f"{self.name}\0")
@@ -282,8 +300,7 @@ class NftTable(NamedTuple):
         wanted: bytes,
         words: Iterable[str],
         read: Callable[[bytes], _T | None],
-        *,
-        first: bool = False,
+        enough: Callable[[list[_T]], bool] = lambda _: False,
     ) -> list[_T]:
         """Return the objects of a dump.
 
@@ -292,7 +309,7 @@ class NftTable(NamedTuple):
             wanted: Its attributes.
             words: If given, only objects that contain one of these are read.
             read: Function that reads an object's attributes; it returns None for one that is not wanted.
-            first: End with the first that is wanted.
+            enough: Function that tells of those that are wanted, after each, if no more are needed.
         """
         needles = [word.encode(errors="surrogateescape") for word in words]
         generic = _GENERIC.pack(_FAMILIES[self.family], 0, 0)
@@ -307,7 +324,7 @@ class NftTable(NamedTuple):
                         interrupted |= flags & _INTERRUPTED
                         if body and (each := read(body[_GENERIC.size :])) is not None:
                             found.append(each)
-                            if first:
+                            if enough(found):
                                 return found
                     if not interrupted:
                         return found
@@ -394,11 +411,19 @@ def _number(payload: bytes) -> int:
 
 
 def _rule(found: dict[int, bytes]) -> Rule:
+    comment, matches, verdict = _read_expressions(found.get(_RULE_EXPRESSIONS, b""))
+    chain, handle = attributes.read_text(found[_RULE_CHAIN]), _number(found[_RULE_HANDLE])
+    return Rule(chain, handle, comment or _comment(found.get(_RULE_USERDATA, b"")), matches, verdict)
+
+
+# Each request looks at the same rules of the tables' own: a worker of the resident server knows them from a rehearsal.
+@lru_cache(maxsize=128)
+def _read_expressions(data: bytes) -> tuple[str, tuple[Match, ...], str]:
+    """Return the comment, the conditions and the verdict that the expressions of a rule say."""
     matches: list[Match] = []
-    verdict = ""
-    comment = _comment(found.get(_RULE_USERDATA, b""))
+    comment = verdict = ""
     field: tuple[str, int, bytes] | None = None  # the field in the register, and the mask of its bits that count
-    for _, element in attributes.iterate(found.get(_RULE_EXPRESSIONS, b"")):
+    for _, element in attributes.iterate(data):
         expression = attributes.read(element)
         name = attributes.read_text(expression[1])
         parts = attributes.read(expression.get(2, b""))
@@ -430,8 +455,7 @@ def _rule(found: dict[int, bytes]) -> Rule:
             verdict = xt.read_target(attributes.read_text(parts[1]), parts[3])
         elif name != "counter":
             matches.append(Match(name, 0, True, expression.get(2, b""), b""))
-    chain, handle = attributes.read_text(found[_RULE_CHAIN]), _number(found[_RULE_HANDLE])
-    return Rule(chain, handle, comment, tuple(matches), verdict)
+    return comment, tuple(matches), verdict
 
 
 def _comment(data: bytes) -> str:
