@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     forget = _add_action(actions, "forget", _forget, "keep no addresses for a pod any more")
     forget.add_argument("pod", metavar="NAMESPACE/NAME[/IFNAME]")
+    forget.add_argument("--yes", action="store_true", help="do it; without, only say what would be forgotten")
     clusterfsck.add_arguments(
         _add_action(actions, "fsck", clusterfsck.run, "find what contradicts itself", shared=True)
     )
@@ -291,10 +292,24 @@ def _forget(args: argparse.Namespace) -> int:
     network = only_network(args)
     with network.open() as cluster:
         sticky = StickyAddresses(cluster.table)
-        pods = [pod for pod in sticky.list_pods() if pod == args.pod or pod.startswith(f"{args.pod.rstrip('/')}/")]
+        kept = sticky.list_pods()
+        pods = [pod for pod in kept if _is_of(pod, args.pod)]
         if not pods:
             print(f"cnisdk: nothing is kept for {args.pod}", file=sys.stderr)
             return 1
         for pod in pods:
-            print(f"{pod}  {', '.join(map(str, sticky.forget(pod)))}: forgotten")
-    return 0
+            addresses = sticky.forget(pod) if args.yes else kept[pod]
+            print(f"{pod}  {', '.join(map(str, addresses))}: " + ("forgotten" if args.yes else "to be forgotten"))
+    if not args.yes:
+        text = "any pod may get these addresses then. Run this again with --yes if that is meant"
+        print(f"cnisdk: nothing was forgotten: {text}", file=sys.stderr)
+    return 0 if args.yes else 1
+
+
+def _is_of(interface: str, pod: str) -> bool:
+    """Return whether an interface, ``namespace/name/interface``, is one of a pod, or the one that is named.
+
+    A namespace alone names no pod, so that one word less does not forget all pods of it.
+    """
+    given, parts = pod.rstrip("/").split("/"), interface.split("/")
+    return len(given) >= 2 and parts[: len(given)] == given  # noqa: PLR2004

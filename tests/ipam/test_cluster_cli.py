@@ -147,11 +147,17 @@ def test_forgetting_a_pod(site: Site) -> None:
     one = site.node("one", stickyBy="statefulset")
     (kept,) = (ip.address.ip for ip in one.add(WEB, args=POD).ips)
     assert f"{kept}, which is kept for pod default/web-0/eth0, is in use" in site.run(
-        "one", "forget", "default/web-0", status=1
+        "one", "forget", "default/web-0", "--yes", status=1
     )
     one.delete(WEB)
     assert "nothing is kept for default/web" in site.run("one", "forget", "default/web", status=1)
-    assert site.run("one", "forget", "default/web-0") == f"default/web-0/eth0  {kept}: forgotten"
+    shown = site.run("one", "forget", "default/web-0", status=1)
+    assert f"default/web-0/eth0  {kept}: to be forgotten" in shown
+    assert "nothing was forgotten" in shown
+    for each in ("default", "default/", "/", ""):
+        assert "nothing is kept for" in site.run("one", "forget", each, "--yes", status=1)
+    assert any(each.kept for each in site.cluster.blocks())
+    assert site.run("one", "forget", "default/web-0", "--yes") == f"default/web-0/eth0  {kept}: forgotten"
     assert not any(each.kept for each in site.cluster.blocks())
 
 
@@ -177,7 +183,7 @@ def test_fsck(site: Site) -> None:
     repaired = site.run("one", "fsck", "--repair")
     assert repaired.count(": repaired") == 3
     assert site.run("one", "fsck").endswith("nothing broken is left")
-    assert site.run("one", "forget", "default/x") == f"default/x/eth0  {other.first + 62}: forgotten"
+    assert site.run("one", "forget", "default/x", "--yes") == f"default/x/eth0  {other.first + 62}: forgotten"
 
 
 def test_fsck_names_leases_that_are_another_nodes(site: Site) -> None:
