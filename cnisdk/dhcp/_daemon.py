@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 
 from .._light import Any
 from ..classes import evolve, frozen
@@ -296,7 +297,8 @@ class Daemon:
         owner = _owner(request)
         client = self._clients.get(owner)
         if client is not None:
-            self._fail(client, TryAgainLaterError("DEL came before the end of ADD"))
+            self._tell(client, TryAgainLaterError("DEL came before the end of ADD"))
+            self._end(client)
         elif (record := self._files.find(owner)) is not None:
             release(record, self._files, random.random, _log)
         return {}
@@ -305,8 +307,17 @@ class Daemon:
         network = str(request["network"])
         valid = {Attachment(network, *map(str, each)) for each in request["valid"]}
         stale = [each for owner, each in self._clients.items() if owner.network == network and owner not in valid]
-        # An ADD that waits is no attachment yet that the runtime could know of.
-        run_all(*(lambda client=client: self._drop(client) for client in stale if client.attached))
+        # Files of no client: their deletion failed before.
+        left = [each for each in self._files.load() if each.owner.network == network and each.owner not in valid]
+        run_all(
+            # An ADD that waits is no attachment yet that the runtime could know of.
+            *(partial(self._end, client) for client in stale if client.attached),
+            *(
+                partial(release, record, self._files, random.random, _log)
+                for record in left
+                if record.owner not in self._clients
+            ),
+        )
         return {}
 
     def _status(self, connection: _Connection, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -344,11 +355,15 @@ class Daemon:
 
     def _fail(self, client: Client, error: CNIError, *, keep: bool = False) -> None:
         """End a client, and the ADD that waits for it."""
+        self._tell(client, error)
+        self._drop(client, keep=keep)
+
+    def _tell(self, client: Client, error: CNIError) -> None:
+        """Answer the ADD that waits for a client, if one does."""
         connection = self._find_connection(client)
         if connection is not None:
             connection.answer(_error(error))
             self._close(connection)
-        self._drop(client, keep=keep)
 
     def _give_up(self, connection: _Connection) -> None:
         """End a request that takes too long."""
@@ -363,14 +378,24 @@ class Daemon:
         self._fail(client, error)
 
     def _drop(self, client: Client, *, keep: bool = False) -> None:
-        """Forget a client, and release its lease unless the next one of the attachment goes on with that."""
-        self._clients.pop(client.owner, None)
+        """End a client. Nobody waits for the answer: what fails is logged."""
         with _logging():
+            self._end(client, keep=keep)
+
+    def _end(self, client: Client, *, keep: bool = False) -> None:
+        """Forget a client, and release its lease unless the next one of the attachment goes on with that.
+
+        Raises:
+            CNIError: The lease's file cannot be deleted. It is found again by the next DEL or GC.
+        """
+        self._clients.pop(client.owner, None)
+        try:
             if keep:
                 client.forget()
             else:
                 client.release()
-        self._listen(client)
+        finally:
+            self._listen(client)
 
     def _close(self, connection: _Connection) -> None:
         self._connections.pop(connection.sock.fileno(), None)

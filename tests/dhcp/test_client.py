@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -9,12 +10,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cnisdk.dhcp import _daemon, client
 from cnisdk.dhcp._daemon import Daemon, Settings
-from cnisdk.dhcp._store import LeaseFiles
+from cnisdk.dhcp._machine import Identity
+from cnisdk.dhcp._store import LeaseFiles, Record, boot_id
 from cnisdk.errors import IOFailureError
 from cnisdk.spec.names import Attachment
 
@@ -133,3 +136,46 @@ def test_a_daemon_begins_when_plugins_have_done_without(tmp_path: Path, monkeypa
     monkeypatch.setattr(_daemon, "_LOCK_TIME", 0)
     with pytest.raises(IOFailureError, match="another daemon keeps the leases"):
         Daemon(Settings(directory=str(tmp_path))).lock()
+
+
+@pytest.mark.parametrize("verb", ["delete", "gc"])
+def test_a_file_that_cannot_be_deleted_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """The next daemon would go on with the lease of a container that is gone. DEL and GC fail, and may be repeated."""
+    record = Record(
+        owner=OWNER,
+        netns=str(tmp_path / "gone"),
+        cookie="",
+        index=1,
+        identity=Identity(mac="02:00:00:00:00:01", provided={}, requested=()),
+        priority=0,
+        lease=None,
+        bound=False,
+        attached=True,
+        boot=boot_id(),
+    )
+    files = LeaseFiles(str(tmp_path))
+    files.save(record)
+    daemon = Daemon(Settings(directory=str(tmp_path)))
+    daemon.load()
+
+    def ask() -> dict[str, Any]:
+        names = {"network": OWNER.network, "containerID": OWNER.container_id, "ifname": OWNER.ifname, "valid": []}
+        ours, theirs = socket.socketpair()
+        connection = _daemon._Connection(theirs, 0)
+        connection.data = json.dumps({"verb": verb, **names}).encode() + b"\n"
+        with ours:
+            daemon._serve(connection)
+            answer: dict[str, Any] = json.loads(ours.recv(1 << 16))
+        return answer
+
+    def refuse(self: LeaseFiles, owner: Attachment) -> None:
+        raise IOFailureError("cannot delete the file: Read-only file system")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(LeaseFiles, "delete", refuse)
+        assert "Read-only file system" in ask()["error"]["msg"]
+        assert "Read-only file system" in ask()["error"]["msg"]
+    assert ask() == {}
+    assert files.find(OWNER) is None
