@@ -312,4 +312,4 @@ def _is_of(interface: str, pod: str) -> bool:
     A namespace alone names no pod, so that one word less does not forget all pods of it.
     """
     given, parts = pod.rstrip("/").split("/"), interface.split("/")
-    return len(given) >= 2 and parts[: len(given)] == given  # noqa: PLR2004
+    return len(given) >= 2 and parts[: len(given)] == given

@@ -70,7 +70,7 @@ class StateFile:
         Raises:
             IOFailureError: (5) It cannot be read.
         """
-        document = _find(self.path)
+        document = find_document(self.path)
         if document is None or _owner_of(document) not in (None, self.owner):
             return None
         return {key: value for key, value in document.items() if key != _OWNER}
@@ -81,7 +81,7 @@ class StateFile:
         Raises:
             IOFailureError: (5) It cannot be read.
         """
-        document = _find(self.path)
+        document = find_document(self.path)
         return document is None or _owner_of(document) == self.owner
 
     def delete(self) -> None:
@@ -90,7 +90,7 @@ class StateFile:
         Raises:
             IOFailureError: (5) It cannot be deleted.
         """
-        document = _find(self.path)
+        document = find_document(self.path)
         if document is None or _owner_of(document) in (None, self.owner):
             _delete(self.path)
         _delete(self._temporary)
@@ -128,7 +128,7 @@ def delete_stale(
         raise IOFailureError(f"cannot read the directory {directory}: {exc.strerror}") from exc
 
     def consider(name: str) -> None:
-        document = _find(os.path.join(directory, name))
+        document = find_document(os.path.join(directory, name))
         owner = None if document is None else _owner_of(document)
         if owner is not None and owner.network == network and owner not in valid:
             delete(StateFile(directory, owner, name))
@@ -136,7 +136,12 @@ def delete_stale(
     run_all(*(partial(consider, name) for name in sorted(names) if not name.startswith(".")))
 
 
-def _find(path: str) -> dict[str, Any] | None:
+def find_document(path: str) -> dict[str, Any] | None:
+    """Return what a state file has, its owner included; None when there is no file, or a power cut has torn it.
+
+    Raises:
+        IOFailureError: (5) It cannot be read.
+    """
     try:
         document = loads(read_file(path, follow=False))
     except (FileNotFoundError, NotADirectoryError):

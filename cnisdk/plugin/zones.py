@@ -4,6 +4,9 @@ Theory of operation. A source names no owner, and is gone when firewalld restart
 beside it for each attachment that has the address, named by both. Two attachments may have one address: that of a
 container that is gone without DEL, and that of the next one. The source goes with the last file.
 
+A source that was there before the first file is somebody else's: an administrator's, or the reference plugin's. The
+file notes that, and the source stays. So does one of the permanent configuration, which only an administrator changes.
+
 Files and sources change together, under the lock of the directory. ADD writes the file before it adds the source, and
 DEL deletes the file after the source: killed between the two, either leaves a file, which DEL and GC find. The
 directory is below ``/run``: a boot, which ends all containers and firewalld's memory, empties it.
@@ -12,19 +15,22 @@ directory is below ``/run``: a boot, which ends all containers and firewalld's m
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from ipaddress import ip_address
 
 from .._files import make_private
-from ..errors import IOFailureError, TryAgainLaterError, run_all
+from ..errors import IOFailureError, PluginNotAvailableError, TryAgainLaterError, run_all
 from ..linux import firewalld, lock
 from ..spec.addresses import IPAddress
 from ..spec.names import Attachment, short_hash
-from .statefile import StateFile, delete_stale
+from .statefile import StateFile, delete_stale, find_document
 
 _DIRECTORY = "/run/cni/firewalld"
+
+# Key of a file whose source was there before.
+_FOREIGN = "foreign"
 
 # Seconds to wait for other processes, of which each may wait for firewalld.
 _PATIENCE = 60.0
@@ -44,7 +50,8 @@ def admit(owner: Attachment, zone: str, addresses: Collection[IPAddress]) -> Non
             if address not in addresses or _zone_in(file) != zone:
                 _release(address, file)
         for address in addresses:
-            _file(owner, address).write({"zone": zone})
+            foreign = _is_foreign(zone, address)
+            _file(owner, address).write({"zone": zone, **({_FOREIGN: True} if foreign else {})})
             firewalld.add_source(zone, address)
 
 
@@ -63,7 +70,12 @@ def check(zone: str, addresses: Collection[IPAddress]) -> None:
             raise IOFailureError(f"{firewalld.source_of(address)} is no source of firewalld's zone {zone}: {where}")
 
 
-def withdraw(owner: Attachment, zone: str = "", known: Collection[IPAddress] = ()) -> None:
+def withdraw(
+    owner: Attachment,
+    zone: str = "",
+    known: Collection[IPAddress] = (),
+    is_used: Callable[[IPAddress], bool] = lambda _: False,
+) -> None:
     """Remove the sources that an attachment has. Absence is fine.
 
     Args:
@@ -71,6 +83,8 @@ def withdraw(owner: Attachment, zone: str = "", known: Collection[IPAddress] = (
         zone: Zone in which the reference plugin would have added its addresses.
         known: Its addresses, as far as they are known. The reference keeps no record: if there is none, those of these
             addresses are removed that no other attachment has.
+        is_used: Function that tells if another container uses an address. It is asked only of an address whose source
+            would be removed without a record.
 
     Raises:
         TryAgainLaterError: (11) firewalld, or another process, keeps us waiting.
@@ -81,10 +95,10 @@ def withdraw(owner: Attachment, zone: str = "", known: Collection[IPAddress] = (
     with _alone():
         own = _files_of(owner)
         taken = {address for address, _ in _records()}
-        foreign = [] if own else [each for each in known if str(each) not in taken]
+        foreign = [] if own else [each for each in known if str(each) not in taken and _is_source(zone, each)]
         run_all(
             *(partial(_release, address, file) for address, file in own),
-            *(partial(firewalld.remove_source, zone, address) for address in foreign),
+            *(partial(_remove, zone, address) for address in foreign if not is_used(address)),
             StateFile(_DIRECTORY, owner).delete,  # what an ADD that was killed left of a file
         )
 
@@ -138,13 +152,35 @@ def _address_of(file: StateFile) -> IPAddress:
     return ip_address(os.path.basename(file.path).partition(",")[0])
 
 
+def _is_source(zone: str, address: IPAddress) -> bool:
+    try:
+        return firewalld.find_zone(address) == zone
+    except PluginNotAvailableError:
+        return False  # nor will it be, when firewalld runs again
+
+
+def _is_foreign(zone: str, address: IPAddress) -> bool:
+    """Return whether an address is a source of the zone, and somebody else's: no file is of one that we added."""
+    paths = [os.path.join(_DIRECTORY, f"{each},{key}.json") for each, key in _records() if each == str(address)]
+    here = [each for path in paths if (each := find_document(path)) is not None and each.get("zone") == zone]
+    if here:
+        return any(each.get(_FOREIGN) for each in here)
+    return firewalld.find_zone(address) == zone
+
+
 def _zone_in(file: StateFile) -> str:
     return str((file.find() or {}).get("zone", ""))
 
 
 def _release(address: IPAddress, file: StateFile) -> None:
-    """Delete a file; before it, the source, unless another attachment has a file for it."""
-    own = _key(file.owner)
-    if not any(each == str(address) and key != own for each, key in _records()):
-        firewalld.remove_source(_zone_in(file), address)
+    """Delete a file; before it, the source, unless another attachment has a file for it, or it is somebody else's."""
+    own, noted = _key(file.owner), file.find() or {}
+    if not noted.get(_FOREIGN) and not any(each == str(address) and key != own for each, key in _records()):
+        _remove(_zone_in(file), address)
     file.delete()
+
+
+def _remove(zone: str, address: IPAddress) -> None:
+    """Remove a source, unless the permanent configuration has it: that is the administrator's."""
+    if firewalld.find_permanent_zone(address) != zone:
+        firewalld.remove_source(zone, address)

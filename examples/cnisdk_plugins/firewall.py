@@ -29,12 +29,16 @@ from cnisdk import (
     frozen,
     run_all,
 )
-from cnisdk.linux import firewall, firewalld, link
+from cnisdk.linux import address, firewall, firewalld, link
 from cnisdk.linux.netfilter.firewall import Ingress
-from cnisdk.plugin import zones
+from cnisdk.plugin import interface, zones
 from cnisdk.plugin.request import AttachmentRequest
 from cnisdk.spec.addresses import IPAddress
 from cnisdk.spec.names import check_ifname, shorten
+
+TYPE_CHECKING = False  # without typing, a request ends sooner
+if TYPE_CHECKING:
+    from cnisdk.runtime import Survey
 
 CHAIN_NAME_MAX = 28  # of iptables
 FIREWALLD = "firewalld"
@@ -199,9 +203,48 @@ def withdraw(request: AttachmentRequest[FirewallConf], known: Collection[IPAddre
     def withdraw_sources() -> None:
         # What no record is of can be the reference's only where it would have asked firewalld.
         asked = known and (conf.backend == FIREWALLD or (not conf.backend and firewalld.is_running()))
-        zones.withdraw(request.attachment, conf.zone, known if asked else ())
+        zones.withdraw(request.attachment, conf.zone, known if asked else (), is_used)
 
-    run_all(partial(firewall.withdraw, request.attachment, known), withdraw_sources)
+    is_used = Neighbours(request).have
+    run_all(partial(firewall.withdraw, request.attachment, known, is_used), withdraw_sources)
+
+
+class Neighbours:
+    """Other containers that may use an address of an attachment, whose DEL comes late.
+
+    The reference's rules name no owner. The next container may have the address, and rules like those: all namespaces
+    of the host are looked into. What cannot be looked at may be that container, unless this one has the address still.
+
+    Args:
+        request: The request.
+    """
+
+    def __init__(self, request: AttachmentRequest[FirewallConf]) -> None:
+        self._request = request
+        self._own: set[IPAddress] = set()
+        self._survey: Survey | None = None
+
+    def have(self, known: IPAddress) -> bool:
+        """Return whether another container uses an address, or may."""
+        if self._survey is None:
+            from cnisdk.runtime import survey_host
+
+            self._survey = survey_host()
+            self._own = self._list_own()
+        survey, netns = self._survey, self._request.find_netns()
+        passed = {survey.own, netns.inode if netns is not None and known in self._own else survey.own}
+        others = [each for inode, each in survey.namespaces.items() if inode not in passed]
+        return any(known in each.addresses for each in others) or bool(survey.doubts and known not in self._own)
+
+    def _list_own(self) -> set[IPAddress]:
+        """Return the addresses of the attachment's interface; none if its name or its namespace is another's by now."""
+        request = self._request
+        netns, result = request.find_netns(), request.prev_result
+        there = None if netns is None else link.find(request.ifname, netns)
+        described = None if result is None else interface.find_described(result, request.ifname)
+        if there is None or (described is not None and described.mac and described.mac.lower() != there.mac):
+            return set()
+        return {each.interface.ip for each in address.list_on(there)}
 
 
 def addresses_of(result: Result) -> list[IPAddress]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import ip_address
 from itertools import permutations
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from cnisdk import AddRequest, Attachment, CNIError
+from cnisdk import AddRequest, Attachment, CNIError, runtime
 from cnisdk.linux import attributes, firewall
 from cnisdk.linux.netfilter import firewall_iptables, nfnetlink, sets, xt_rules
 from cnisdk.linux.netfilter.firewall import Ingress
 from cnisdk.plugin._repair import repair
 from cnisdk.plugin.request import parse_request
+from cnisdk.runtime import survey_host
 from cnisdk.spec.versions import Verb
 from cnisdk.testing import Container, Host, expect_error, kill_after
 from cnisdk_plugins.firewall import Firewall, FirewallConf
@@ -136,6 +138,7 @@ def test_a_reused_address_is_not_cut_off_by_a_late_del(host: Host, outside: Host
     plugin = host.plugin(Firewall, {"backend": backend, "prevResult": result})
     plugin.add(late)
     plugin.add(container)
+    plugin.check(late)  # what the host forwards for its address is accepted, as ADD promised
     plugin.add(container)
     for _ in range(2):
         plugin.delete(late)
@@ -320,6 +323,39 @@ def test_rules_of_the_reference_that_another_attachment_needs_stay(host: Host, o
         assert container.reaches(outside, "198.51.100.2")
     ours.delete(container)
     assert own(host) == []
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("seen", ["all", "hidden"])
+def test_a_late_del_keeps_the_references_rules_of_the_next_container(
+    host: Host, outside: Host, go: Path, monkeypatch: pytest.MonkeyPatch, seen: str
+) -> None:
+    """The reference made both, and its rules name neither. What cannot be looked at may be a container, too."""
+    if seen == "all":
+        monkeypatch.setattr(runtime, "survey_host", partial(survey_host, inside=True))
+    container, result = attached(host, "c1", 5)
+    late = host.container("late")
+    host.shell(DROP)
+    previous = in_version(result, "1.0.0")
+    conf = {"name": "net", "cniVersion": "1.0.0", "backend": "iptables", "prevResult": previous}
+    theirs, ours = host.plugin(go / "firewall", conf), host.plugin(Firewall, conf)
+    theirs.add(late)
+    theirs.add(container)
+    ours.delete(late)  # its namespace is there, and does not have the address
+    late.destroy()
+    ours.delete(late)
+    assert container.reaches(outside, "198.51.100.2")
+    # The path of its namespace may lead to the next container, whose interface has another hardware address.
+    interfaces = [{**each, "mac": "02:00:00:00:00:99"} for each in previous["interfaces"]]
+    ours.run("DEL", container, prevResult={**previous, "interfaces": interfaces}).raise_for_error()
+    assert container.reaches(outside, "198.51.100.2")
+    ours.delete(container)
+    assert not container.reaches(outside, "198.51.100.2", timeout=0.3)
+    # Nobody has the address any more, and no namespace is there that could tell.
+    theirs.add(container)
+    container.destroy()
+    ours.delete(container)
+    assert bool(own(host)) == (seen == "hidden")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -116,6 +116,31 @@ def test_a_reused_address_is_not_cut_off_by_a_late_del(host: Host, outside: Host
     assert (firewalld.sources(), records(host)) == ([], [])
 
 
+def test_a_source_of_the_administrators_stays(host: Host, firewalld: Firewalld) -> None:
+    container, result = attached(host, "c1", 5)
+    other = host.container("c2")
+    plugin = plugin_for(host, result)
+    mine = sources(5)[0]
+    firewalld.cmd("--zone=trusted", f"--add-source={mine}")
+    for _ in range(2):
+        plugin.add(container)
+    plugin.add(other)
+    assert firewalld.sources() == sources(5)
+    plugin.delete(container)
+    assert firewalld.sources() == sources(5)
+    plugin.delete(other)
+    assert (firewalld.sources(), records(host)) == ([mine], [])
+    plugin.add(container)
+    host.plugin(Firewall, {"name": "net"}).gc()
+    assert (firewalld.sources(), records(host)) == ([mine], [])
+    # A DEL that is repeated finds no record, and takes what is there for the reference's, but not what is permanent.
+    firewalld.cmd("--permanent", "--zone=trusted", f"--add-source={mine}")
+    plugin.add(container)
+    for _ in range(2):
+        plugin.delete(container)
+        assert (firewalld.sources(), records(host)) == ([mine], [])
+
+
 def test_late_dels_beside_adds_of_the_same_addresses(host: Host, firewalld: Firewalld) -> None:
     gone = [host.container(f"late{number}") for number in range(4)]
     made = [attached(host, f"c{number}", 10 + number) for number in range(4)]
@@ -250,6 +275,12 @@ def test_what_the_reference_adds_and_deletes(host: Host, outside: Host, firewall
     ours.run("ADD", other, prevResult={**another, "cniVersion": "0.4.0"}).raise_for_error()
     ours.run("DEL", other, prevResult=None).raise_for_error()
     assert firewalld.sources() == sources(5)
+    # The reference's container is the next one with the address: a late DEL of one that it made before.
+    late = host.container("late")
+    ours.run("DEL", late).raise_for_error()
+    assert firewalld.sources() == sources(5)
+    ours.run("DEL", container).raise_for_error()
+    assert firewalld.sources() == []
 
 
 def test_a_killed_add_leaves_nothing_after_del(host: Host, firewalld: Firewalld) -> None:

@@ -6,7 +6,7 @@ looks addresses up in sets. Where firewalld decides, :mod:`cnisdk.plugin.zones` 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 from ...errors import InvalidConfigError, PluginNotAvailableError, run_all
@@ -126,19 +126,25 @@ def check(
             firewall_iptables.check(version, own, admin, ingress)
 
 
-def withdraw(owner: Attachment, addresses: Collection[IPAddress] = ()) -> None:
+def withdraw(
+    owner: Attachment,
+    addresses: Collection[IPAddress] = (),
+    is_used: Callable[[IPAddress], bool] = lambda _: False,
+) -> None:
     """Delete what an attachment has, by either backend. Absence is fine.
 
     Args:
         owner: The attachment.
         addresses: Its addresses, as far as they are known: the reference's rules say nothing else about their owner.
+        is_used: Function that tells if another container uses an address. It is asked only of an address whose rules
+            would be deleted without a record.
 
     Raises:
         CNIError: Something failed; the rest was done nevertheless.
     """
     run_all(
         partial(firewall_nft.delete, owner),
-        *(partial(firewall_iptables.delete, owner, version, addresses) for version in (4, 6)),
+        *(partial(firewall_iptables.delete, owner, version, addresses, is_used) for version in (4, 6)),
     )
 
 

@@ -166,7 +166,12 @@ def _list_for(table: Table, addresses: Collection[IPAddress], *words: str) -> li
 
 
 def _with_rules(
-    table: Table, going: list[Rule], there: Iterable[Rule], known: Collection[IPAddress] = (), kept: str = ""
+    table: Table,
+    going: list[Rule],
+    there: Iterable[Rule],
+    known: Collection[IPAddress] = (),
+    kept: str = "",
+    is_used: Callable[[IPAddress], bool] = lambda _: False,
 ) -> list[Rule]:
     """Return records that go, after the rules that go with them: as many as other records do not need.
 
@@ -176,6 +181,8 @@ def _with_rules(
         there: All records of their addresses, and of the known ones.
         known: Addresses whose rules go if no record goes.
         kept: Bridge whose policy does not go.
+        is_used: Function that tells if another container uses a known address: then its rules stay. It need not be
+            asked where a record keeps some.
     """
     found: list[Rule] = []
     wanted = _addresses_of(going) if going else Counter(known)
@@ -187,6 +194,8 @@ def _with_rules(
         others = [each for each in others if each in staying]
     needed = _addresses_of(others)
     for address, kinds in accepts.items():
+        if not going and any(kinds) and not needed[address] and is_used(address):
+            continue
         for rules_there in kinds:
             found += rules_there[: max(min(wanted[address], len(rules_there) - needed[address]), 0)]
     bridges = {bridge for each in going if (bridge := _bridge_of(each)) not in ("", kept)}
@@ -325,7 +334,12 @@ def _problem(table: Table, addresses: Collection[IPAddress], base: Iterable[Base
     return ""
 
 
-def delete(owner: Attachment, version: int, known: Collection[IPAddress] = ()) -> None:
+def delete(
+    owner: Attachment,
+    version: int,
+    known: Collection[IPAddress] = (),
+    is_used: Callable[[IPAddress], bool] = lambda _: False,
+) -> None:
     """Delete the rules of an attachment. Absence is fine.
 
     Args:
@@ -333,6 +347,7 @@ def delete(owner: Attachment, version: int, known: Collection[IPAddress] = ()) -
         version: 4 or 6.
         known: Its addresses, as far as they are known. The reference's rules name no owner: if there is no record,
             those of these addresses are deleted that no other attachment needs.
+        is_used: Function that tells if another container uses an address: one of the reference's has no record either.
 
     Raises:
         IOFailureError: (5) The kernel refused.
@@ -342,7 +357,7 @@ def delete(owner: Attachment, version: int, known: Collection[IPAddress] = ()) -
     def look(table: Table) -> list[Rule]:
         found = [each for each in _list_all(table, rules.key(owner)) if rules.is_of(each, owner)]
         there = _list_for(table, {*own, *_addresses_of(found)})
-        return _with_rules(table, [each for each in there if rules.is_of(each, owner)], there, own)
+        return _with_rules(table, [each for each in there if rules.is_of(each, owner)], there, own, is_used=is_used)
 
     with rules.alone(owner):
         for table in tables(version, "filter"):

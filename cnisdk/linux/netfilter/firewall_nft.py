@@ -337,7 +337,7 @@ def check(owner: Attachment, addresses: Iterable[IPAddress], ingress: Ingress | 
     """
     _check_rules(_INET)
     for address in addresses:
-        _check_own(_INET, owner, _element(address), str(address))
+        _check_has(_INET, owner, str(address))
     if ingress is not None:
         unneeded, lacking = _compare_policy(_INET, _Wanted("", ("", str(ingress))), ())
         for each in (*unneeded, *lacking):
@@ -356,13 +356,19 @@ def check_isolation(owner: Attachment, ports: Collection[str]) -> None:
     if ports:
         _check_rules(_BRIDGE)
     for port in ports:
-        _check_own(_BRIDGE, owner, _port(port), port)
+        _check_has(_BRIDGE, owner, f"port {port}")
 
 
-def _check_own(place: _Place, owner: Attachment, element: Element, name: str) -> None:
-    there = sets.find(place.table, [element])
-    if not there or not there[0].comment.startswith(f"{rules.key(owner)},"):
-        raise IOFailureError(f"{owner} has no element {name} in set {element.where} of {place.table}")
+def _check_has(place: _Place, owner: Attachment, record: str) -> None:
+    """Verify that an element is there, and an attachment's.
+
+    It may have the mark of another attachment, which has taken it over. The record makes that give it back.
+    """
+    element = _read_element(record)
+    assert element is not None
+    recorded = any(rule.comment == record for rule in place.table.list_rules(_chain(owner)))
+    if not recorded or not sets.find(place.table, [element]):
+        raise IOFailureError(f"{owner} has no element {record} in set {element.where} of {place.table}")
 
 
 def _check_rules(place: _Place) -> None:

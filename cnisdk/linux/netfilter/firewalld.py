@@ -74,6 +74,24 @@ def find_zone(address: IPAddress) -> str | None:
         raise IOFailureError(f"firewalld does not tell the zone of {address}: {exc}") from exc
 
 
+def find_permanent_zone(address: IPAddress) -> str | None:
+    """Return the zone that has an address as a source in the permanent configuration.
+
+    Returns:
+        The zone; None if none has it, or firewalld does not run.
+
+    Raises:
+        TryAgainLaterError: (11) firewalld does not answer.
+        IOFailureError: (5) It refused.
+    """
+    try:
+        return str(_ask("getZoneOfSource", source_of(address), permanent=True) or "") or None
+    except PluginNotAvailableError:
+        return None
+    except _RefusedError as exc:
+        raise IOFailureError(f"firewalld does not tell the permanent zone of {address}: {exc}") from exc
+
+
 def add_source(zone: str, address: IPAddress) -> None:
     """Make an address a source of a zone. If it is one already, nothing changes.
 
@@ -122,12 +140,13 @@ def source_of(address: IPAddress) -> str:
     return f"{address}/{address.max_prefixlen}"
 
 
-def _ask(member: str, *arguments: str) -> str | bool | None:
-    """Call a method of firewalld's zones."""
+def _ask(member: str, *arguments: str, permanent: bool = False) -> str | bool | None:
+    """Call a method of firewalld's zones, as they are or as the permanent configuration has them."""
     # An empty name stands for the default zone, or for any; and D-Bus has no texts with a NUL.
     if not all(each and each.isprintable() for each in arguments):
         raise _RefusedError("INVALID_ZONE")
-    method = _dbus.Method(_NAME, "/org/fedoraproject/FirewallD1", f"{_NAME}.zone", member)
+    path, interface = ("/config", "config") if permanent else ("", "zone")
+    method = _dbus.Method(_NAME, f"/org/fedoraproject/FirewallD1{path}", f"{_NAME}.{interface}", member)
     try:
         return _dbus.call(method, arguments, _TIMEOUT)
     except _NO_BUS as exc:
