@@ -6,6 +6,8 @@ Callers match errors by class or by ``code``, never by text.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 from ._light import ClassVar
@@ -47,8 +49,12 @@ class CNIError(Exception):
         """Attach further errors of the same call, and name each in the details."""
         others = tuple(others)
         self.others.extend(others)
-        told = (f"also: {other} (code {other.code})" for other in others)
+        told = (f"also: {other.describe()}" for other in others)
         self.details = "; ".join(filter(None, (self.details, *told)))
+
+    def describe(self) -> str:
+        """Return message, code and details for people, as in ``pool is full (code 11); 10.0.0.0/30``."""
+        return "; ".join(filter(None, (f"{self.msg} (code {self.code})", self.details)))
 
     def __str__(self) -> str:
         return f"{self.msg}; {self.details}" if self.details else self.msg
@@ -143,6 +149,18 @@ _BY_CODE: dict[int, type[CNIError]] = {
 def error_for_code(code: int, msg: str, details: str = "") -> CNIError:
     """Make the error that another process reported, of the class of its code (:class:`CNIError` for other codes)."""
     return _BY_CODE.get(code, CNIError)(msg, details=details, code=code)
+
+
+def describe_errno(number: int | None, text: str | None = None) -> str:
+    """Return name and text of an error of the operating system, as in ``EPERM: Operation not permitted``.
+
+    Args:
+        number: As in :mod:`errno`, and in ``OSError.errno``.
+        text: Another text than the operating system's.
+    """
+    if not number:
+        return text or "unknown error"
+    return f"{errno.errorcode.get(number, number)}: {text or os.strerror(number)}"
 
 
 def run_all(*steps: Callable[[], object]) -> None:

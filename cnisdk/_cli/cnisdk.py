@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command.run(args)
     except CNIError as exc:
-        print(f"cnisdk {name}: {exc} (code {exc.code})", file=sys.stderr)
+        print(f"cnisdk {name}: {exc.describe()}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

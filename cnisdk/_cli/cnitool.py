@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _signals_raise():
             _run(args)
     except CNIError as exc:
-        print(f"cnitool: {exc} (code {exc.code})", file=sys.stderr)
+        print(f"cnitool: {exc.describe()}", file=sys.stderr)
         return 1
     except _Stopped as exc:
         return 128 + exc.signum
@@ -282,7 +282,7 @@ def _show_nothing(_: PluginCall) -> None:
 def _show(call: PluginCall) -> None:
     """Print what a plugin is sent, or what it returned."""
     if call.error is not None:
-        text = f"< {call.type} failed: {call.error} (code {call.error.code})"
+        text = f"< {call.type} failed: {call.error.describe()}"
     elif call.printed is not None:
         text = f"< {call.type} returned {_one_line(call.printed) or 'nothing'}"
     else:

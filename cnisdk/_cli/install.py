@@ -316,7 +316,7 @@ def run(args: argparse.Namespace) -> int:
                 status = 1
             _warn_of_default_gc(plugin)
         except CNIError as exc:
-            print(f"cnisdk install: {exc} (code {exc.code})", file=sys.stderr)
+            print(f"cnisdk install: {exc.describe()}", file=sys.stderr)
             status = 1
     if args.units and not args.check:
         _write_units(os.path.abspath(args.units), interpreter, args.directory)

@@ -153,7 +153,7 @@ class Delegate:
         try:
             self._run(path, Verb.DEL, _UNDO_TIMEOUT if self._timeout is None else min(_UNDO_TIMEOUT, self._timeout))
         except CNIError as exc:
-            also = f'DEL of plugin "{self.type}" after it failed too: {exc} (code {exc.code})'
+            also = f'DEL of plugin "{self.type}" after it failed too: {exc.describe()}'
             failure.details = "; ".join(filter(None, (failure.details, also)))
 
     def _cni_version(self) -> str:

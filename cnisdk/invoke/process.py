@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from .._light import NamedTuple
 from .._signals import HeldBack, signal
-from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, TryAgainLaterError
+from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, TryAgainLaterError, describe_errno
 from ..spec.names import shorten
 
 STDOUT_LIMIT = 64 << 20
@@ -229,11 +229,10 @@ _HINTS = {
 
 
 def _cannot_start(path: str, exc: OSError) -> CNIError:
-    code = errno.errorcode.get(exc.errno or 0, str(exc.errno))
     hint = _HINTS.get(exc.errno or 0, "")
     if exc.errno == errno.ENOENT and not os.path.exists(path):
         hint = "it does not exist"
-    return IOFailureError(f"cannot run {path}: {code}: {os.strerror(exc.errno or 0)}", details=hint)
+    return IOFailureError(f"cannot run {path}: {describe_errno(exc.errno)}", details=hint)
 
 
 # --- talking ----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,14 @@ from contextlib import contextmanager
 
 from .._light import NamedTuple, NoReturn
 from .._signals import HeldBack
-from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError, IOFailureError, PluginNotAvailableError
+from ..errors import (
+    CNIError,
+    InvalidConfigError,
+    InvalidEnvironmentError,
+    IOFailureError,
+    PluginNotAvailableError,
+    describe_errno,
+)
 from ..spec.addresses import IPAddress
 from ..spec.names import check_network_name
 from . import _lockfile
@@ -269,8 +276,7 @@ class FileStore(Store):
                 problem = errno.ENOSPC
         if problem:
             raise PluginNotAvailableError(
-                f"cannot write the address store {self.path}: {path}: {os.strerror(problem)} "
-                f"({errno.errorcode[problem]})",
+                f"cannot write the address store {self.path}: {path}: {describe_errno(problem)}",
                 details=_HINTS[problem],
             )
 
@@ -425,8 +431,7 @@ class FileStore(Store):
         number = exc.errno or 0
         dangling = find_dangling(f"{self.path}/{_lockfile.NAME}") if number == errno.ENOENT else None
         return IOFailureError(
-            f"cannot {action} the address store {self.path}: {exc.strerror or exc} "
-            f"({errno.errorcode.get(number, 'unknown error')})",
+            f"cannot {action} the address store {self.path}: {describe_errno(number, exc.strerror or str(exc))}",
             details=dangling or _HINTS.get(number, ""),
         )
 

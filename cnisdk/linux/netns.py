@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 
 from .._light import ParamSpec, TypeVar, cast
-from ..errors import InvalidNetNSError, IOFailureError
+from ..errors import InvalidNetNSError, IOFailureError, describe_errno
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -246,7 +246,7 @@ def _setns(fd: int, path: str) -> None:
         _system_call(fd, _CLONE_NEWNET)
     except OSError as error:
         raise IOFailureError(
-            f"cannot enter network namespace {path}: {errno.errorcode.get(error.errno or 0)}: {error.strerror}",
+            f"cannot enter network namespace {path}: {describe_errno(error.errno)}",
             details="it takes CAP_SYS_ADMIN in this user namespace and in the one that owns the network namespace",
         ) from error
 

@@ -12,14 +12,13 @@ A socket is not thread-safe: open one for each piece of work.
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from _thread import _local
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from .._light import NamedTuple
-from ..errors import IOFailureError
+from ..errors import IOFailureError, describe_errno
 from . import _sockets, attributes
 from .netns import NetNS
 
@@ -75,7 +74,7 @@ class KernelError(IOFailureError):
 
     def __init__(self, what: str, number: int, *, position: int = 0, reason: str = "") -> None:
         super().__init__(
-            f"{what}: {errno.errorcode.get(number, number)}: {os.strerror(number)}",
+            f"{what}: {describe_errno(number)}",
             details=reason or _ADVICE.get(number, ""),
         )
         self.errno = number

@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Iterable, Mapping
 
-from ..errors import IOFailureError
+from ..errors import IOFailureError, describe_errno
 
 _ROOT = "/proc/sys/"
 _OCTAL = frozenset("01234567")
@@ -162,7 +162,7 @@ def _write(key: str, before: str, value: str) -> None:
             os.close(writing)
     except OSError as error:
         raise SysctlError(
-            f"cannot set sysctl {key} from {before} to {value}: {errno.errorcode.get(error.errno or 0)}",
+            f"cannot set sysctl {key} from {before} to {value}: {describe_errno(error.errno)}",
             details=(
                 f"{_ROOT}{key} must be writable, or have the value {value} beforehand"
                 if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -189,7 +189,7 @@ def _read(fd: int, key: str) -> str:
 
 
 def _unreadable(key: str, error: OSError) -> SysctlError:
-    return SysctlError(f"cannot read sysctl {key}: {errno.errorcode.get(error.errno or 0)}")
+    return SysctlError(f"cannot read sysctl {key}: {describe_errno(error.errno)}")
 
 
 def _absent(key: str) -> SysctlError:

@@ -61,7 +61,7 @@ def test_errors_are_printed_with_their_code(
 
     fake(monkeypatch, run)
     assert cnisdk.main(["fake"]) == 1
-    assert capsys.readouterr() == ("", "cnisdk fake: full; 10.0.0.0/30 (code 11)\n")
+    assert capsys.readouterr() == ("", "cnisdk fake: full (code 11); 10.0.0.0/30\n")
 
 
 def test_only_the_command_asked_for_is_imported() -> None:

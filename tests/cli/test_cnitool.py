@@ -220,7 +220,7 @@ def test_errors_go_to_stderr_with_code_and_status_1(tool: Tool, capfd: pytest.Ca
     assert tool("add", "mynet", NETNS) == 1
     out, err = capfd.readouterr()
     assert out == ""
-    assert err == 'cnitool: plugin type="fake" name="mynet" failed (add): full; try tomorrow (code 11)\n'
+    assert err == 'cnitool: plugin type="fake" name="mynet" failed (add): full (code 11); try tomorrow\n'
     assert tool.log == ["ADD", "DEL"]
     assert tool.cached == []
 
@@ -345,7 +345,8 @@ def test_check_of_what_was_never_added_says_that_it_is_not_attached(
     assert tool("check", "mynet", NETNS) == 1
     err = capfd.readouterr().err
     assert (
-        f'interface "eth0" on network "mynet" is not attached; there is no cached result {tool.cache}/results/' in err
+        f'interface "eth0" on network "mynet" is not attached (code 3); there is no cached result {tool.cache}/results/'
+        in err
     )
     assert "(code 3)" in err
     assert tool.log == []

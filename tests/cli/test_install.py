@@ -123,7 +123,7 @@ def test_only_those_named(shared: Environment, tmp_path: Path) -> None:
 def test_an_unknown_type(shared: Environment, tmp_path: Path) -> None:
     done = shared.install("--dest", str(tmp_path / "bin"), "noop", "bride")
     assert done.returncode == 1
-    assert done.stderr == "cnisdk install: no plugin is registered as 'bride'; known types: dotted, noop (code 7)\n"
+    assert done.stderr == "cnisdk install: no plugin is registered as 'bride' (code 7); known types: dotted, noop\n"
     assert not (tmp_path / "bin").exists()
 
 
@@ -226,12 +226,12 @@ def test_a_plugin_that_cannot_be_imported_does_not_stop_the_others(
     done = environment.install("--dest", str(tmp_path / "bin"))
     assert done.returncode == 1
     assert (
-        'plugin "broken" (no_such_module:main) does not run; the plugin no_such_module:main cannot be started: '
+        'plugin "broken" (no_such_module:main) does not run (code 999); the plugin no_such_module:main cannot be started: '
         "ModuleNotFoundError: No module named 'no_such_module'; "
     ) in done.stderr
     assert "-I does not see PYTHONPATH: install the package that has it" in done.stderr
     assert (
-        'plugin "wrong" (demo_plugins:nothing) does not run; the plugin demo_plugins:nothing cannot be started: '
+        'plugin "wrong" (demo_plugins:nothing) does not run (code 999); the plugin demo_plugins:nothing cannot be started: '
         in (done.stderr)
     )
     assert sorted(os.listdir(tmp_path / "bin")) == ["dotted", "noop"]
@@ -294,7 +294,10 @@ def test_another_program_is_replaced_only_by_force_and_comes_back(shared: Enviro
     program.write_bytes(b"\x7fELF another program")
     done = shared.install("--dest", str(tmp_path))
     assert done.returncode == 1
-    assert f"{program} is another program, nothing was changed; --force replaces it and keeps it as" in done.stderr
+    assert (
+        f"{program} is another program, nothing was changed (code 7); --force replaces it and keeps it as"
+        in done.stderr
+    )
     assert program.read_bytes() == b"\x7fELF another program"
 
     done = shared.install("--dest", str(tmp_path), "--force", "noop")
@@ -333,7 +336,7 @@ def test_uninstall_removes_what_it_is_told_and_nothing_of_others(shared: Environ
     (tmp_path / "other").write_text("#!/bin/sh\n")
     done = uninstall(shared, "--dest", str(tmp_path), "noop", "other")
     assert done.returncode == 1
-    assert "is named 'other', nothing was removed; `cnisdk install` did not write it" in done.stderr
+    assert "is named 'other', nothing was removed (code 7); `cnisdk install` did not write it" in done.stderr
     assert "there is no such file" in uninstall(shared, "--dest", str(tmp_path), "absent").stderr
     assert uninstall(shared, "--dest", str(tmp_path), "noop").stdout == f"{tmp_path}/noop: removed\n"
     assert sorted(os.listdir(tmp_path)) == ["dotted", "other"]

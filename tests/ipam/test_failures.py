@@ -144,7 +144,7 @@ def on_a_full_tmpfs(free_pages: int) -> list[str]:
 def test_full_file_system(host: Sandbox) -> None:
     outcomes = [host.call(on_a_full_tmpfs, pages) for pages in range(12)]
     assert outcomes[0]
-    assert "No space left on device (ENOSPC)" in outcomes[0][0]
+    assert "ENOSPC: No space left on device" in outcomes[0][0]
     assert not outcomes[-1]
 
 

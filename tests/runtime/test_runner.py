@@ -290,7 +290,7 @@ def test_del_goes_on_after_a_failure_and_forgets_nothing(bench: Bench) -> None:
     with pytest.raises(InvalidConfigError) as caught:
         bench.runtime.delete(network, **WHERE)
     assert caught.value.msg.startswith('plugin type="c" failed (delete): failed to find plugin "c"')
-    assert 'also: plugin type="b" failed (delete): full; 192.0.2.0/30 (code 11)' in caught.value.details
+    assert 'also: plugin type="b" failed (delete): full (code 11); 192.0.2.0/30' in caught.value.details
     assert bench.sequence == ["DEL b", "DEL a"]
     assert bench.cached == ["net-c1-eth0"]
 

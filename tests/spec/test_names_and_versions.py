@@ -146,3 +146,18 @@ def test_errors_survive_pickling() -> None:
     error = CNIError("m", details="d", code=142)
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), again.code, again.msg, again.details) == (CNIError, 142, "m", "d")
+
+
+def test_each_error_of_several_is_shown_with_its_own_code() -> None:
+    first = errors.IOFailureError("no disk", details="mount it")
+    first.add_others([errors.TryAgainLaterError("pool is full", details="10.0.0.0/30"), CNIError("odd", code=142)])
+    assert first.describe() == (
+        "no disk (code 5); mount it; also: pool is full (code 11); 10.0.0.0/30; also: odd (code 142)"
+    )
+
+
+def test_errors_of_the_operating_system_have_name_and_text() -> None:
+    assert errors.describe_errno(1) == "EPERM: Operation not permitted"
+    assert errors.describe_errno(40, "it is a symbolic link") == "ELOOP: it is a symbolic link"
+    assert errors.describe_errno(None, "timed out") == "timed out"
+    assert (errors.describe_errno(0), errors.describe_errno(99999)) == ("unknown error", "99999: Unknown error 99999")

@@ -10,7 +10,7 @@ import errno
 from collections.abc import Collection, Iterable
 
 from ..._light import NamedTuple
-from ...errors import IOFailureError
+from ...errors import IOFailureError, describe_errno
 from .. import attributes
 from . import nfnetlink
 from .nft import COMMENT_MAX, NftTable, Rule
@@ -194,7 +194,7 @@ def carry_out(table: NftTable, change: Change, generation: int) -> bool:
     if error in _LOOK_AGAIN:
         return False
     if error:
-        raise IOFailureError(f"cannot change {table}: {errno.errorcode.get(error, error)}")
+        raise IOFailureError(f"cannot change {table}: {describe_errno(error)}")
     return True
 
 
