@@ -226,14 +226,14 @@ def test_a_plugin_that_cannot_be_imported_does_not_stop_the_others(
     done = environment.install("--dest", str(tmp_path / "bin"))
     assert done.returncode == 1
     assert (
-        'plugin "broken" (no_such_module:main) does not run (code 999); the plugin no_such_module:main cannot be started: '
-        "ModuleNotFoundError: No module named 'no_such_module'; "
+        'plugin "broken" (no_such_module:main) does not run (code 999); '
+        "the plugin no_such_module:main cannot be started: ModuleNotFoundError: No module named 'no_such_module'; "
     ) in done.stderr
     assert "-I does not see PYTHONPATH: install the package that has it" in done.stderr
     assert (
-        'plugin "wrong" (demo_plugins:nothing) does not run (code 999); the plugin demo_plugins:nothing cannot be started: '
-        in (done.stderr)
-    )
+        'plugin "wrong" (demo_plugins:nothing) does not run (code 999); '
+        "the plugin demo_plugins:nothing cannot be started: "
+    ) in done.stderr
     assert sorted(os.listdir(tmp_path / "bin")) == ["dotted", "noop"]
 
 
