@@ -23,6 +23,9 @@ _CARRIER = 1.0
 _LOOK = 0.002
 # Messages that are taken in a row.
 _AT_ONCE = 8
+# Seconds until an interface that did not take a lease is tried again, the first time and at most: it is down, or its
+# namespace cannot be reached for now.
+_AGAIN, _AGAIN_AT_MOST = 1.0, 60.0
 
 # Links with the hardware address of another: frames to that address alone do not reach them (RFC 2131, section 4.1).
 _SHARED_MAC = frozenset({"ipvlan", "ipvtap"})
@@ -51,7 +54,8 @@ class Client:
     Attributes:
         owner: The attachment.
         machine: Its state machine.
-        attached: ADD had its result: the client keeps the interface in step with the lease.
+        attached: ADD had its result: the client keeps the interface in step with the lease, and tries again, later and
+            later, as long as the interface does not take it.
     """
 
     def __init__(self, record: Record, around: Surroundings) -> None:
@@ -71,6 +75,10 @@ class Client:
         self._carrier_by = math.inf
         self._look_at = math.inf
         self._wait = _LOOK
+        self._stale = list(record.stale)
+        self._apply_at = math.inf
+        self._again = _AGAIN
+        self._obstacle = ""
 
     # --- events -------------------------------------------------------------------------------------------------------
 
@@ -94,11 +102,18 @@ class Client:
             self._follow(self.machine.resume(lease, now), now)
         else:
             self._follow(self.machine.start(now), now)
+        if self._stale:  # the daemon before was killed while it changed the interface, or could not
+            self._apply_at = now
 
     @property
     def deadline(self) -> float:
         """When :meth:`wake` is to be called."""
-        return min(self.machine.deadline, self._look_at)
+        return min(self.machine.deadline, self._look_at, self._apply_at)
+
+    @property
+    def trouble(self) -> str:
+        """What went wrong last, in words; empty when nothing did."""
+        return self.machine.trouble or self._obstacle
 
     def wake(self, now: float) -> None:
         """Do what is due.
@@ -116,13 +131,20 @@ class Client:
             self._look_at = math.inf
             self._follow(self.machine.start(now), now)
             return
-        if self.attached:
-            self._close()  # its sockets must not keep alive a namespace that is gone: look for it again
-        self._follow(self.machine.wake(now), now)
+        if now >= self.machine.deadline:
+            if self.attached:
+                self._close()  # its sockets must not keep alive a namespace that is gone: look for it again
+            self._follow(self.machine.wake(now), now)
+        if now >= self._apply_at:
+            self._apply(now)
+        if self.attached and self.machine.state == "bound":
+            self._close()
 
     def postpone(self, until: float) -> None:
         """Do nothing before that time."""
         self.machine.deadline = max(self.machine.deadline, until)
+        if self._apply_at < math.inf:
+            self._apply_at = max(self._apply_at, until)
 
     def filenos(self) -> list[int]:
         """List the descriptors to wait on."""
@@ -151,12 +173,12 @@ class Client:
         """Note that ADD gets its result: from here on, the container uses the lease.
 
         Raises:
-            CNIError: The file cannot be written, or the interface refuses the MTU.
+            CNIError: The file cannot be written.
         """
         lease = self.machine.lease
         assert lease is not None
-        if self._sets_mtu and lease.mtu and (end := self._reach()) is not None:
-            end.set_mtu(lease.mtu)
+        if (end := self._reach()) is not None:
+            self._set_mtu(end, lease)
         self.attached = True
         self._save(lease, bound=True)
         self._close()
@@ -167,11 +189,11 @@ class Client:
         Raises:
             CNIError: The file cannot be deleted.
         """
-        self._look_at = math.inf
+        self._look_at = self._apply_at = math.inf
         self._close()
         # Before it has one of its own, an ADD holds that of the ADD before it.
         lease = self.machine.stop() or (None if self.attached else self._record.lease)
-        record = evolve(self._record, lease=lease, identity=self.machine.identity)
+        record = evolve(self._record, lease=lease, identity=self.machine.identity, stale=tuple(self._stale))
         release(record, self._around.files, self._around.random, self._around.log)
 
     def forget(self) -> None:
@@ -196,8 +218,14 @@ class Client:
     def _follow(self, actions: list[Action], now: float) -> None:
         """Carry out the actions in order. The trouble of an attached client is told, and it goes on."""
         for action in actions:
+            # Noted before the file is written: a daemon that is killed before the interface is changed has a successor.
+            if isinstance(action, Use) and action.before is not None:
+                self._stale.append(action.before)
+            elif isinstance(action, Drop):
+                self._stale.append(action.lease)
+        for action in actions:
             try:
-                self._do(action)
+                self._do(action, now)
             except (CNIError, OSError) as exc:
                 if not self.attached and not isinstance(exc, OSError):
                     raise
@@ -205,7 +233,7 @@ class Client:
         if self.attached and self.machine.state == "bound":
             self._close()
 
-    def _do(self, action: Action) -> None:
+    def _do(self, action: Action, now: float) -> None:
         if isinstance(action, Send):
             self._send(action)
         elif isinstance(action, Probe):
@@ -216,9 +244,12 @@ class Client:
         elif isinstance(action, Remember):
             self._remember(action)
         elif isinstance(action, Use):
-            self._use(action)
+            self._log(f"leased {action.lease.interface} from {action.lease.server} for {action.lease.lifetime:g} s")
+            if self.attached:
+                self._apply(now)
         else:
-            self._drop(action)
+            self._log(f"lost {action.lease.address}: {self.machine.trouble}")
+            self._apply(now)
 
     def _send(self, action: Send) -> None:
         if not self._connect():
@@ -239,25 +270,51 @@ class Client:
         else:
             self._save(action.lease, bound=action.bound)
 
-    def _use(self, action: Use) -> None:
-        lease = action.lease
-        self._log(f"leased {lease.interface} from {lease.server} for {lease.lifetime:g} s")
-        if self.attached and (end := self._reach()) is not None:
-            place.configure(end, lease, action.before, self._record.priority, mtu=self._sets_mtu)
+    def _apply(self, now: float) -> None:
+        """Have the interface what the lease says, and nothing of those before; if it does not take it, try again."""
+        lease, self._apply_at = self.machine.lease, math.inf
+        stale = [each for each in self._stale if each != lease]
+        try:
+            end = self._reach()
+            if end is None:
+                raise IOFailureError(f"interface {self.owner.ifname} in {self._record.netns} is gone")
+            if lease is None:
+                place.unconfigure(end, stale, self._record.priority)
+            else:
+                place.configure(end, lease, stale, self._record.priority)
+                self._set_mtu(end, lease)
+        except (CNIError, OSError) as exc:
+            if str(exc) != self._obstacle:
+                self._obstacle = str(exc)
+                self._log(f"the interface does not have what the lease says: {exc}")
+            self._apply_at, self._again = now + self._again, min(self._again * 2, _AGAIN_AT_MOST)
+            return
+        if self._obstacle:
+            self._log("the interface has what the lease says")
+        self._obstacle, self._again = "", _AGAIN
+        self._stale.clear()
+        self._save(lease, bound=lease is not None)
 
-    def _drop(self, action: Drop) -> None:
-        self._log(f"lost {action.lease.address}: {self.machine.trouble}")
-        if (end := self._reach()) is not None:
-            place.unconfigure(end, action.lease, self._record.priority)
+    def _set_mtu(self, end: Link, lease: DHCPLease) -> None:
+        """Set the MTU that the server wants, if the client asked for one. A refusal is no reason not to go on."""
+        if not lease.mtu or options.INTERFACE_MTU not in self._record.identity.requested:
+            return
+        try:
+            end.set_mtu(lease.mtu)
+        except CNIError as exc:
+            self._log(f"{exc}, as the server wants")
 
     # --- inner --------------------------------------------------------------------------------------------------------
 
-    @property
-    def _sets_mtu(self) -> bool:
-        return options.INTERFACE_MTU in self._record.identity.requested
-
     def _save(self, lease: DHCPLease | None, *, bound: bool) -> None:
-        record = evolve(self._record, lease=lease, bound=bound, attached=self.attached, identity=self.machine.identity)
+        record = evolve(
+            self._record,
+            lease=lease,
+            bound=bound,
+            attached=self.attached,
+            identity=self.machine.identity,
+            stale=tuple(self._stale),
+        )
         self._around.files.save(record)
 
     def _reach(self) -> Link | None:
@@ -308,12 +365,14 @@ def release(
         CNIError: The file cannot be deleted.
     """
     lease = record.lease
+    leases = (*record.stale, lease) if lease is not None else record.stale
     try:
-        end = place.find_place(record.netns, record.cookie, record.index) if lease is not None else None
-        if lease is not None and end is not None and end.netns is not None:
+        end = place.find_place(record.netns, record.cookie, record.index) if leases else None
+        if end is not None and end.netns is not None:
             with end.netns:
-                _send_release(end, record.identity, lease, int(random() * 2**32))
-                place.unconfigure(end, lease, record.priority)
+                if lease is not None:
+                    _send_release(end, record.identity, lease, int(random() * 2**32))
+                place.unconfigure(end, leases, record.priority)
         if lease is not None:
             done = "released" if end is not None else "its interface is gone, and the server keeps for now"
             log(f"{record.owner}: {done} {lease.address}")

@@ -290,7 +290,7 @@ class Daemon:
             raise UnknownContainerError(f"dhcp: there is no lease of {owner}")
         lease = client.machine.lease
         if lease is None:
-            raise IOFailureError(f"dhcp: {owner} has lost its lease", details=client.machine.trouble)
+            raise IOFailureError(f"dhcp: {owner} has lost its lease", details=client.trouble)
         return {"lease": lease.to_json()}
 
     def _delete(self, connection: _Connection, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,7 +335,7 @@ class Daemon:
             "address": str(lease.interface) if lease is not None else None,
             "server": str(lease.server) if lease is not None else None,
             "secondsLeft": left,
-            "trouble": client.machine.trouble,
+            "trouble": client.trouble,
         }
 
     # --- ends ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ state          the client                                  left by
 ``rebinding``  asks any server for more time               ACK: ``bound``; its end, NAK: lost
 ============== =========================================== ==================================================
 
-A client that lost its lease drops the address and goes to ``selecting`` at once.
+A client that lost its lease drops the address and goes to ``selecting`` at once. If servers refuse what they gave again
+and again, without a renewal in between, it waits in ``waiting`` first, each time twice as long.
 
 The duplicate address probe (RFC 5227) goes out together with the REQUEST, not after the ACK: the time that the server
 takes is time in which another host can object, so that ADD waits for no more than :attr:`Timing.probe` seconds in all.
@@ -46,7 +47,8 @@ class Timing(NamedTuple):
         declined: Before the client starts over after a DECLINE (RFC 2131, section 3.1).
         probe: From the probe for an address until the client uses it.
         floor: Least delay between repetitions in ``renewing`` and ``rebinding`` (RFC 2131, section 4.4.5). A lease that
-            lasts less than 16 of these has a sixteenth of its life.
+            lasts less than 16 of these has a sixteenth of its life, but not less than :attr:`least`.
+        least: Least delay between a lease's beginning and its renewal, or between two renewals.
     """
 
     first: float = 1.0
@@ -54,6 +56,7 @@ class Timing(NamedTuple):
     declined: float = 10.0
     probe: float = 0.02
     floor: float = 60.0
+    least: float = 0.5
 
 
 @frozen(kw_only=True)
@@ -117,6 +120,8 @@ Action = Send | Probe | Remember | Use | Drop
 
 # Further REQUESTs for an offered address before the client starts over. RFC 2131, section 3.1, has four in a minute.
 _REQUESTS = 3
+# Refusals after which the delay is not doubled any more; it has reached the longest one by then.
+_DOUBLINGS = 16
 
 
 class Machine:
@@ -149,6 +154,7 @@ class Machine:
         self._wanted: IPv4Address | None = None
         self._probed = 0.0
         self._objector = ""
+        self._refusals = 0  # since the last renewal
 
     @property
     def probed(self) -> IPv4Address | None:
@@ -250,7 +256,10 @@ class Machine:
     def _take_first_ack(self, message: Message, sender: str, now: float) -> list[Action]:
         lease = DHCPLease(address=message.yiaddr, options=message.options, started=self._sent, server_mac=sender)
         assert self._offer is not None
-        if problem := lease.keeping_mask_of(self._offer).find_problem():
+        problem = lease.keeping_mask_of(self._offer).find_problem()
+        if lease.address != self._offer.address:  # it was not probed for, and is in no file
+            problem = f"it is for {lease.address}, and the request was for {self._offer.address}"
+        if problem:
             self.trouble = f"an acknowledgement is of no use: {problem}"
             return []
         self._offer = lease.keeping_mask_of(self._offer)
@@ -289,6 +298,7 @@ class Machine:
         address = asked.address if asked is not None else "the address"
         self.trouble = f"server {server or 'without name'} refused {address}{f': {said}' if said else ''}"
         self._wanted = None
+        self._refusals += 1
         return self._lose(now)
 
     def _start_over(self, now: float, delay: float) -> list[Action]:
@@ -302,6 +312,7 @@ class Machine:
         # A little earlier than T1, by chance, so that clients that began together do not stay together (RFC 2131,
         # section 4.4.5, "fuzz").
         self.deadline = lease.renews - (lease.renews - lease.started) * 0.05 * self._random()
+        self.deadline = max(self.deadline, lease.started + self._timing.least)
         if lease.renews == math.inf:
             self.deadline = math.inf
 
@@ -321,7 +332,7 @@ class Machine:
         self._xid, self._sent = self._new_xid(), now
         until = lease.rebinds if self.state == "renewing" else lease.expires
         # RFC 2131, section 4.4.5: half of the time that is left, but not below a minute.
-        floor = min(self._timing.floor, lease.lifetime / 16)
+        floor = max(min(self._timing.floor, lease.lifetime / 16), self._timing.least)
         self.deadline = min(until, now + max((until - now) / 2, floor))
         request = self._ask(packet.REQUEST, {}, now, ciaddr=lease.address)
         return [request._replace(server=lease.server) if self.state == "renewing" else request]
@@ -336,6 +347,7 @@ class Machine:
             self.trouble = f"an acknowledgement is of no use: {problem}"
             return []
         self.state, self.lease, self.trouble, self._wanted = "bound", lease, "", lease.address
+        self._refusals = 0
         self._set_renewal(lease)
         changed = lease.interface != before.interface or _without_times(lease) != _without_times(before)
         use: list[Action] = [Use(lease, before)] if changed else []
@@ -344,9 +356,12 @@ class Machine:
     def _lose(self, now: float) -> list[Action]:
         """Give up the lease that ran out or was refused, and start over."""
         lease, self.lease = self.lease, None
+        doubled = min(self._timing.first * 2 ** max(0, min(self._refusals, _DOUBLINGS) - 1), self._timing.longest)
         if lease is None:
-            return self._start_over(now, self._timing.first)
-        return [Drop(lease), Remember(None), *self.start(now)]
+            return self._start_over(now, doubled)
+        dropped: list[Action] = [Drop(lease), Remember(None)]
+        # Once is what an operator does who gives the container another address: the new one is to come at once.
+        return [*dropped, *(self.start(now) if self._refusals < 2 else self._start_over(now, doubled))]
 
     # --- messages -----------------------------------------------------------------------------------------------------
 

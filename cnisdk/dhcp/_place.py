@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from .._light import Any
+from ..errors import run_all
 from ..linux import netns as namespaces, rtnetlink
 from ..linux.ip import address, route
 from ..linux.links import link
@@ -66,50 +67,49 @@ def find_place(path: str, cookie: str, index: int) -> Link | None:
     return None
 
 
-def configure(end: Link, lease: DHCPLease, before: DHCPLease | None, priority: int, *, mtu: bool) -> None:
-    """Give an interface the address, routes and MTU of a lease in place of those of the one before.
+def configure(end: Link, lease: DHCPLease, stale: Sequence[DHCPLease], priority: int) -> None:
+    """Give an interface the address and routes of a lease, in place of what it may still have of earlier ones.
 
     The new address is there before the old one goes: the kernel takes all routes of an interface with its last address.
-    What other programs have added stays.
+    What other programs have added stays. One route that the kernel refuses does not keep the others from the interface.
 
     Args:
         end: The interface.
         lease: The lease.
-        before: The lease before; None when the interface has no address of one.
+        stale: Leases whose address and routes may be there, and are to go.
         priority: Metric of routes.
-        mtu: Set the MTU if the lease has one.
 
     Raises:
         IOFailureError: (5) The kernel refused.
     """
-    if mtu and lease.mtu:
-        end.set_mtu(lease.mtu)
-    if before is None or lease.interface != before.interface:
-        _ensure(address.add, end, lease.interface)
-    wanted, had = lease.list_routes(priority), before.list_routes(priority) if before is not None else ()
-    gone = [each for each in had if each not in wanted]
-    if gone:
-        _delete_routes(end, gone)
-    if before is not None and lease.interface != before.interface:
-        address.delete(end, before.interface)
-    for each in wanted:
-        # All, not only those that are new: the kernel took those that had the old address as their source.
-        gw = each.gw if each.scope is None else None
-        _ensure(route.add, end, each.dst, gw, priority=priority)
+    _ensure(address.add, end, lease.interface)
+    wanted = lease.list_routes(priority)
+    _delete_routes(end, [each for old in stale for each in old.list_routes(priority) if each not in wanted])
+    for each in {old.interface for old in stale if old.interface != lease.interface}:
+        address.delete(end, each)
+    # All, not only those that are new: the kernel took those that had the old address as their source.
+    run_all(*(lambda each=each: _ensure_route(end, each, priority) for each in wanted))
 
 
-def unconfigure(end: Link, lease: DHCPLease, priority: int) -> None:
-    """Take the address of a lease, and its routes, from an interface. Absence is fine.
+def unconfigure(end: Link, leases: Iterable[DHCPLease], priority: int) -> None:
+    """Take the addresses of leases, and their routes, from an interface. Absence is fine.
 
     Raises:
         IOFailureError: (5) The kernel refused.
     """
-    _delete_routes(end, lease.list_routes(priority))
-    address.delete(end, lease.interface)
+    for lease in leases:
+        _delete_routes(end, lease.list_routes(priority))
+        address.delete(end, lease.interface)
+
+
+def _ensure_route(end: Link, wanted: Route, priority: int) -> None:
+    _ensure(route.add, end, wanted.dst, wanted.gw if wanted.scope is None else None, priority=priority)
 
 
 def _delete_routes(end: Link, routes: Iterable[Route]) -> None:
     unwanted = {(each.dst, each.gw if each.scope is None else None) for each in routes}
+    if not unwanted:
+        return
     with rtnetlink.connect(end.netns) as sock:
         for found in route.dump(sock):
             if found.link_index == end.index and (found.dst, found.gw) in unwanted and found.table == route.TABLE_MAIN:

@@ -39,6 +39,7 @@ class Record:
         bound: The lease was acknowledged.
         attached: ADD had its result. If false, the lease is of an ADD that did not end, and nobody uses it.
         boot: Boot of the machine.
+        stale: Earlier leases that the interface may still have parts of.
     """
 
     owner: Attachment
@@ -51,6 +52,7 @@ class Record:
     bound: bool
     attached: bool
     boot: str
+    stale: tuple[DHCPLease, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Write the record as a JSON object."""
@@ -72,6 +74,7 @@ class Record:
             "requested": list(self.identity.requested),
             "broadcast": self.identity.broadcast,
             "lease": self.lease.to_json() if self.lease is not None else None,
+            "stale": [each.to_json() for each in self.stale],
         }
 
     @classmethod
@@ -98,6 +101,7 @@ class Record:
                 broadcast=document["broadcast"],
             ),
             lease=DHCPLease.from_json(document["lease"]) if document["lease"] is not None else None,
+            stale=tuple(map(DHCPLease.from_json, document["stale"])),
         )
 
 

@@ -17,7 +17,10 @@ DEFAULT_LIFETIME = 3600
 _INFINITE = 0xFFFFFFFF  # RFC 2131, section 3.3
 _SCOPE_LINK = 253
 _DEFAULT = IPv4Network("0.0.0.0/0")
-_MIN_MTU = 68
+_NO_ROUTER = IPv4Address("0.0.0.0")
+_StaticRoute = tuple[IPv4Network, IPv4Address]
+_MIN_MTU, _MAX_MTU = 68, 0xFFFF  # RFC 2132, section 5.1
+_POINT_TO_POINT = 31  # RFC 3021: both addresses of such a network are hosts'
 
 
 @frozen(kw_only=True)
@@ -38,12 +41,15 @@ class DHCPLease:
 
     def find_problem(self) -> str | None:
         """Return the reason why the lease is of no use, in words; None if it is good."""
-        if self.address.is_unspecified or self.address.is_multicast or self.address.is_loopback:
+        if not options.is_host(self.address):
             return f"its address is {self.address}"
         if options.SUBNET_MASK not in self.options:
             return "DHCP option Subnet Mask not found in DHCPACK"
-        if options.read_prefix_length(self.options) is None:
+        if not options.read_prefix_length(self.options):  # neither, nor one that has all addresses on the link
             return f"its subnet mask is {self.options[options.SUBNET_MASK].hex()}"
+        network = self.interface.network
+        if network.prefixlen < _POINT_TO_POINT and self.address in (network[0], network[-1]):
+            return f"its address is {self.address}, which no host of {network} can have"
         if not self.server:
             return "it does not tell the server"
         return None
@@ -92,40 +98,61 @@ class DHCPLease:
 
     @property
     def routers(self) -> tuple[IPv4Address, ...]:
-        """Routers on the network, in order of preference."""
-        return options.read_addresses(self.options, options.ROUTERS)
+        """Routers, in order of preference. The client itself is none."""
+        found = options.read_addresses(self.options, options.ROUTERS)
+        return tuple(each for each in found if each != self.address)
 
     @property
     def gateway(self) -> IPv4Address | None:
         """The first router; without one, that of the classless default route."""
-        defaults = (via for dst, via in options.read_classless_routes(self.options) if dst == _DEFAULT and int(via))
+        defaults = (via for dst, via in self._usable_routes() if dst == _DEFAULT and int(via))
         return next(iter((*self.routers, *defaults)), None)
 
     def list_routes(self, priority: int = 0) -> tuple[Route, ...]:
         """List the routes.
 
         Classless static routes replace all others (RFC 3442). Without any, there are the static routes of option 33,
-        and a default route to the first router.
+        and a default route to the first router. A router outside of the address's network is on the link all the same:
+        it gets a route of its own, without which the kernel refuses the others.
 
         Args:
             priority: Metric of each; 0 leaves it to the kernel.
         """
-        found = options.read_classless_routes(self.options)
+        found = self._usable_routes()
         if not found:
-            found = options.read_static_routes(self.options)
-            if self.routers:
+            found = self._usable(options.read_static_routes(self.options))
+            if self.routers and all(dst != _DEFAULT for dst, _ in found):
                 found = (*found, (_DEFAULT, self.routers[0]))
+        # The kernel must know the way to a router before a route through it.
+        near = [(dst, via) for dst, via in found if not int(via)]
+        reached = [self.interface.network, *(dst for dst, _ in near)]
+        for via in dict.fromkeys(via for _, via in found if int(via)):
+            if not any(via in each for each in reached):
+                near.append((IPv4Network(via), _NO_ROUTER))
         return tuple(
-            Route(dst=dst, gw=via, priority=priority, scope=None if int(via) else _SCOPE_LINK) for dst, via in found
+            Route(dst=dst, gw=via, priority=priority, scope=None if int(via) else _SCOPE_LINK)
+            for dst, via in (*near, *(each for each in found if int(each[1])))
         )
+
+    def _usable_routes(self) -> tuple[_StaticRoute, ...]:
+        return self._usable(options.read_classless_routes(self.options))
+
+    def _usable(self, found: tuple[_StaticRoute, ...]) -> tuple[_StaticRoute, ...]:
+        """Leave out what the kernel or the container cannot use, and all but the first route to a destination."""
+        usable: dict[IPv4Network, IPv4Address] = {}
+        for dst, via in found:
+            leads = via == _NO_ROUTER or (options.is_host(via) and via != self.address)
+            somewhere = dst == _DEFAULT or options.is_host(dst.network_address)
+            if leads and somewhere and dst != self.interface.network:  # the address brings that one
+                usable.setdefault(dst, via)
+        return tuple(usable.items())
 
     @property
     def dns(self) -> DNS:
         """Name resolution: options 6, 15 and 119."""
-        domain = options.read_text(self.options, options.DOMAIN_NAME)
         return DNS(
             nameservers=tuple(map(str, options.read_addresses(self.options, options.NAME_SERVERS))),
-            domain="" if " " in domain else domain,
+            domain=options.read_domain(self.options),
             search=options.read_domains(self.options),
         )
 
@@ -133,7 +160,7 @@ class DHCPLease:
     def mtu(self) -> int:
         """MTU of the interface, in bytes; 0 if the server does not say."""
         mtu = options.read_number(self.options, options.INTERFACE_MTU) or 0
-        return mtu if mtu >= _MIN_MTU else 0
+        return mtu if _MIN_MTU <= mtu <= _MAX_MTU else 0
 
     def to_result(self, priority: int = 0) -> Result:
         """Make the result of an IPAM plugin's ADD."""

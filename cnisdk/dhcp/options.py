@@ -54,7 +54,7 @@ dnsmasq sends the times that its configuration gives only to clients that reques
 _LONGEST = 255
 # What may stand in resolv.conf without meaning anything else there.
 _LABEL = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
-_LABEL_MAX = 63
+_LABEL_MAX, _NAME_MAX = 63, 253
 # Owned by the protocol: a configuration that provides one would break the exchange.
 _RESERVED = frozenset({0, OVERLOAD, MESSAGE_TYPE, SERVER_ID, PARAMETERS, 255})
 
@@ -101,17 +101,33 @@ def read_number(options: Mapping[int, bytes], number: int) -> int | None:
     return int.from_bytes(value, "big") if len(value) in (2, 4) else None
 
 
+def is_host(address: IPv4Address) -> bool:
+    """Return True if a host can have an address: it is in no block for a special purpose (RFC 1122, section 3.2.1.3).
+
+    Those are ``0.0.0.0/8``, loopback, multicast, and ``240.0.0.0/4`` with the broadcast address.
+    """
+    return 1 <= address.packed[0] < 224 and address.packed[0] != 127
+
+
 def read_addresses(options: Mapping[int, bytes], number: int) -> tuple[IPv4Address, ...]:
-    """Return the addresses in an option, without ``0.0.0.0``."""
+    """Return the addresses of hosts in an option, each once; see :func:`is_host`."""
     value = options.get(number, b"")
     found = (IPv4Address(value[start : start + 4]) for start in range(0, len(value) - 3, 4))
-    return tuple(each for each in found if int(each))
+    return tuple(dict.fromkeys(each for each in found if is_host(each)))
 
 
 def read_text(options: Mapping[int, bytes], number: int) -> str:
     """Return the text of an option; empty if it is absent, or has other characters than printable ASCII."""
     text = options.get(number, b"").rstrip(b"\0").decode("ascii", "replace")
     return text if text.isascii() and text.isprintable() else ""
+
+
+def read_domain(options: Mapping[int, bytes]) -> str:
+    """Return the domain of option 15; empty if it is absent, or has other characters than names of hosts have."""
+    name = options.get(DOMAIN_NAME, b"").rstrip(b"\0").removesuffix(b".")
+    labels = name.split(b".")
+    sound = len(name) <= _NAME_MAX and all(0 < len(each) <= _LABEL_MAX and _LABEL.issuperset(each) for each in labels)
+    return name.decode() if sound else ""
 
 
 def read_prefix_length(options: Mapping[int, bytes]) -> int | None:
@@ -164,9 +180,10 @@ def _class_length(destination: int) -> int:
 
 
 def read_domains(options: Mapping[int, bytes]) -> tuple[str, ...]:
-    """Return the search domains of option 119 (RFC 3397), up to the first malformed one.
+    """Return the search domains of option 119 (RFC 3397), each once, up to the first malformed one.
 
-    A pointer leads to an earlier place of the option (RFC 1035, section 4.1.4).
+    A pointer leads to an earlier place of the option (RFC 1035, section 4.1.4). A name that is longer than names can be
+    is malformed: a few bytes could mean thousands of long names otherwise.
     """
     value, domains, at = options.get(DOMAIN_SEARCH, b""), [], 0
     while at < len(value):
@@ -177,12 +194,12 @@ def read_domains(options: Mapping[int, bytes]) -> tuple[str, ...]:
         if labels:
             domains.append(".".join(labels))
         at = end
-    return tuple(domains)
+    return tuple(dict.fromkeys(domains))
 
 
 def _read_labels(value: bytes, at: int, labels: list[str]) -> int | None:
     """Read one name; return where it ends, or None if it is malformed. Each pointer must lead backwards."""
-    end, lowest = None, at
+    end, lowest, size = None, at, -1
     while at < len(value):
         length = value[at]
         if length == 0:
@@ -195,6 +212,9 @@ def _read_labels(value: bytes, at: int, labels: list[str]) -> int | None:
             continue
         label = value[at + 1 : at + 1 + length]
         if not 0 < len(label) <= _LABEL_MAX or not _LABEL.issuperset(label) or len(label) < length:
+            return None
+        size += 1 + length
+        if size > _NAME_MAX:
             return None
         labels.append(label.decode())
         at += 1 + length

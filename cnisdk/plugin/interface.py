@@ -244,7 +244,8 @@ def configure(end: Link, leased: Result, *, enabledad: bool = False, accept_ra: 
 def own_dns_or(request: AddRequest[Any], leased: DNS) -> DNS:
     """Return the name resolution of the configuration. If it has none, return what IPAM returned.
 
-    An empty list says: none, whatever IPAM says. So do bridge and ptp; other reference plugins return always their own.
+    An empty list says: none, whatever IPAM says. The reference's bridge and ptp do so; its other plugins return always
+    their own, and what a DHCP server says of name servers is lost.
     """
     own = find_key(request.document, "dns") or {}
     has_own = not request.ipam.configured or any(value is not None for value in own.values())

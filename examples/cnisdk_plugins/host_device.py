@@ -123,7 +123,8 @@ class HostDevice(Plugin[HostDeviceConf]):
     def add(self, request: AddRequest[HostDeviceConf]) -> Result:
         conf, netns = request.conf, request.open_netns()
         if conf.in_user_space():
-            return evolve(interface.lease(request), dns=conf.dns if request.ipam.configured else DNS())
+            leased = interface.lease(request)
+            return evolve(leased, dns=name_resolution(request, leased))
         with rtnetlink.sharing():
             try:
                 there = conf.find_link()
@@ -135,7 +136,7 @@ class HostDevice(Plugin[HostDeviceConf]):
                 request.undo(lent.take_back)
         leased = interface.lease(request)
         interface.configure(lent.end, leased)
-        return evolve(leased.with_interfaces(lent.end), dns=conf.dns if request.ipam.configured else DNS())
+        return evolve(leased.with_interfaces(lent.end), dns=name_resolution(request, leased))
 
     def delete(self, request: DelRequest[HostDeviceConf]) -> None:
         interface.detach(request, lambda: give_back(request))
@@ -167,6 +168,11 @@ class HostDevice(Plugin[HostDeviceConf]):
                 if not conf.find_borrower():
                     raise PluginNotAvailableError(exc.msg, details=exc.details) from exc
         request.ipam.status()
+
+
+def name_resolution(request: AddRequest[HostDeviceConf], leased: Result) -> DNS:
+    """Return the configuration's name resolution, or else IPAM's; none at all without IPAM, as the reference."""
+    return interface.own_dns_or(request, leased.dns) if request.ipam.configured else DNS()
 
 
 def give_back(request: DelRequest[HostDeviceConf]) -> None:

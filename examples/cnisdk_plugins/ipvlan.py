@@ -81,7 +81,7 @@ class Ipvlan(Plugin[IpvlanConf]):
                 request.undo(end.delete)
         leased = chained_addresses(request) or interface.lease(request, mtu=conf.mtu)
         interface.configure(end, leased)
-        return evolve(leased.with_interfaces(end), dns=conf.dns)
+        return evolve(leased.with_interfaces(end), dns=interface.own_dns_or(request, leased.dns))
 
     def delete(self, request: DelRequest[IpvlanConf]) -> None:
         interface.detach(request, lambda: interface.delete_in_container(request, "ipvlan"))

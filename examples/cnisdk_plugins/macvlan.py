@@ -83,7 +83,7 @@ class Macvlan(Plugin[MacvlanConf]):
                 request.undo(end.delete)
         leased = interface.lease(request, mtu=conf.mtu)
         interface.configure(end, leased)
-        return evolve(leased.with_interfaces(end), dns=conf.dns)
+        return evolve(leased.with_interfaces(end), dns=interface.own_dns_or(request, leased.dns))
 
     def delete(self, request: DelRequest[MacvlanConf]) -> None:
         interface.detach(request, lambda: interface.delete_in_container(request, "macvlan"))

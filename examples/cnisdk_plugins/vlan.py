@@ -96,7 +96,7 @@ class Vlan(Plugin[VlanConf]):
                 request.undo(end.delete)
         leased = interface.lease(request, mtu=conf.mtu)
         interface.configure(end, leased)
-        return evolve(leased.with_interfaces(end), dns=conf.dns)
+        return evolve(leased.with_interfaces(end), dns=interface.own_dns_or(request, leased.dns))
 
     def delete(self, request: DelRequest[VlanConf]) -> None:
         interface.detach(request, lambda: interface.delete_in_container(request, "vlan"))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from ipaddress import IPv4Address
+from itertools import pairwise
 
 import pytest
 from attrs import evolve
@@ -260,6 +261,57 @@ def test_refusal_of_the_first_request() -> None:
     assert kinds(bench.wake()) == ["DISCOVER"]
 
 
+def test_refusals_without_end() -> None:
+    """The client asks less and less often, until a server renews what it gave."""
+    bench = Bench()
+    bench.start()
+    pauses = []
+    for _ in range(8):
+        bench.answer(packet.OFFER)
+        bench.answer(packet.NAK)
+        pauses.append(bench.machine.deadline - bench.now)
+        assert kinds(bench.wake()) == ["DISCOVER"]
+    assert pauses == [1, 2, 4, 8, 16, 32, 62, 62]
+    for renewed, expected in ((False, ["drop", "remember"]), (True, ["drop", "remember", "DISCOVER"])):
+        bench.answer(packet.OFFER)
+        bench.answer(packet.ACK)
+        bench.wake()
+        bench.wake()
+        if renewed:
+            bench.answer(packet.ACK)
+            bench.wake()
+        assert kinds(bench.answer(packet.NAK)) == expected
+        if not renewed:
+            assert bench.machine.deadline == bench.now + 62
+            bench.wake()
+
+
+def test_an_acknowledgement_of_another_address() -> None:
+    """It was neither remembered nor probed for."""
+    bench = Bench()
+    bench.start()
+    bench.answer(packet.OFFER)
+    assert bench.answer(packet.ACK, OTHER) == []
+    assert "it is for 10.1.0.51, and the request was for 10.1.0.50" in bench.machine.trouble
+    bench.answer(packet.ACK)
+    assert kinds(bench.wake()) == ["remember", "use"]
+
+
+def test_the_shortest_lease_is_renewed_twice_a_second() -> None:
+    bench = Bench()
+    bench.start()
+    second = {51: (1).to_bytes(4, "big"), 59: b""}
+    bench.answer(packet.OFFER, more=second)
+    bench.answer(packet.ACK, more=second)
+    bench.wake()
+    times = [bench.now]
+    while len(times) < 6:
+        bench.wake()
+        bench.answer(packet.ACK, more=second)
+        times.append(bench.now)
+    assert all(after - before >= 0.5 for before, after in pairwise(times[1:]))
+
+
 def test_release() -> None:
     bench = Bench().bind()
     lease = bench.machine.stop()
@@ -323,7 +375,14 @@ def test_times(options: dict[int, int], expected: tuple[float, float, float]) ->
     ("address", "options"),
     [
         (packet.ANY, {}),
+        (IPv4Address("0.1.2.3"), {}),
+        (IPv4Address("127.0.0.1"), {}),
         (IPv4Address("224.0.0.1"), {}),
+        (packet.BROADCAST, {}),
+        (IPv4Address("10.1.0.0"), {}),
+        (IPv4Address("10.1.0.255"), {}),
+        (ADDRESS, {1: bytes(4)}),
+        (ADDRESS, {54: bytes([127, 0, 0, 1])}),
         (ADDRESS, {1: b""}),
         (ADDRESS, {1: bytes([255, 0, 255, 0])}),
         (ADDRESS, {54: b""}),
@@ -361,6 +420,29 @@ def test_the_result() -> None:
     assert [(str(each.dst), str(each.gw), each.scope) for each in classless.to_result().routes] == [
         ("10.0.0.0/8", "0.0.0.0", 253),
         ("0.0.0.0/0", "10.1.0.51", None),
+    ]
+
+
+def test_both_addresses_of_a_link_of_two_are_hosts() -> None:
+    """RFC 3021."""
+    for last in (0, 1):
+        options = {**OPTIONS, 1: bytes([255, 255, 255, 254])}
+        lease = DHCPLease(address=IPv4Address(f"10.1.0.{last}"), options=options, started=0.0)
+        assert lease.find_problem() is None
+
+
+def test_routers_outside_of_the_network() -> None:
+    """Each gets a route of its own, unless a route onto the link leads there; a host's mask is an usual case."""
+    lease = DHCPLease(address=ADDRESS, options={**OPTIONS, 1: b"\xff" * 4, 3: SERVER.packed}, started=0.0)
+    assert [(str(each.dst), str(each.gw), each.scope) for each in lease.list_routes(5)] == [
+        ("10.1.0.1/32", "0.0.0.0", 253),
+        ("0.0.0.0/0", "10.1.0.1", None),
+    ]
+    near = bytes([32]) + SERVER.packed + bytes(4) + bytes([0]) + SERVER.packed
+    lease = evolve(lease, options={**lease.options, 121: near})
+    assert [(str(each.dst), str(each.gw)) for each in lease.list_routes()] == [
+        ("10.1.0.1/32", "0.0.0.0"),
+        ("0.0.0.0/0", "10.1.0.1"),
     ]
 
 

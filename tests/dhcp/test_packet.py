@@ -199,6 +199,31 @@ def test_options_that_cannot_be_provided(number: int, value: bytes) -> None:
         options.check_provided(number, value, "$.y")
 
 
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"example.org\0", "example.org"),
+        (b"example.org.", "example.org"),
+        (b"", ""),
+        (b"a..b", ""),
+        (b"a b", ""),
+        (b"a\nnameserver 192.0.2.1", ""),
+        (b"\xc3\xa4.org", ""),
+        (b"a" * 64, ""),
+        (b"a." * 128, ""),
+    ],
+)
+def test_domains(sent: bytes, expected: str) -> None:
+    assert options.read_domain({15: sent}) == expected
+
+
+def test_a_name_that_pointers_make_endless() -> None:
+    """Each of hundreds of pointers means the same long name, and none a longer one than names can be."""
+    long = (b"\x3f" + b"a" * 63) * 3 + b"\x3d" + b"a" * 61 + b"\x00"
+    assert [len(each) for each in options.read_domains({119: long + b"\xc0\x00" * 300})] == [253]
+    assert options.read_domains({119: b"\x01b" + long + b"\xc0\x00" * 300}) == ()
+
+
 def test_text() -> None:
     assert options.read_text({15: b"example.org\0"}, 15) == "example.org"
     assert options.read_text({15: b"a\nb"}, 15) == ""
