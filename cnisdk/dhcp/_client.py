@@ -112,7 +112,7 @@ class Client:
 
     @property
     def trouble(self) -> str:
-        """What went wrong last, in words; empty when nothing did."""
+        """The last thing that went wrong, in words; empty when nothing did."""
         return self.machine.trouble or self._obstacle
 
     def wake(self, now: float) -> None:

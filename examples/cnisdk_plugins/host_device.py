@@ -124,7 +124,7 @@ class HostDevice(Plugin[HostDeviceConf]):
         conf, netns = request.conf, request.open_netns()
         if conf.in_user_space():
             leased = interface.lease(request)
-            return evolve(leased, dns=name_resolution(request, leased))
+            return evolve(leased, dns=interface.own_dns_or(request, leased.dns) if request.ipam.configured else DNS())
         with rtnetlink.sharing():
             try:
                 there = conf.find_link()
@@ -136,7 +136,8 @@ class HostDevice(Plugin[HostDeviceConf]):
                 request.undo(lent.take_back)
         leased = interface.lease(request)
         interface.configure(lent.end, leased)
-        return evolve(leased.with_interfaces(lent.end), dns=name_resolution(request, leased))
+        dns = interface.own_dns_or(request, leased.dns) if request.ipam.configured else DNS()
+        return evolve(leased.with_interfaces(lent.end), dns=dns)
 
     def delete(self, request: DelRequest[HostDeviceConf]) -> None:
         interface.detach(request, lambda: give_back(request))
@@ -168,11 +169,6 @@ class HostDevice(Plugin[HostDeviceConf]):
                 if not conf.find_borrower():
                     raise PluginNotAvailableError(exc.msg, details=exc.details) from exc
         request.ipam.status()
-
-
-def name_resolution(request: AddRequest[HostDeviceConf], leased: Result) -> DNS:
-    """Return the configuration's name resolution, or else IPAM's; none at all without IPAM, as the reference."""
-    return interface.own_dns_or(request, leased.dns) if request.ipam.configured else DNS()
 
 
 def give_back(request: DelRequest[HostDeviceConf]) -> None:

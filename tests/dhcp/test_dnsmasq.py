@@ -205,8 +205,7 @@ def test_options_reach_result_interface_and_server(
     assert "mtu 1380" in container.shell("ip link show eth0")
     assert "default via 10.1.0.2 dev eth0 metric 77" in container.shell("ip route")
     assert "web" in lan.shell(f"cat {LEASES}")
-    ours = lan.plugin(DHCP, {"type": "dhcp", "ipam": ipam(request=[{"option": "3"}])})
-    dns = ours.add(container).dns
+    dns = result.dns
     assert (dns.nameservers, dns.domain) == (("10.1.0.3", "10.1.0.4"), "example.org")
     assert dns.search == ("a.example.org", "b.example.org")
     plugin.delete(container)
