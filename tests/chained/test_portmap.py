@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cnisdk import AddRequest, Attachment, CNIError
-from cnisdk.linux import hostports
-from cnisdk.linux.netfilter import nfnetlink, sets
+from cnisdk.linux import attributes, hostports
+from cnisdk.linux.netfilter import hostports_iptables, nfnetlink, sets, xt_rules
 from cnisdk.linux.netfilter.hostports import HostPort, Options
 from cnisdk.plugin._repair import repair
 from cnisdk.plugin.request import parse_request
@@ -480,7 +480,7 @@ def test_marks_of_others(host: Host) -> None:
 @pytest.mark.parametrize(
     ("backend", "first", "later"),
     [
-        ("iptables", ["ip6tables-restore", "iptables-restore"], ["ip6tables-restore", "iptables-restore"]),
+        ("iptables", ["ip6tables-restore", "iptables-restore"], []),
         ("nftables", ["nft", "nft"], []),
     ],
 )
@@ -499,6 +499,45 @@ def test_programs_started(host: Host, backend: str, first: list[str], later: lis
     assert host.call(programs, hostports.check, backend, owner, mapped, options, listed) == []
     assert host.call(programs, hostports.withdraw, owner) == []
     assert host.call(programs, hostports.gc, "net", frozenset()) == []
+
+
+@pytest.mark.parametrize("options", [Options(), Options(snat=False), Options(masq_all=True, mark_chain="MARKED")])
+@pytest.mark.parametrize("prefixlen", [12, 16, 25])
+def test_rules_are_those_of_the_program(host: Host, options: Options, prefixlen: int) -> None:
+    """What netlink adds is what iptables-restore adds, to the last byte."""
+    owner, other = (Attachment("net", name * 60, "eth0") for name in ("c1", "c2"))
+    both = ((f"10.1.2.5/{prefixlen}", "198.51.100.1"), (f"2001:db8::5/{prefixlen * 3}", "2001:db8:9::1"))
+    mapped = [
+        HostPort(protocol, port, ip_address(where) if port % 2 else None, ip_interface(address), 80)
+        for protocol in ("tcp", "udp", "sctp")
+        for port in range(8080, 8097)
+        for address, where in both
+    ]
+    listed = [(each.protocol, each.port) for each in mapped if each.version == 4]
+    asked = ("iptables", owner, mapped, {4: options, 6: options}, listed)
+
+    def expressions() -> list[bytes]:
+        listed = [attributes.read(each) for family in (2, 10) for each in nfnetlink.dump(10 << 8 | 7, family, b"")]
+        names = [hostports_iptables._reference_name(owner), "CNI-HOSTPORT-DNAT"]
+        return [each[4] for each in listed if attributes.read_text(each[2]) in names]
+
+    def add_twice() -> None:
+        if options.mark_chain:
+            for program in ("iptables", "ip6tables"):
+                subprocess.run([program, "-t", "nat", "-N", options.mark_chain], check=True)
+        hostports.publish("iptables", other, [mapped[0]._replace(port=1), mapped[1]._replace(port=1)], *asked[3:])
+        hostports.withdraw(other)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(xt_rules, "add", lambda *_: False)
+            assert sorted(programs(hostports.publish, *asked)) == ["ip6tables-restore", "iptables-restore"]
+        by_program = expressions()
+        hostports.withdraw(owner)
+        assert expressions() == []
+        assert programs(hostports.publish, *asked) == []
+        assert expressions() == by_program
+        assert len(by_program) > 100
+
+    host.call(add_twice)
 
 
 def programs(function: Any, *arguments: Any) -> list[str]:

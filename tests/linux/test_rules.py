@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cnisdk import Attachment, CNIError
-from cnisdk.linux import firewall, iptables, masquerade, nft, program, rules, spoofcheck
+from cnisdk.linux import attributes, firewall, iptables, masquerade, nft, program, rules, spoofcheck
+from cnisdk.linux.netfilter import nfnetlink
 from cnisdk.linux.netfilter.ingress import Ingress
 from cnisdk.spec.addresses import IPInterface
 from cnisdk.testing import Host
@@ -200,6 +201,34 @@ def test_few_programs_are_started(host: Host) -> None:
         assert host.call(programs, delete, other) == []
         assert host.call(programs, delete, owner) == []
         assert host.call(programs, gc, "net") == []
+
+
+@pytest.mark.parametrize("prefixlen", [8, 17, 24, 32])
+def test_what_netlink_masquerades_is_what_nft_would(host: Host, prefixlen: int) -> None:
+    """To the last byte; and ``nft`` is not started once its table is there."""
+    owner, other = Attachment("net", "c" * 200, "eth0"), Attachment("net", "c2", "eth0")
+    both: list[IPInterface] = [ip_interface(f"10.1.0.5/{prefixlen}"), ip_interface(f"2001:db8::5/{prefixlen * 4}")]
+    asked = masquerade.wanted("nftables", both)
+
+    def rules_there() -> list[tuple[bytes, bytes]]:
+        listed = [attributes.read(each) for each in nfnetlink.dump(10 << 8 | 7, 1, b"")]
+        return [(each[4], each[7]) for each in listed if each[2] == b"masq_checks\0"]
+
+    def add_twice() -> None:
+        assert programs(rules.apply, owner, asked) == ["nft"]
+        by_program = rules_there()
+        assert len(by_program) == 2
+        for _ in range(2):  # the second replaces the first
+            assert programs(rules.apply, owner, asked) == []
+            assert rules_there() == by_program
+        masquerade.check("nftables", owner, both)
+        everything = [ip_interface("10.1.0.6/0")]  # of which no address is beyond
+        assert programs(rules.apply, other, masquerade.wanted("nftables", everything)) == ["nft"]
+        subprocess.run(["nft", "flush chain inet cni_plugins_masquerade postrouting"], check=True)
+        assert programs(rules.apply, owner, asked) == ["nft"]
+        masquerade.check("nftables", owner, both)
+
+    host.call(add_twice)
 
 
 @pytest.mark.parametrize("name", ["iptables-restore", "nft"])

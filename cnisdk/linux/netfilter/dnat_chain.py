@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from ipaddress import ip_address
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address, ip_network
 
 from ..._light import NamedTuple
 from ...spec.addresses import parse_interface
 from .. import attributes
-from . import iptables, xt
+from . import iptables, xt, xt_rules
 from .hostport import PROTOCOLS, HostPort, Options
 from .nft import Match, Rule
 
@@ -53,26 +53,53 @@ def _read_match(each: Match) -> tuple[int, ...]:
     return xt.read_ports(attributes.read_text(parts[1]), parts.get(3, b""))
 
 
-def wanted_rules(ports: Iterable[HostPort], options: Options) -> Iterator[tuple[str, ShownRule]]:
-    """Yield the rules of an attachment's chain: as they are written, and as they are shown."""
-    mark_chain = options.mark_chain or SETMARK
-    for port in ports:
-        text = f"-p {port.protocol} --dport {port.port}"
-        conditions = set()
+class PortRule(NamedTuple):
+    """A rule of an attachment's chain.
+
+    Attributes:
+        port: The port that it is about.
+        source: Network from which it takes packets, to mark them; empty for one that translates.
+        mark_chain: The chain that marks them.
+    """
+
+    port: HostPort
+    source: str = ""
+    mark_chain: str = ""
+
+    @property
+    def text(self) -> str:
+        """The rule as ``iptables-restore`` reads it."""
+        port = self.port
+        text = f"-p {port.protocol} --dport {port.port}" + (f" -d {port.host_ip}" if port.host_ip is not None else "")
+        if self.source:
+            return f"{text} -s {self.source} -j {self.mark_chain}"
+        return f"{text} -j DNAT --to-destination {port.destination}"
+
+    @property
+    def shown(self) -> ShownRule:
+        """The rule as the kernel shows it."""
+        port, conditions = self.port, set()
         if port.host_ip is not None:
-            text += f" -d {port.host_ip}"
             conditions.add(iptables.match_address(port.version, "-d", str(port.host_ip)))
+        if self.source and not self.source.endswith("/0"):
+            conditions.add(iptables.match_address(port.version, "-s", self.source))
+        verdict = f"jump {self.mark_chain}" if self.source else f"DNAT {port.destination}"
+        return ShownRule(PROTOCOLS[port.protocol], frozenset([port.port]), frozenset(conditions), verdict)
+
+    def written(self, chain: str) -> xt_rules.NewRule:
+        """Return the rule as netlink adds it to a chain."""
+        port = self.port
+        action = xt_rules.jump(self.mark_chain) if self.source else xt_rules.translate(port.target.ip, port.target_port)
+        protocol, source = PROTOCOLS[port.protocol], ip_network(self.source) if self.source else None
+        return xt_rules.NewRule(chain, xt_rules.to_port(protocol, port.port, port.host_ip, source, action), protocol)
+
+
+def wanted_rules(ports: Iterable[HostPort], options: Options) -> Iterator[PortRule]:
+    """Yield the rules of an attachment's chain."""
+    for port in ports:
         for source in _masqueraded(port, options):
-            from_there = {iptables.match_address(port.version, "-s", source)} if not source.endswith("/0") else set()
-            yield f"{text} -s {source} -j {mark_chain}", _shown(port, conditions | from_there, f"jump {mark_chain}")
-        yield (
-            f"{text} -j DNAT --to-destination {port.destination}",
-            _shown(port, conditions, f"DNAT {port.destination}"),
-        )
-
-
-def _shown(port: HostPort, conditions: Collection[Match], verdict: str) -> ShownRule:
-    return ShownRule(PROTOCOLS[port.protocol], frozenset([port.port]), frozenset(conditions), verdict)
+            yield PortRule(port, source, options.mark_chain or SETMARK)
+        yield PortRule(port)
 
 
 def _masqueraded(port: HostPort, options: Options) -> list[str]:

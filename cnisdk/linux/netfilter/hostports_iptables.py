@@ -18,7 +18,7 @@ from functools import partial
 from ...errors import CNIError, IOFailureError, run_all
 from ...spec.addresses import IPAddress
 from ...spec.names import Attachment, short_hash
-from . import base_rules, iptables, nft, rules
+from . import base_rules, iptables, nft, rules, xt_rules
 from .base_rules import IP_FAMILIES, XT_COMMENT_MAX, BaseRule, current, find_lacking, quote, tables
 from .dnat_chain import SETMARK, ShownRule, group_ports, read_port, show, wanted_rules
 from .hostport import CONNECTION_MARK, PROTOCOLS, HostPort, Options, is_same_container, taken
@@ -167,21 +167,38 @@ def _commit(
     listed: Iterable[tuple[str, int]],
     sign: int,
 ) -> None:
+    wanted, grouped = list(wanted_rules(ports, options)), group_ports(listed)
     mark, bit = rules.mark(owner, XT_COMMENT_MAX), f"{CONNECTION_MARK:#x}"
     jump = _reference_comment(owner) if name == _reference_name(owner) else mark
     conditions = "".join(f" {quote(word)}" for word in options.conditions)
     own = [
         f"-N {name}",
         f"-A {name} -m comment --comment {quote(mark)} -j CONNMARK --set-xmark {bit}/{bit}",
-        *(f"-A {name} {text}" for text, _ in wanted_rules(ports, options)),
+        *(f"-A {name} {rule.text}" for rule in wanted),
         *(
             f"-A {_ENTRY} -m comment --comment {quote(jump)} -m multiport -p {protocol}"
             f" --destination-ports {','.join(map(str, some))}{conditions} -j {name}"
-            for protocol, some in group_ports(listed)
+            for protocol, some in grouped
         ),
     ]
+
+    def add() -> bool:
+        """Add the same by netlink, if it can be done."""
+        table = current(version, "nat")
+        if options.conditions or not isinstance(table, nft.NftTable):
+            return False
+        rules_added = [
+            xt_rules.NewRule(name, xt_rules.mark_connection(CONNECTION_MARK, mark)),
+            *(rule.written(name) for rule in wanted),
+        ]
+        for protocol, some in grouped:
+            number = PROTOCOLS[protocol]
+            jumps = xt_rules.to_ports(number, some, jump, xt_rules.jump(name))
+            rules_added.append(xt_rules.NewRule(_ENTRY, jumps, number))
+        return xt_rules.add(table, rules_added, name)
+
     chains = {_ENTRY, *({SETMARK, _MASQUERADE} if options.snat and not options.mark_chain else ())}
-    base_rules.commit(version, _base(options), {"nat": chains}, {"nat": own}, [sign])
+    base_rules.commit(version, _base(options), {"nat": chains}, {"nat": own}, [sign], quickly=add)
 
 
 def check_holders(owner: Attachment, version: int, ports: Collection[HostPort]) -> None:
@@ -266,9 +283,9 @@ def _problem(
         inside = inside[1:]
     expected = list(wanted_rules(ports, options))
     shown = [show(rule) for rule in inside]
-    for index, (text, wanted) in enumerate(expected):
-        if index >= len(shown) or shown[index] != wanted:
-            return f"{text} in chain {chain} of {table}"
+    for index, rule in enumerate(expected):
+        if index >= len(shown) or shown[index] != rule.shown:
+            return f"{rule.text} in chain {chain} of {table}"
     jumps = [show(rule) for rule in table.list_rules(_ENTRY, chain) if rule.target == chain]
     for protocol, some in group_ports(listed):
         if not any(

@@ -15,7 +15,8 @@ from ...errors import InvalidConfigError, PluginNotAvailableError, run_all
 from ...spec.addresses import IPInterface
 from ...spec.names import Attachment, short_hash, shorten
 from .. import program
-from . import iptables, rules
+from . import _expressions, iptables, rules
+from .nfnetlink import FAMILIES
 from .nft import Match, Rule, match
 from .rules import OWN, Layout, Part, Table, Wanted
 
@@ -56,6 +57,18 @@ NFTABLES = Layout(
         f"add rule {_WHERE} postrouting ip daddr {_MULTICAST[4]} return",
         f"add rule {_WHERE} postrouting ip6 daddr {_MULTICAST[6]} return",
         f"add rule {_WHERE} postrouting goto masq_checks",
+    ),
+    made=(
+        *(
+            Wanted(
+                "postrouting",
+                f"{_KEYWORDS[version]} daddr {network} return",
+                (iptables.match_address(version, "-d", network),),
+                "return",
+            )
+            for version, network in _MULTICAST.items()
+        ),
+        Wanted("postrouting", "goto masq_checks", (), "goto masq_checks"),
     ),
     fixed=(Wanted("postrouting", "goto masq_checks", (), "goto masq_checks"),),
 )
@@ -116,7 +129,20 @@ def _nft_rule(address: IPInterface) -> Wanted:
     version, keyword = address.version, _KEYWORDS[address.version]
     text = f"{keyword} saddr {address.ip} {keyword} daddr != {address.network} masquerade"
     source = match("network", _SOURCE[version], address.ip.packed)
-    return Wanted("masq_checks", text, (source, _match_network(address, equal=False)), "masquerade")
+    matches = (source, _match_network(address, equal=False))
+    return Wanted("masq_checks", text, matches, "masquerade", _expressions_of(address))
+
+
+def _expressions_of(address: IPInterface) -> tuple[bytes, ...]:
+    """Return the expressions in the very bytes of ``nft``."""
+    if not address.network.prefixlen:
+        return ()
+    return (
+        *_expressions.compare_meta(_expressions.META_NFPROTO, bytes([FAMILIES[address.version]])),
+        *_expressions.compare_address(_expressions.SOURCE, address.ip),
+        *_expressions.compare_network(_expressions.DESTINATION, address.network, equal=False),
+        _expressions.expression("masq"),
+    )
 
 
 def _match_network(address: IPInterface, *, equal: bool) -> Match:

@@ -18,14 +18,16 @@ from ..._light import NamedTuple, TypeVar
 from ...errors import IOFailureError
 from ...spec.names import short_hash
 from .. import _sockets, attributes, program
-from . import xt
+from . import _expressions, nfnetlink, xt
 
 # linux/netfilter.h, linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, linux/netlink.h
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 16, 17
-_GET_CHAIN, _DELETE_CHAIN, _GET_RULE, _DELETE_RULE = 4, 5, 7, 8
+_GET_CHAIN, _DELETE_CHAIN, _NEW_RULE, _GET_RULE, _DELETE_RULE = 4, 5, 6, 7, 8
+_APPEND = 0x800
+_COMMENT_TYPE = 0  # libnftnl's own number
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10
@@ -34,6 +36,7 @@ _HEADER = struct.Struct("=IHHII")
 _GENERIC = struct.Struct(">BBH")  # family, version, resource
 _PAYLOAD_BASES = ("link", "network", "transport")
 _META_IIFNAME, _META_NFPROTO = 6, 15
+_COUNTER = attributes.attribute(1, b"counter\0")  # NFTA_EXPR_NAME
 _VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
 
 COMMENT_MAX = 128
@@ -117,6 +120,14 @@ class Rule(NamedTuple):
         """The chain that the rule jumps or goes to; empty for none."""
         word, _, chain = self.verdict.partition(" ")
         return chain if word in ("jump", "goto") else ""
+
+
+class NewRule(NamedTuple):
+    """A rule to add: its chain, its expressions as bytes, and its comment."""
+
+    chain: str
+    expressions: tuple[bytes, ...]
+    comment: str
 
 
 class NftTable(NamedTuple):
@@ -268,6 +279,32 @@ class NftTable(NamedTuple):
             for start in range(0, len(messages), _DELETIONS_AT_ONCE)
         )
 
+    def replace(self, rules: Iterable[Rule], added: Iterable[NewRule]) -> bool:
+        """Delete rules, and add others behind all rules of their chains, in one transaction.
+
+        Returns:
+            False if the kernel refused, such as for a rule that is gone, or a chain that is not there.
+        """
+        table, family = attributes.text(_RULE_TABLE, f"{self.name}\0"), _FAMILIES[self.family]
+        messages: list[nfnetlink.FilterMessage] = []
+        for rule in rules:
+            handle = attributes.attribute(_RULE_HANDLE, rule.handle.to_bytes(8, "big"))
+            where = attributes.text(_RULE_CHAIN, f"{rule.chain}\0")
+            messages.append((_SUBSYSTEM << 8 | _DELETE_RULE, 0, family, table + where + handle))
+        for chain, expressions, comment in added:
+            text = comment.encode(errors="surrogateescape")[:COMMENT_MAX] + b"\0"
+            body = (
+                table
+                + attributes.text(_RULE_CHAIN, f"{chain}\0")
+                + attributes.attribute(_RULE_EXPRESSIONS | nfnetlink.NESTED, _expressions.join(expressions))
+                + attributes.attribute(_RULE_USERDATA, bytes([_COMMENT_TYPE, len(text)]), text)
+            )
+            messages.append((_SUBSYSTEM << 8 | _NEW_RULE, nfnetlink.CREATE | _APPEND, family, body))
+        try:
+            return nfnetlink.transact(_SUBSYSTEM, messages) == 0
+        except OSError:
+            return False
+
     def _delete(self, messages: Iterable[tuple[int, bytes]]) -> bool:
         batch = b"".join(
             [
@@ -411,19 +448,20 @@ def _number(payload: bytes) -> int:
 
 
 def _rule(found: dict[int, bytes]) -> Rule:
-    comment, matches, verdict = _read_expressions(found.get(_RULE_EXPRESSIONS, b""))
+    elements = (element for _, element in attributes.iterate(found.get(_RULE_EXPRESSIONS, b"")))
+    comment, matches, verdict = _read_expressions(tuple(each for each in elements if not each.startswith(_COUNTER)))
     chain, handle = attributes.read_text(found[_RULE_CHAIN]), _number(found[_RULE_HANDLE])
     return Rule(chain, handle, comment or _comment(found.get(_RULE_USERDATA, b"")), matches, verdict)
 
 
 # Each request looks at the same rules of the tables' own: a worker of the resident server knows them from a rehearsal.
 @lru_cache(maxsize=128)
-def _read_expressions(data: bytes) -> tuple[str, tuple[Match, ...], str]:
-    """Return the comment, the conditions and the verdict that the expressions of a rule say."""
+def _read_expressions(elements: tuple[bytes, ...]) -> tuple[str, tuple[Match, ...], str]:
+    """Return the comment, the conditions and the verdict that the expressions of a rule say, those but counters."""
     matches: list[Match] = []
     comment = verdict = ""
     field: tuple[str, int, bytes] | None = None  # the field in the register, and the mask of its bits that count
-    for _, element in attributes.iterate(data):
+    for element in elements:
         expression = attributes.read(element)
         name = attributes.read_text(expression[1])
         parts = attributes.read(expression.get(2, b""))
@@ -453,7 +491,7 @@ def _read_expressions(data: bytes) -> tuple[str, tuple[Match, ...], str]:
             comment = attributes.read_text(parts[3].split(b"\0", 1)[0])
         elif name == "target":
             verdict = xt.read_target(attributes.read_text(parts[1]), parts[3])
-        elif name != "counter":
+        else:
             matches.append(Match(name, 0, True, expression.get(2, b""), b""))
     return comment, tuple(matches), verdict
 

@@ -12,7 +12,8 @@ This module alone decides who owns a rule, by the rule as the kernel shows it:
   gets that one if it is free, so that the reference can delete our rules. The marks of its rules then name the owner.
 * A rule that jumps to an attachment's chain belongs to that attachment.
 
-:func:`apply` makes all parts of an attachment with one run of ``nft``, and one of ``iptables-restore`` per protocol.
+:func:`apply` makes all parts of an attachment with one run of ``nft``, and one of ``iptables-restore`` per protocol;
+without ``nft`` where the table is there, and this module knows the bytes of the rules.
 Reading and deleting start no program, since they use netlink. The legacy variant of iptables is the exception: only a
 program can read it.
 
@@ -53,7 +54,9 @@ class Layout(NamedTuple):
     Attributes:
         family: ``inet``, ``ip``, ``ip6`` or ``bridge``; with iptables ``ip`` or ``ip6``.
         table: Name of the table.
-        base: Commands that make the shared table and chains; each ADD carries them out again.
+        base: Commands that make the shared table and chains.
+        made: The rules that ``base`` makes, all in one chain. An ADD that finds just these there does not carry
+            ``base`` out again; without any it always does.
         shared: Chains that have rules of several attachments.
         fixed: Rules that ``base`` makes, for CHECK.
         prefix: Beginning of the names of single attachments' chains; empty if there are none.
@@ -67,6 +70,7 @@ class Layout(NamedTuple):
     table: str
     shared: tuple[str, ...]
     base: tuple[str, ...] = ()
+    made: tuple[Wanted, ...] = ()
     fixed: tuple[Wanted, ...] = ()
     prefix: str = ""
     digits: int = 32
@@ -101,12 +105,14 @@ class Wanted(NamedTuple):
         text: The rule for ``nft`` or ``iptables-restore``, without comment. ``{chain}`` is the own chain.
         matches: Its conditions as the kernel shows them, in order.
         verdict: Its verdict as the kernel shows it; ``{chain}`` as above.
+        expressions: The rule as netlink adds it; empty if only a program can make it.
     """
 
     chain: str
     text: str
     matches: tuple[Match, ...]
     verdict: str
+    expressions: tuple[bytes, ...] = ()
 
     def is_like(self, rule: Rule, chain: str) -> bool:
         """Return whether a rule of the kernel is this rule. `chain` is the own chain."""
@@ -197,7 +203,7 @@ def apply(owner: Attachment, parts: Iterable[Part]) -> None:
         for part in parts:
             if part.layout.by_iptables:
                 _apply_iptables(owner, part, sign)
-            else:
+            elif not _add_at_once(owner, part):
                 commands += _nft_commands(owner, part)
         nft.commit(commands, [sign])
 
@@ -223,6 +229,20 @@ def alone(owner: Attachment) -> Iterator[int]:
             return
 
 
+def _add_at_once(owner: Attachment, part: Part) -> bool:
+    """Make the rules of a part without a program; return whether that could be done."""
+    layout, table = part.layout, nft.NftTable(part.layout.family, part.layout.table)
+    if not layout.made or not all(rule.expressions for rule in part.wanted):
+        return False
+    there = table.list_rules(layout.made[0].chain)
+    if len(there) != len(layout.made) or not all(
+        wanted.is_like(rule, "") for wanted, rule in zip(layout.made, there, strict=True)
+    ):
+        return False
+    added = [nft.NewRule(rule.chain, rule.expressions, mark(owner)) for rule in part.wanted]
+    return table.replace(_list_owned(layout, table, owner).rules, added)
+
+
 def _nft_commands(owner: Attachment, part: Part) -> list[str]:
     layout = part.layout
     where = f"{layout.family} {layout.table}"
@@ -232,7 +252,7 @@ def _nft_commands(owner: Attachment, part: Part) -> list[str]:
         commands += [f"add chain {where} {own}", f"flush chain {where} {own}"]
     left = _list_owned(layout, nft.NftTable(layout.family, layout.table), owner).rules
     commands += [f"delete rule {where} {rule.chain} handle {rule.handle}" for rule in left]
-    for chain, text, _, _ in part.wanted:
+    for chain, text, *_ in part.wanted:
         where_to = own if chain == OWN else chain
         commands.append(f'add rule {where} {where_to} {text.format(chain=own)} comment "{mark(owner)}"')
     return commands
@@ -279,7 +299,7 @@ def _restore(owner: Attachment, part: Part, chain: str, make: str, sign: int) ->
     if layout.reference_comment is not None and chain != layout.own_chain(owner):
         jump = layout.reference_comment(owner)
     lines = [*layout.base, make]
-    for where, text, _, _ in part.wanted:
+    for where, text, *_ in part.wanted:
         in_chain, comment = (chain, inside) if where == OWN else (where, jump)
         quoted = comment.replace('"', '\\"')
         lines.append(f'-A {in_chain} -m comment --comment "{quoted}" {text.format(chain=chain)}')

@@ -1,75 +1,168 @@
 """Rules of iptables based on nftables, added by netlink: in the very bytes in which ``iptables-restore`` adds them.
 
 Starting ``iptables-restore`` takes milliseconds, a transaction of netlink less than one. Few kinds of rules are made
-here, and the tests compare their bytes with those of the program.
+here, and the tests compare their bytes with those of the program. What the kernel refuses, the program does.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from ...spec.addresses import IPAddress
+from ..._light import NamedTuple
+from ...spec.addresses import IPAddress, IPNetwork
 from ..attributes import attribute
 from . import nfnetlink
+from ._expressions import (
+    ACCEPT,
+    DESTINATION,
+    JUMP,
+    META_IIFNAME,
+    META_L4PROTO,
+    SOURCE,
+    compare_address,
+    compare_meta,
+    compare_network,
+    compare_port,
+    counter,
+    expression,
+    join,
+    number,
+    verdict,
+)
 from .nft import NftTable
 
 _SUBSYSTEM = 10
-_NEW_RULE = _SUBSYSTEM << 8 | 6
+_NEW_CHAIN, _NEW_RULE = _SUBSYSTEM << 8 | 3, _SUBSYSTEM << 8 | 6
 _APPEND = 0x800
 _FAMILIES = {"ip": 2, "ip6": 10}
-_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
-_LIST_ITEM, _NAME, _PARTS = 1, 1, 2
-_REGISTER = 1
-_NETWORK_HEADER = 1
-_META_IIFNAME = 6
-_ACCEPT = 1
-_SOURCE, _DESTINATION = {4: 12, 6: 8}, {4: 16, 6: 24}  # offsets in the header
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_COMPATIBILITY = 1, 2, 4, 5
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
 # Structures are padded to the alignment of the kernel's u64 (XT_ALIGN).
 _ALIGNMENT = struct.calcsize("BQ") - 8
 _COMMENT = 256  # struct xt_comment_info
 # struct xt_conntrack_mtinfo3: addresses and ports; what is looked at, what is inverted, states; status and ports.
 _CONNTRACK = struct.Struct("=146xHHH12x")
 _CONNTRACK_STATE, _RELATED_OR_ESTABLISHED = 1, 0x6
+# struct xt_sctp_info: destination and source ports; a map of chunks, how it is meant, flags of four chunks and their
+# number; which of all this is looked at, and what is inverted.
+_SCTP = struct.Struct("=HHHH256xI12siII")
+_NO_FLAGS, _SCTP_DESTINATION = b"\xff\0\0" * 4, 0x2
+# struct xt_multiport_v1: of which end, how many, the ports; which of them begin a range, and if it is inverted.
+_MULTIPORT = struct.Struct("=BB15H15xB")
+_MULTIPORT_DESTINATION = 1
+# struct xt_connmark_tginfo2: mark, mask, mask of the packet's mark; a shift, and what to do.
+_CONNMARK = struct.Struct("=III3x")
+# struct nf_nat_range2: flags, first and last address, first and last port, a base port.
+_RANGE = struct.Struct("=I16s16s2s2s2x")
+_MAP_ADDRESS_AND_PORT = 0x3
+_SCTP_PROTOCOL = 132
+
+
+class NewRule(NamedTuple):
+    """A rule to add.
+
+    Attributes:
+        chain: Its chain.
+        expressions: Its expressions, as bytes.
+        protocol: Number of the protocol that it is for; 0 for all. Some matches insist on one.
+    """
+
+    chain: str
+    expressions: tuple[bytes, ...]
+    protocol: int = 0
 
 
 def accept_replies(address: IPAddress) -> tuple[bytes, ...]:
     """Return ``-d ADDRESS -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT``."""
     states = _match("conntrack", 3, _CONNTRACK.pack(_CONNTRACK_STATE, 0, _RELATED_OR_ESTABLISHED))
-    return (*_compare_address(_DESTINATION, address), states, _counter(), _accept())
+    return (*compare_address(DESTINATION, address), states, counter(), verdict(ACCEPT))
 
 
 def accept_source(address: IPAddress) -> tuple[bytes, ...]:
     """Return ``-s ADDRESS -j ACCEPT``."""
-    return (*_compare_address(_SOURCE, address), _counter(), _accept())
+    return (*compare_address(SOURCE, address), counter(), verdict(ACCEPT))
 
 
 def note(address: IPAddress, interface: str, comment: str) -> tuple[bytes, ...]:
     """Return ``-i INTERFACE -s ADDRESS -m comment --comment TEXT``, which does nothing; ``-i`` if there is a name."""
-    text = comment.encode(errors="surrogateescape")[: _COMMENT - 1]
     return (
-        *(_compare_interface(interface) if interface else ()),
-        *_compare_address(_SOURCE, address),
-        _match("comment", 0, text.ljust(_COMMENT, b"\0")),
-        _counter(),
+        *(compare_meta(META_IIFNAME, _name(interface)) if interface else ()),
+        *compare_address(SOURCE, address),
+        _comment(comment),
+        counter(),
     )
 
 
-def add(table: NftTable, added: Iterable[tuple[str, tuple[bytes, ...]]]) -> bool:
+def mark_connection(bit: int, comment: str) -> tuple[bytes, ...]:
+    """Return ``-m comment --comment TEXT -j CONNMARK --set-xmark BIT/BIT``."""
+    return (_comment(comment), counter(), _xt("target", "CONNMARK", 2, _CONNMARK.pack(bit, bit, 0xFFFFFFFF)))
+
+
+def to_port(
+    protocol: int, port: int, destination: IPAddress | None, source: IPNetwork | None, action: bytes
+) -> tuple[bytes, ...]:
+    """Return ``-p PROTOCOL -s SOURCE -d DESTINATION --dport PORT``, and an action: :func:`jump`, :func:`translate`."""
+    if protocol == _SCTP_PROTOCOL:
+        numbers = (port, port, 0, 0, 0, _NO_FLAGS, 0, _SCTP_DESTINATION, 0)
+        compared: tuple[bytes, ...] = (_match("sctp", 0, _SCTP.pack(*numbers)),)
+    else:
+        compared = compare_port(port)
+    return (
+        *compare_meta(META_L4PROTO, bytes([protocol])),
+        *(compare_network(SOURCE, source) if source is not None and source.prefixlen else ()),
+        *(compare_address(DESTINATION, destination) if destination is not None else ()),
+        *compared,
+        counter(),
+        action,
+    )
+
+
+def to_ports(protocol: int, ports: Sequence[int], comment: str, action: bytes) -> tuple[bytes, ...]:
+    """Return ``-p PROTOCOL -m comment --comment TEXT -m multiport --destination-ports PORTS``, and an action.
+
+    Args:
+        protocol: Number of the protocol.
+        ports: The ports, at most 15.
+        comment: The comment.
+        action: What is done: see :func:`jump`.
+    """
+    numbers = (_MULTIPORT_DESTINATION, len(ports), *ports, *[0] * (15 - len(ports)), 0)
+    multiport = _match("multiport", 1, _MULTIPORT.pack(*numbers))
+    return (*compare_meta(META_L4PROTO, bytes([protocol])), _comment(comment), multiport, counter(), action)
+
+
+def jump(chain: str) -> bytes:
+    """Return ``-j CHAIN``."""
+    return verdict(JUMP, chain)
+
+
+def translate(address: IPAddress, port: int) -> bytes:
+    """Return ``-j DNAT --to-destination ADDRESS:PORT``."""
+    where, number = address.packed.ljust(16, b"\0"), port.to_bytes(2, "big")
+    return _xt("target", "DNAT", 2, _RANGE.pack(_MAP_ADDRESS_AND_PORT, where, where, number, number))
+
+
+def add(table: NftTable, added: Iterable[NewRule], chain: str = "") -> bool:
     """Add rules behind all others of their chains, in one transaction.
 
     Args:
         table: The table.
-        added: The chain and the expressions of each.
+        added: The rules.
+        chain: Name of a chain to make first; empty for none.
 
     Returns:
-        False if the kernel refused, such as for a chain that is not there.
+        False if the kernel refused, such as for a chain that is not there, or one to make that is.
     """
     messages: list[nfnetlink.FilterMessage] = []
-    for chain, expressions in added:
-        listed = [_nested(_LIST_ITEM, each) for each in expressions]
-        body = attribute(_RULE_TABLE, table.name.encode(), b"\0") + attribute(_RULE_CHAIN, chain.encode(), b"\0")
-        body += _nested(_RULE_EXPRESSIONS, *listed)
+    if chain:
+        body = attribute(_CHAIN_TABLE, table.name.encode(), b"\0") + attribute(_CHAIN_NAME, chain.encode(), b"\0")
+        messages.append((_NEW_CHAIN, nfnetlink.CREATE | nfnetlink.EXCLUSIVE, _FAMILIES[table.family], body))
+    for where, expressions, protocol in added:
+        body = attribute(_RULE_TABLE, table.name.encode(), b"\0") + attribute(_RULE_CHAIN, where.encode(), b"\0")
+        body += attribute(_RULE_EXPRESSIONS | nfnetlink.NESTED, join(expressions))
+        if protocol:
+            body += attribute(_RULE_COMPATIBILITY | nfnetlink.NESTED, number(1, protocol), number(2, 0))
         messages.append((_NEW_RULE, nfnetlink.CREATE | _APPEND, _FAMILIES[table.family], body))
     try:
         return nfnetlink.transact(_SUBSYSTEM, messages) == 0
@@ -77,45 +170,18 @@ def add(table: NftTable, added: Iterable[tuple[str, tuple[bytes, ...]]]) -> bool
         return False
 
 
-# --- expressions (linux/netfilter/nf_tables.h) ------------------------------------------------------------------------
+def _name(interface: str) -> bytes:
+    return interface.encode(errors="surrogateescape") + b"\0"
 
 
-def _nested(number: int, *payload: bytes) -> bytes:
-    return attribute(number | nfnetlink.NESTED, *payload)
-
-
-def _number(number: int, value: int) -> bytes:
-    return attribute(number, value.to_bytes(4, "big"))
-
-
-def _expression(name: str, *parts: bytes) -> bytes:
-    return attribute(_NAME, name.encode(), b"\0") + _nested(_PARTS, *parts)
-
-
-def _compare(value: bytes) -> bytes:
-    return _expression("cmp", _number(1, _REGISTER), _number(2, 0), _nested(3, attribute(1, value)))
-
-
-def _compare_address(offsets: dict[int, int], address: IPAddress) -> tuple[bytes, bytes]:
-    parts = (_REGISTER, _NETWORK_HEADER, offsets[address.version], len(address.packed))
-    return _expression("payload", *(_number(1 + index, each) for index, each in enumerate(parts))), _compare(
-        address.packed
-    )
-
-
-def _compare_interface(name: str) -> tuple[bytes, bytes]:
-    meta = _expression("meta", _number(2, _META_IIFNAME), _number(1, _REGISTER))
-    return meta, _compare(name.encode(errors="surrogateescape") + b"\0")
+def _comment(text: str) -> bytes:
+    return _match("comment", 0, text.encode(errors="surrogateescape")[: _COMMENT - 1].ljust(_COMMENT, b"\0"))
 
 
 def _match(name: str, revision: int, info: bytes) -> bytes:
+    return _xt("match", name, revision, info)
+
+
+def _xt(kind: str, name: str, revision: int, info: bytes) -> bytes:
     padded = info + bytes(-len(info) % _ALIGNMENT)
-    return _expression("match", attribute(1, name.encode(), b"\0"), _number(2, revision), attribute(3, padded))
-
-
-def _counter() -> bytes:
-    return _expression("counter", attribute(1, bytes(8)), attribute(2, bytes(8)))
-
-
-def _accept() -> bytes:
-    return _expression("immediate", _number(1, 0), _nested(2, _nested(2, _number(1, _ACCEPT))))
+    return expression(kind, attribute(1, name.encode(), b"\0"), number(2, revision), attribute(3, padded))

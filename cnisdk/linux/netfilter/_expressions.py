@@ -1,0 +1,87 @@
+"""Expressions of rules as bytes (``linux/netfilter/nf_tables.h``): of those few kinds that are added by netlink."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...spec.addresses import IPAddress, IPNetwork
+from ..attributes import attribute
+from . import nfnetlink
+
+SOURCE, DESTINATION = {4: 12, 6: 8}, {4: 16, 6: 24}
+"""Offsets of the addresses in the header, by IP version."""
+
+META_IIFNAME, META_NFPROTO, META_L4PROTO = 6, 15, 16
+"""Keys of :func:`compare_meta`."""
+
+ACCEPT, JUMP = 1, 0x100000000 - 3
+"""Codes of :func:`verdict`."""
+
+_REGISTER = 1
+_LIST_ITEM, _NAME, _PARTS = 1, 1, 2
+_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
+
+
+def join(expressions: tuple[bytes, ...]) -> bytes:
+    """Return expressions as the payload of a rule's attribute."""
+    return b"".join(_nested(_LIST_ITEM, each) for each in expressions)
+
+
+def compare_port(port: int) -> tuple[bytes, bytes]:
+    """Compare the destination port."""
+    return _payload(_TRANSPORT_HEADER, 2, 2), _compare(port.to_bytes(2, "big"))
+
+
+def compare_address(offsets: Mapping[int, int], address: IPAddress) -> tuple[bytes, bytes]:
+    """Compare :data:`SOURCE` or :data:`DESTINATION` with an address."""
+    return _payload(_NETWORK_HEADER, offsets[address.version], len(address.packed)), _compare(address.packed)
+
+
+def compare_network(offsets: Mapping[int, int], network: IPNetwork, *, equal: bool = True) -> tuple[bytes, ...]:
+    """Compare :data:`SOURCE` or :data:`DESTINATION` with a network, whose prefix has a length."""
+    value, mask = network.network_address.packed, network.netmask.packed
+    if network.prefixlen % 8 == 0:
+        size = network.prefixlen // 8
+        return _payload(_NETWORK_HEADER, offsets[network.version], size), _compare(value[:size], equal=equal)
+    whole = _payload(_NETWORK_HEADER, offsets[network.version], len(value))
+    numbers = (number(1, _REGISTER), number(2, _REGISTER), number(3, len(value)))
+    bits = expression("bitwise", *numbers, _nested(4, attribute(1, mask)), _nested(5, attribute(1, bytes(len(mask)))))
+    return whole, bits, _compare(value, equal=equal)
+
+
+def compare_meta(key: int, value: bytes) -> tuple[bytes, bytes]:
+    """Compare what the kernel knows of a packet."""
+    return expression("meta", number(2, key), number(1, _REGISTER)), _compare(value)
+
+
+def counter() -> bytes:
+    """Count packets and bytes."""
+    return expression("counter", attribute(1, bytes(8)), attribute(2, bytes(8)))
+
+
+def verdict(code: int, chain: str = "") -> bytes:
+    """Decide about the packet."""
+    parts = [number(1, code), *([attribute(2, chain.encode(), b"\0")] if chain else [])]
+    return expression("immediate", number(1, 0), _nested(2, _nested(2, *parts)))
+
+
+def expression(name: str, *parts: bytes) -> bytes:
+    """Make any expression."""
+    return attribute(_NAME, name.encode(), b"\0") + _nested(_PARTS, *parts)
+
+
+def number(attribute_number: int, value: int) -> bytes:
+    """Make an attribute of four bytes, in the network's byte order."""
+    return attribute(attribute_number, value.to_bytes(4, "big"))
+
+
+def _nested(attribute_number: int, *payload: bytes) -> bytes:
+    return attribute(attribute_number | nfnetlink.NESTED, *payload)
+
+
+def _payload(base: int, offset: int, size: int) -> bytes:
+    return expression("payload", number(1, _REGISTER), number(2, base), number(3, offset), number(4, size))
+
+
+def _compare(value: bytes, *, equal: bool = True) -> bytes:
+    return expression("cmp", number(1, _REGISTER), number(2, 0 if equal else 1), _nested(3, attribute(1, value)))
