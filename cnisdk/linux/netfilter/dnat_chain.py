@@ -86,12 +86,14 @@ class PortRule(NamedTuple):
         verdict = f"jump {self.mark_chain}" if self.source else f"DNAT {port.destination}"
         return ShownRule(PROTOCOLS[port.protocol], frozenset([port.port]), frozenset(conditions), verdict)
 
-    def written(self, chain: str) -> xt_rules.NewRule:
+    def written(self, chain: str) -> xt_rules.IptablesRule:
         """Return the rule as netlink adds it to a chain."""
         port = self.port
         action = xt_rules.jump(self.mark_chain) if self.source else xt_rules.translate(port.target.ip, port.target_port)
         protocol, source = PROTOCOLS[port.protocol], ip_network(self.source) if self.source else None
-        return xt_rules.NewRule(chain, xt_rules.to_port(protocol, port.port, port.host_ip, source, action), protocol)
+        return xt_rules.IptablesRule(
+            chain, xt_rules.to_port(protocol, port.port, port.host_ip, source, action), protocol
+        )
 
 
 def wanted_rules(ports: Iterable[HostPort], options: Options) -> Iterator[PortRule]:

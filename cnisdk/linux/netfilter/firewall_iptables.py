@@ -271,7 +271,7 @@ def apply(
 def _add(table: Table, mark: str, addresses: Iterable[IPAddress], bridge: str) -> bool:
     """Add an attachment's records and rules without a program; return whether that could be done."""
     added = [
-        xt_rules.NewRule(chain, expressions)
+        xt_rules.IptablesRule(chain, expressions)
         for address in addresses
         for chain, expressions in (
             (_chain_of(address), xt_rules.note(address, bridge, mark)),

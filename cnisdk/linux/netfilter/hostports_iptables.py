@@ -188,13 +188,13 @@ def _commit(
         if options.conditions or not isinstance(table, nft.NftTable):
             return False
         rules_added = [
-            xt_rules.NewRule(name, xt_rules.mark_connection(CONNECTION_MARK, mark)),
+            xt_rules.IptablesRule(name, xt_rules.mark_connection(CONNECTION_MARK, mark)),
             *(rule.written(name) for rule in wanted),
         ]
         for protocol, some in grouped:
             number = PROTOCOLS[protocol]
             jumps = xt_rules.to_ports(number, some, jump, xt_rules.jump(name))
-            rules_added.append(xt_rules.NewRule(_ENTRY, jumps, number))
+            rules_added.append(xt_rules.IptablesRule(_ENTRY, jumps, number))
         return xt_rules.add(table, rules_added, name)
 
     chains = {_ENTRY, *({SETMARK, _MASQUERADE} if options.snat and not options.mark_chain else ())}

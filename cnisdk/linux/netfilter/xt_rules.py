@@ -59,7 +59,7 @@ _MAP_ADDRESS_AND_PORT = 0x3
 _SCTP_PROTOCOL = 132
 
 
-class NewRule(NamedTuple):
+class IptablesRule(NamedTuple):
     """A rule to add.
 
     Attributes:
@@ -143,7 +143,7 @@ def translate(address: IPAddress, port: int) -> bytes:
     return _xt("target", "DNAT", 2, _RANGE.pack(_MAP_ADDRESS_AND_PORT, where, where, number, number))
 
 
-def add(table: NftTable, added: Iterable[NewRule], chain: str = "") -> bool:
+def add(table: NftTable, added: Iterable[IptablesRule], chain: str = "") -> bool:
     """Add rules behind all others of their chains, in one transaction.
 
     Args:
