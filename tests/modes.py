@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,8 +20,24 @@ from cnisdk._thick import protocol
 from cnisdk._thick.protocol import FALLBACKS, SOCKET
 from cnisdk.testing import Sandbox
 
+from . import server_template
+
 SERVE = [sys.executable, "-I", "-m", "cnisdk", "serve", "--memory", "32", "--background"]
 """What starts a server; it is up when this ends. Each test that wants one does, so it is a small one."""
+
+
+@cache
+def _start_template() -> str:
+    """Start a template of servers, for the life of this process; return a shell command that starts a server."""
+    path = os.path.join(tempfile.mkdtemp(prefix="cnisdk-servers-"), "socket")
+    options = [word for word in SERVE[SERVE.index("serve") + 1 :] if word != "--background"]
+    argv = [sys.executable, "-I", str(server_template.__file__), path, *options]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    atexit.register(process.communicate)
+    return shlex.join([sys.executable, "-I", "-S", "-c", server_template.CLIENT, path])
+
 
 # For tables of cases that would take long in both modes. A run as root and one as an ordinary user, which the project's
 # checks are, have each case in each mode.
@@ -43,14 +63,17 @@ class Plugins:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(protocol, "SHIM_TIMEOUT", 30.0)  # a machine that is busy with other tests is no failure
             assert cnisdk.main(["install", "--dest", str(self.directory), *options, *types]) == 0
+        self._start_server = shlex.join(SERVE)
         if resident:
+            if os.geteuid() == 0:
+                self._start_server = _start_template()
             self._shims.mkdir()
             (self._shims / Path(SOCKET).name).symlink_to(SOCKET)
 
     @property
     def setup(self) -> str:
         """Shell commands that make a host ready for them; empty for none."""
-        return f"{shlex.join(SERVE)} </dev/null >/dev/null 2>&1" if self.resident else ""
+        return f"{self._start_server} </dev/null >/dev/null 2>&1" if self.resident else ""
 
     def take_fallbacks(self) -> list[str]:
         """The requests that shims ran by themselves since this was asked last: type and reason."""

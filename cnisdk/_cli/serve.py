@@ -65,13 +65,7 @@ def run(args: argparse.Namespace) -> int:
             return status
     from .._thick.load import load_plugins
 
-    interpreter = this_interpreter()
-    paths = search_path(interpreter)
-    launchers = {
-        name: render_launcher(plugin, interpreter, _versions(plugin, interpreter, paths), paths)
-        for name, plugin in registered_plugins().items()
-    }
-    plugins = load_plugins(launchers)
+    plugins = load_plugins(_render_launchers())
     print(f"cnisdk serve: {', '.join(plugins) or 'no plugin'}, in {args.directory}", file=sys.stderr)
     # Workers replace stdin by the caller's.
     os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
@@ -111,6 +105,16 @@ def _leave_running(directory: str) -> int | None:
         told.close()
         os.close(ended)
     return 0 if serves else 1
+
+
+def _render_launchers() -> dict[str, bytes]:
+    """Return the launchers of all registered plugins, by type."""
+    interpreter = this_interpreter()
+    paths = search_path(interpreter)
+    return {
+        name: render_launcher(plugin, interpreter, _versions(plugin, interpreter, paths), paths)
+        for name, plugin in registered_plugins().items()
+    }
 
 
 def _versions(plugin: RegisteredPlugin, interpreter: str, paths: tuple[str, ...] | None) -> bytes:
