@@ -34,8 +34,6 @@ from cnisdk_plugins.vlan import Vlan
 _T = TypeVar("_T")
 
 LEASES = "/var/lib/cni/networks"
-PAST_THE_END = 70
-"""Exit status of a fork that does not get to tell what the plugin answered: its fault came after the plugin's end."""
 GO = Path(os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni"))
 
 INTEROP_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0")
@@ -199,7 +197,7 @@ class CountRoundTrips(Fault):
 
     counted = Path("/run/cnisdk-testing/round-trips")
 
-    def arm(self) -> None:
+    def arm(self) -> Callable[[], bool]:
         """Write a byte for each to a file on the host."""
         exchange, stream = rtnetlink.Socket.exchange, rtnetlink.Socket._stream
         note = os.open(self.counted, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -214,6 +212,7 @@ class CountRoundTrips(Fault):
 
         rtnetlink.Socket.exchange = counted_exchange  # type: ignore[method-assign, assignment]
         rtnetlink.Socket._stream = counted_stream  # type: ignore[method-assign, assignment]
+        return bool
 
 
 def run_host_local(path: str, environ: Mapping[str, str], stdin: bytes, timeout: float | None) -> Finished:

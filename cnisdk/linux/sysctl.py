@@ -1,7 +1,8 @@
 """Kernel settings below ``/proc/sys``, of the calling thread's network namespace where they belong to one.
 
-Keys are written with slashes, ``net/ipv6/conf/eth0/accept_ra``: an interface's name may contain dots. For another
-namespace, call these through :meth:`cnisdk.linux.netns.NetNS.call`.
+Keys are written with slashes, ``net/ipv6/conf/eth0/accept_ra``, or with dots, ``net.ipv4.ip_forward``. As in sysctl(8)
+the first separator decides: after a slash, dots belong to names, such as the interface's in
+``net/ipv4/conf/eth0.1/arp_notify``. For another namespace, call these through :meth:`cnisdk.linux.netns.NetNS.call`.
 """
 
 from __future__ import annotations
@@ -75,14 +76,19 @@ def ensure_if_present(key: str, value: str) -> bool:
 
 
 def path_of(key: str) -> str:
-    """Return the path below ``/proc/sys`` of a key such as ``net.ipv4.ip_forward``.
+    """Return the normalized path of a key below ``/proc/sys``: ``net/ipv4/ip_forward`` for ``net.ipv4.ip_forward``.
 
-    As in sysctl(8) the first separator decides: after a slash, dots belong to names.
+    Use it to find out if a key from a configuration may be set: ``path_of("net/../kernel/hostname")`` is
+    ``kernel/hostname``.
     """
     import posixpath
 
+    return posixpath.normpath(_relative(key))
+
+
+def _relative(key: str) -> str:
     slash, dot = key.find("/"), key.find(".")
-    return posixpath.normpath(key if 0 <= slash < dot or dot < 0 else key.replace(".", "/"))
+    return key if 0 <= slash < dot or dot < 0 else key.replace(".", "/")
 
 
 def same(there: str, value: str) -> bool:
@@ -155,7 +161,7 @@ def _exchange(key: str, value: str) -> tuple[str, str] | None:
 
 def _write(key: str, before: str, value: str) -> None:
     try:
-        writing = os.open(_ROOT + key, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        writing = os.open(_ROOT + _relative(key), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
         try:
             os.write(writing, f"{value}\n".encode())  # an empty write would do nothing
         finally:
@@ -164,7 +170,7 @@ def _write(key: str, before: str, value: str) -> None:
         raise SysctlError(
             f"cannot set sysctl {key} from {before} to {value}: {describe_errno(error.errno)}",
             details=(
-                f"{_ROOT}{key} must be writable, or have the value {value} beforehand"
+                f"{_ROOT}{_relative(key)} must be writable, or have the value {value} beforehand"
                 if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
                 else ""
             ),
@@ -174,7 +180,7 @@ def _write(key: str, before: str, value: str) -> None:
 def _open(key: str) -> int | None:
     try:
         # Not open(): its buffer and decoder take six times as long as the system calls.
-        return os.open(_ROOT + key, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(_ROOT + _relative(key), os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -193,7 +199,7 @@ def _unreadable(key: str, error: OSError) -> SysctlError:
 
 
 def _absent(key: str) -> SysctlError:
-    return SysctlError(f"sysctl {key} does not exist", details=f"no file {_ROOT}{key}")
+    return SysctlError(f"sysctl {key} does not exist", details=f"no file {_ROOT}{_relative(key)}")
 
 
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}

@@ -1,9 +1,10 @@
 """Faults: let a plugin fail, or die, at its Nth step; or die after some time.
 
 A step is what a plugin does to the world: a request to the kernel, a file it opens, renames or removes, a program it
-starts.
+starts. Reading counts too, so the first steps change nothing yet, and how many there are depends on the plugin and the
+verb: :meth:`~cnisdk.testing.PluginUnderTest.at_each_step` goes through all of them.
 A plugin run in process is stopped by an audit hook (PEP 578) in the forked process it runs in; an executable by
-``strace``, at the Nth system call of those that change things.
+``strace``, at the Nth system call of those that change things, in each of its processes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..linux import rtnetlink
@@ -26,6 +27,9 @@ _SYSTEM_CALLS = (
     "sendto,sendmsg,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,unlink,unlinkat,flock,socket,"
     "bind,ftruncate,setns,unshare"
 )
+
+INJECTED = "(INJECTED)"
+"""What strace writes after a system call that it lets fail."""
 
 
 class Fault(NamedTuple):
@@ -41,13 +45,17 @@ class Fault(NamedTuple):
     error: int = 0
     seconds: float = 0.0
 
-    def arm(self) -> None:
-        """Have it happen in this process, for good: an audit hook cannot be taken back. For forked processes."""
+    def arm(self) -> Callable[[], bool]:
+        """Have it happen in this process. For forked processes: an audit hook cannot be taken out again.
+
+        Returns:
+            A function to call at the end. It keeps the fault from happening later, and tells if it has happened.
+        """
         if self.seconds:
             # The kernel does it: nothing of the process runs any more.
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, self.seconds)
-            return
+            return bool  # one that comes is never too late
         left = self.step
 
         def count(what: str) -> None:
@@ -71,16 +79,27 @@ class Fault(NamedTuple):
             count("netlink request")  # sending is no audited event
             return exchange(sock, requests)
 
+        def disarm() -> bool:
+            nonlocal left
+            happened = left <= 0
+            left = 0  # and never 1 again
+            return happened
+
         rtnetlink.Socket.exchange = counted  # type: ignore[method-assign, assignment]
         sys.addaudithook(hook)
+        return disarm
 
-    def strace(self) -> list[str]:
-        """The words before an executable's path that make it happen there. Needs ``strace``, or coreutils."""
+    def strace(self, log: str = os.devnull) -> list[str]:
+        """The words before an executable's path that make it happen there. Needs ``strace``, or coreutils.
+
+        Args:
+            log: File that strace writes: it contains :data:`INJECTED` after a step that failed.
+        """
         if self.seconds:
             return ["timeout", "--signal=KILL", str(self.seconds)]
         what = f"error={errno.errorcode[self.error]}" if self.error else "signal=SIGKILL"
         inject = f"inject={_SYSTEM_CALLS}:{what}:when={self.step}"
-        return ["strace", "-f", "-qqq", "-o", "/dev/null", "-e", f"trace={_SYSTEM_CALLS}", "-e", inject]
+        return ["strace", "-f", "-qqq", "-o", log, "-e", f"trace={_SYSTEM_CALLS}", "-e", inject]
 
 
 def fail(step: int, error: int = errno.EIO) -> Fault:

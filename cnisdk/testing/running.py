@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import InternalError, error_for_code
@@ -16,7 +18,7 @@ from ..plugin.reply import refuse_own_netns
 from ..spec.codec import unstructure
 from ..spec.convert import parse_result, upgrade
 from ..spec.result import Result
-from .faults import Fault
+from .faults import INJECTED, Fault
 from .sandbox import ProcessEndedError, Sandbox, fork_call, take_answer
 from .stub import HOME
 
@@ -31,11 +33,13 @@ class Answer(NamedTuple):
         status: The exit status; negative for the signal that ended it.
         stdout: Its standard output.
         stderr: Its standard error, which is for people.
+        struck: The plugin reached the step of its ``fault``.
     """
 
     status: int
     stdout: str
     stderr: str
+    struck: bool = False
 
     @property
     def document(self) -> Any:
@@ -195,12 +199,53 @@ class PluginUnderTest:
         text = self._text(keys) if stdin is None else stdin
         if isinstance(self.plugin, type):
             return self._respond(self.plugin, variables, text.encode())
-        argv: Sequence[str] = [*(self.fault.strace() if self.fault else []), os.fspath(self.plugin)]
-        if self.host is None:
-            done = subprocess.run(argv, env=variables, input=text, capture_output=True, text=True, check=False)
-        else:
-            done = self.host.run(argv, env=variables, input=text, check=False)
-        return Answer(done.returncode, done.stdout, done.stderr)
+        with tempfile.NamedTemporaryFile("r") if self.fault else nullcontext() as log:
+            argv: Sequence[str] = [os.fspath(self.plugin)]
+            if self.fault and log:
+                argv = [*self.fault.strace(log.name), *argv]
+            if self.host is None:
+                done = subprocess.run(argv, env=variables, input=text, capture_output=True, text=True, check=False)
+            else:
+                done = self.host.run(argv, env=variables, input=text, check=False)
+            struck = log is not None and (done.returncode < 0 or INJECTED in log.read())
+        return Answer(done.returncode, done.stdout, done.stderr, struck)
+
+    def at_each_step(
+        self,
+        fault: Callable[[int], Fault],
+        verb: str,
+        container: Attachable | None = None,
+        ifname: str = "eth0",
+        *,
+        args: str = "",
+        **keys: Any,
+    ) -> Iterator[Answer]:
+        """Run a request with a fault at its first step, then at its second, and so on, and yield each answer.
+
+        The last answer is that of the request that had no such step any more: its ``struck`` is false. Between two of
+        them ``fault`` is None, so that the loop's body may delete what is left::
+
+            for answer in plugin.at_each_step(kill, "ADD", container):
+                plugin.delete(container)
+                assert host.state() == before, answer
+
+        Args:
+            fault: :func:`~.faults.kill` or :func:`~.faults.fail`, or another function that makes a fault for a step.
+            verb: ``CNI_COMMAND``.
+            container: The container it is about; None for verbs that are about none.
+            ifname: ``CNI_IFNAME``.
+            args: ``CNI_ARGS``.
+            **keys: Keys of the configuration, for these requests only.
+        """
+        step, answer = 0, None
+        while answer is None or answer.struck:
+            step += 1
+            self.fault = fault(step)
+            try:
+                answer = self.run(verb, container, ifname, args=args, **keys)
+            finally:
+                self.fault = None
+            yield answer
 
     def _variables(self, verb: str, container: Attachable | None, ifname: str, args: str) -> dict[str, str]:
         variables = {"PATH": SYSTEM_PATH, "CNI_COMMAND": verb, "CNI_PATH": ":".join(self.path)}
@@ -221,17 +266,16 @@ class PluginUnderTest:
         fault = self.fault
         warm.up_for(plugin)  # here, not in each fork
 
-        def work() -> tuple[bytes, int, str]:
-            if fault is not None:
-                fault.arm()
+        def work() -> tuple[bytes, int, str, bool]:
+            disarm = fault.arm() if fault is not None else bool
             reply = respond(plugin, environ, stdin, guard=refuse_own_netns)
-            return reply.stdout, reply.status, reply.stderr
+            return reply.stdout, reply.status, reply.stderr, disarm()
 
         try:
             if self.host is None:
-                stdout, status, stderr = take_answer(*fork_call(work))
+                stdout, status, stderr, struck = take_answer(*fork_call(work))
             else:
-                stdout, status, stderr = self.host.call(work)
+                stdout, status, stderr, struck = self.host.call(work)
         except ProcessEndedError as ended:
-            return Answer(-os.WTERMSIG(ended.status) if os.WIFSIGNALED(ended.status) else 70, "", "")
-        return Answer(status, stdout.decode(), stderr)
+            return Answer(-os.WTERMSIG(ended.status) if os.WIFSIGNALED(ended.status) else 70, "", "", fault is not None)
+        return Answer(status, stdout.decode(), stderr, struck)

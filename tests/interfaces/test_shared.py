@@ -24,7 +24,6 @@ from ..interface_kit import (
     GO,
     INTEROP_VERSIONS,
     LEASES,
-    PAST_THE_END,
     Bench,
     CountRoundTrips,
     run_host_local,
@@ -109,7 +108,7 @@ def test_a_fault_at_each_step_leaves_nothing(bench: Bench) -> None:
 def fail_at_each_step(bench: Bench) -> int:
     """Return how often ADD failed."""
     step, answer, failed = 1, bench.run("ADD", fail(1, errno.EIO)), 0
-    while answer.status != PAST_THE_END:
+    while answer.struck:
         if answer.status:
             failed += 1
             assert bench.state_here() == bench.before, f"step {step}: {answer.stdout}"

@@ -24,6 +24,31 @@ def test_a_value_is_written_and_read_back(root: Path) -> None:
     assert sysctl.get("key") == "1"
 
 
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        ("net.ipv4.ip_forward", "net/ipv4/ip_forward"),
+        ("net/ipv4/ip_forward", "net/ipv4/ip_forward"),
+        ("net/ipv4/conf/eth0.1/arp_notify", "net/ipv4/conf/eth0.1/arp_notify"),
+        ("net/../kernel/hostname", "kernel/hostname"),
+    ],
+)
+def test_the_first_separator_of_a_key_decides(root: Path, key: str, path: str) -> None:
+    assert sysctl.path_of(key) == path
+    (root / "net").mkdir()
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    with pytest.raises(SysctlError, match=f"no file .*{path.rsplit('/', 1)[1]}"):
+        sysctl.get(key)
+    (root / path).write_text("0\n")
+    assert sysctl.ensure(key, "1")
+    assert (root / path).read_text() == "1\n"
+    assert sysctl.write_all({key: "2"}) == {key: "2"}
+    (root / path).unlink()
+    (root / path).symlink_to("/proc/self/cmdline")
+    with pytest.raises(SysctlError, match="cannot set"):
+        sysctl.ensure(key, "1")
+
+
 def test_one_that_does_not_exist(root: Path) -> None:
     assert sysctl.find("key") is None
     assert sysctl.ensure_if_present("key", "1") is False

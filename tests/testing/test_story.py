@@ -16,9 +16,10 @@ import pytest
 from attrs import frozen
 
 from cnisdk import AddRequest, CNIError, DelRequest, NetConf, Plugin, Result
-from cnisdk.errors import InternalError, InvalidNetNSError, IOFailureError
+from cnisdk.errors import InternalError
 from cnisdk.linux import veth
 from cnisdk.testing import Container, Host, PluginUnderTest, describe_difference, expect_error, fail, kill, kill_after
+from cnisdk.testing.faults import Fault
 
 pytestmark = pytest.mark.kernel
 
@@ -110,23 +111,44 @@ def test_errors_are_of_their_class(bridged: Host) -> None:
     assert stub.leases == {}
 
 
-@pytest.mark.parametrize("step", [1, 5, 9, 13])
-def test_it_fails_or_dies_at_a_step(bridged: Host, step: int) -> None:
+@pytest.mark.parametrize("fault", [kill, fail])
+def test_it_fails_or_dies_at_each_step(bridged: Host, fault: Callable[[int], Fault]) -> None:
+    """The last request is the one that no fault reaches any more."""
     stub = bridged.stub()
     cable = bridged.plugin(Cable, {"ipam": stub.conf})
     container = bridged.container()
     before = bridged.state()
-    cable.fault = fail(step, errno.ENOBUFS)
-    with pytest.raises((IOFailureError, InvalidNetNSError)):
-        cable.add(container)
-    assert bridged.state() == before
-    cable.fault = kill(step)
+    statuses = []
+    for answer in cable.at_each_step(fault, "ADD", container):
+        statuses.append(answer.status)
+        if answer.status != 1:  # a failed ADD has taken back what it did
+            cable.delete(container)
+        assert bridged.state().without("files") == before.without("files"), answer
+        assert stub.leases == {}
+    *failed, last = statuses
+    assert last == 0
+    assert set(failed) <= ({-signal.SIGKILL} if fault is kill else {0, 1})
+    assert len(failed) > 13
+    assert cable.fault is None
+    assert not cable.run("ADD", container).struck
+
+
+def test_a_killed_plugin_answers_an_error(bridged: Host) -> None:
+    cable = bridged.plugin(Cable, {"ipam": bridged.stub().conf})
+    cable.fault = kill(5)
     with expect_error(999, "SIGKILL"):
-        cable.add(container)
-    cable.fault = None
-    cable.delete(container)
-    assert bridged.state() == before
-    assert stub.leases == {}
+        cable.add(bridged.container())
+
+
+@pytest.mark.parametrize(("line", "status"), [("mkdir /run/made", 1), ("mkdir /run/made || true", 0)])
+def test_an_executable_fails_at_each_step(bridged: Host, tmp_path: Path, line: str, status: int) -> None:
+    """strace tells of the step, also if the program copes with it."""
+    script = tmp_path / "program"
+    script.write_text(f"#!/bin/sh -e\n{line}\n")
+    script.chmod(0o755)
+    program = bridged.plugin(script)
+    answers = [(answer.status, answer.struck) for answer in program.at_each_step(fail, "STATUS")]
+    assert answers == [(status, True), (0, False)]
 
 
 def test_an_executable_dies_at_a_step(bridged: Host, plugin_directory: Path) -> None:

@@ -37,7 +37,7 @@ def test_the_tests_pass(copied: Path, prefix: list[str]) -> None:
     command = [*prefix, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "test_cable.py"]
     done = subprocess.run(command, cwd=copied, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "16 passed" in done.stdout
+    assert "9 passed" in done.stdout
 
 
 @pytest.mark.slow
