@@ -24,6 +24,7 @@ CASES = (
     "check-after-add",
     "del-leaves-nothing",
     "gc-drops-what-is-stale",
+    "a-refused-add-changes-nothing",
 )
 
 OPTIONS = (
