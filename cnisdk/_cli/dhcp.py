@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     daemon = Daemon(
         Settings(
             directory=args.state or directory_beside(args.socket),
+            beside=directory_beside(args.socket),
             timing=Timing(longest=args.resendmax, probe=args.probe),
             patience=args.resendtimeout,
             prefix=args.hostprefix,

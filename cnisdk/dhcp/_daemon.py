@@ -52,6 +52,7 @@ class Settings:
 
     Attributes:
         directory: Directory of the lease files.
+        beside: Directory beside the socket, where plugins look for them first; empty if it is the same.
         timing: Delays.
         patience: Seconds that an ADD waits for a server.
         prefix: Put in front of the paths of namespaces.
@@ -63,6 +64,7 @@ class Settings:
     patience: float = 60.0
     prefix: str = ""
     broadcast: bool = False
+    beside: str = ""
 
 
 class _Connection:
@@ -93,7 +95,9 @@ class Daemon:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._files = LeaseFiles(settings.directory)
+        self._files = LeaseFiles(os.path.realpath(settings.directory))
+        self._beside = LeaseFiles(os.path.realpath(settings.beside or settings.directory))
+        self._locks: list[int] = []
         self._around = Surroundings(files=self._files, random=random.random, timing=settings.timing, log=_log)
         self._clients: dict[Attachment, Client] = {}
         self._connections: dict[int, _Connection] = {}
@@ -108,14 +112,21 @@ class Daemon:
         Raises:
             IOFailureError: (5) One does.
         """
-        directory = self._settings.directory
+        for directory in dict.fromkeys((self._beside.directory, self._files.directory)):
+            try:
+                os.makedirs(directory, mode=0o700, exist_ok=True)
+                lock = LeaseFiles(directory).lock(alone=True, patience=_LOCK_TIME)
+            except OSError as exc:
+                raise IOFailureError(f"cannot use the directory {directory}: {exc.strerror}") from exc
+            if lock is None:
+                raise IOFailureError(f"another daemon keeps the leases in {directory}")
+            self._locks.append(lock)
         try:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            self._lock = self._files.lock(alone=True, patience=_LOCK_TIME)
+            before = self._beside.point_to(self._files.directory)
         except OSError as exc:
-            raise IOFailureError(f"cannot use the directory {directory}: {exc.strerror}") from exc
-        if self._lock is None:
-            raise IOFailureError(f"another daemon keeps the leases in {directory}")
+            raise IOFailureError(f"cannot write into {self._beside.directory}: {exc.strerror}") from exc
+        if before:
+            _log(f"cnisdk dhcp: the daemon before had its leases in {before}: this one does not know them")
 
     def load(self) -> None:
         """Go on with the leases of the daemon before.
@@ -123,13 +134,16 @@ class Daemon:
         Raises:
             IOFailureError: (5) The directory cannot be read.
         """
+        deleted = self._beside.take_deleted()
         for record in self._files.load():
-            if record.attached:
+            if record.attached and record.owner not in deleted:
                 client = self._clients[record.owner] = Client(record, self._around)
                 self._guard(client, lambda client=client: client.resume(_now()))
             else:
                 with _logging():
                     release(record, self._files, random.random, _log)
+        for note in deleted.values():
+            self._beside.delete_note(note)
 
     def run(self, listener: socket.socket) -> None:
         """Serve until SIGTERM or SIGINT.

@@ -2,6 +2,10 @@
 
 Each file appears whole. It is there before the server can have acknowledged the lease, until DEL or GC has released it.
 Nothing of an earlier boot is alive: those files are deleted.
+
+The directory is beside the daemon's socket, so that plugins find it. A daemon that has its files elsewhere leaves a
+pointer there. Where a plugin cannot follow it, since the daemon runs with other mounts, DEL leaves a note beside the
+pointer instead, and the next daemon releases the lease.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from ..spec.names import Attachment, short_hash
 from ._machine import Identity
 from .lease import DHCPLease
 
-_SUFFIX = ".json"
+_SUFFIX, _NOTE = ".json", ".deleted"
+_POINTER = "elsewhere"
 
 
 @frozen(kw_only=True)
@@ -118,6 +123,15 @@ def boot_id() -> str:
     return ""
 
 
+def _identify(directory: str) -> str:
+    """Return what tells a directory from others of the same path in other mounts; empty if it cannot be reached."""
+    try:
+        status = os.stat(directory)
+    except OSError:
+        return ""
+    return f"{status.st_dev}:{status.st_ino}"
+
+
 class LeaseFiles:
     """The files in a directory.
 
@@ -209,8 +223,87 @@ class LeaseFiles:
                 self._delete(path)
         return records
 
-    def _path(self, owner: Attachment) -> str:
-        return os.path.join(self.directory, short_hash(*owner, digits=32) + _SUFFIX)
+    # --- of the directory beside the socket ---------------------------------------------------------------------------
+
+    def point_to(self, directory: str) -> str:
+        """Leave a pointer to the directory with the files, or none if this is it.
+
+        Returns:
+            Path of the directory that the pointer led to before, if that is another and exists; else empty.
+
+        Raises:
+            OSError: The pointer cannot be written.
+        """
+        directory, (before, _) = os.path.abspath(directory), self._read_pointer()
+        path = os.path.join(self.directory, _POINTER)
+        if os.path.samefile(directory, self.directory):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        else:
+            replace_file(path, dumps_compact({"directory": directory, "id": _identify(directory)}))
+        return before if before and before != directory and os.path.isdir(before) else ""
+
+    def follow(self) -> LeaseFiles | None:
+        """Return the files that the pointer leads to, these without one; None if that directory is none of this host.
+
+        A directory of another daemon's mounts may have a path that is another directory here.
+        """
+        directory, identity = self._read_pointer()
+        if not directory:
+            return self
+        return LeaseFiles(directory) if _identify(directory) == identity else None
+
+    def _read_pointer(self) -> tuple[str, str]:
+        try:
+            document = loads(read_file(os.path.join(self.directory, _POINTER), follow=False))
+            return str(document["directory"]), str(document["id"])
+        except (OSError, CNIError, ValueError, KeyError, TypeError, AttributeError):
+            return "", ""
+
+    def note_deleted(self, owner: Attachment) -> None:
+        """Leave a note that an attachment was deleted without its lease's being released.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        replace_file(self._path(owner, _NOTE), dumps_compact({"cni": list(owner), "boot": boot_id()}))
+
+    def take_deleted(self) -> dict[Attachment, str]:
+        """Return the attachments of the notes of this boot, with the path of each; delete other notes.
+
+        Raises:
+            IOFailureError: (5) A note cannot be deleted.
+        """
+        found: dict[Attachment, str] = {}
+        with suppress(OSError):
+            for name in sorted(os.listdir(self.directory)):
+                path = os.path.join(self.directory, name)
+                if name.startswith(".") and name.endswith(TEMPORARY):
+                    self._delete(path)
+                if not name.endswith(_NOTE):
+                    continue
+                try:
+                    document = loads(read_file(path, follow=False))
+                    if document["boot"] == boot_id():
+                        found[Attachment(*map(str, document["cni"]))] = path
+                        continue
+                except (CNIError, ValueError, KeyError, TypeError, AttributeError):
+                    pass
+                self.delete_note(path)
+        return found
+
+    def delete_note(self, path: str) -> None:
+        """Delete a note: what it asks for is done.
+
+        Raises:
+            IOFailureError: (5) It cannot be deleted.
+        """
+        self._delete(path)
+
+    # --- inner --------------------------------------------------------------------------------------------------------
+
+    def _path(self, owner: Attachment, suffix: str = _SUFFIX) -> str:
+        return os.path.join(self.directory, short_hash(*owner, digits=32) + suffix)
 
     @staticmethod
     def _find(path: str) -> Record | None:

@@ -93,12 +93,13 @@ def get_lease(path: str, owner: Attachment) -> DHCPLease:
 def delete_lease(path: str, owner: Attachment) -> None:
     """Give the lease of an attachment back. Absence is fine, and so is that no daemon runs.
 
+    Without a daemon, this process does it. If the files are where only the daemon sees them, the next one does it.
     It goes to the server over the container's interface, which must still be there.
 
     Raises:
         IOFailureError: (5) The daemon does not answer in time, or a file cannot be deleted.
     """
-    _give_back(path, {"verb": "delete", **_name(owner)}, lambda each: each == owner)
+    _give_back(path, {"verb": "delete", **_name(owner)}, lambda each: each == owner, owner)
 
 
 def delete_stale_leases(path: str, network: str, valid: Collection[Attachment]) -> None:
@@ -124,13 +125,16 @@ def get_status(path: str) -> dict[str, Any]:
         raise PluginNotAvailableError(exc.msg, details=exc.details) from exc
 
 
-def _give_back(path: str, request: Mapping[str, Any], wanted: Callable[[Attachment], bool]) -> None:
+def _give_back(
+    path: str, request: Mapping[str, Any], wanted: Callable[[Attachment], bool], owner: Attachment | None = None
+) -> None:
     """Have the daemon give leases back, or do so without one. A daemon may end, or begin, meanwhile.
 
     Args:
         path: Path of the daemon's socket.
         request: The request.
         wanted: True for the attachments that it is about.
+        owner: The only attachment that it is about, if that is known.
     """
     deadline, ended = time.monotonic() + _SOON, 0
     while True:
@@ -142,34 +146,48 @@ def _give_back(path: str, request: Mapping[str, Any], wanted: Callable[[Attachme
             if ended == _ATTEMPTS:
                 raise
         except DaemonNotRunningError as exc:
-            if _release_without_daemon(path, wanted):
+            if _release_without_daemon(path, wanted, owner):
                 return
             if time.monotonic() >= deadline:
                 raise IOFailureError(f"a daemon keeps the leases, but does not listen at {path}") from exc
 
 
-def _release_without_daemon(path: str, wanted: Callable[[Attachment], bool]) -> bool:
-    """Give back the leases that a daemon which has ended has left files of. Return False if another one has begun."""
+def _release_without_daemon(path: str, wanted: Callable[[Attachment], bool], owner: Attachment | None) -> bool:
+    """Give back the leases that a daemon which has ended has left files of. Return False if another one has begun.
+
+    Where the files cannot be reached, the next daemon is left a note of the owner, if there is one.
+    """
     import os
     import random
+    import sys
 
     from ._client import release
     from ._store import LeaseFiles, directory_beside
 
-    files = LeaseFiles(directory_beside(path))
+    beside, locks = LeaseFiles(directory_beside(path)), list[int]()
     try:
-        lock = files.lock(alone=False, patience=0.1)
+        if (lock := beside.lock(alone=False, patience=0.1)) is None:
+            return False
+        locks.append(lock)
+        files = beside.follow()
+        if files is None:
+            if owner is not None:
+                beside.note_deleted(owner)
+                sys.stderr.write(f"dhcp: the daemon has its files elsewhere: the next one releases {owner}\n")
+            return True
+        if files is not beside:
+            if (lock := files.lock(alone=False, patience=0.1)) is None:
+                return False
+            locks.append(lock)
+        records = [each for each in files.load() if wanted(each.owner)]
+        run_all(*(lambda record=record: release(record, files, random.random) for record in records))
     except (FileNotFoundError, NotADirectoryError):
         return True  # no daemon has been here
     except OSError as exc:
-        raise IOFailureError(f"cannot open the directory {files.directory}: {exc.strerror}") from exc
-    if lock is None:
-        return False
-    try:
-        records = [each for each in files.load() if wanted(each.owner)]
-        run_all(*(lambda record=record: release(record, files, random.random) for record in records))
+        raise IOFailureError(f"cannot use the directory {beside.directory}: {exc.strerror}") from exc
     finally:
-        os.close(lock)
+        for each in locks:
+            os.close(each)
     return True
 
 

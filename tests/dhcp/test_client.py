@@ -9,15 +9,17 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from contextlib import suppress
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cnisdk.dhcp import _daemon, client
+from cnisdk.dhcp import _daemon, _store, client
 from cnisdk.dhcp._daemon import Daemon, Settings
 from cnisdk.dhcp._machine import Identity
 from cnisdk.dhcp._store import LeaseFiles, Record, boot_id
+from cnisdk.dhcp.lease import DHCPLease
 from cnisdk.errors import IOFailureError
 from cnisdk.spec.names import Attachment
 
@@ -179,3 +181,116 @@ def test_a_file_that_cannot_be_deleted_is_no_success(
         assert "Read-only file system" in ask()["error"]["msg"]
     assert ask() == {}
     assert files.find(OWNER) is None
+
+
+# --- leases that are elsewhere ----------------------------------------------------------------------------------------
+
+
+def keep_lease(directory: Path) -> LeaseFiles:
+    """Leave what a daemon leaves that was killed: the file of a lease, whose namespace is gone."""
+    files = LeaseFiles(str(directory))
+    lease = DHCPLease(address=IPv4Address("10.1.0.50"), options={}, started=0.0)
+    files.save(
+        Record(
+            owner=OWNER,
+            netns="/nowhere",
+            cookie="1",
+            index=2,
+            identity=Identity(mac="02:42:ac:11:00:02", provided={}),
+            priority=0,
+            lease=lease,
+            bound=True,
+            attached=True,
+            boot=boot_id(),
+        )
+    )
+    return files
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> tuple[Settings, str]:
+    """A daemon's directory that is not beside its socket; and the socket."""
+    settings = Settings(directory=str(tmp_path / "elsewhere"), beside=str(tmp_path / "dhcp"))
+    run_briefly(settings)
+    return settings, str(tmp_path / "dhcp.sock")
+
+
+def run_briefly(settings: Settings) -> Daemon:
+    """Begin a daemon, which ends before it serves."""
+    daemon = Daemon(settings)
+    daemon.lock()
+    daemon.load()
+    for lock in daemon._locks:
+        os.close(lock)
+    return daemon
+
+
+@pytest.mark.parametrize("verb", ["DEL", "GC"])
+def test_without_a_daemon_whose_leases_are_elsewhere(elsewhere: tuple[Settings, str], verb: str) -> None:
+    """The plugin follows the pointer that the daemon left beside the socket."""
+    settings, path = elsewhere
+    files = keep_lease(Path(settings.directory))
+    if verb == "DEL":
+        client.delete_lease(path, OWNER)
+    else:
+        client.delete_stale_leases(path, "n", [])
+    assert files.load() == []
+    assert os.listdir(settings.beside) == ["elsewhere"]
+
+
+@pytest.mark.parametrize("how", ["gone", "another"])
+def test_without_a_daemon_that_has_other_mounts(
+    elsewhere: tuple[Settings, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """DEL succeeds, and leaves a note; the next daemon does not go on with that lease."""
+    settings, path = elsewhere
+    files = keep_lease(Path(settings.directory))
+    os.rename(settings.directory, tmp_path / "hidden")
+    if how == "another":
+        os.mkdir(settings.directory)
+    client.delete_lease(path, OWNER)
+    client.delete_stale_leases(path, "n", [])
+    assert "the next one releases" in capsys.readouterr().err
+    if how == "another":
+        os.rmdir(settings.directory)
+    os.rename(tmp_path / "hidden", settings.directory)
+    assert [each.owner for each in files.load()] == [OWNER]
+    daemon = run_briefly(settings)
+    assert (files.load(), daemon._clients) == ([], {})
+    assert os.listdir(settings.beside) == ["elsewhere"]
+
+
+def test_a_note_of_an_earlier_boot(elsewhere: tuple[Settings, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is of another container: the daemon deletes it, and keeps the lease."""
+    settings, _ = elsewhere
+    files, beside = keep_lease(Path(settings.directory)), LeaseFiles(settings.beside)
+    with monkeypatch.context() as patch:
+        patch.setattr(_store, "boot_id", lambda: "before")
+        beside.note_deleted(OWNER)
+    (Path(settings.beside) / "nonsense.deleted").write_text("nonsense")
+    assert list(run_briefly(settings)._clients) == [OWNER]
+    assert [each.owner for each in files.load()] == [OWNER]
+    assert os.listdir(settings.beside) == ["elsewhere"]
+
+
+def test_a_daemon_with_another_directory_says_so(
+    elsewhere: tuple[Settings, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, path = elsewhere
+    files = keep_lease(Path(settings.directory))
+    run_briefly(Settings(directory=settings.beside, beside=settings.beside))
+    assert f"had its leases in {settings.directory}: this one does not know them" in capsys.readouterr().err
+    assert os.listdir(settings.beside) == []
+    client.delete_lease(path, OWNER)  # of that daemon's, which has none of it
+    assert [each.owner for each in files.load()] == [OWNER]
+
+
+def test_two_daemons_at_one_socket(elsewhere: tuple[Settings, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, _ = elsewhere
+    monkeypatch.setattr(_daemon, "_LOCK_TIME", 0)
+    daemon = Daemon(settings)
+    daemon.lock()
+    with pytest.raises(IOFailureError, match="another daemon keeps the leases"):
+        Daemon(Settings(directory=settings.beside)).lock()
+    for lock in daemon._locks:
+        os.close(lock)

@@ -268,6 +268,32 @@ def test_renewal_through_restarts_of_the_daemon(
         daemon.stop()
 
 
+def test_a_deletion_without_a_daemon_that_has_its_files_elsewhere(
+    lan: Host, server: Dnsmasq, plugin_directory: Path
+) -> None:
+    """DEL finds the files; where it cannot, the next daemon gives the lease back."""
+    own, state = "/run/cni/far.sock", "/run/far"
+    daemon = Daemon(lan, "--socket", own, "--state", state)
+    near, far = lan.container("near"), lan.container("far")
+    plugin = macvlan(lan, plugin_directory, daemonSocketPath=own)
+    alone = lan.plugin(DHCP, {"type": "dhcp", "ipam": ipam(daemonSocketPath=own)})
+    here, there = (plugin.add(each).ips[0].address.ip for each in (near, far))
+    daemon.stop(signal.SIGKILL)
+    plugin.delete(near)
+    server.wait_for(f"DHCPRELEASE.*{here}")
+    lan.shell(f"mv {state} /run/hidden")
+    alone.delete(far)
+    lan.shell(f"mv /run/hidden {state}")
+    assert server.leases() == [str(there)]
+    daemon = Daemon(lan, "--socket", own, "--state", state)
+    try:
+        server.wait_for(f"DHCPRELEASE.*{there}")
+        assert (server.leases(), far.addresses("eth0"), lan.shell(f"ls {state}")) == ([], [], "")
+        plugin.delete(far)
+    finally:
+        daemon.stop()
+
+
 def plugin_result(address: object) -> dict[str, Any]:
     return {"cniVersion": "1.1.0", "ips": [{"address": str(address)}]}
 
