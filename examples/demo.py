@@ -34,7 +34,7 @@ RESULTS = Path("/var/lib/cni/results")
 
 
 class Failed(Exception):
-    """Something of the walk-through did not hold."""
+    """A step of the walk-through did not do what it should."""
 
 
 def expect(what: str, seen: object, wanted: object) -> None:

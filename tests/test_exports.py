@@ -87,12 +87,13 @@ def modules_of_plugins() -> Iterator[tuple[str, ast.Module]]:
 
 
 def test_docstrings_say_what_a_thing_is_or_does() -> None:
-    """STYLE.md: begin with a verb or a noun, not with What, Who, Whoever or Whether."""
+    """STYLE.md: begin with a verb or a noun, not with What, Who, Whoever or Whether; name the actor; do not ask."""
+    unclear = re.compile(r"^(What|Who|Whoever|Whether)\b|\b([Nn]o|[Ss]ome|[Aa]ny)body\b|\b[Ww]hoever\b|\?(\s|$)")
     wrong = [
         f"{module}.{getattr(node, 'name', '')}: {text.splitlines()[0]}"
         for module, tree in [*modules(), *modules_of_plugins()]
         for node in ast.walk(tree)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if re.match(r"(What|Who|Whoever|Whether)\b", text := ast.get_docstring(node) or "")
+        if unclear.search(text := ast.get_docstring(node) or "")
     ]
     assert wrong == []

@@ -50,7 +50,7 @@ class PluginFile(NamedTuple):
     Attributes:
         type: Type of the plugin: the name of the file.
         path: Path of the file.
-        origin: Who made it.
+        origin: The project that it comes from.
         package: Package and version of a plugin of this SDK; empty for others.
         version: Version of a reference plugin, as it says itself; empty for others.
         supported: Versions of the specification it accepts; empty if it was not asked, or did not answer.

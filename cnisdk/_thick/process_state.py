@@ -9,8 +9,8 @@ A worker serves again only if nothing of a request is left in its process. A plu
    namespace are still the caller's, as the worker had set them, and puts back those of the process at rest.
 3. It then compares everything else with the record.
 
-Each step names the first difference. A worker that finds one ends, as does one that cannot put something back. What
-nobody can see from outside, such as the values of a plugin's module, is a matter of the plugin's promise.
+Each step names the first difference. A worker that finds one ends, as does one that cannot put something back. For
+state that no process shows, such as the values of a plugin's module, the plugin's promise has to do.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class Client:
         return self._wire.filenos() if self._wire is not None else []
 
     def read(self, now: float) -> None:
-        """Take what has come.
+        """Read what the sockets have received.
 
         Raises:
             CNIError: As for :meth:`wake`.

@@ -392,7 +392,7 @@ class Daemon:
         self._fail(client, error)
 
     def _drop(self, client: Client, *, keep: bool = False) -> None:
-        """End a client. Nobody waits for the answer: what fails is logged."""
+        """End a client. No plugin waits for the answer, so errors are logged."""
         with _logging():
             self._end(client, keep=keep)
 

@@ -158,11 +158,11 @@ class Machine:
 
     @property
     def probed(self) -> IPv4Address | None:
-        """The address whose other users :meth:`object` is to be told of; None for none."""
+        """The address that other hosts may object to with :meth:`object`; None while none is probed."""
         return self._offer.address if self._offer is not None else None
 
     def prefer(self, address: IPv4Address | None) -> None:
-        """Ask for an address from now on; a server may offer another. None asks for none."""
+        """Ask for an address from now on; a server may offer another. With None, the server chooses."""
         self._wanted = address
 
     # --- events -------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Record:
         priority: Metric of the lease's routes.
         lease: The lease, or the offer that was asked for; None while an attached container has lost its lease.
         bound: The lease was acknowledged.
-        attached: ADD had its result. If false, the lease is of an ADD that did not end, and nobody uses it.
+        attached: ADD had its result. If false, the lease is of an ADD that did not end, and no container uses it.
         boot: Boot of the machine.
         stale: Earlier leases that the interface may still have parts of.
     """

@@ -169,7 +169,7 @@ class Wire:
         return None
 
     def receive_conflict(self, address: IPv4Address) -> str | None:
-        """Return the hardware address of another host that has an address, of what was heard; None for none.
+        """Return the hardware address of another host that was heard to have an address; None if none was.
 
         Raises:
             OSError: The interface is gone, or down.

@@ -13,6 +13,6 @@ def key_of_address(address: IPAddress) -> str:
 
 
 def address_of_key(text: str) -> IPAddress:
-    """Return the address that :func:`key_of_address` wrote."""
+    """Return the address of which :func:`key_of_address` wrote the key."""
     version, _, number = text.partition("/")
     return (IPv4Address if version == "4" else IPv6Address)(bytes.fromhex(number))

@@ -52,7 +52,7 @@ class Share(NamedTuple):
         return bool(self.borrowed) or len({each.first.version for each in self.blocks}) < len(self.blocks)
 
     def holds(self, address: IPAddress, pod: str = "") -> bool:
-        """Return whether this node may hand out an address, to a pod or to anybody."""
+        """Return whether this node may hand out an address, to this pod or, without one, to any."""
         spans = self._spans(address.version, pod)
         return any(span.first <= int(address) <= span.last for span in spans)
 

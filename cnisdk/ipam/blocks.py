@@ -1,4 +1,4 @@
-"""Addresses for a cluster: a node allocates from blocks of its own, without asking anybody.
+"""Addresses for a cluster: a node allocates from blocks of its own, without asking any other node.
 
 :mod:`.blocktable` says how the blocks lie in etcd, :mod:`.holdings` what a node notes of them. The leases are in a
 store of the node. So an ADD in the usual case reads two files. Etcd is asked when a node needs more: it extends a block

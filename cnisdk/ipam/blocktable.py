@@ -33,7 +33,7 @@ from ..spec.addresses import IPAddress
 from ..spec.names import short_hash
 from ._keys import address_of_key, key_of_address
 from ._records import current_boot
-from .etcdclient import Compare, Entry, EtcdClient, TransactionOutcome, end_of
+from .etcdclient import Compare, Entry, EtcdClient, TransactionOutcome, broken_value, end_of
 from .ranges import Span
 
 BLOCK_LENGTHS: Mapping[int, int] = {4: 26, 6: 122}
@@ -98,7 +98,7 @@ class Block:
 
     @property
     def is_empty(self) -> bool:
-        """True if nobody has anything of it, so that it needs no key."""
+        """True if no node and no pod has any of its addresses, so that it needs no key."""
         return not (self.node or self.lent or self.kept)
 
     def holds(self, address: IPAddress) -> bool:
@@ -178,7 +178,7 @@ class BlockTable:
     Args:
         client: The connection.
         network: Name of the network.
-        node: Name of this node; empty for an operator, who is none.
+        node: Name of this node; empty for a command of an operator, which acts for no node.
         prefix: Beginning of all keys, with a slash at the end.
         lengths: Prefix length of a block, by IP version. All nodes need the same.
 
@@ -255,7 +255,7 @@ class BlockTable:
             first = address_of_key(entry.key.removeprefix(f"{self.root}block/"))
             block = parse_block(first, _json.read(entry.value.decode()), entry.revision)
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise IOFailureError(f"the key {entry.key} of etcd has a broken value") from exc
+            raise broken_value(entry) from exc
         if block.length != self.lengths[first.version]:
             raise self._another_size(f"the block {first}/{block.length} in etcd", first.version)
         return block
@@ -270,7 +270,7 @@ class BlockTable:
         try:
             theirs = {version: _json.read(entry.value.decode())[str(version)] for version in self.lengths}
         except (ValueError, KeyError, TypeError) as exc:
-            raise IOFailureError(f"the key {entry.key} of etcd has a broken value") from exc
+            raise broken_value(entry) from exc
         for version, length in self.lengths.items():
             if theirs[version] != length:
                 raise self._another_size(f"a block of IPv{version} in etcd", version)
@@ -462,7 +462,7 @@ def _parse_node(entry: Entry) -> NodeKey:
     try:
         return NodeKey(str(_json.read(entry.value.decode())["holder"]), entry.revision)
     except (ValueError, KeyError, TypeError) as exc:
-        raise IOFailureError(f"the key {entry.key} of etcd has a broken value") from exc
+        raise broken_value(entry) from exc
 
 
 def mark_of_holder(directory: str) -> str:

@@ -51,7 +51,7 @@ class Cluster:
         return self.table.node
 
     def find(self, address: IPAddress) -> Block | None:
-        """Return the block that an address lies in; None if nobody has anything of it."""
+        """Return the block that an address lies in; None if it has no key."""
         block = self.table.get(self.table.start_of(address))
         return block if block.revision else None
 
@@ -62,7 +62,7 @@ class Cluster:
     # --- getting ------------------------------------------------------------------------------------------------------
 
     def claim(self, first: IPAddress, last: IPAddress, known: Container[IPAddress] = ()) -> Block | None:
-        """Claim a block between two addresses that nobody has anything of; None if there is none.
+        """Claim a block without a key between two addresses; None if there is none.
 
         Args:
             first: The first address.
@@ -82,7 +82,7 @@ class Cluster:
         return None
 
     def extend(self, block: Block) -> Block | None:
-        """Get more of a block of this node; None if nothing of it is left."""
+        """Get more addresses of a block of this node; None if it has no more to give."""
 
         def change(now: Block) -> Block | None:
             if now.node != self.node or now.local >= now.size:
@@ -102,7 +102,7 @@ class Cluster:
         return self.table.change(self.table.start_of(address), change)
 
     def borrow_any(self, spans: Sequence[Span], make: Callable[[int], IPAddress]) -> IPAddress | None:
-        """Have any address of these spans lent to this node, out of blocks that others have something of."""
+        """Have any address of these spans lent to this node, out of blocks that other nodes use."""
         for span in spans:
             for block in self.scan(make(span.first), make(span.last)):
                 if block.find_lendable([span]) is None:
@@ -114,7 +114,7 @@ class Cluster:
         return None
 
     def borrow_unclaimed(self, spans: Sequence[Span], make: Callable[[int], IPAddress]) -> IPAddress | None:
-        """Have an address lent to this node, out of a block that nobody has anything of, and not claim the block."""
+        """Have an address of a block without a key lent to this node, and do not claim the block."""
         for span in spans:
             nth, total = self._number(make(span.first), make(span.last))
             at = self._find_unused(nth, 0, total)
@@ -192,7 +192,7 @@ class Cluster:
             self.table.change(first, self._unclaimed)
 
     def release_node(self, node: str, revision: int = 0) -> tuple[Block, ...]:
-        """Take everything from a node that is gone for good, and its name. Return the blocks that it had anything of.
+        """Take all addresses from a node that is gone for good, and its name. Return the blocks that they were in.
 
         The name goes first: whatever the node still sends changes nothing from then on. But while it is cut off, it
         goes on to hand out addresses. Only its operator can know that it is gone.

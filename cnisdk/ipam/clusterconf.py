@@ -84,11 +84,11 @@ def open_cluster(conf: ClusterConf, network: str, *, operator: bool = False) -> 
 
 
 def open_holdings(conf: ClusterConf, store: FileStore, cluster: Cluster) -> Holdings:
-    """Return what this node has.
+    """Return the holdings of this node: its leases, and its share of the blocks.
 
     Args:
         conf: The configuration.
-        store: The leases of this node. What it has is noted beside their directory.
+        store: The leases of this node. The share is noted beside their directory.
         cluster: The blocks in etcd.
 
     Raises:

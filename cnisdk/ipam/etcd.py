@@ -29,7 +29,7 @@ from .._light import Any, NamedTuple
 from ..errors import IOFailureError, TryAgainLaterError
 from ..spec.addresses import IPAddress
 from ._keys import address_of_key, key_of_address
-from .etcdclient import CompactedError, Compare, Entry, EtcdClient, KeyRange, end_of
+from .etcdclient import CompactedError, Compare, Entry, EtcdClient, KeyRange, broken_value, end_of
 from .store import Changes, Conflict, Lease, Owner, Store, View, in_order
 
 # How many keys to read at once.
@@ -235,7 +235,7 @@ class _Batch:
         if outcome.done:
             return
         if outcome.doubtful and self._proof is not None:
-            key, value = self._proof  # the token in it is nobody else's
+            key, value = self._proof  # no other process writes the token in it
             if any(entry.value == value for entry in view.client.look(key, deadline=view.deadline).entries):
                 return
         raise Conflict("another node has changed what was read")
@@ -248,7 +248,7 @@ def _load(entry: Entry) -> Any:
     try:
         return json.loads(entry.value)
     except ValueError as exc:
-        raise IOFailureError(f"the key {entry.key} of etcd has a broken value") from exc
+        raise broken_value(entry) from exc
 
 
 def _owner_of(entry: Entry) -> Owner:

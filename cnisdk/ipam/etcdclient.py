@@ -20,6 +20,7 @@ from .._light import TYPE_CHECKING, Any, NamedTuple
 from ..classes import frozen
 from ..errors import InvalidConfigError, IOFailureError
 from ..spec import _json
+from ..spec.names import shorten
 
 if TYPE_CHECKING:
     import ssl
@@ -50,7 +51,7 @@ class CompactedError(Exception):
 
 @frozen(kw_only=True)
 class EtcdConf:
-    """Where etcd is, and who we are there: the object ``etcd`` of a configuration.
+    """Endpoints of etcd, and how to authenticate there: the object ``etcd`` of a configuration.
 
     Attributes:
         endpoints: Addresses of its members, such as ``https://10.0.0.1:2379``.
@@ -85,6 +86,14 @@ class Entry(NamedTuple):
     key: str
     value: bytes
     revision: int
+
+
+def broken_value(entry: Entry) -> IOFailureError:
+    """Return the error for a value that this package cannot have written."""
+    return IOFailureError(
+        f"the key {entry.key} of etcd has the value {shorten(entry.value.decode(errors='replace'))}",
+        details="expected JSON as cnisdk-cluster writes it: restore the key from a backup of etcd",
+    )
 
 
 class KeyRange(NamedTuple):

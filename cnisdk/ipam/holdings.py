@@ -109,7 +109,7 @@ class Holdings:
                 table.deadline = table.before_change = None
 
     def _note(self, asked: set[IPAddress], firsts: Collection[IPAddress]) -> None:
-        """Note the blocks that this node is about to ask for something of."""
+        """Note the blocks of which this node is about to ask for addresses."""
         if not asked.issuperset(firsts):
             asked.update(firsts)
             self.change(lambda now: now._replace(asked=now.asked | asked))

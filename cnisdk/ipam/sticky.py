@@ -2,7 +2,7 @@
 
 A kept address is lent to the node on which the pod is, and to no other. When the pod goes, the loan ends and the
 address stays kept. The key of the pod says which addresses these are; the keys of their blocks say that they are kept,
-so that no node lends them to anybody else. Both change in one transaction, all addresses of a pod in the same one.
+so that no node lends them to another pod. Both change in one transaction, all addresses of a pod in the same one.
 
 No timer ends this: a pod that comes back after a year finds its addresses. :meth:`StickyAddresses.forget` does, when
 an operator asks for it.
@@ -14,12 +14,12 @@ from collections.abc import Iterable
 
 from .._light import NamedTuple
 from ..classes import evolve
-from ..errors import IOFailureError, TryAgainLaterError
+from ..errors import TryAgainLaterError
 from ..spec import _json
 from ..spec.addresses import IPAddress
 from ._keys import address_of_key, key_of_address
 from .blocktable import ATTEMPTS, Block, BlockTable
-from .etcdclient import Compare, Entry, end_of
+from .etcdclient import Compare, Entry, broken_value, end_of
 from .store import in_order
 
 
@@ -157,7 +157,7 @@ def _addresses_of(entry: Entry) -> tuple[IPAddress, ...]:
     try:
         return in_order(map(address_of_key, _json.read(entry.value.decode())["addresses"]))
     except (ValueError, KeyError, TypeError) as exc:
-        raise IOFailureError(f"the key {entry.key} of etcd has a broken value") from exc
+        raise broken_value(entry) from exc
 
 
 def _dump(addresses: Iterable[IPAddress]) -> bytes:

@@ -1,9 +1,9 @@
 """The leases of an IPAM plugin, as ``cnisdk leases``, ``cnisdk gc`` and ``cnisdk fsck`` see them.
 
 An IPAM plugin hands out a :class:`LeaseTable` for each network (:meth:`cnisdk.Plugin.lease_tables`), wherever it keeps
-its leases: files, a database, a service. The commands judge who is alive (:mod:`cnisdk.runtime.liveness`), the table
-only reads and deletes. Between a look and a deletion, an attachment may end and another one may get its address; so a
-table deletes a lease only while it is the very one that was read, which :attr:`LeaseRecord.stamp` tells.
+its leases: files, a database, a service. The commands judge which owners are alive (:mod:`cnisdk.runtime.liveness`),
+the table only reads and deletes. Between a look and a deletion, an attachment may end and another one may get its
+address; so a table deletes a lease only while it is the very one that was read, which :attr:`LeaseRecord.stamp` tells.
 """
 
 from __future__ import annotations

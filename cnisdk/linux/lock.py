@@ -44,7 +44,7 @@ def exclusive(patience: float, netns: NetNS | None = None) -> Iterator[bool]:
 def directory(path: str, patience: float) -> Iterator[bool]:
     """Hold the lock of a directory alone, if it can be had in time.
 
-    Who may not read the directory cannot take its lock: a caller may depend on that of a private one.
+    A process that may not read the directory cannot take its lock. Callers of a private directory may depend on that.
 
     Args:
         path: The directory.

@@ -4,7 +4,7 @@ Theory of operation. A source names no owner, and is gone when firewalld restart
 beside it for each attachment that has the address, named by both. Two attachments may have one address: that of a
 container that is gone without DEL, and that of the next one. The source goes with the last file.
 
-A source that was there before the first file is somebody else's: an administrator's, or the reference plugin's. The
+A source that was there before the first file is foreign: an administrator's, or the reference plugin's. The
 file notes that, and the source stays. So does one of the permanent configuration, which only an administrator changes.
 
 Files and sources change together, under the lock of the directory. ADD writes the file before it adds the source, and
@@ -160,7 +160,7 @@ def _is_source(zone: str, address: IPAddress) -> bool:
 
 
 def _is_foreign(zone: str, address: IPAddress) -> bool:
-    """Return whether an address is a source of the zone, and somebody else's: no file is of one that we added."""
+    """Return whether an address is a source of the zone that another program, or an administrator, has added."""
     paths = [os.path.join(_DIRECTORY, f"{each},{key}.json") for each, key in _records() if each == str(address)]
     here = [each for path in paths if (each := find_document(path)) is not None and each.get("zone") == zone]
     if here:
@@ -173,7 +173,7 @@ def _zone_in(file: StateFile) -> str:
 
 
 def _release(address: IPAddress, file: StateFile) -> None:
-    """Delete a file; before it, the source, unless another attachment has a file for it, or it is somebody else's."""
+    """Delete a file; before it, the source, unless another attachment has a file for it, or it is foreign."""
     own, noted = _key(file.owner), file.find() or {}
     if not noted.get(_FOREIGN) and not any(each == str(address) and key != own for each, key in _records()):
         _remove(_zone_in(file), address)

@@ -47,7 +47,7 @@ class LazyObject(Deferred):
         return {key: value for key, value in self.document.items() if key.lower() not in known}
 
     def leniently(self: _ObjectT, on_problem: Callable[[CNIError], object]) -> _ObjectT:
-        """Copy the object. The copy treats wrong parts as absent, and reports each on first use, for DEL must work."""
+        """Copy the object. The copy treats wrong parts as absent, and reports each on first use: DEL must work."""
         made = type(self).__new__(type(self))
         made.__dict__.update(self.__dict__, _on_problem=on_problem)
         return made

@@ -345,7 +345,7 @@ def _collect_files(found: dict[str, list[Any]]) -> None:
 
 
 def read_regular_file(path: Path) -> bytes | None:
-    """Return the content of a file; None if it is no regular file, or if somebody has removed it meanwhile."""
+    """Return the content of a file; None if it is no regular file, or has just been removed."""
     try:
         return path.read_bytes() if path.is_file() else None
     except FileNotFoundError:

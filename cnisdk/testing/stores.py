@@ -95,7 +95,7 @@ class StoreSuite(ABC):
     # --- one at a time ------------------------------------------------------------------------------------------------
 
     def test_empty(self, place: Path) -> None:
-        """Nobody holds anything, and looking is allowed."""
+        """No address is held, and looking is allowed."""
 
         def look(view: View) -> None:
             assert view.find_addresses(_A) == ()
@@ -225,11 +225,11 @@ class StoreSuite(ABC):
     # --- many at once -------------------------------------------------------------------------------------------------
 
     def test_threads(self, place: Path) -> None:
-        """Nobody gets what another has, and nothing is left over."""
+        """No address is held twice, and none is left over."""
         self._crowd(place, _in_threads)
 
     def test_processes(self, place: Path) -> None:
-        """Nobody gets what another has, and nothing is left over."""
+        """No address is held twice, and none is left over."""
         if not self.shared_by_processes:
             pytest.skip("this store is of one process")
         self._crowd(place, _in_processes)
@@ -270,7 +270,7 @@ class StoreSuite(ABC):
         assert len(everything(self.open(place))) == 2
 
     def test_the_last_address_is_given_once(self, place: Path) -> None:
-        """Of many who want it, one gets it, and the others learn that it is gone."""
+        """Of many threads that want it, one gets it, and the others learn that it is gone."""
         sets = range_sets("10.0.0.0/30")
         served: list[Owner] = []
 

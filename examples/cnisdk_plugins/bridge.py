@@ -96,7 +96,7 @@ class BridgeConf(NetConf):
 
     @property
     def serves_gateway(self) -> bool:
-        """Does the bridge serve as the containers' gateway?"""
+        """True if the bridge serves as the containers' gateway."""
         return self.is_gateway or self.is_default_gateway
 
     def validate(self) -> None:

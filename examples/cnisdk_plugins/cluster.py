@@ -1,7 +1,8 @@
 """cnisdk-cluster: addresses of a network that spans hosts (IPAM plugin).
 
 Takes host-local's configuration and returns its results; in addition it needs etcd, in which each node claims blocks of
-the addresses. The leases of a node are in its own files, as host-local's, so that an ADD in the usual case asks nobody.
+the addresses. The leases of a node are in its own files, as host-local's, so that an ADD asks etcd only when its node
+runs short.
 """
 
 import sys

@@ -76,7 +76,7 @@ class HostDeviceConf(NetConf):
         return device.kernel_path(self.kernelpath, "$.kernelpath") if self.kernelpath else self.bus_path()
 
     def in_user_space(self) -> bool:
-        """Does a program drive the device?"""
+        """Return whether a program drives the device."""
         path = self.bus_path()
         return device.find_driver(path) in USERSPACE_DRIVERS if path else self.dpdk_mode
 

@@ -63,7 +63,7 @@ def test_rules_come_and_go(host: Sandbox, backend: str) -> None:
     assert mentions(host, "10.1.0.5") == 1
     host.call(masquerade.delete, ONE)
     assert mentions(host, "10.1.0.5") == mentions(host, "2001:db8::5") == mentions(host, "CNI-") == 0
-    with pytest.raises(CNIError, match=r"has no rule like this: .*10\.1\.0\.5"):
+    with pytest.raises(CNIError, match=r"is missing or was changed: .*10\.1\.0\.5"):
         host.call(masquerade.check, backend, ONE, ADDRESSES)
 
 

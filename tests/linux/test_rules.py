@@ -284,7 +284,7 @@ def test_a_changed_rule_is_noticed(host: Host) -> None:
         host.run(command.split())
     with pytest.raises(CNIError, match="let only 02:00:00:00:00:01 in"):
         host.call(spoofcheck.check, owner, PORTS[0], MACS[0])
-    with pytest.raises(CNIError, match=r"no rule like this: -d 10\.1\.0\.0/24"):
+    with pytest.raises(CNIError, match=r"a rule of .* is missing or was changed: -d 10\.1\.0\.0/24"):
         host.call(masquerade.check, "iptables", owner, ADDRESSES[0])
     with pytest.raises(CNIError, match="goto masq_checks"):
         host.call(masquerade.check, "nftables", owner, ADDRESSES[0])
@@ -391,7 +391,7 @@ def test_many_rules_are_read_and_deleted(host: Host) -> None:
 
 def test_a_chain_in_use_is_not_deleted(host: Host) -> None:
     host.run(["nft", "add table inet t; add chain inet t c; add chain inet t d; add rule inet t d jump c"])
-    with pytest.raises(CNIError, match="cannot delete rules of nftables table inet t: Device or resource busy"):
+    with pytest.raises(CNIError, match="cannot delete rules of nftables table inet t: EBUSY: "):
         host.call(nft.NftTable("inet", "t").delete, [], ["c"])
 
 

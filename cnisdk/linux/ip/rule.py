@@ -37,7 +37,7 @@ class PolicyRule(NamedTuple):
         iif: Only packets that came in on the link of this name; empty means any.
         oif: Only packets of sockets bound to the link of this name; empty means any.
         fwmark: Only packets with this mark; 0 means any.
-        protocol: Who made it, as in ``/etc/iproute2/rt_protos``; 0 does not tell.
+        protocol: The program that made it, as numbered in ``/etc/iproute2/rt_protos``; 0 does not tell.
     """
 
     version: int

@@ -99,7 +99,7 @@ def create(
         parent: The link it lies on, in the calling thread's namespace or in `netns`.
         mtu: MTU in bytes; 0 leaves it to the kernel, which takes the parent's.
         mac: Hardware address; empty makes one up, but for kinds that share their parent's.
-        owner: Whom it belongs to: its alias says so.
+        owner: The attachment it belongs to: its alias says so.
         data: Attributes that only this kind has, by the names in :data:`KINDS`.
 
     Returns:
@@ -180,7 +180,7 @@ def _encode(
         if each not in known:
             raise InvalidConfigError(f"a {kind} has no {each}", details=f"expected one of: {', '.join(known)}")
     if not mac and kind not in link.SHARE_MAC:
-        # Given even where nobody asked for one: that marks it as set, and udev leaves it alone.
+        # Given even if the configuration asks for none: that marks it as set, and udev leaves it alone.
         mac = link.random_mac()
     attributes = [text(link.IFLA_IFNAME, name)]
     if netns is not None:
@@ -223,7 +223,7 @@ def _explain(
     taken: bytes | KernelError | None,
     owner: Attachment | None,
 ) -> Exception:
-    """Say what the kernel's error means for whoever asked."""
+    """Return the error that says what the kernel's error means here."""
     where = f" in {netns.path}" if netns is not None else ""
     if error.errno == errno.EEXIST and isinstance(taken, bytes):
         mine = owner is not None and link.parse(taken).alias == owner.tag

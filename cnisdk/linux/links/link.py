@@ -81,7 +81,7 @@ class Link(NamedTuple):
         netns: Where it is; None means the namespace of the thread that asked. Not closed by the link.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    index: int  # type: ignore[assignment]  # hides tuple.index, which has no use here
     name: str
     kind: str = ""
     mac: str = ""
@@ -476,7 +476,7 @@ def promisc_request(index: int, name: str, on: bool) -> Message:
 def port_requests(
     index: int = 0, name: str = "", *, hairpin: bool | None = None, isolated: bool | None = None
 ) -> list[Message]:
-    """Change the flags of a bridge port, named by index or else by name. One request a flag, none for None.
+    """Change the flags of a bridge port, named by index or else by name. None leaves a flag as it is.
 
     They are requests of their own so that the error says which flag an old kernel lacks (isolated: Linux 4.18).
     """

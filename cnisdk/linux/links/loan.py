@@ -224,7 +224,7 @@ def name_at_home(there: Link) -> str:
 
 
 def _is_untagged(there: Link) -> bool:
-    """Can the reference plugin have lent the link?"""
+    """Return whether the reference plugin may have lent the link: it leaves an alias, and no tag."""
     return bool(name_at_home(there)) and not any(each.startswith(_PREFIX) for each in there.altnames)
 
 

@@ -50,10 +50,10 @@ def create(
     Args:
         name: Its name.
         netns: Where.
-        owner: Whom it belongs to: its alias says so.
+        owner: The attachment it belongs to: its alias says so.
         mtu: MTU in bytes; 0 leaves it to the kernel.
         mac: Hardware address; empty makes one up.
-        user: Id of the user who may open it without CAP_NET_ADMIN; None lets everybody who may open ``/dev/net/tun``.
+        user: Id of the user who may open it without CAP_NET_ADMIN; None lets every user who may open ``/dev/net/tun``.
         group: Id of the group, in the same way.
         multi_queue: Several programs or threads may open it at the same time, with a queue each.
         bridge: A bridge in `netns` of which it becomes a port.

@@ -5,7 +5,7 @@ every host with systemd, where the library would cost a process 7 ms. It must kn
 the few messages are fixed. The tests compare them with a library's, and send them to the real daemons.
 
 The format is that of the D-Bus specification 0.41, "Message Protocol"; the authentication that of "Authentication
-Protocol" with the mechanism EXTERNAL, in which the kernel tells the bus who we are.
+Protocol" with the mechanism EXTERNAL, in which the kernel tells the bus the user of this process.
 """
 
 from __future__ import annotations

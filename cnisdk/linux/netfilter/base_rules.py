@@ -92,7 +92,7 @@ def commit(
     locked: bool = False,
     quickly: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Carry out commands, after those that make what is lacking of the shared rules; start no program for none.
+    """Make the shared rules that are lacking, then carry out commands; without commands, start no program.
 
     Args:
         version: 4 or 6.
@@ -100,7 +100,8 @@ def commit(
         chains: Names of the chains that must be there, by table.
         own: The attachment's own lines, by table.
         inherited: Descriptors that the program keeps open: see :func:`.program.run`.
-        locked: Hold the lock also if nothing is lacking: another process may delete shared rules that nobody needs.
+        locked: Hold the lock also if nothing is lacking: another process may delete shared rules that no attachment
+            needs.
         quickly: Function that does the same as the own lines, without a program, and returns whether it could. It is
             tried when nothing is lacking.
 

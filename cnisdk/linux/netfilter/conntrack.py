@@ -1,4 +1,4 @@
-"""Connection tracking: forget UDP flows, which last as long as somebody sends.
+"""Connection tracking: delete UDP flows, which last as long as one of the two ends sends.
 
 A flow that the kernel knows is not translated anew: without this, a client that has sent to a host port before it was
 published, or while another container had it, would never reach the container.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ...errors import IOFailureError
+from ...errors import IOFailureError, describe_errno
 from ...spec.addresses import IPAddress
 from .. import attributes
 from . import nfnetlink
@@ -45,7 +45,9 @@ def forget_udp(version: int, ports: Collection[tuple[int, IPAddress | None]]) ->
                     body = attributes.attribute(_ORIGINAL | nfnetlink.NESTED, found[_ORIGINAL])
                     nfnetlink.ask([(_DELETE, 0, family, body + attributes.attribute(_ID, found[_ID]))])
     except OSError as exc:
-        raise IOFailureError(f"cannot forget UDP flows: {exc.strerror}") from exc
+        raise IOFailureError(
+            f"cannot delete UDP flows of published ports: {describe_errno(exc.errno, exc.strerror)}"
+        ) from exc
 
 
 def _filter(port: int) -> bytes:

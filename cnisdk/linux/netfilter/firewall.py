@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
-from ...errors import InvalidConfigError, PluginNotAvailableError, run_all
+from ...errors import InvalidConfigError, PluginNotAvailableError, describe_errno, run_all
 from ...spec.addresses import IPAddress
 from ...spec.names import Attachment, shorten
 from .. import program, sysctl
@@ -171,8 +171,10 @@ def status(backend: str, policy: str = "") -> None:
         try:
             answers = nfnetlink.ask([(_GET_GENERATION, 0, 0, b"")])
         except OSError as exc:
-            raise PluginNotAvailableError(f"the kernel's nf_tables cannot be used: {exc.strerror}") from exc
+            raise PluginNotAvailableError(
+                f"the kernel's nf_tables cannot be used: {describe_errno(exc.errno)}"
+            ) from exc
         if answers == [None]:
-            raise PluginNotAvailableError(f"the backend {backend} needs nf_tables, which this kernel has not")
+            raise PluginNotAvailableError(f"the backend {backend} needs nf_tables, which this kernel lacks")
     if policy == "isolated" and program.find("nft") is None:
         _require_visible((4,))

@@ -3,7 +3,7 @@
 ``FORWARD`` of the filter table jumps to ``CNI-FORWARD``, which asks the administrator's chain first, and then has two
 rules for each address of a container: one accepts what it sends, the other the replies to it.
 
-The reference compares these rules with comments and all, so ours have none. Who owns them is recorded in chains that no
+The reference compares these rules with comments and all, so ours have none. Their owners are recorded in chains that no
 packet gets to, ``CNI-FORWARD-OWNERS-0`` to ``-f``: one rule for each address of an attachment, with its mark as
 comment. Each ADD adds rules of its own, also where another attachment's are the same, and DEL deletes as many as it
 had: so the DEL of a container that is gone leaves alone the rules of the next one with its address.
@@ -320,7 +320,9 @@ def check(version: int, addresses: Collection[IPAddress], admin: str, ingress: I
     if all(problems.values()):
         raise IOFailureError(problems.get(written) or f"{written} does not exist")
     if ingress is not None and any(ingress_iptables.list_outdated(each, ingress) for each in tables(version, "filter")):
-        raise IOFailureError(f"iptables isolates containers on {ingress.bridge}, but ingressPolicy is {ingress.policy}")
+        raise IOFailureError(
+            f"iptables rules isolate containers on bridge {ingress.bridge}, but $.ingressPolicy is {ingress.policy}"
+        )
 
 
 def _problem(table: Table, addresses: Collection[IPAddress], base: Iterable[BaseRule]) -> str:

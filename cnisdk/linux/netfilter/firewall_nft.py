@@ -6,17 +6,17 @@ netlink. ``nft`` is needed only where a table is not there, or not as it should 
 A verdict of one table cannot keep the chains of another from dropping a packet. So table ``inet cni_firewall`` sets a
 bit of the packet's mark, and a rule in the chains of iptables, where those are, accepts what has the bit: see
 :mod:`.firewall_iptables`. After them the bit is taken back. What the table drops, because of a policy between bridges,
-nobody else can accept.
+no other table can accept.
 
 Table ``bridge cni_firewall`` keeps isolated containers from the others on their bridge. It has a say in what stays on a
 bridge also where the module br_netfilter does not show that to iptables and to other tables.
 
 Each attachment has a chain in each table that no packet gets to. Its rules' comments record the owner, its addresses or
 ports, and the policy of its bridge. So DEL knows what to delete without being told; GC reads all such chains. The
-element of an address or port has its owner's mark as comment, too: the DEL of a container that is gone leaves alone the
-element of the next one with its address, which has taken it over. If the one before lives, and the next one goes first,
-that gives the element back: whoever has taken over an element has a record of that, and its DEL looks for other records
-of the address. The elements of a bridge go with its last record.
+element of an address or port has its owner's mark as comment, too. So the DEL of a container that is gone leaves alone
+the element that the next container with its address has taken over. If by mistake both live and the next one goes
+first, it gives the element back: an attachment that has taken over an element has a record of that, and its DEL looks
+for other records of the address. The elements of a bridge go with its last record.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _KEYWORDS = {4: "ip", 6: "ip6"}
 
 
 class _Place(NamedTuple):
-    """A table with its sets, and with its chains as they are written and as they are known again."""
+    """A table with its sets and chains: each chain as ``nft`` is given it, and as the kernel shows it afterwards."""
 
     table: NftTable
     sets: Mapping[str, str]
@@ -217,8 +217,8 @@ def _settle(place: _Place, wanted: _Wanted) -> None:
             generation = sets.read_generation()
             old = _owned(place, wanted.chain)
             unneeded, lacking = _compare_policy(place, wanted, old.bridges)
-            # Whoever had the container's address before is gone: an address is one container's at a time. Or it is not,
-            # by mistake, and gets it back when this attachment goes.
+            # The attachment that had the container's address before is gone: an address is one container's at a time.
+            # If by mistake it is not gone, it gets the element back when this attachment goes.
             taken = sets.find(place.table, wanted.elements)
             shared = old.shared or any(each not in old.elements for each in taken)
             kept = {each[:2] for each in wanted.elements}
@@ -232,7 +232,7 @@ def _settle(place: _Place, wanted: _Wanted) -> None:
             )
             if sets.carry_out(place.table, change, generation):
                 return
-    raise IOFailureError(f"cannot change {place.table}: others change it all the time")
+    raise rules.changed_too_often(place.table, _ATTEMPTS)
 
 
 def _hand_back(place: _Place, chain: str, going: Collection[Element]) -> list[Element]:
@@ -341,9 +341,7 @@ def check(owner: Attachment, addresses: Iterable[IPAddress], ingress: Ingress | 
     if ingress is not None:
         unneeded, lacking = _compare_policy(_INET, _Wanted("", ("", str(ingress))), ())
         for each in (*unneeded, *lacking):
-            raise IOFailureError(
-                f"{_INET.table} is not as ingressPolicy {ingress.policy} asks for: see set {each.where}"
-            )
+            raise IOFailureError(f"{_INET.table}: set {each.where} is not as $.ingressPolicy {ingress.policy} asks for")
     check_isolation(owner, ingress.isolated_ports if ingress is not None else ())
 
 

@@ -13,7 +13,7 @@ from . import _dbus
 
 _NAME = "org.fedoraproject.FirewallD1"
 
-# Seconds to wait for firewalld, which answers nobody while it starts and reloads. The default of D-Bus' own library.
+# Seconds to wait for firewalld, which answers no request while it starts and reloads: the default of D-Bus' library.
 _TIMEOUT = 25.0
 
 # What the bus answers if there is no program of that name.

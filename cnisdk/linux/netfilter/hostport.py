@@ -88,7 +88,7 @@ def taken(wanted: HostPort, holder: str) -> TryAgainLaterError:
 
     Args:
         wanted: The port.
-        holder: The comment that says who has it.
+        holder: The comment that names its owner.
     """
     _, _, names = holder.partition(", net: ")
     network, _, rest = names.partition(", if: ")

@@ -122,7 +122,7 @@ def check_accepted(version: int) -> None:
         IOFailureError: (5) The rule for that is missing.
     """
     if current(version, "filter").has_chain("FORWARD") and find_lacking(version, [accepting()]):
-        raise IOFailureError(f"no rule like this: {accepting().text} in chain FORWARD")
+        raise IOFailureError(f"a rule of chain FORWARD is missing or was changed: {accepting().text}")
 
 
 # --- apply, check, delete, gc -----------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def check(
         for table in tables(version, "nat")
     ]
     if all(problems):
-        raise IOFailureError(f"{owner} has no rule like this: {problems[0]}")
+        raise IOFailureError(f"a rule of {owner} is missing or was changed: {problems[0]}")
     ours = (_reference_name(owner), _own_name(owner))
     if any(rules.has_rule_of(table, name, owner) for table in tables(version, "nat") for name in ours):
         check_accepted(version)

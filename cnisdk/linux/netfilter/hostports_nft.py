@@ -89,7 +89,7 @@ def _spare(record: _Record, comment: str = "") -> Element:
 
 
 def _surroundings(record: _Record, comment: str = "") -> list[Element]:
-    """Return the elements that have connections to the container accepted, and masqueraded where they must be."""
+    """Return the elements by which connections to the container are accepted, and masqueraded where they must be."""
     port = record.port
     to = port.target.ip.packed + concat(bytes([PROTOCOLS[port.protocol]]), port.target_port.to_bytes(2, "big"))
     found = [Element("published", to, comment=comment)]
@@ -286,7 +286,7 @@ def apply(owner: Attachment, version: int, ports: Collection[HostPort], options:
         generation = sets.read_generation()
         old = _owned(table, chain, key)
         added = _elements(records, _choose(records, table, owner, comment))
-        # Whoever had the container's address before is gone: an address is one container's at a time.
+        # The attachment that had the container's address before is gone: an address is one container's at a time.
         stale = [each for each in sets.find(table, added) if each.where.startswith(("published", "hairpins"))]
         deleted = {each[:2]: each for each in (*old.elements, *stale)}
         change = Change(
@@ -294,7 +294,7 @@ def apply(owner: Attachment, version: int, ports: Collection[HostPort], options:
         )
         done = sets.carry_out(table, change, generation) and _are_held(records, table)
     if not done:
-        raise IOFailureError(f"cannot change {table}: others change it all the time")
+        raise rules.changed_too_often(table, _ATTEMPTS)
     # A port of one address and that of all are two elements: two processes may have added them at the same time.
     for record, overlapping in zip(records, _find_overlapping(records, table), strict=True):
         for holder in overlapping:
@@ -340,7 +340,7 @@ def _choose(records: Sequence[_Record], table: NftTable, owner: Attachment, comm
 
 
 def _are_held(records: Iterable[_Record], table: NftTable) -> bool:
-    """Return whether somebody holds each port: if not, who held it has gone after this attachment began to wait."""
+    """Return whether each port has a holder. If not, the holder has gone after this attachment began to wait."""
     wanted = {_holding(record) for record in records}
     return len(sets.find(table, wanted)) == len({each[:2] for each in wanted})
 
@@ -349,7 +349,7 @@ def check(owner: Attachment, version: int, ports: Collection[HostPort], options:
     """Verify that the ports are published.
 
     Raises:
-        IOFailureError: (5) One is not, or something of the table is missing.
+        IOFailureError: (5) One is not, or a chain or set of the table is missing or changed.
     """
     table, records, key = _table(version), _records(ports, options), _key(rules.mark(owner))
     missing, lacking = _missing(version, options.conditions, _prefixlens(records))
@@ -415,7 +415,7 @@ def _delete(table: NftTable, chain: str, key: str) -> list[HostPort]:
             return []
         if sets.carry_out(table, _hand_on(table, chain, key, old), generation):
             return [record.port for record in old.records]
-    raise IOFailureError(f"cannot change {table}: others change it all the time")
+    raise rules.changed_too_often(table, _ATTEMPTS)
 
 
 def _hand_on(table: NftTable, chain: str, key: str, old: _Owned) -> Change:

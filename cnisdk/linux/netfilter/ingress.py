@@ -26,7 +26,7 @@ class Ingress(NamedTuple):
 
     @property
     def isolates(self) -> bool:
-        """Does it keep containers of the bridge from each other?"""
+        """True if it keeps the containers of the bridge from each other."""
         return self.policy == "isolated"
 
     @property

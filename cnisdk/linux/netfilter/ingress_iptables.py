@@ -64,7 +64,8 @@ def bridge_rules(ingress: Ingress) -> list[BaseRule]:
     name, (first, second) = ingress.bridge, STAGES
     if nft.plain(name) != name or name.startswith("-"):
         raise InvalidConfigError(
-            f"ingressPolicy is not possible for interface {shorten(name)} with iptables", details="its name is too odd"
+            f"$.ingressPolicy is not possible with iptables on a bridge called {shorten(name)}",
+            details="expected letters, digits, '.', '_' and '-', not beginning with '-': rename it, or use nftables",
         )
     found = [
         _rule(first, (("-i", True, name), ("-o", False, name)), f"jump {second}"),

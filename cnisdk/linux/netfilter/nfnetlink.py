@@ -6,8 +6,9 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+from ..._light import TypeVar
 from .. import _sockets, attributes
 
 FAMILIES = {4: 2, 6: 10}
@@ -30,14 +31,21 @@ _REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10
 _ERROR, _DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
 _GENERIC = struct.Struct(">BBH")  # family, version, resource
+# A dump that another process's change interrupts is begun again.
 _ATTEMPTS = 50
+
+_T = TypeVar("_T")
 
 FilterMessage = tuple[int, int, int, bytes]
 """Number with the subsystem's, flags, family, and attributes."""
 
 
-def ask(messages: Iterable[FilterMessage]) -> list[bytes | None]:
+def ask(messages: Iterable[FilterMessage], absent: Collection[int] = ABSENT) -> list[bytes | None]:
     """Send requests for one object each; return the attributes of each, None for one that does not exist.
+
+    Args:
+        messages: The requests.
+        absent: Errors that say that there is no such object.
 
     Raises:
         OSError: The kernel refused to answer.
@@ -52,9 +60,10 @@ def ask(messages: Iterable[FilterMessage]) -> list[bytes | None]:
             )
             for _ in some:
                 try:
+                    # For an object that exists, the kernel sends its description before the acknowledgement.
                     answers.append(next(iter([body for _, body in _read(sock)]), None))
                 except OSError as exc:
-                    if exc.errno not in ABSENT:
+                    if exc.errno not in absent:
                         raise
                     answers.append(None)
     return answers
@@ -66,17 +75,48 @@ def dump(number: int, family: int, body: bytes) -> list[bytes]:
     Raises:
         OSError: The kernel refused to answer.
     """
-    with _socket() as sock:
-        for _ in range(_ATTEMPTS):
+    try:
+        return select(number, family, body, lambda found: found)
+    except OSError as exc:
+        if exc.errno in ABSENT:
+            return []
+        raise
+
+
+def select(
+    number: int,
+    family: int,
+    body: bytes,
+    read: Callable[[bytes], _T | None],
+    needles: Sequence[bytes] = (),
+    enough: Callable[[list[_T]], bool] = lambda _: False,
+) -> list[_T]:
+    """Return the wanted ones of all objects that a request asks for.
+
+    Args:
+        number: Number of the request, with the subsystem's.
+        family: The family.
+        body: Attributes of the request.
+        read: Function that reads an object's attributes; it returns None for an object that is not wanted.
+        needles: If given, only objects that contain one of these bytes are read.
+        enough: Function that tells of those that are wanted, after each, if no more are needed.
+
+    Raises:
+        OSError: The kernel refused to answer.
+    """
+    for _ in range(_ATTEMPTS):
+        with _socket() as sock:  # of its own: the rest of a dump that was ended early goes with it
             sock.send(_pack(number, _REQUEST | _DUMP, family, body))
-            try:
-                found = list(_read(sock))
-            except OSError as exc:
-                if exc.errno in ABSENT:
-                    return []
-                raise
-            if not any(flags & _INTERRUPTED for flags, _ in found):
-                return [each for _, each in found if each]
+            found: list[_T] = []
+            interrupted = 0
+            for flags, each in _read(sock, needles):
+                interrupted |= flags & _INTERRUPTED
+                if each and (value := read(each)) is not None:
+                    found.append(value)
+                    if enough(found):
+                        return found
+            if not interrupted:
+                return found
     raise OSError(errno.EAGAIN, f"it changed {_ATTEMPTS} times meanwhile")
 
 
@@ -126,10 +166,20 @@ def _socket() -> _sockets.Socket:
     return sock
 
 
-def _read(sock: _sockets.Socket) -> Iterator[tuple[int, bytes]]:
-    """Yield flags and attributes of each message of an answer, to its end."""
+def _read(sock: _sockets.Socket, needles: Sequence[bytes] = ()) -> Iterator[tuple[int, bytes]]:
+    """Yield flags and attributes of each message of an answer, to its end.
+
+    Args:
+        sock: The socket.
+        needles: If given, messages without any of these have no attributes here.
+
+    Raises:
+        OSError: It is an error.
+    """
     while True:
         data = sock.recv(1 << 18)
+        # Most parts of a long answer have none: those are not taken apart.
+        anything = not needles or any(needle in data for needle in needles)
         start = 0
         while start + _HEADER.size <= len(data):
             length, number, flags, _, _ = _HEADER.unpack_from(data, start)
@@ -140,7 +190,12 @@ def _read(sock: _sockets.Socket) -> Iterator[tuple[int, bytes]]:
                 if error := _error(data, start):
                     raise OSError(error, os.strerror(error))
                 return
-            yield flags, data[start + _HEADER.size + _GENERIC.size : start + length]
+            if anything:
+                body = data[start + _HEADER.size + _GENERIC.size : start + length]
+                wanted = not needles or any(needle in body for needle in needles)
+                yield flags, body if wanted else b""
+            elif flags & _INTERRUPTED:
+                yield flags, b""
             start += (length + 3) & ~3
 
 

@@ -8,32 +8,23 @@ does not list all rules. ``iptables`` based on nftables keeps its rules in table
 from __future__ import annotations
 
 import errno
-import os
-import struct
-import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 
 from ..._light import NamedTuple, TypeVar
-from ...errors import IOFailureError
+from ...errors import IOFailureError, describe_errno
 from ...spec.names import short_hash
-from .. import _sockets, attributes, program
+from .. import attributes, program
 from . import _expressions, nfnetlink, xt
 
-# linux/netfilter.h, linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, linux/netlink.h
+# linux/netfilter.h, linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
-_NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10
-_BATCH_BEGIN, _BATCH_END = 16, 17
-_GET_CHAIN, _DELETE_CHAIN, _NEW_RULE, _GET_RULE, _DELETE_RULE = 4, 5, 6, 7, 8
+_GET_CHAIN, _DELETE_CHAIN, _NEW_RULE, _GET_RULE, _DELETE_RULE = (_SUBSYSTEM << 8 | number for number in (4, 5, 6, 7, 8))
 _APPEND = 0x800
 _COMMENT_TYPE = 0  # libnftnl's own number
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
-_REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10
-_ERROR, _DONE = 2, 3
-_HEADER = struct.Struct("=IHHII")
-_GENERIC = struct.Struct(">BBH")  # family, version, resource
 _PAYLOAD_BASES = ("link", "network", "transport")
 _META_IIFNAME, _META_NFPROTO = 6, 15
 _COUNTER = attributes.attribute(1, b"counter\0")  # NFTA_EXPR_NAME
@@ -45,11 +36,9 @@ COMMENT_MAX = 128
 NAME_MAX = 255
 """Bytes of a chain's name, at most (NFT_NAME_MAXLEN less one)."""
 
-# The kernel has no nftables, or not for this family: then it has no such chain either.
-_NO_NFTABLES = frozenset({errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL})
+# Nothing of this name, or the kernel has no nftables, or not for this family: then it has no such chain either.
+_NO_NFTABLES = nfnetlink.ABSENT | {errno.EINVAL}
 
-# A dump that another process's change interrupts is begun again.
-_DUMP_ATTEMPTS = 50
 # Deletions per message: the kernel takes a transaction only in one piece, and a socket's buffer is 208 KiB.
 _DELETIONS_AT_ONCE = 500
 
@@ -150,30 +139,13 @@ class NftTable(NamedTuple):
         Raises:
             IOFailureError: (5) The kernel refused to answer (EPERM: no CAP_NET_ADMIN).
         """
-        generic, table = _GENERIC.pack(_FAMILIES[self.family], 0, 0), attributes.text(_CHAIN_TABLE, f"{self.name}\0")
-        request = b"".join(
-            _message(
-                _SUBSYSTEM << 8 | _GET_CHAIN,
-                _REQUEST | _ACK,
-                generic + table + attributes.text(_CHAIN_NAME, f"{name}\0"),
-            )
-            for name in names
-        )
-        found = set()
+        family, table = _FAMILIES[self.family], attributes.text(_CHAIN_TABLE, f"{self.name}\0")
+        requests = [(_GET_CHAIN, 0, family, table + attributes.text(_CHAIN_NAME, f"{name}\0")) for name in names]
         try:
-            with _socket() as sock:
-                sock.send(request)
-                for name in names:
-                    # For a chain that exists, the kernel sends its description before the acknowledgement.
-                    try:
-                        for _ in _messages(sock):
-                            found.add(name)
-                    except OSError as exc:
-                        if exc.errno not in _NO_NFTABLES and exc.errno != errno.ERANGE:  # too long for a name
-                            raise
+            answers = nfnetlink.ask(requests, _NO_NFTABLES | {errno.ERANGE})  # the latter: too long for a name
         except OSError as exc:
-            raise IOFailureError(f"cannot read {self}: {exc.strerror}") from exc
-        return found
+            raise IOFailureError(f"cannot read {self}: {describe_errno(exc.errno, exc.strerror)}") from exc
+        return {name for name, answer in zip(names, answers, strict=True) if answer is not None}
 
     def has_chain(self, chain: str) -> bool:
         """Return whether the chain exists.
@@ -290,7 +262,7 @@ class NftTable(NamedTuple):
         for rule in rules:
             handle = attributes.attribute(_RULE_HANDLE, rule.handle.to_bytes(8, "big"))
             where = attributes.text(_RULE_CHAIN, f"{rule.chain}\0")
-            messages.append((_SUBSYSTEM << 8 | _DELETE_RULE, 0, family, table + where + handle))
+            messages.append((_DELETE_RULE, 0, family, table + where + handle))
         for chain, expressions, comment in added:
             text = comment.encode(errors="surrogateescape")[:COMMENT_MAX] + b"\0"
             body = (
@@ -299,37 +271,21 @@ class NftTable(NamedTuple):
                 + attributes.attribute(_RULE_EXPRESSIONS | nfnetlink.NESTED, _expressions.join(expressions))
                 + attributes.attribute(_RULE_USERDATA, bytes([_COMMENT_TYPE, len(text)]), text)
             )
-            messages.append((_SUBSYSTEM << 8 | _NEW_RULE, nfnetlink.CREATE | _APPEND, family, body))
+            messages.append((_NEW_RULE, nfnetlink.CREATE | _APPEND, family, body))
         try:
             return nfnetlink.transact(_SUBSYSTEM, messages) == 0
         except OSError:
             return False
 
     def _delete(self, messages: Iterable[tuple[int, bytes]]) -> bool:
-        batch = b"".join(
-            [
-                _message(_BATCH_BEGIN, _REQUEST, _GENERIC.pack(0, 0, _SUBSYSTEM)),
-                *(
-                    _message(_SUBSYSTEM << 8 | number, _REQUEST, _GENERIC.pack(_FAMILIES[self.family], 0, 0) + body)
-                    for number, body in messages
-                ),
-                _message(_BATCH_END, _REQUEST, _GENERIC.pack(0, 0, _SUBSYSTEM)),
-            ]
-        )
+        family = _FAMILIES[self.family]
         try:
-            with _socket() as sock:
-                sock.send(batch)
-                # The kernel has handled the whole transaction by now, and answers only deletions that failed.
-                try:
-                    answer = sock.recv(1 << 16, _sockets.MSG_DONTWAIT)
-                except BlockingIOError:
-                    return True
+            error = nfnetlink.transact(_SUBSYSTEM, [(number, 0, family, body) for number, body in messages])
         except OSError as exc:
-            raise IOFailureError(f"cannot delete rules of {self}: {exc.strerror}") from exc
-        error = _error(answer, 0)
-        if error == errno.ENOENT:
-            return False
-        raise IOFailureError(f"cannot delete rules of {self}: {os.strerror(error)}")
+            error = exc.errno or errno.EIO
+        if error in (0, errno.ENOENT):
+            return not error
+        raise IOFailureError(f"cannot delete rules of {self}: {describe_errno(error)}")
 
     def _ask(
         self,
@@ -349,27 +305,12 @@ class NftTable(NamedTuple):
             enough: Function that tells of those that are wanted, after each, if no more are needed.
         """
         needles = [word.encode(errors="surrogateescape") for word in words]
-        generic = _GENERIC.pack(_FAMILIES[self.family], 0, 0)
-        request = _message(_SUBSYSTEM << 8 | number, _REQUEST | _DUMP, generic + wanted)
         try:
-            for _ in range(_DUMP_ATTEMPTS):
-                with _socket() as sock:  # of its own: the rest of a dump that was ended early goes with it
-                    sock.send(request)
-                    found: list[_T] = []
-                    interrupted = 0
-                    for flags, body in _messages(sock, needles):
-                        interrupted |= flags & _INTERRUPTED
-                        if body and (each := read(body[_GENERIC.size :])) is not None:
-                            found.append(each)
-                            if enough(found):
-                                return found
-                    if not interrupted:
-                        return found
+            return nfnetlink.select(number, _FAMILIES[self.family], wanted, read, needles, enough)
         except OSError as exc:
             if exc.errno in _NO_NFTABLES:
                 return []
-            raise IOFailureError(f"cannot read {self}: {exc.strerror}") from exc
-        raise IOFailureError(f"cannot read {self}: it changed {_DUMP_ATTEMPTS} times meanwhile")
+            raise IOFailureError(f"cannot read {self}: {describe_errno(exc.errno, exc.strerror)}") from exc
 
 
 def commit(commands: Iterable[str], inherited: Sequence[int] = ()) -> None:
@@ -389,58 +330,6 @@ def commit(commands: Iterable[str], inherited: Sequence[int] = ()) -> None:
 
 
 # --- netlink ----------------------------------------------------------------------------------------------------------
-
-
-def _socket() -> _sockets.Socket:
-    sock = _sockets.Socket(_sockets.AF_NETLINK, _sockets.SOCK_RAW | _sockets.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-    try:
-        sock.bind((0, 0))
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _message(number: int, flags: int, body: bytes) -> bytes:
-    return _HEADER.pack(_HEADER.size + len(body), number, flags, 1, 0) + body
-
-
-def _messages(sock: _sockets.Socket, needles: Sequence[bytes] = ()) -> Iterator[tuple[int, bytes]]:
-    """Yield flags and body of each message of an answer, to its end.
-
-    Args:
-        sock: The socket.
-        needles: If given, messages without any of these have no body here.
-
-    Raises:
-        OSError: It is an error.
-    """
-    while True:
-        data = sock.recv(1 << 18)
-        # Most parts of a long answer have none: those are not taken apart.
-        anything = not needles or any(needle in data for needle in needles)
-        start = 0
-        while start + _HEADER.size <= len(data):
-            length, number, flags, _, _ = _HEADER.unpack_from(data, start)
-            if number == _DONE:
-                yield flags, b""
-                return
-            if number == _ERROR:
-                if error := _error(data, start):
-                    raise OSError(error, os.strerror(error))
-                return
-            if anything:
-                body = data[start + _HEADER.size : start + length]
-                wanted = not needles or any(needle in body for needle in needles)
-                yield flags, body if wanted else b""
-            elif flags & _INTERRUPTED:
-                yield flags, b""
-            start += (length + 3) & ~3
-
-
-def _error(data: bytes, start: int) -> int:
-    start += _HEADER.size
-    return -int.from_bytes(data[start : start + 4], sys.byteorder, signed=True)
 
 
 def _number(payload: bytes) -> int:

@@ -4,7 +4,7 @@ Theory of operation. A :class:`Layout` describes the place of rules of one kind:
 attachments share, and the name of the chain of a single attachment. A :class:`Part` is a layout with the rules that an
 attachment wants there.
 
-This module alone decides who owns a rule, by the rule as the kernel shows it:
+This module alone decides which attachment owns a rule, by the rule as the kernel shows it:
 
 * A rule has its owner's :func:`mark` as comment: a hash of the network, a hash of container and interface, then the
   names in clear. The hashes are over the whole names, with a separator that no name contains.
@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from ..._light import NamedTuple
-from ...errors import IOFailureError, run_all
+from ...errors import IOFailureError, TryAgainLaterError, run_all
 from ...spec.names import Attachment, short_hash
 from .. import _sockets
 from . import iptables, nft
@@ -317,7 +317,7 @@ def check(owner: Attachment, parts: Iterable[Part]) -> None:
     """
     for part in parts:
         if missing := _missing_of(owner, part):
-            raise IOFailureError(f"{owner} has no rule like this: {missing}")
+            raise IOFailureError(f"a rule of {owner} is missing or was changed: {missing}")
 
 
 def repair(owner: Attachment, parts: Iterable[Part]) -> bool:
@@ -403,17 +403,25 @@ def _delete(
             delete_found(table, partial(look, table))
 
 
+def changed_too_often(table: Table, attempts: int) -> TryAgainLaterError:
+    """Return the error for a table that other processes have changed during every attempt to change it."""
+    return TryAgainLaterError(
+        f"cannot change {table}: other processes changed it during each of {attempts} attempts", details="try again"
+    )
+
+
 def delete_found(table: Table, look: Callable[[], tuple[Collection[str], Collection[Rule]]]) -> None:
     """Delete the chains and rules that `look` finds; look again if another process deleted some of them meanwhile.
 
     Raises:
         IOFailureError: (5) The kernel refused.
+        TryAgainLaterError: (11) Other processes change the rules all the time.
     """
     for _ in range(_ATTEMPTS):
         chains, found = look()
         if not (chains or found) or table.delete(found, chains):
             return
-    raise IOFailureError(f"cannot delete rules of {table}: others change them all the time")
+    raise changed_too_often(table, _ATTEMPTS)
 
 
 def is_stale(network: str, valid: Collection[Attachment]) -> Callable[[Rule], bool]:

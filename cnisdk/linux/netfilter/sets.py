@@ -91,7 +91,7 @@ def find(table: NftTable, wanted: Iterable[Element]) -> list[Element]:
     try:
         answers = nfnetlink.ask(requests)
     except OSError as exc:
-        raise IOFailureError(f"cannot read {table}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot read {table}: {describe_errno(exc.errno, exc.strerror)}") from exc
     return [each for answer in answers if answer is not None for each in _read(answer)]
 
 
@@ -134,7 +134,9 @@ def read_generation() -> int:
     try:
         answers = nfnetlink.ask([(_GET_GENERATION, 0, 0, b"")])
     except OSError as exc:
-        raise IOFailureError(f"cannot read the generation of the ruleset: {exc.strerror}") from exc
+        raise IOFailureError(
+            f"cannot read the generation of the ruleset: {describe_errno(exc.errno, exc.strerror)}"
+        ) from exc
     return int.from_bytes(attributes.read(answers[0] or b"").get(_GENERATION, b""), "big")
 
 
@@ -157,8 +159,8 @@ class Change(NamedTuple):
 def carry_out(table: NftTable, change: Change, generation: int) -> bool:
     """Carry out a change.
 
-    The kernel deletes an element by its key, whatever its comment: also one that somebody else has put in the place of
-    the one that was seen. And who deletes a chain of records may just have been given an element because of them. So
+    The kernel deletes an element by its key, whatever its comment: also one that another process has put in the place
+    of the one that was seen. And the owner of a chain of records may have been given an element a moment ago. So
     nothing is deleted if the ruleset has changed since it was looked at.
 
     Args:
@@ -202,7 +204,7 @@ def _dump(table: NftTable, number: int, body: bytes) -> list[bytes]:
     try:
         return nfnetlink.dump(number, _FAMILIES[table.family], body)
     except OSError as exc:
-        raise IOFailureError(f"cannot read {table}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot read {table}: {describe_errno(exc.errno, exc.strerror)}") from exc
 
 
 def _text(number: int, value: str) -> bytes:
