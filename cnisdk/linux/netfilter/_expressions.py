@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache, lru_cache
 
 from ...spec.addresses import IPAddress, IPNetwork
 from ..attributes import attribute
@@ -49,16 +50,19 @@ def compare_network(offsets: Mapping[int, int], network: IPNetwork, *, equal: bo
     return whole, bits, _compare(value, equal=equal)
 
 
+@lru_cache(maxsize=64)
 def compare_meta(key: int, value: bytes) -> tuple[bytes, bytes]:
     """Compare what the kernel knows of a packet."""
     return expression("meta", number(2, key), number(1, _REGISTER)), _compare(value)
 
 
+@cache
 def counter() -> bytes:
     """Count packets and bytes."""
     return expression("counter", attribute(1, bytes(8)), attribute(2, bytes(8)))
 
 
+@lru_cache(maxsize=64)
 def verdict(code: int, chain: str = "") -> bytes:
     """Decide about the packet."""
     parts = [number(1, code), *([attribute(2, chain.encode(), b"\0")] if chain else [])]
@@ -79,6 +83,7 @@ def _nested(attribute_number: int, *payload: bytes) -> bytes:
     return attribute(attribute_number | nfnetlink.NESTED, *payload)
 
 
+@cache  # of a few fields of headers
 def _payload(base: int, offset: int, size: int) -> bytes:
     return expression("payload", number(1, _REGISTER), number(2, base), number(3, offset), number(4, size))
 

@@ -66,15 +66,22 @@ def tables(version: int, name: str) -> list[Table]:
 
 def current(version: int, name: str) -> Table:
     """Return the table that the program ``iptables-restore`` changes."""
+    return _currents(version, [name])[name]
+
+
+def _currents(version: int, names: Iterable[str]) -> dict[str, Table]:
     found = program.find("iptables-restore" if version == 4 else "ip6tables-restore")
     if found is not None and "legacy" in os.path.basename(os.path.realpath(found)):
-        return iptables.LegacyTable(version, name)
-    return nft.NftTable(IP_FAMILIES[version], name)
+        return {name: iptables.LegacyTable(version, name) for name in names}
+    return {name: nft.NftTable(IP_FAMILIES[version], name) for name in names}
 
 
 def find_lacking(version: int, base: Collection[BaseRule]) -> list[BaseRule]:
     """Find the rules that are not there, or not in their place, also once those before them in the list are made."""
-    there = {name: current(version, name) for name in {each.table for each in base}}
+    return _find_lacking(_currents(version, {each.table for each in base}), base)
+
+
+def _find_lacking(there: Mapping[str, Table], base: Iterable[BaseRule]) -> list[BaseRule]:
     lacking: list[BaseRule] = []
     for each in base:
         if not each.is_in(there[each.table]) or any(each.before == other.word != "" for other in lacking):
@@ -125,11 +132,12 @@ def commit(
 def _making(version: int, base: Collection[BaseRule], chains: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
     """Return the lines that make what is lacking, by table."""
     lines: dict[str, list[str]] = {}
+    there = _currents(version, {*chains, *(each.table for each in base)})
     for table, names in chains.items():
         wanted = sorted(names)
-        there = current(version, table).find_chains(*wanted) if wanted else set()
-        lines[table] = [f"-N {name}" for name in wanted if name not in there]
-    for each in find_lacking(version, base):
+        found = there[table].find_chains(*wanted) if wanted else set()
+        lines[table] = [f"-N {name}" for name in wanted if name not in found]
+    for each in _find_lacking(there, base):
         where = f"-I {each.chain} {each.position}" if each.position else f"-A {each.chain}"
         lines.setdefault(each.table, []).append(f"{where} {each.text}")
     return lines

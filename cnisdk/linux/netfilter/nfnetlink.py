@@ -33,6 +33,9 @@ _HEADER = struct.Struct("=IHHII")
 _GENERIC = struct.Struct(">BBH")  # family, version, resource
 # A dump that another process's change interrupts is begun again.
 _ATTEMPTS = 50
+# Bytes of a part of an answer. The first never has more than the lesser number. While that is taken, the kernel makes
+# the next one, of as many bytes as there was room for: in vain, if it is not asked for.
+_ROOM, _LITTLE_ROOM = 1 << 18, 1 << 13
 
 _T = TypeVar("_T")
 
@@ -89,7 +92,7 @@ def select(
     body: bytes,
     read: Callable[[bytes], _T | None],
     needles: Sequence[bytes] = (),
-    enough: Callable[[list[_T]], bool] = lambda _: False,
+    enough: Callable[[list[_T]], bool] | None = None,
 ) -> list[_T]:
     """Return the wanted ones of all objects that a request asks for.
 
@@ -109,11 +112,11 @@ def select(
             sock.send(_pack(number, _REQUEST | _DUMP, family, body))
             found: list[_T] = []
             interrupted = 0
-            for flags, each in _read(sock, needles):
+            for flags, each in _read(sock, needles, _ROOM if enough is None else _LITTLE_ROOM):
                 interrupted |= flags & _INTERRUPTED
                 if each and (value := read(each)) is not None:
                     found.append(value)
-                    if enough(found):
+                    if enough is not None and enough(found):
                         return found
             if not interrupted:
                 return found
@@ -166,18 +169,20 @@ def _socket() -> _sockets.Socket:
     return sock
 
 
-def _read(sock: _sockets.Socket, needles: Sequence[bytes] = ()) -> Iterator[tuple[int, bytes]]:
+def _read(sock: _sockets.Socket, needles: Sequence[bytes] = (), room: int = _ROOM) -> Iterator[tuple[int, bytes]]:
     """Yield flags and attributes of each message of an answer, to its end.
 
     Args:
         sock: The socket.
         needles: If given, messages without any of these have no attributes here.
+        room: Bytes that the first part of the answer may have.
 
     Raises:
         OSError: It is an error.
     """
     while True:
-        data = sock.recv(1 << 18)
+        data = sock.recv(room)
+        room = _ROOM
         # Most parts of a long answer have none: those are not taken apart.
         anything = not needles or any(needle in data for needle in needles)
         start = 0

@@ -293,7 +293,7 @@ class NftTable(NamedTuple):
         wanted: bytes,
         words: Iterable[str],
         read: Callable[[bytes], _T | None],
-        enough: Callable[[list[_T]], bool] = lambda _: False,
+        enough: Callable[[list[_T]], bool] | None = None,
     ) -> list[_T]:
         """Return the objects of a dump.
 
