@@ -340,7 +340,8 @@ def check(request: CheckRequest[Any]) -> None:
     """Compare the container's interfaces with ``prevResult`` (spec §2, "CHECK").
 
     Each interface that the result places in the container must exist and have the hardware address the result gives.
-    ``CNI_IFNAME`` must also have its addresses and routes, and be up where it has any. Nothing is changed.
+    ``CNI_IFNAME`` must also have its addresses and routes, and be up where it has any; then the host's end of the
+    attachment's veth, if it has one on the host, must be up too. Nothing is changed.
 
     A result without interfaces, as an IPAM plugin returns, describes nothing that the kernel could show.
 
@@ -361,6 +362,11 @@ def check(request: CheckRequest[Any]) -> None:
     if any(each.name == request.ifname for each in inside) and has_layer3:
         # Without, it may be left down on purpose.
         layer3.verify(netns, request.ifname, result)
+        from ..linux.links import veth
+
+        host = veth.find_host_end(request.attachment)
+        if host is not None and not host.up:
+            raise IOFailureError(f"{host.name}, the host's end of {request.ifname}, is down")
 
 
 def check_container(request: CheckRequest[Any], kind: str, *, up: bool = True, routes: Iterable[Route] = ()) -> Link:

@@ -13,7 +13,6 @@ from cnisdk import (
     StatusRequest,
     frozen,
 )
-from cnisdk.errors import IOFailureError
 from cnisdk.linux import layer3, link, veth
 
 
@@ -51,9 +50,7 @@ class Cable(Plugin[CableConf]):
         request.ipam.check()
         with request.open_netns() as netns:
             layer3.verify(netns, request.ifname, result)
-        port = veth.find_host_end(request.attachment)
-        if port is None or not port.up or port.master != link.get(request.conf.bridge).index:
-            raise IOFailureError(f"{request.attachment} is not plugged into {request.conf.bridge}")
+        veth.get_host_end(request.attachment).check_port(request.conf.bridge)
 
     def gc(self, request: GCRequest[CableConf]) -> None:
         veth.delete_stale(request.network, request.valid_attachments)

@@ -1,6 +1,6 @@
 """patch: plug a container into an existing Linux bridge."""
 
-from cnisdk import AddRequest, DelRequest, NetConf, Plugin, PluginMain, Result, frozen
+from cnisdk import AddRequest, CheckRequest, DelRequest, NetConf, Plugin, PluginMain, Result, frozen
 from cnisdk.linux import veth
 
 
@@ -24,6 +24,10 @@ class Patch(Plugin[PatchConf]):
             leased = request.ipam.add()  # released again if something below fails
             pair.container.configure(leased)
             return leased.with_interfaces(pair.host, pair.container)
+
+    def check(self, request: CheckRequest[PatchConf]) -> None:
+        super().check(request)  # the container's interface is as ADD left it
+        veth.get_host_end(request.attachment).check_port(request.conf.bridge)
 
     def delete(self, request: DelRequest[PatchConf]) -> None:
         request.ipam.delete()

@@ -324,6 +324,33 @@ def test_gc_takes_what_is_not_valid(host: Sandbox) -> None:
     assert left == {"lo", "br0", "veth99999999", "foreign", names[0], names[1], names[4]}
 
 
+def test_the_port_of_an_attachment(host: Sandbox) -> None:
+    host.add_netns("blue")
+
+    def work() -> str:
+        with pytest.raises(link.LinkNotFoundError, match='no veth of container "c1" interface "eth0"'):
+            veth.get_host_end(OWNER)
+        with netns.open(BLUE) as blue:
+            bridge.ensure("br0")
+            bridge.ensure("br1")
+            made = veth.create(blue, "eth0", owner=OWNER).host
+        with pytest.raises(IOFailureError, match="is no port of bridge br0"):
+            veth.get_host_end(OWNER).check_port("br0")
+        made.join("br0")
+        veth.get_host_end(OWNER).check_port("br0")
+        veth.get_host_end(OWNER).check_port(link.get("br0"))
+        with pytest.raises(IOFailureError, match="is no port of bridge br1"):
+            veth.get_host_end(OWNER).check_port("br1")
+        with pytest.raises(link.LinkNotFoundError, match="br2"):
+            veth.get_host_end(OWNER).check_port("br2")
+        made.set_down()
+        with pytest.raises(IOFailureError, match="is down"):
+            veth.get_host_end(OWNER).check_port("br0")
+        return made.name
+
+    host.call(work)
+
+
 def test_deleting_a_pair_and_joining_later(host: Sandbox) -> None:
     host.add_netns("blue")
 

@@ -9,7 +9,7 @@ import pytest
 from cnisdk import AddRequest, CNIError, DelRequest, NetConf, Plugin, Result
 from cnisdk.errors import InternalError, InvalidConfigError, IOFailureError
 from cnisdk.linux import link, veth
-from cnisdk.testing import Host, PluginUnderTest
+from cnisdk.testing import Host, PluginUnderTest, expect_error
 
 pytestmark = pytest.mark.kernel
 
@@ -58,6 +58,22 @@ def test_check_notices_damage(host: Host, cable: PluginUnderTest, damage: str, p
     with pytest.raises(IOFailureError) as raised:
         cable.check(container)
     assert problem in str(raised.value) + raised.value.details
+
+
+def test_check_notices_a_host_end_that_is_down(host: Host, cable: PluginUnderTest) -> None:
+    container = host.container()
+    name = next(each.name for each in cable.add(container).interfaces if not each.sandbox)
+    host.shell(f"ip link set {name} down")
+    with expect_error(5, f"{name}, the host's end of eth0, is down"):
+        cable.check(container)
+
+
+def test_check_leaves_the_host_end_of_a_link_without_addresses_to_the_plugin(host: Host) -> None:
+    """It may be down on purpose, as the container's may."""
+    bare, container = host.plugin(Cable), host.container()
+    name = next(each.name for each in bare.add(container).interfaces if not each.sandbox)
+    host.shell(f"ip link set {name} down")
+    bare.check(container)
 
 
 def test_check_without_prev_result_says_so(host: Host, cable: PluginUnderTest) -> None:

@@ -250,6 +250,24 @@ class Link(NamedTuple):
                 ]
             )
 
+    def check_port(self, bridge: str | Link) -> None:
+        """Verify that it is up, and a port of a bridge in the same namespace, as :meth:`join` makes it.
+
+        Args:
+            bridge: The bridge, or its name.
+
+        Raises:
+            LinkNotFoundError: (5) There is no such bridge.
+            IOFailureError: (5) It is down, or no port of this bridge.
+        """
+        if isinstance(bridge, str):
+            with rtnetlink.connect(self.netns) as sock:
+                bridge = _get(sock, get_request(name=bridge, what=f"bridge {bridge}"), self.netns)
+        if not self.up:
+            raise IOFailureError(f"link {self.name} is down")
+        if self.master != bridge.index:
+            raise IOFailureError(f"link {self.name} is no port of bridge {bridge.name}")
+
     def set_master(self, master: Link | None) -> None:
         """Put it under a link in the same namespace, such as a VRF, or under none. For bridges, see :meth:`join`.
 

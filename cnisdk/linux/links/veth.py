@@ -21,7 +21,7 @@ from ..netns import NetNS
 from ..rtnetlink import KernelError, Message
 from . import bridge_port, link
 from .bridge_port import Port
-from .link import Link
+from .link import Link, LinkNotFoundError
 
 if TYPE_CHECKING:
     from ...spec.result import Result
@@ -156,6 +156,19 @@ def find_host_end(owner: Attachment) -> HostEnd | None:
     with rtnetlink.connect() as sock:
         ends = _host_ends(sock, owner)
     return HostEnd(*ends[0]) if ends else None
+
+
+def get_host_end(owner: Attachment) -> HostEnd:
+    """Look up the host end of an attachment's veth in the calling thread's namespace.
+
+    Raises:
+        LinkNotFoundError: (5) The attachment has none.
+        KernelError: (5) The kernel refused to tell.
+    """
+    end = find_host_end(owner)
+    if end is None:
+        raise LinkNotFoundError(f"the host has no veth of {owner}")
+    return end
 
 
 def delete(owner: Attachment, *, netns: NetNS | None = None) -> bool:
