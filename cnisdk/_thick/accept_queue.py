@@ -69,7 +69,8 @@ class AcceptQueue:
         self._poll.modify(self._listener, select.EPOLLIN | select.EPOLLET)
 
     def close(self) -> None:
-        """Close the queue in this process, which accepts nothing more."""
-        self._poll.close()
-        for fd in (self._listener.detach(), self.stop, self.retire):
-            os.close(fd)
+        """Close the queue in this process, which accepts nothing more. Closing it again does nothing."""
+        if not self._poll.closed:
+            self._poll.close()
+            for fd in (self._listener.detach(), self.stop, self.retire):
+                os.close(fd)

@@ -37,6 +37,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, NoReturn, TextIO
 
 from ..errors import CNIError
@@ -156,6 +157,9 @@ def run_worker(
             them is needed.
     """
     worker = prepare_worker()
+    # A process that a plugin forks, and that lives on, is not to keep the server's sockets open. After an exec, it has
+    # none of them anyway.
+    os.register_at_fork(after_in_child=partial(_leave_server, queue, [report]))
     rest = RestingState()
     requests = 0
     while (accepted := _accept(queue, pause, fetch if requests == 0 else None)) is not None:
@@ -193,6 +197,13 @@ def run_worker(
         connection.close()
         _report_line(report, f"idle {worker.pid}")
     os._exit(0)
+
+
+def _leave_server(queue: AcceptQueue, others: list[int]) -> None:
+    """Close what a worker has of the server, in a process that was forked from it; but once, not in that one's, too."""
+    queue.close()
+    while others:
+        os.close(others.pop())
 
 
 def _run_and_answer(

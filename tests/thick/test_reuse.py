@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +30,7 @@ VERSIONS = b'{"cniVersion":"1.1.0","supportedVersions":["1.0.0"]}'
 
 # Plugins that tell what they see of their process, and leave in it what CNI_ARGS says.
 PLUGINS = """
-import _thread, atexit, ctypes, os, resource, signal, socket, sys, time
+import _thread, atexit, contextlib, ctypes, os, resource, signal, socket, sys, time
 from cnisdk import InvalidConfigError, NetConf, Plugin, PluginMain, Result
 from cnisdk.invoke import _local
 
@@ -89,6 +91,8 @@ class Tidy(Plugin[NetConf]):
             sys.__stdout__.write("original")
         if what == "nice":
             os.nice(5)
+        if what == "daemon":
+            return Result(extra={"daemon": start_daemon()})
         seen = look()
         if what in LEAKS:
             LEAKS[what]()
@@ -100,6 +104,25 @@ class Tidy(Plugin[NetConf]):
 
 class Silent(Tidy):
     '''Inherits no promise.'''
+
+
+def start_daemon():
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        if os.fork() == 0:  # what the first fork has closed, this one has not got
+            kept = [fd for fd in range(3, 64) if os.path.lexists(f"/proc/self/fd/{fd}")]
+            os.write(writing, f"{os.getpid()} {[where(fd) for fd in kept]}".encode())
+            # What a caller reads to its end; a one-shot plugin's daemon would have that, too.
+            for fd in [0, 1, 2, writing, *(fd for fd in kept if where(fd).startswith("pipe:"))]:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+            time.sleep(1000)
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    found = os.read(reading, 1 << 16).decode()
+    os.close(reading)
+    return found
 
 
 def find(target):
@@ -246,6 +269,22 @@ def test_a_worker_serves_again_and_each_request_finds_the_same(stage: Stage) -> 
     # At rest it holds nothing of its last caller.
     assert {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in range(3)} == {os.devnull}
     assert Path(f"/proc/{pid}/cwd").readlink() == Path(f"/proc/{stage.server.pid}/cwd").readlink()
+
+
+def test_a_daemon_that_a_plugin_leaves_does_not_keep_the_servers_socket(stage: Stage) -> None:
+    """Else shims would connect for ever to a server that is gone, and wait in vain."""
+    pid, _, kept = stage.ask("daemon")["daemon"].partition(" ")
+    try:
+        assert "eventpoll" not in kept
+        stage.server.kill()
+        stage.server.wait()
+        connected = 0
+        while connected == 0:  # until the workers have ended, too
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+                connected = client.connect_ex(f"{stage.runtime}/server.sock")
+        assert connected == errno.ECONNREFUSED
+    finally:
+        os.kill(int(pid), signal.SIGKILL)
 
 
 LEAKS = [line.partition('"')[2].partition('"')[0] for line in PLUGINS.splitlines() if line.startswith('    "')]
