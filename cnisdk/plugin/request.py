@@ -304,7 +304,7 @@ class AddRequest(AttachmentRequest[ConfT]):
         """Hold signals back inside ``with``, for a step that makes an object and registers its :meth:`undo`.
 
         A signal ends a request at any line. Between the two it would leave an object that no undo removes. Inside the
-        block it waits, and is raised when the block ends; so wait for nothing in there.
+        block it waits, and is raised when the block ends; so wait for nothing in there. Call it in the main thread.
         """
         return HeldBack()
 
