@@ -126,11 +126,17 @@ class ShareFile:
                 share = Share()
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
                 raise IOFailureError(f"cannot read {self._path}: {exc}") from exc
-            # A file that was replaced has no name any more.
-            yield share, lambda: fd >= 0 and os.fstat(fd).st_nlink > 0
+            yield share, lambda: fd >= 0 and self._is_at_path(fd)
         finally:
             if fd >= 0:
                 os.close(fd)
+
+    def _is_at_path(self, fd: int) -> bool:
+        # The number of its links does not tell: NFS gives an open file that is replaced another name.
+        try:
+            return os.path.samestat(os.stat(self._path, follow_symlinks=False), os.fstat(fd))
+        except OSError:
+            return False
 
     def _parse(self, data: bytes) -> Share:
         value = _json.read(data.decode())

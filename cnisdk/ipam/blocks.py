@@ -249,6 +249,7 @@ class BlockAllocator(Allocator):
                 lacking = self._lacking([*self._kept_in(share, pod), *requested])
                 lent = self._keep(share, pod, lacking)
                 self.holdings.change(partial(Share.with_borrowed, addresses=lent, pod=pod))
+                self.holdings.look_again(lent)
 
     def _kept_in(self, share: Share, pod: str) -> list[IPAddress]:
         return [address for address, each in share.borrowed.items() if each == pod]

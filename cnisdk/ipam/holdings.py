@@ -73,6 +73,7 @@ class Holdings:
         self.directory = directory
         self._conversation = f"{directory}/etcd"
         self._file = ShareFile(directory)
+        self._aside: set[IPAddress] = set()
 
     # --- the locks ----------------------------------------------------------------------------------------------------
 
@@ -139,10 +140,14 @@ class Holdings:
         return _lockfile.locked(self.directory, self.timeout)
 
     def set_aside(self, spans: Sequence[Span], pod: str) -> IPAddress | None:
-        """Take a free address out of the blocks of this node, to keep it for a pod; None if there is none."""
+        """Take a free address out of the blocks of this node, to keep it for a pod; None if there is none.
+
+        Call :meth:`look_again` when it is known which ones are kept.
+        """
         tried: set[IPAddress] = set()
         while (chosen := self._set_aside(spans, pod, tried)) is not None:
             if chosen not in self._list_leased():
+                self._aside.add(chosen)
                 return chosen
             tried.add(chosen)  # a process has leased it between the look and the change
             self._put_back_kept(chosen)
@@ -163,6 +168,15 @@ class Holdings:
 
         self.change(change)
         return found[0] if found else None
+
+    def look_again(self, kept: Collection[IPAddress]) -> None:
+        """Ask etcd for the blocks of addresses that were set aside and are not kept after all: they are free again.
+
+        In a conversation. If that ends with an error instead, the next one does the same.
+        """
+        if self._aside - {*kept}:
+            self._resolve(self._file.read())
+        self._aside.clear()
 
     def _put_back_kept(self, address: IPAddress) -> None:
         def change(share: Share) -> Share:

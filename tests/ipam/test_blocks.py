@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from cnisdk.errors import InvalidConfigError, PluginNotAvailableError, TryAgainLaterError
+from cnisdk.errors import InvalidConfigError, IOFailureError, PluginNotAvailableError, TryAgainLaterError
 from cnisdk.ipam import FileStore, Owner, Range, RangeSet, _resting
 from cnisdk.ipam._records import Boot
-from cnisdk.ipam._share import Share
+from cnisdk.ipam._share import Share, ShareFile
 from cnisdk.ipam.allocator import release
 from cnisdk.ipam.blocks import BlockAllocator
 from cnisdk.ipam.blocktable import Block, NotMemberError
@@ -577,6 +577,51 @@ def test_an_address_is_leased_while_it_is_set_aside(node: Callable[..., Node], m
     assert set(a.held()) == {*other.held()}
     assert len(a.held()) == 3
     assert a.holdings.compare() == []
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_was_set_aside_and_is_not_kept_is_free_again(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """Another change was ahead, and the pod gets another address; or etcd did not answer, and it gets none."""
+    a = node("a", range_sets("10.0.0.0/27"))
+    a.add("a0")
+    lend, aside = StickyAddresses.lend, a.holdings.set_aside
+    chosen: list[IPAddress | None] = []
+
+    def lend_late(self: StickyAddresses, *args: Any) -> bool:
+        if len(chosen) > 1:
+            return lend(self, *args)
+        if ends:
+            return False
+        raise IOFailureError("etcd does not answer")
+
+    def choose_another(spans: Any, pod: str) -> IPAddress | None:
+        chosen.append(aside(spans, pod))
+        return chosen[-1]
+
+    monkeypatch.setattr(BlockAllocator, "_choose_mine", lambda self, _, spans, pod: choose_another(spans, pod))
+    monkeypatch.setattr(StickyAddresses, "lend", lend_late)
+    if ends:
+        assert a.add("web", pod=POD) == [chosen[1]]
+    else:
+        with pytest.raises(IOFailureError):
+            a.add("web", pod=POD)
+        a.delete("a0")
+    assert chosen[0] not in {address for block in a.holdings.read().blocks for address in block.kept}
+    assert not a.holdings.read().has_news
+    assert a.holdings.compare() == []
+
+
+def test_the_file_was_replaced_though_it_has_a_name_still(tmp_path: Path) -> None:
+    """As on NFS, which gives an open file that is replaced another one."""
+    file = ShareFile(str(tmp_path))
+    file.write(Share(member=1))
+    with file.look() as (_, is_current):
+        assert is_current()
+        (tmp_path / ".nfs0001").hardlink_to(tmp_path / "share.json")
+        file.write(Share(member=2))
+        assert not is_current()
 
 
 def test_a_block_that_grows_while_another_process_gives_it_back(
