@@ -1,9 +1,13 @@
 """Fixtures for the whole suite: ``host`` and its relatives come from the pytest plugin of ``cnisdk.testing``."""
 
+import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
+
+from cnisdk.testing import Host
 
 from .modes import Plugins
 
@@ -21,3 +25,20 @@ def plugins(request: pytest.FixtureRequest, install: Callable[[str], Plugins]) -
     pytest makes it again for each change of the mode between tests.
     """
     return install(request.param)
+
+
+@pytest.fixture
+def legacy(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host whose iptables is the legacy variant."""
+    for name in ("iptables", "ip6tables"):
+        program = Path(f"/usr/sbin/{name}-legacy")
+        if not program.exists():
+            if os.environ.get("CI") == "true":
+                pytest.fail(f"{program} is not installed (Debian: iptables)")
+            pytest.skip(f"{program} is not installed (Debian: iptables)")
+        if host.run([program, "-t", "nat", "-S"], check=False).returncode:
+            pytest.skip(f"this kernel lacks the legacy variant of iptables: {program} is refused")
+        for ending in ("", "-restore"):
+            (tmp_path / f"{name}{ending}").symlink_to(f"{program}{ending}")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin")
+    return host

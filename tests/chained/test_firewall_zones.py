@@ -19,7 +19,7 @@ from cnisdk.testing import Container, Host, PluginUnderTest, expect_error, kill_
 from cnisdk_plugins.firewall import Firewall
 
 from ..firewalld_kit import Bus, Firewalld, skip_without_firewalld
-from .test_firewall import addresses, attached, outside as outside
+from .test_firewall import addresses, attached, meets, outside as outside, rules_of
 
 pytestmark = pytest.mark.kernel
 
@@ -225,6 +225,39 @@ def test_policies_hold_beside_a_zone(host: Host, firewalld: Firewalld) -> None:
     made[0][1].delete(one)
     assert (firewalld.sources(), records(host)) == ([], [])
     assert "10.2.0.6" not in host.shell("nft list ruleset")
+
+
+def test_isolated_containers_beside_a_zone(host: Host, outside: Host, firewalld: Firewalld) -> None:
+    """On one bridge and on two, also after firewalld has forgotten its sources, and until the last goes."""
+    guard(firewalld)
+    made = []
+    for name, number, bridge in (("c1", 5, "br1"), ("c2", 6, "br1"), ("c3", 7, "br2")):
+        container, result = attached(host, name, number, bridge)
+        made.append((container, plugin_for(host, result, ingressPolicy="isolated")))
+    (one, first), (two, second), (three, third) = made
+    for container, plugin in made:
+        plugin.add(container, ingressPolicy="open")
+    for other in (two, three):
+        assert all(meets(other, one, target) for target in addresses(5))
+    for container, plugin in made:
+        plugin.add(container)
+        plugin.check(container)
+    firewalld.cmd("--reload")
+    for container, plugin in made:
+        with expect_error(5):
+            plugin.check(container)
+        assert plugin.repair(container)
+        plugin.check(container)
+    for target in addresses(5):
+        assert all(meets(other, one, target, expected=False) for other in (two, three))
+        assert host.reaches(one, target)
+    assert all(get_out(one, outside))
+    second.delete(two)
+    assert meets(two, one, addresses(5)[0], expected=False)
+    first.delete(one)
+    third.delete(three)
+    assert (firewalld.sources(), records(host)) == ([], [])
+    assert rules_of(host, *addresses(5), *addresses(6), '"v-c', "id: c") == []
 
 
 def test_a_failed_add_leaves_nothing(host: Host, bus: Bus) -> None:

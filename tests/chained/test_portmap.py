@@ -119,6 +119,38 @@ def test_published_ports_answer_everybody(host: Host, outside: Host, backend: st
     assert rules_of(host, "10.1.0.5", "2001:db8:1::5", "id: c1", "CNI-DN-", "owner-") == []
 
 
+def test_ports_published_by_the_legacy_variant(legacy: Host, outside: Host) -> None:
+    """Traffic, a port that is taken, values that CHECK compares, and both ways to clean up."""
+    (container, result), (second, other) = attached(legacy, "c1", 5), attached(legacy, "c2", 6)
+    for program in ("iptables", "ip6tables"):
+        legacy.shell(f"{program}-legacy -P FORWARD DROP")
+    plugin = legacy.plugin(Portmap, {"name": "net", "backend": "iptables", **ports()})
+    for _ in range(2):  # the second replaces the first
+        plugin.add(container, prevResult=result)
+        plugin.check(container, prevResult=result)
+    assert legacy.shell("iptables-legacy -t nat -S PREROUTING").count("-j CNI-HOSTPORT-DNAT") == 1
+    for protocol, port, published in (("tcp", 80, 8080), ("udp", 53, 8053)):
+        to: dict[str, Any] = {"protocol": protocol, "port": port, "published": published}
+        for target in ("198.51.100.1", "2001:db8:9::1"):
+            assert outside.reaches(container, target, **to)
+            assert container.reaches(container, target, **to)
+        assert legacy.reaches(container, "127.0.0.1", **to)
+    with expect_error(11, "c1"):
+        plugin.add(second, prevResult=other)
+    plugin.delete(second)
+    plugin.check(container, prevResult=result)
+    saved = "iptables-legacy-save; ip6tables-legacy-save"
+    jumps = legacy.shell("iptables-legacy -t nat -S CNI-HOSTPORT-DNAT").splitlines()[1:]
+    legacy.shell(f"iptables-legacy -t nat {jumps[0].replace('-A', '-D', 1)}")
+    with expect_error(5, "has no rule like this"):
+        plugin.check(container, prevResult=result)
+    plugin.gc(second)
+    assert not [each for each in legacy.shell(saved).splitlines() if "CNI-DN-" in each or "10.1.0.5" in each]
+    plugin.add(container, prevResult=result)
+    plugin.run("DEL", container, prevResult=None).raise_for_error()
+    assert not [each for each in legacy.shell(saved).splitlines() if "CNI-DN-" in each or "10.1.0.5" in each]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_port_is_one_containers(host: Host, backend: str) -> None:
     (first, one), (second, two) = attached(host, "c1", 5), attached(host, "c2", 6)

@@ -395,19 +395,6 @@ def test_a_chain_in_use_is_not_deleted(host: Host) -> None:
         host.call(nft.NftTable("inet", "t").delete, [], ["c"])
 
 
-@pytest.fixture
-def legacy(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    """A host whose iptables is the legacy variant."""
-    for name in ("iptables", "ip6tables"):
-        program = Path(f"/usr/sbin/{name}-legacy")
-        if not program.exists() or host.run([program, "-t", "nat", "-S"], check=False).returncode:
-            pytest.skip("no legacy iptables: neither the program nor the kernel's part may be missing")
-        for ending in ("", "-restore"):
-            (tmp_path / f"{name}{ending}").symlink_to(f"{program}{ending}")
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin")
-    return host
-
-
 @pytest.mark.parametrize("collision", ["network and container joined", "two interfaces on one network"])
 def test_the_legacy_variant_of_iptables(legacy: Host, collision: str) -> None:
     first, second = COLLISIONS[collision]

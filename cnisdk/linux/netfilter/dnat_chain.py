@@ -39,6 +39,8 @@ def show(rule: Rule) -> ShownRule:
             protocol = each.value[0]
         elif each.what == "transport" and each.offset == 2:
             ports = frozenset([int.from_bytes(each.value, "big")])
+        elif each.what == iptables.PORTS:
+            ports = frozenset(int.from_bytes(each.value[at : at + 2], "big") for at in range(0, len(each.value), 2))
         elif found := _read_match(each):
             ports = frozenset(found)
         else:

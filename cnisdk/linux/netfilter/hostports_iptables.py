@@ -252,12 +252,13 @@ def check(
     Raises:
         IOFailureError: (5) A rule is missing, or was changed.
     """
-    problems = [
-        _problem(table, owner, ports, options, listed) or _missing_base(table, options)
+    written = str(current(version, "nat"))
+    problems = {
+        str(table): _problem(table, owner, ports, options, listed) or _missing_base(table, options)
         for table in tables(version, "nat")
-    ]
-    if all(problems):
-        raise IOFailureError(f"a rule of {owner} is missing or was changed: {problems[0]}")
+    }
+    if all(problems.values()):
+        raise IOFailureError(f"{owner} has no rule like this: {problems.get(written) or next(iter(problems.values()))}")
     ours = (_reference_name(owner), _own_name(owner))
     if any(rules.has_rule_of(table, name, owner) for table in tables(version, "nat") for name in ours):
         check_accepted(version)

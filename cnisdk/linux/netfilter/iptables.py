@@ -151,15 +151,62 @@ class LegacyTable:
                 matches.append(match_address(self.version, word, words.pop(0), equal=equal))
             elif word in INTERFACES:
                 matches.append(match(INTERFACES[word], 0, f"{words.pop(0)}\0".encode(), equal=equal))
+            elif word == "-p":
+                matches.append(_match_protocol(words.pop(0), equal=equal))
             elif word in ("-j", "-g"):
-                target = words.pop(0)
-                verdict = _VERDICTS.get(target) or f"{'jump' if word == '-j' else 'goto'} {target}"
-            elif word == "--comment":
-                comment = words.pop(0)
-            elif word != "-m" or words.pop(0) != "comment":
+                target, options = words[0], words[1:]
+                words = []
+                if target in _NAMED_BY_OPTION and options[:1] == [_NAMED_BY_OPTION[target]] and len(options) == 2:
+                    verdict = f"{target} {options[1]}"
+                else:
+                    verdict = _VERDICTS.get(target) or f"{'jump' if word == '-j' else 'goto'} {target}"
+                    matches += [Match(option, 0, True, b"", b"") for option in options]
+            elif word == "-m":
+                name, options = words.pop(0), _take_options(words)
+                if name == "comment":
+                    comment = options[-1]
+                else:
+                    matches += _matches_of(name, options)
+            else:
                 matches.append(Match(word, 0, equal, b"", b""))
             equal = True
         return Rule(chain, 0, comment, tuple(matches), verdict, spec)
+
+
+# Targets whose option belongs to the verdict, as :func:`.xt.read_target` has it.
+_NAMED_BY_OPTION = {"DNAT": "--to-destination", "MARK": "--set-xmark", "CONNMARK": "--set-xmark"}
+_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+_OUTER = ("-s", "-d", "-p", "-m", "-j", "-g", *INTERFACES)
+PORTS = "multiport"
+"""Condition on several destination ports in :class:`.nft.Match`, of two bytes each."""
+
+
+def _match_protocol(name: str, *, equal: bool) -> Match:
+    number = _PROTOCOLS.get(name)
+    return (
+        Match(f"-p {name}", 0, equal, b"", b"") if number is None else match("meta 16", 0, bytes([number]), equal=equal)
+    )
+
+
+def _take_options(words: list[str]) -> list[str]:
+    """Take the options of a match from the words of a rule."""
+    taken = []
+    while words and words[0] not in _OUTER and not (words[0] == "!" and words[1] in _OUTER):
+        taken.append(words.pop(0))
+    return taken
+
+
+def _matches_of(name: str, options: list[str]) -> list[Match]:
+    """Return the conditions of a match with options."""
+    if name in _PROTOCOLS and not options:
+        return []  # the program loads it for -p
+    if len(options) == 2 and all(each.isdecimal() for each in options[1].split(",")):
+        ports = b"".join(int(each).to_bytes(2, "big") for each in options[1].split(","))
+        if name in _PROTOCOLS and options[0] == "--dport":
+            return [match("transport", 2, ports)]
+        if name == "multiport" and options[0] == "--dports":
+            return [Match(PORTS, 0, True, ports, b"")]
+    return [Match(f"-m {name} {' '.join(options)}", 0, True, b"", b"")]
 
 
 def _restore(variant: str, table: str, lines: Iterable[str]) -> None:
