@@ -163,6 +163,17 @@ def describe_errno(number: int | None, text: str | None = None) -> str:
     return f"{errno.errorcode.get(number, number)}: {text or os.strerror(number)}"
 
 
+def describe_exception(exc: Exception) -> str:
+    """Return what went wrong, for the end of a message that names the object itself.
+
+    An error of the operating system has its name and text, another one its class, unless its text was written for it.
+    """
+    if isinstance(exc, OSError) and exc.errno:
+        return describe_errno(exc.errno, exc.strerror)
+    text = str(exc)
+    return text if isinstance(exc, (CNIError, OSError, ValueError)) and text else f"{type(exc).__name__}: {text}"
+
+
 def run_all(*steps: Callable[[], object]) -> None:
     """Run all steps of a teardown, also after one has failed; then raise the errors.
 

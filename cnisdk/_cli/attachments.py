@@ -7,7 +7,6 @@ Shared by the subcommands ``leases``, ``gc`` and ``fsck``. Leases come from the 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -15,13 +14,13 @@ from ..errors import CNIError
 from ..ipam.ranges import Pool
 from ..ipam.store import Owner
 from ..ipam.table import Examination, LeaseRecord, LeaseTable
-from ..runtime.cache import DEFAULT_CACHE_DIR
-from ..runtime.caches import VARIABLE, Memory, find_places, known_directories, read_all
+from ..runtime.caches import Memory, find_places, known_directories, read_all
 from ..runtime.liveness import LeaseTrace, Liveness, LivenessState, Survey, Traces, assess, namespace_of
-from ..runtime.load import DEFAULT_CONF_DIR, load_networks
+from ..runtime.load import load_networks
 from ..runtime.network import Network
 from ..runtime.survey import survey_host
 from ..spec.names import Attachment
+from .options import add_cache_dir, add_conf_dir, add_inside
 from .tables import search_tables
 
 _GRACE = 600.0
@@ -145,20 +144,8 @@ class HostState(NamedTuple):
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that ``leases``, ``gc`` and ``fsck`` have in common."""
-    parser.add_argument(
-        "--conf-dir",
-        metavar="DIR",
-        default=os.environ.get("NETCONFPATH") or DEFAULT_CONF_DIR,
-        help="directory with network configuration (NETCONFPATH, %(default)s)",
-    )
-    parser.add_argument(
-        "--cache-dir",
-        metavar="DIR",
-        action="append",
-        default=[],
-        help=f"one more directory with cached results of a runtime; may be given several times ({VARIABLE}). "
-        f"{DEFAULT_CACHE_DIR} and the directories in it are always read",
-    )
+    add_conf_dir(parser)
+    add_cache_dir(parser)
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
@@ -172,12 +159,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         help="judge no attachment that is younger, with or without a cached result: its ADD may still be running "
         "(%(default)g)",
     )
-    parser.add_argument(
-        "--inside",
-        action="store_true",
-        help="treat the namespaces of this command as the host's: for a node that is itself a container. Without it, "
-        "they must be those of process 1 of the machine",
-    )
+    add_inside(parser)
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",

@@ -17,13 +17,13 @@ from ..spec.addresses import IPAddress, parse_address
 from . import clusterfsck, clusterimport
 from .clusternetworks import (
     ClusterNetwork,
-    add_conf_dir_argument,
     add_network_argument,
     load_cluster_networks,
     only_network,
 )
 from .clusterstate import ClusterState, NodeState, read_state
 from .leases import bar
+from .options import add_conf_dir
 
 _WAIT = 10.0
 
@@ -80,7 +80,7 @@ def _add_action(
     parser.set_defaults(action=action)
     add_network_argument(parser)
     if not shared:
-        add_conf_dir_argument(parser)
+        add_conf_dir(parser)
     return parser
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from ipaddress import ip_interface
 from typing import Any, NamedTuple
 
-from ..errors import CNIError, InvalidConfigError, IOFailureError
+from ..errors import CNIError, InvalidConfigError, IOFailureError, describe_exception
 from ..ipam.allocator import release_exactly
 from ..ipam.blocks import BlockAllocator
 from ..ipam.filestore import FileStore
@@ -19,6 +19,7 @@ from ..ipam.store import Lease, Owner, Transaction
 from ..runtime.caches import find_places, known_directories, read_all
 from ..spec.addresses import IPAddress
 from .clusternetworks import only_network
+from .options import add_cache_dir
 
 
 class Found(NamedTuple):
@@ -42,13 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ifname", metavar="NAME", default="", help="interface of leases that name none, as old ones of whereabouts"
     )
-    parser.add_argument(
-        "--cache-dir",
-        metavar="DIR",
-        action="append",
-        default=[],
-        help="one more directory with cached results of a runtime, which tell the containers of this node",
-    )
+    add_cache_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -149,4 +144,4 @@ def _read_json(path: str) -> Any:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError) as exc:
-        raise IOFailureError(f"cannot read {path}: {exc}") from exc
+        raise IOFailureError(f"cannot read {path}: {describe_exception(exc)}") from exc

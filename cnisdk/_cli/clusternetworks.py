@@ -19,7 +19,7 @@ from ..ipam.holdings import Holdings
 from ..ipam.ranges import Pool
 from ..ipam.store import LOCK_TIMEOUT
 from ..ipam.table import LeaseTable
-from ..runtime.load import DEFAULT_CONF_DIR, load_networks
+from ..runtime.load import load_networks
 from ..runtime.network import Network
 from ..spec._lenient import structure_leniently
 from ..spec.codec import find_key, loads
@@ -89,16 +89,6 @@ class ClusterNetwork(NamedTuple):
 def add_network_argument(parser: argparse.ArgumentParser) -> None:
     """Add the option that all of these commands have in common."""
     parser.add_argument("--network", metavar="NETWORK", default="", help="only this network")
-
-
-def add_conf_dir_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the option for the directory of the configuration."""
-    parser.add_argument(
-        "--conf-dir",
-        metavar="DIR",
-        default=os.environ.get("NETCONFPATH") or DEFAULT_CONF_DIR,
-        help="directory with network configuration (NETCONFPATH, %(default)s)",
-    )
 
 
 def load_cluster_networks(args: argparse.Namespace) -> list[ClusterNetwork]:

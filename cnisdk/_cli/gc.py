@@ -13,7 +13,6 @@ The command may run beside ADD and DEL. An attachment that is being added is you
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable
@@ -31,6 +30,7 @@ from ..runtime.runner import Runtime
 from ..runtime.survey import find_obstacle, look_at
 from ..spec.names import Attachment
 from .attachments import HostState, JudgedAttachment, add_shared_arguments, judge_host
+from .options import add_cni_path
 
 _PAUSE = 1.0
 # No process has the id 0, so no namespace will ever be at this path.
@@ -59,12 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pause", metavar="SECONDS", type=float, default=_PAUSE, help="time between the two judgements (%(default)g)"
     )
-    parser.add_argument(
-        "--cni-path",
-        metavar="DIR:DIR",
-        default=os.environ.get("CNI_PATH") or "/opt/cni/bin",
-        help="directories with plugins (CNI_PATH, %(default)s)",
-    )
+    add_cni_path(parser, "plugins")
     add_shared_arguments(parser)
 
 
@@ -188,7 +183,7 @@ def _run_plugins(args: argparse.Namespace, network: Network) -> None:
     if unknown:
         raise InvalidEnvironmentError(
             f"the plugins' GC was not run: {len(unknown)} attachments have links, but their names are not known",
-            details=f"links with the alias {', '.join(sorted(unknown))}",
+            details=f"links with the alias {', '.join(sorted(unknown))}; without --plugins, nothing of them is touched",
         )
     for note in runtime.gc(network, sorted(valid)).notes:
         _warn(note)

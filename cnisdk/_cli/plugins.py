@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from ..errors import CNIError, IOFailureError
 from ..invoke.find import split_path
-from ..runtime.load import DEFAULT_CONF_DIR, load_networks
+from ..runtime.load import load_networks
 from ..runtime.network import Network
 from ..spec.codec import find_key
 from .install import registered_plugins, this_interpreter
 from .inventory import USUAL_DIRECTORIES, PluginFile, list_plugin_files, server_problems
+from .options import add_conf_dir
 
 _HEADINGS = ("type", "from", "versions", "verbs", "runs", "networks")
 _ORIGINS = {"cnisdk": "cnisdk", "go": "Go set", "unknown": "unknown"}
@@ -40,12 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="directories with plugins, the first has priority; by default those of CNI_PATH, or else the usual ones: "
         + ", ".join(USUAL_DIRECTORIES),
     )
-    parser.add_argument(
-        "--conf-dir",
-        metavar="DIR",
-        default=os.environ.get("NETCONFPATH") or DEFAULT_CONF_DIR,
-        help="directory with network configuration (NETCONFPATH, %(default)s)",
-    )
+    add_conf_dir(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON document")
 
 

@@ -24,13 +24,13 @@ from ..linux.links import veth
 from ..plugin._repair import NotAsRecordedError, repair, repairs
 from ..plugin.base import Plugin
 from ..plugin.reply import respond
-from ..runtime.cache import DEFAULT_CACHE_DIR
-from ..runtime.caches import VARIABLE, Remembered, find_places, known_directories, read_all
+from ..runtime.caches import Remembered, find_places, known_directories, read_all
 from ..runtime.liveness import namespace_of
 from ..runtime.network import Network
 from ..runtime.survey import find_obstacle
 from ..spec.names import Attachment
 from .install import registered_plugins
+from .options import add_cache_dir, add_cni_path, add_inside
 from .tables import guard, load_plugin
 
 _PAUSE = 2.0
@@ -62,20 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "network", metavar="NETWORK", nargs="?", default="", help="only the attachments of this network"
     )
-    parser.add_argument(
-        "--cache-dir",
-        metavar="DIR",
-        action="append",
-        default=[],
-        help=f"one more directory with cached results of a runtime; may be given several times ({VARIABLE}). "
-        f"{DEFAULT_CACHE_DIR} and the directories in it are always read",
-    )
-    parser.add_argument(
-        "--cni-path",
-        metavar="DIR:DIR",
-        default=os.environ.get("CNI_PATH") or "/opt/cni/bin",
-        help="directories with plugins that others delegate to (CNI_PATH, %(default)s)",
-    )
+    add_cache_dir(parser)
+    add_cni_path(parser, "plugins that others delegate to")
     parser.add_argument(
         "--pause",
         metavar="SECONDS",
@@ -83,11 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_PAUSE,
         help="time until it looks whether a repaired attachment was being deleted (%(default)g)",
     )
-    parser.add_argument(
-        "--inside",
-        action="store_true",
-        help="treat the namespaces of this command as the host's: for a node that is itself a container",
-    )
+    add_inside(parser)
 
 
 def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sleep) -> int:

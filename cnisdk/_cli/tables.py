@@ -119,7 +119,9 @@ def load_plugin(registered: RegisteredPlugin) -> type[Plugin[Any]]:
 
     main = guard(registered.type, load)
     if not isinstance(main, Program):
-        raise InternalError(f"plugin {registered.type}: {registered.module}:{registered.attribute} is no PluginMain")
+        raise InternalError(
+            f"plugin {registered.type}: {registered.module}:{registered.attribute} is no cnisdk.PluginMain"
+        )
     return main.plugin
 
 

@@ -35,7 +35,9 @@ def load_plugins(launchers: Mapping[str, bytes]) -> dict[str, ServedPlugin]:
     for type_, text in launchers.items():
         launcher = read_launcher(text)
         if launcher is None:
-            raise InternalError(f'the launcher of plugin "{type_}" cannot be read')
+            raise InternalError(
+                f'the launcher of plugin "{type_}" is none that `cnisdk install` wrote', details="install it again"
+            )
         loaded[type_] = ServedPlugin(type_, launcher_id(text), launcher, _import(type_, launcher))
     warm.up()
     samples, problems = rehearse(loaded, launchers)

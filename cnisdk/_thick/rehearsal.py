@@ -167,7 +167,7 @@ def _measure_pages(
         data = pipe.read()
     os.waitpid(pid, 0)
     if not data:
-        raise InternalError(f"{verb} fails in a worker")
+        raise InternalError(f"{verb} fails in a worker process")
     return load_pages(data)
 
 

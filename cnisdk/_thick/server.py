@@ -401,7 +401,9 @@ def find_inherited_listener(kind: socket.SocketKind = socket.SOCK_SEQPACKET) -> 
     os.set_inheritable(3, False)
     if listener.family != socket.AF_UNIX or listener.type != kind:
         wanted = "ListenSequentialPacket=" if kind == socket.SOCK_SEQPACKET else "ListenStream="
-        raise IOFailureError(f"the socket the service manager hands over is not {wanted}")
+        raise IOFailureError(
+            f"the socket that the service manager hands over is of another kind: its unit must say {wanted}"
+        )
     return listener
 
 

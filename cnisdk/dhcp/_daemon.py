@@ -291,7 +291,7 @@ class Daemon:
         if before is not None:
             # ADD again, after one that failed at its end. The server knows the client, and has the same address for it.
             record = evolve(record, lease=before.machine.lease)
-            self._fail(before, TryAgainLaterError("another ADD has the same attachment"), keep=True)
+            self._fail(before, TryAgainLaterError(f"another ADD of {owner} has begun"), keep=True)
         client = self._clients[owner] = Client(record, self._around)
         connection.client = client
         connection.deadline = now + min(self._settings.patience, float(request["timeout"]))
@@ -311,7 +311,7 @@ class Daemon:
         owner = _owner(request)
         client = self._clients.get(owner)
         if client is not None:
-            self._tell(client, TryAgainLaterError("DEL came before the end of ADD"))
+            self._tell(client, TryAgainLaterError(f"DEL of {owner} came before its ADD had ended"))
             self._end(client)
         elif (record := self._files.find(owner)) is not None:
             release(record, self._files, random.random, _log)

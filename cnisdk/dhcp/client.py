@@ -149,7 +149,9 @@ def _give_back(
             if _release_without_daemon(path, wanted, owner):
                 return
             if time.monotonic() >= deadline:
-                raise IOFailureError(f"a daemon keeps the leases, but does not listen at {path}") from exc
+                raise IOFailureError(
+                    f"the DHCP daemon has the lock of its leases, but does not listen at {path}"
+                ) from exc
 
 
 def _release_without_daemon(path: str, wanted: Callable[[Attachment], bool], owner: Attachment | None) -> bool:
@@ -235,7 +237,7 @@ def _ask(path: str, request: Mapping[str, Any], timeout: float = _SOON) -> dict[
         except ConnectionError as exc:
             raise DaemonEndedError(_ENDED.format(path)) from exc
         except OSError as exc:
-            raise IOFailureError(f"asking the DHCP daemon at {path}: {exc.strerror or exc}") from exc
+            raise IOFailureError(f"cannot ask the DHCP daemon at {path}: {exc.strerror or exc}") from exc
     if data.startswith(b"HTTP/"):
         raise DaemonNotRunningError(
             f"the DHCP daemon at {path} is the reference's, which speaks another protocol",

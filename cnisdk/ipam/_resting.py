@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from time import CLOCK_BOOTTIME, clock_gettime
 
 from .._files import read_file, replace_file
-from ..errors import IOFailureError
+from ..errors import IOFailureError, describe_exception
 from ..spec import _json
 from ..spec.addresses import IPAddress
 from . import _lockfile
@@ -92,7 +92,7 @@ class RestingAddresses:
         except FileNotFoundError:
             return "", {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise IOFailureError(f"cannot read {self._path}: {exc}") from exc
+            raise IOFailureError(f"cannot read {self._path}: {describe_exception(exc)}") from exc
 
     def _write(self, untils: Mapping[IPAddress, float]) -> None:
         times = {key_of_address(address): round(until, 3) for address, until in untils.items()}

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from .._files import open_file, read_open_file, replace_file
 from .._light import Any, NamedTuple
-from ..errors import IOFailureError
+from ..errors import IOFailureError, describe_exception
 from ..spec import _json
 from ..spec.addresses import IPAddress
 from ._keys import address_of_key, key_of_address
@@ -125,7 +125,7 @@ class ShareFile:
             except FileNotFoundError:
                 share = Share()
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-                raise IOFailureError(f"cannot read {self._path}: {exc}") from exc
+                raise IOFailureError(f"cannot read {self._path}: {describe_exception(exc)}") from exc
             yield share, lambda: fd >= 0 and self._is_at_path(fd)
         finally:
             if fd >= 0:

@@ -111,7 +111,7 @@ def _examine_other(path: str, name: str) -> Iterator[Finding]:
         yield Finding(path, "is what a killed process left behind", _DELETE)
     elif name.startswith(LAST_RESERVED):
         if not os.path.isfile(path):
-            yield Finding(path, "is no file: addresses are not handed out in turn", harmless=True)
+            yield Finding(path, "is no regular file, so addresses are not handed out in turn", harmless=True)
     elif name != _lockfile.NAME:
         yield Finding(path, "is no lease, and does no harm", harmless=True)
 
@@ -135,9 +135,9 @@ def _examine_index(store: FileStore, directory: int, leases: Iterable[LeaseRecor
     try:
         if index.is_current():
             for text in index.find_wrong([Lease(lease.address, lease.owner) for lease in leases]):
-                yield Finding(store.index_path, f"is wrong: {text}", _FORGET_INDEX)
+                yield Finding(store.index_path, f"disagrees with the leases: {text}", _FORGET_INDEX)
     except IndexWrong as exc:
-        yield Finding(store.index_path, f"is wrong: {exc}", _FORGET_INDEX)
+        yield Finding(store.index_path, f"cannot be used: {exc}", _FORGET_INDEX)
     finally:
         index.close()
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 
 from .._light import ParamSpec, TypeVar, cast
-from ..errors import InvalidNetNSError, IOFailureError, describe_errno
+from ..errors import InvalidNetNSError, IOFailureError, describe_errno, describe_exception
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -223,8 +223,8 @@ _NO_NETNS = frozenset({errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXI
 def _cannot_open(path: str, error: Exception) -> InvalidNetNSError | IOFailureError:
     number = getattr(error, "errno", None)
     if number is None or number in _NO_NETNS:
-        return InvalidNetNSError(f"{path} is not a network namespace", details=str(error))
-    return IOFailureError(f"cannot open network namespace {path}: {error}")
+        return InvalidNetNSError(f"{path} is not a network namespace", details=describe_exception(error))
+    return IOFailureError(f"cannot open network namespace {path}: {describe_exception(error)}")
 
 
 def _check_is_netns(path: str, fd: int) -> None:

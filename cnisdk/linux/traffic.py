@@ -123,13 +123,13 @@ def check_limit(link: Link, wanted: Limit) -> None:
     """
     found = _find_tbf(link)
     if found is None:
-        raise IOFailureError(f"link {link.name} does not limit what it sends")
+        raise IOFailureError(f"link {link.name} has no limit on what it sends (qdisc tbf)")
     rate, buffer = found
     if rate != wanted.rate:
-        raise IOFailureError(f"link {link.name} sends at most {rate} bytes per second, not {wanted.rate}")
+        raise IOFailureError(f"link {link.name} sends {rate} bytes per second at most, expected {wanted.rate}")
     if abs(buffer - wanted.buffer) > _TICKS_PER_MICROSECOND and wanted.buffer < _UINT32_MAX:
         burst = round(buffer / _TICKS_PER_MICROSECOND * rate / 1_000_000)
-        raise IOFailureError(f"link {link.name} sends bursts of {burst} bytes, not {wanted.burst}")
+        raise IOFailureError(f"link {link.name} sends bursts of {burst} bytes at most, expected {wanted.burst}")
 
 
 def _find_tbf(link: Link) -> tuple[int, int] | None:
@@ -166,7 +166,7 @@ def check_redirect(link: Link, to: Link) -> None:
             raise
         filters = []
     if to.index not in {target for each in filters for target in _redirections(each)}:
-        raise IOFailureError(f"what comes in on link {link.name} is not redirected to {to.name}")
+        raise IOFailureError(f"packets that come in on link {link.name} are not redirected to link {to.name}")
 
 
 def clear(link: Link) -> None:

@@ -58,7 +58,7 @@ def _check_alive(request: CheckRequest[Any]) -> None:
     result, ifname = request.require_prev_result(), request.ifname
     described, ips = interface.find_described(result, ifname), interface.own_ips(result, ifname)
     if described is None and not ips:
-        raise IOFailureError(f"its result says nothing of interface {ifname}")
+        raise IOFailureError(f"its cached result has neither interface {ifname} nor addresses of it")
     end = link.get(ifname, request.open_netns())
     if described is not None:
         interface.check_mac(described, end)

@@ -427,7 +427,7 @@ def check_sandbox(described: Interface, path: str, netns: NetNS) -> None:
         with other:
             if other == netns:
                 return
-    raise IOFailureError(f"$.prevResult says sandbox {described.sandbox}, which is not CNI_NETNS {path}")
+    raise IOFailureError(f"$.prevResult.interfaces says sandbox {described.sandbox}, which is not CNI_NETNS {path}")
 
 
 def check_mac(described: Interface, there: Link) -> None:
@@ -437,7 +437,9 @@ def check_mac(described: Interface, there: Link) -> None:
         IOFailureError: (5) It has another.
     """
     if described.mac and described.mac.lower() != there.mac:
-        raise IOFailureError(f"interface {there.name} has the hardware address {there.mac}, not {described.mac}")
+        raise IOFailureError(
+            f"interface {there.name} has the hardware address {there.mac}, $.prevResult.interfaces says {described.mac}"
+        )
 
 
 def find_described(result: Result, ifname: str) -> Interface | None:

@@ -155,9 +155,7 @@ class Bridge(Plugin[BridgeConf]):
         mac = interface.requested_mac(request, "CNI_ARGS", "$.args.cni.mac", "$.runtimeConfig.mac")
         with rtnetlink.sharing(), request.open_netns() as netns:
             if veth.find_host_end(owner) is not None:
-                raise InvalidEnvironmentError(
-                    f"CNI_IFNAME {request.ifname} already exists: {owner} is attached", details="DEL it first"
-                )
+                raise link.name_taken(request.ifname, netns, owner)
             with bridge.kept():
                 master = bridge.ensure(
                     conf.bridge,

@@ -217,7 +217,8 @@ def sticky_identity(request: AddRequest[ClusterConf]) -> str:
     for key, text in (("K8S_POD_NAMESPACE", namespace), ("K8S_POD_NAME", name)):
         if not re.fullmatch(_NAME, text):
             raise InvalidEnvironmentError(
-                f'invalid {key} "{text}" in CNI_ARGS', details="expected a name of Kubernetes"
+                f'invalid {key} "{text}" in CNI_ARGS',
+                details="expected a name as Kubernetes gives it: lower-case letters, digits, '-' and '.'",
             )
     match = re.fullmatch(_STICKY[kind], name)
     return f"{namespace}/{match[1]}/{request.ifname}" if match else ""

@@ -85,9 +85,13 @@ class FirewallConf(NetConf):
         """
         chain = self.admin_chain
         if not (chain.isascii() and chain.replace("-", "").replace("_", "").isalnum()) or chain.startswith("-"):
-            raise InvalidConfigError(f"$.iptablesAdminChainName is {shorten(chain)}, expected the name of a chain")
+            raise InvalidConfigError(
+                f"$.iptablesAdminChainName is {shorten(chain)}, expected the name of an iptables chain"
+            )
         if len(chain) > CHAIN_NAME_MAX:
-            raise InvalidConfigError(f"$.iptablesAdminChainName is {shorten(chain)}, longer than {CHAIN_NAME_MAX}")
+            raise InvalidConfigError(
+                f"$.iptablesAdminChainName is {shorten(chain)}, expected at most {CHAIN_NAME_MAX} characters"
+            )
         if self.policy not in firewall.POLICIES:
             raise InvalidConfigError(
                 f"unknown ingress policy: {shorten(self.ingress_policy)}",
@@ -260,11 +264,16 @@ def find_bridge(result: Result) -> tuple[str, tuple[str, ...]]:
     """
     names = [each.name for each in result.interfaces if not each.sandbox]
     if not names:
-        raise InvalidConfigError("ingressPolicy needs a bridge; $.prevResult.interfaces has no link of the host")
+        raise InvalidConfigError(
+            "$.ingressPolicy needs a bridge, but $.prevResult.interfaces has no link of the host",
+            details="put firewall behind a plugin that attaches to a bridge, such as bridge",
+        )
     try:
         check_ifname(names[0])
     except InvalidEnvironmentError as exc:
-        raise InvalidConfigError(f"$.prevResult.interfaces has {shorten(names[0])}, no name of a link") from exc
+        raise InvalidConfigError(
+            f"$.prevResult.interfaces has {shorten(names[0])}, expected the name of a link"
+        ) from exc
     links = [found for name in names if (found := link.find(name)) is not None]
     bridge = next((each for each in links if each.kind == "bridge"), None)
     if bridge is None:

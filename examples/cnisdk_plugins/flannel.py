@@ -205,7 +205,9 @@ class State:
         self._mine = next((file for file in reversed(self._files) if file.is_free()), None)
         if self._mine is None:
             path = self._files[0].path
-            raise InvalidEnvironmentError(f"CNI_IFNAME is another network's in this container: {path} says so")
+            raise InvalidEnvironmentError(
+                f"CNI_IFNAME {self._files[0].owner.ifname} of this container belongs to another network: see {path}"
+            )
         self._mine.write(conf)
         self.conf = dict(conf)
 

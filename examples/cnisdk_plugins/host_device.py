@@ -153,7 +153,10 @@ class HostDevice(Plugin[HostDeviceConf]):
         if not end.up:
             raise IOFailureError(f"interface {end.name} in {request.netns} is down")
         if not loan.name_at_home(end):
-            raise IOFailureError(f"interface {end.name} in {request.netns} is none of the host: its alias is no name")
+            raise IOFailureError(
+                f"interface {end.name} in {request.netns} is not on loan from the host",
+                details=f'its alias should be its name on the host, and is "{end.alias}"',
+            )
 
     def gc(self, request: GCRequest[HostDeviceConf]) -> None:
         interface.detach(request, lambda: loan.settle_stale(request.network, request.valid_attachments))

@@ -72,11 +72,15 @@ class PortmapConf(NetConf):
         if bit is not None and not 0 <= bit <= 31:
             raise InvalidConfigError("MasqMarkBit must be between 0 and 31", details=f"$.markMasqBit is {bit}")
         if chain and (not is_word(chain) or chain.startswith(("-", "!")) or len(chain) > CHAIN_NAME_MAX):
-            raise InvalidConfigError(f"$.externalSetMarkChain is {shorten(chain)}, expected the name of a chain")
+            raise InvalidConfigError(
+                f"$.externalSetMarkChain is {shorten(chain)}, expected the name of an iptables chain"
+            )
         for key, words in (("conditionsV4", self.conditions_v4), ("conditionsV6", self.conditions_v6)):
             for index, word in enumerate(words):
                 if not is_word(word):
-                    raise InvalidConfigError(f"$.{key}[{index}] is {shorten(word)}, expected a word of a condition")
+                    raise InvalidConfigError(
+                        f"$.{key}[{index}] is {shorten(word)}, expected one word of an iptables or nft condition"
+                    )
         self.choose_backend()
 
     def choose_backend(self) -> str:

@@ -77,7 +77,9 @@ class TapConf(NetConf):
         """
         found = link.get(self.bridge, netns) if self.bridge else None
         if found is not None and found.kind != "bridge":
-            raise InvalidConfigError(f"$.bridge is {self.bridge}, which is of kind {found.kind or 'unknown'} there")
+            raise InvalidConfigError(
+                f"$.bridge is {self.bridge}, a link of kind {found.kind or 'unknown'} in the container, not a bridge"
+            )
         return found
 
 

@@ -178,7 +178,7 @@ def wanted_by(request: AddRequest[TuningConf] | CheckRequest[TuningConf]) -> Wan
         settings[key] = getattr(conf, key.lower()) if given is None else given
         if settings[key] is not None and settings[key] < 0:
             where = "$" if given is None else "$.args.cni"
-            raise InvalidConfigError(f"{where}.{key} is {settings[key]}, expected a positive number")
+            raise InvalidConfigError(f"{where}.{key} is {settings[key]}, expected 0 or more")
     sysctls = {sysctl_path(key, request.ifname): value for key, value in {**conf.sysctl, **args.sysctl}.items()}
     return {key: value for key, value in settings.items() if value != UNSET.get(key)}, sysctls
 

@@ -149,10 +149,13 @@ def test_check_names_what_differs(host: Host) -> None:
     answered = plugin.run("ADD", container).document
     (name,) = ifbs(host)
     for spoil, text in (
-        ("tc filter delete dev v-c1 parent ffff: pref 1", f"v-c1 is not redirected to {name}"),
-        (f"tc qdisc change dev {name} root tbf rate 1mbit burst 50kb latency 25ms", "125000 bytes per second, not"),
+        ("tc filter delete dev v-c1 parent ffff: pref 1", f"v-c1 are not redirected to link {name}"),
+        (
+            f"tc qdisc change dev {name} root tbf rate 1mbit burst 50kb latency 25ms",
+            "125000 bytes per second at most, expected",
+        ),
         (f"ip link delete {name}", "is gone"),
-        ("tc qdisc delete dev v-c1 root", "v-c1 does not limit"),
+        ("tc qdisc delete dev v-c1 root", "v-c1 has no limit"),
     ):
         host.shell(spoil)
         with expect_error(5, text):

@@ -463,7 +463,7 @@ def programs(function: Any, *arguments: Any) -> list[str]:
         ({"ingressPolicy": "isolated", "prevResult": {"cniVersion": "1.1.0", "ips": []}}, ["needs a bridge"]),
         (
             {"ingressPolicy": "isolated", "prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "x" * 16}]}},
-            ["no name of a link"],
+            ["expected the name of a link"],
         ),
         ({"prevResult": None}, ["required prevResult missing"]),
     ],

@@ -189,7 +189,9 @@ def test_another_network_keeps_its_file(host: Host) -> None:
     red, green, blue = (make(host, Path("/nowhere"), name=name, delegate={"type": "other"}) for name in names)
     red.add(web)
     green.add(web)
-    with pytest.raises(InvalidEnvironmentError, match="CNI_IFNAME is another network's in this container"):
+    with pytest.raises(
+        InvalidEnvironmentError, match="CNI_IFNAME eth0 of this container belongs to another network: see "
+    ):
         blue.add(web)
     blue.delete(web)
     assert "DEL" not in stub.verbs

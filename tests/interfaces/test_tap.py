@@ -51,7 +51,7 @@ def test_the_device_is_as_asked_for(host: Host) -> None:
     for wrong, message in (
         ({"owner": 1}, "has owner 0, not 1"),
         ({"multiQueue": False}, "has multi_queue 1, not 0"),
-        ({"bridge": "d0"}, r"\$.bridge is d0, which is of kind veth"),
+        ({"bridge": "d0"}, r"\$.bridge is d0, a link of kind veth"),
     ):
         with pytest.raises((IOFailureError, InvalidConfigError), match=message):
             plugin.check(web, **wrong)
@@ -81,7 +81,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "group": ({"group": 4294967295}, r"\$.group is 4294967295, expected"),
     "mac": ({"mac": "nonsense"}, r'\$.mac is "nonsense", expected'),
     "bridge": ({"bridge": "br9"}, "link br9 does not exist in network namespace /run/netns/c1"),
-    "no bridge": ({"bridge": "lo"}, r"\$.bridge is lo, which is of kind unknown"),
+    "no bridge": ({"bridge": "lo"}, r"\$.bridge is lo, a link of kind unknown"),
     "context": ({"selinuxContext": "u:r:t:s0"}, 'cannot set the SELinux context "u:r:t:s0"'),
 }
 

@@ -363,7 +363,7 @@ def test_a_container_does_not_decide_what_its_check_costs(host: Host, monkeypatc
         with pytest.raises(IOFailureError, match="cannot list IPv4 routes: there are more than 1000"):
             host.call(verify, result)
     batch(host, *(f"route add 203.0.113.0/24 via 10.1.0.9 metric {number}" for number in range(1, 300)))
-    with pytest.raises(IOFailureError, match="there are more than 256 to what is looked for"):
+    with pytest.raises(IOFailureError, match="more than 256 lead to the destinations looked for"):
         host.call(verify, result)
 
 

@@ -156,7 +156,7 @@ def test_the_same_attachment_with_another_namespace(host: Sandbox) -> None:
         with netns.open("/run/netns/red") as red:
             veth.create(red, "eth0", owner=OWNER)
 
-    with pytest.raises(InvalidEnvironmentError, match=r"CNI_IFNAME eth0 already exists: .* is attached"):
+    with pytest.raises(InvalidEnvironmentError, match=r"CNI_IFNAME eth0 already exists; .* is attached: DEL it first"):
         host.call(attach)
     assert [each["ifname"] for each in host.ip("link", "show")] == ["lo", "br0", name]
 

@@ -315,7 +315,7 @@ def scan(sock: Socket, version: int, destinations: Iterable[IPNetwork]) -> Itera
         if data not in prefixes:
             continue
         if left == 0:
-            raise IOFailureError(f"{request.what}: there are more than {CANDIDATES} to what is looked for")
+            raise IOFailureError(f"{request.what}: more than {CANDIDATES} lead to the destinations looked for")
         left -= 1
         for each in parse(data):
             if each.table != TABLE_LOCAL:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 
 from ..._light import NamedTuple
-from ...errors import InvalidConfigError, InvalidEnvironmentError, IOFailureError, PluginNotAvailableError
+from ...errors import InvalidConfigError, IOFailureError, PluginNotAvailableError
 from ...spec.names import Attachment
 from .. import rtnetlink
 from ..attributes import attribute, read, read_uint, text, uint32
@@ -224,15 +224,9 @@ def _explain(
     owner: Attachment | None,
 ) -> Exception:
     """Return the error that says what the kernel's error means here."""
-    where = f" in {netns.path}" if netns is not None else ""
     if error.errno == errno.EEXIST and isinstance(taken, bytes):
         mine = owner is not None and link.parse(taken).alias == owner.tag
-        return InvalidEnvironmentError(
-            f"CNI_IFNAME {name} already exists{where}",
-            details=f"{owner} is attached: DEL it first"
-            if mine
-            else "delete that interface, or the attachment it belongs to, or choose another name",
-        )
+        return link.name_taken(name, netns, owner if mine else None)
     if error.errno == errno.EEXIST and kind == "vlan":
         return IOFailureError(
             error.msg, details="another link has this VLAN of it, perhaps in a container: the kernel allows only one"

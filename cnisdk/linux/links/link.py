@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Sequence
 
 from ..._light import TYPE_CHECKING, NamedTuple, TypeVar
-from ...errors import IOFailureError
+from ...errors import InvalidEnvironmentError, IOFailureError
 from ...spec.names import Attachment, network_tag_prefixes
 from .. import rtnetlink
 from ..attributes import attribute, find as find_attribute, iterate, read, read_text, read_uint, text, uint8, uint32
@@ -50,6 +50,22 @@ _L = TypeVar("_L", bound="Link")
 
 class LinkNotFoundError(IOFailureError):
     """Code 5: there is no such link."""
+
+
+def name_taken(name: str, netns: NetNS | None = None, attached: Attachment | None = None) -> InvalidEnvironmentError:
+    """Return the error of an ADD whose interface would have the name of another one.
+
+    Args:
+        name: The name.
+        netns: Namespace of the other interface; None does not tell.
+        attached: The attachment of the ADD, if the other interface is its own already.
+    """
+    mine = f"{attached} is attached: DEL it first"
+    foreign = "delete that interface, or the attachment it belongs to, or choose another name"
+    return InvalidEnvironmentError(
+        f"CNI_IFNAME {name} already exists" + (f" in {netns.path}" if netns is not None else ""),
+        details=foreign if attached is None else mine,
+    )
 
 
 class Link(NamedTuple):

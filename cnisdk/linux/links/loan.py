@@ -95,10 +95,7 @@ def lend(device: Link, netns: NetNS, name: str, *, owner: Attachment) -> Loan:
         # The kernel would move it first and find the name taken then.
         (taken,) = there.exchange([look])
         if not isinstance(taken, KernelError):
-            raise InvalidEnvironmentError(
-                f"CNI_IFNAME {name} already exists in {netns.path}",
-                details="delete that interface, or the attachment it belongs to, or choose another name",
-            )
+            raise link.name_taken(name, netns)
         try:
             with rtnetlink.connect() as here:
                 here.send(

@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 
-from ...errors import InvalidEnvironmentError, IOFailureError, describe_errno
+from ...errors import IOFailureError, describe_errno, describe_exception
 from ...spec.names import Attachment
 from .. import program, rtnetlink
 from ..attributes import text
@@ -76,7 +76,7 @@ def create(
     with rtnetlink.connect(netns) as there:
         (taken,) = there.exchange([look])
         if not isinstance(taken, KernelError):
-            raise _taken(name, netns)
+            raise link.name_taken(name, netns)
         if selinux_context:
             netns.call(_create_labelled, name, selinux_context, user, group, multi_queue)
             try:
@@ -125,7 +125,7 @@ def _attach(file: int, name: str, netns: NetNS, *, multi_queue: bool) -> None:
         fcntl.ioctl(file, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
     except OSError as error:
         if error.errno in (errno.EBUSY, errno.EEXIST):
-            raise _taken(name, netns) from error
+            raise link.name_taken(name, netns) from error
         raise IOFailureError(f"cannot create tap {name} in {netns.path}: {describe_errno(error.errno)}") from error
 
 
@@ -136,7 +136,7 @@ def _set(file: int, request: int, value: int, name: str) -> None:
     try:
         fcntl.ioctl(file, request, value)
     except (OSError, OverflowError) as error:
-        raise IOFailureError(f"cannot set the {what} of tap {name} to {value}: {error}") from error
+        raise IOFailureError(f"cannot set the {what} of tap {name} to {value}: {describe_exception(error)}") from error
 
 
 def _finish(there: rtnetlink.Socket, change: rtnetlink.Message, look: rtnetlink.Message, netns: NetNS) -> Link:
@@ -168,10 +168,3 @@ def _create_labelled(name: str, context: str, user: int | None, group: int | Non
     words += ["user", str(user)] if user is not None else []
     words += ["group", str(group)] if group is not None else []
     program.run(words)
-
-
-def _taken(name: str, netns: NetNS) -> InvalidEnvironmentError:
-    return InvalidEnvironmentError(
-        f"CNI_IFNAME {name} already exists in {netns.path}",
-        details="delete that interface, or the attachment it belongs to, or choose another name",
-    )

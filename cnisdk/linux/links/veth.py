@@ -13,7 +13,7 @@ import errno
 from collections.abc import Collection
 
 from ..._light import TYPE_CHECKING, NamedTuple
-from ...errors import InvalidEnvironmentError, IOFailureError
+from ...errors import IOFailureError
 from ...spec.names import Attachment, short_hash
 from .. import rtnetlink, sysctl
 from ..attributes import attribute, text, uint32
@@ -267,12 +267,8 @@ def _create(
 def _check_not_attached(taken: bytes | None, owner: Attachment) -> None:
     """Refuse a second pair of one attachment: another ADD of it came first, perhaps at this moment."""
     assert taken is not None
-    there = link.parse(taken)
-    if _is_own(there, owner):
-        raise InvalidEnvironmentError(
-            f"CNI_IFNAME {owner.ifname} already exists: {owner} is attached",
-            details=f"by link {there.name}: DEL it first",
-        )
+    if _is_own(link.parse(taken), owner):
+        raise link.name_taken(owner.ifname, attached=owner)
 
 
 def _is_own(there: Link, owner: Attachment) -> bool:
@@ -308,10 +304,7 @@ def _port_requests(name: str, port: Port | None) -> list[Message]:
 
 def _explain(error: KernelError, netns: NetNS, ifname: str) -> Exception:
     if error.errno == errno.EEXIST:
-        explained: Exception = InvalidEnvironmentError(
-            f"CNI_IFNAME {ifname} already exists in {netns.path}",
-            details="delete that interface, or the attachment it belongs to, or choose another name",
-        )
+        explained: Exception = link.name_taken(ifname, netns)
     elif error.errno == errno.EOPNOTSUPP:
         explained = IOFailureError(error.msg, details="the kernel lacks veth (CONFIG_VETH)")
     elif error.errno == errno.EPERM:

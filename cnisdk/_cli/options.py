@@ -1,0 +1,57 @@
+"""Options that several subcommands have in common."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from ..runtime.cache import DEFAULT_CACHE_DIR
+from ..runtime.caches import VARIABLE
+from ..runtime.load import DEFAULT_CONF_DIR
+
+
+def add_conf_dir(parser: argparse.ArgumentParser) -> None:
+    """Add ``--conf-dir``."""
+    parser.add_argument(
+        "--conf-dir",
+        metavar="DIR",
+        default=os.environ.get("NETCONFPATH") or DEFAULT_CONF_DIR,
+        help="directory with network configuration (NETCONFPATH, %(default)s)",
+    )
+
+
+def add_cache_dir(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cache-dir``, for :func:`cnisdk.runtime.caches.known_directories`."""
+    parser.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help=f"one more directory with cached results of a runtime; may be given several times ({VARIABLE}). "
+        f"{DEFAULT_CACHE_DIR} and the directories in it are always read",
+    )
+
+
+def add_cni_path(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--cni-path``.
+
+    Args:
+        parser: The command's parser.
+        what: The plugins in these directories.
+    """
+    parser.add_argument(
+        "--cni-path",
+        metavar="DIR:DIR",
+        default=os.environ.get("CNI_PATH") or "/opt/cni/bin",
+        help=f"directories with {what} (CNI_PATH, %(default)s)",
+    )
+
+
+def add_inside(parser: argparse.ArgumentParser) -> None:
+    """Add ``--inside``, for a judgement of namespaces from within a container."""
+    parser.add_argument(
+        "--inside",
+        action="store_true",
+        help="treat the namespaces of this command as the host's: for a node that is itself a container. Without it, "
+        "they must be those of process 1 of the machine",
+    )
