@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
 
@@ -65,7 +66,7 @@ class Share(NamedTuple):
             for span in spans:
                 first, last = max(int(part.first), span.first), min(int(part.last), span.last)
                 if first <= last:
-                    found.append(part._replace(first=make(first), last=make(last)))
+                    found.append(Range(part.subnet, make(first), make(last), part.gateway, part.exclude))
         return tuple(found)
 
     def _spans(self, version: int, pod: str) -> Iterator[Span]:
@@ -121,7 +122,7 @@ class ShareFile:
         try:
             try:
                 fd = open_file(self._path, follow=False)
-                share = self._parse(read_open_file(fd, self._path))
+                share = _parse(read_open_file(fd, self._path))
             except FileNotFoundError:
                 share = Share()
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
@@ -137,18 +138,6 @@ class ShareFile:
             return os.path.samestat(os.stat(self._path, follow_symlinks=False), os.fstat(fd))
         except OSError:
             return False
-
-    def _parse(self, data: bytes) -> Share:
-        value = _json.read(data.decode())
-        return Share(
-            member=int(value["member"]),
-            blocks=_parse_blocks(value["blocks"]),
-            borrowed=_parse_addresses(value["borrowed"]),
-            returning=_parse_addresses(value["returning"]),
-            leaving=_parse_blocks(value["leaving"]),
-            asked=frozenset(map(address_of_key, value["asked"])),
-            silence=float(value["silence"]),
-        )
 
     def write(self, share: Share) -> None:
         """Replace the file.
@@ -171,9 +160,24 @@ class ShareFile:
             raise IOFailureError(f"cannot write {self._path}: {exc.strerror}") from exc
 
 
+@lru_cache(maxsize=4)
+def _parse(data: bytes) -> Share:
+    """Read what :meth:`ShareFile.write` wrote. A process that serves many requests finds the same most of the time."""
+    value = _json.read(data.decode())
+    return Share(
+        member=int(value["member"]),
+        blocks=_parse_blocks(value["blocks"]),
+        borrowed=_parse_addresses(value["borrowed"]),
+        returning=_parse_addresses(value["returning"]),
+        leaving=_parse_blocks(value["leaving"]),
+        asked=frozenset(map(address_of_key, value["asked"])),
+        silence=float(value["silence"]),
+    )
+
+
 def _parse_blocks(value: Mapping[str, Any]) -> tuple[Block, ...]:
     return tuple(parse_block(address_of_key(key), each) for key, each in value.items())
 
 
-def _parse_addresses(value: Mapping[str, Any]) -> dict[IPAddress, str]:
-    return {address_of_key(key): str(pod) for key, pod in value.items()}
+def _parse_addresses(value: Mapping[str, Any]) -> Mapping[IPAddress, str]:
+    return MappingProxyType({address_of_key(key): str(pod) for key, pod in value.items()}) if value else _NONE

@@ -15,6 +15,7 @@ import os
 import time
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from .._light import TYPE_CHECKING, Any, NamedTuple
 from ..classes import frozen
@@ -151,7 +152,7 @@ class EtcdClient:
         if not conf.endpoints:
             raise InvalidConfigError("no endpoint of etcd", details="$.ipam.etcd.endpoints is missing or empty")
         self._conf = conf
-        self._targets = [_target(url, index) for index, url in enumerate(conf.endpoints)]
+        self._targets = _take_apart(conf.endpoints)
         self._at = 0
         self._connection: HTTPConnection | None = None
         self._pid = 0
@@ -384,6 +385,12 @@ class EtcdClient:
 
     def _names(self) -> str:
         return ", ".join(self._conf.endpoints)
+
+
+@lru_cache(maxsize=4)
+def _take_apart(endpoints: tuple[str, ...]) -> tuple[tuple[bool, str, int], ...]:
+    """Take URLs apart: if each is encrypted, its host, and its port."""
+    return tuple(_target(url, index) for index, url in enumerate(endpoints))
 
 
 def _target(url: str, index: int) -> tuple[bool, str, int]:

@@ -29,7 +29,7 @@ from cnisdk import (
     UnknownContainerError,
     frozen,
 )
-from cnisdk.ipam import Lease, Owner
+from cnisdk.ipam import FileStore, Lease, Owner
 from cnisdk.ipam.allocator import find_held, release, release_exactly
 from cnisdk.ipam.blocks import BlockAllocator
 from cnisdk.ipam.cluster import Cluster
@@ -117,11 +117,11 @@ class ClusterPlugin(Plugin[ClusterConf]):
         conf = request.conf.ipam
         dns = read_resolv_conf(conf.resolv_conf) if conf.resolv_conf else DNS()
         new: list[Lease] = []
-        owner = Owner(request.container_id, request.ifname)
+        owner, store = Owner(request.container_id, request.ifname), open_store(request.conf)
         with open_cluster(request.conf.ipam, request.conf.name) as cluster:
-            allocator = open_allocator(request.conf, cluster)
+            allocator = open_allocator(request.conf, cluster, store)
             pod = sticky_identity(request)
-            request.undo(release_exactly, open_store(request.conf), new, timeout=conf.lock_timeout)
+            request.undo(release_exactly, store, new, timeout=conf.lock_timeout)
             ips = allocator.allocate(owner, requested_addresses(request), pod=pod, new=new)
         return Result(ips=ips, routes=conf.routes, dns=dns)
 
@@ -161,8 +161,9 @@ class ClusterPlugin(Plugin[ClusterConf]):
 
     def status(self, request: StatusRequest[ClusterConf]) -> None:
         with open_cluster(request.conf.ipam, request.conf.name) as cluster:
-            allocator = open_allocator(request.conf, cluster)
-            open_store(request.conf).check_usable()
+            store = open_store(request.conf)
+            allocator = open_allocator(request.conf, cluster, store)
+            store.check_usable()
             try:
                 allocator.check_capacity()
             except (TryAgainLaterError, IOFailureError) as exc:
@@ -176,7 +177,7 @@ class ClusterPlugin(Plugin[ClusterConf]):
                 ) from exc
 
 
-def open_allocator(conf: ClusterConf, cluster: Cluster) -> BlockAllocator:
+def open_allocator(conf: ClusterConf, cluster: Cluster, store: FileStore) -> BlockAllocator:
     """Make the allocator of this node.
 
     Raises:
@@ -188,7 +189,7 @@ def open_allocator(conf: ClusterConf, cluster: Cluster) -> BlockAllocator:
             f'invalid onDuplicate "{policy}"', details='$.ipam.onDuplicate: expected "error" or "return"'
         )
     return BlockAllocator(
-        open_holdings(conf.ipam, open_store(conf), cluster),
+        open_holdings(conf.ipam, store, cluster),
         read_range_sets(conf),
         on_duplicate="return" if policy == "return" else "error",
         borrow=conf.ipam.borrow,
