@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="host-local: the directory of a network's leases; whereabouts: a file with the IPPools as JSON, - for the "
         "standard input (`kubectl get ippools.whereabouts.cni.cncf.io -A -o json`)",
     )
+    parser.add_argument(
+        "--pool",
+        metavar="NAME",
+        default="",
+        help="whereabouts: the one IPPool to read; by default all, also of other networks with the same addresses",
+    )
     parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would be taken over")
     parser.add_argument(
         "--ifname", metavar="NAME", default="", help="interface of leases that name none, as old ones of whereabouts"
@@ -107,28 +113,53 @@ def _obstacle(owner: Owner) -> str:
 
 
 def _of_whereabouts(args: argparse.Namespace) -> Iterator[Found]:
+    """Read pools, as its API has them (api/whereabouts.cni.cncf.io/v1alpha1/ippool_types.go): one, or a list."""
     here = _list_containers(args)
     document = _read_json(args.path)
-    pools = document.get("items") if isinstance(document, dict) else None
-    for pool in pools if isinstance(pools, list) else [document]:
-        yield from _of_pool(pool, here, args)
-
-
-def _of_pool(pool: Mapping[str, Any], here: Collection[str], args: argparse.Namespace) -> Iterator[Found]:
-    """Read a pool: its allocations are numbered from the first address of its range on."""
-    try:
-        spec = pool["spec"]
-        first = ip_interface(str(spec["range"])).ip
-        allocations = {int(offset): value for offset, value in (spec.get("allocations") or {}).items()}
-        for offset, value in sorted(allocations.items()):
-            owner = Owner(str(value["id"]), str(value.get("ifname") or args.ifname))
-            elsewhere = "" if owner.container_id in here else "no runtime here knows its container"
-            yield Found(first + offset, owner, _obstacle(owner) or elsewhere)
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+    items = document.get("items") if isinstance(document, dict) else None
+    pools = items if isinstance(items, list) else [document]
+    names = [_name_of(each) for each in pools]
+    if args.pool and args.pool not in names:
         raise InvalidConfigError(
-            f"{args.path} has no IPPools of whereabouts: {type(exc).__name__}: {exc}",
-            details="expected the output of `kubectl get ippools.whereabouts.cni.cncf.io -A -o json`",
-        ) from exc
+            f"{args.path} has no IPPool {args.pool}", details=f"there are {', '.join(filter(None, names)) or 'none'}"
+        )
+    for name, pool in zip(names, pools, strict=True):
+        if args.pool in ("", name):
+            try:
+                yield from _of_pool(pool, here, args.ifname)
+            except (KeyError, TypeError, ValueError, AttributeError) as exc:
+                raise InvalidConfigError(
+                    f"{args.path} has no IPPools of whereabouts: {type(exc).__name__}: {exc}",
+                    details="expected the output of `kubectl get ippools.whereabouts.cni.cncf.io -A -o json`",
+                ) from exc
+
+
+def _name_of(pool: Any) -> str:
+    """Return a pool's name: its range, after the names of the network and of the node where it has these."""
+    metadata = pool.get("metadata") if isinstance(pool, dict) else None
+    return str(metadata.get("name") or "") if isinstance(metadata, dict) else ""
+
+
+def _of_pool(pool: Mapping[str, Any], here: Collection[str], ifname: str) -> Iterator[Found]:
+    """Read a pool: its allocations are numbered from the address of its range on, as that is written.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: It is none.
+    """
+    if pool.get("kind") != "IPPool":
+        raise ValueError(f"kind is {pool.get('kind')}")
+    spec = pool["spec"]
+    first = ip_interface(str(spec["range"])).ip
+    # Whereabouts passes over a number that is none.
+    allocations = {int(offset): value for offset, value in (spec["allocations"] or {}).items() if offset.isdecimal()}
+    for offset, value in sorted(allocations.items()):
+        owner = Owner(str(value["id"]), str(value.get("ifname") or ifname))
+        elsewhere = "" if owner.container_id in here else f"no runtime here knows its container{_pod_of(value)}"
+        yield Found(first + offset, owner, _obstacle(owner) or elsewhere)
+
+
+def _pod_of(value: Mapping[str, Any]) -> str:
+    return f", of pod {value['podref']}" if value.get("podref") else ""
 
 
 def _list_containers(args: argparse.Namespace) -> frozenset[str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import time
-from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -436,10 +435,14 @@ def _encode(key: str) -> str:
 
 
 def _base64(data: bytes) -> str:
+    from binascii import b2a_base64  # an ADD in the usual case asks nobody
+
     return b2a_base64(data, newline=False).decode()
 
 
 def _decode(text: str) -> bytes:
+    from binascii import a2b_base64
+
     return a2b_base64(text)
 
 

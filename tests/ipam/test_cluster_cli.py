@@ -222,6 +222,25 @@ def test_import_from_host_local(site: Site) -> None:
     two.add(DB, args="IP=10.0.0.7")
 
 
+def whereabouts_pool(name: str, subnet: str, allocations: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """A pool as `kubectl` prints it, with a status as newer versions of whereabouts have it."""
+    metadata = {
+        "creationTimestamp": "2025-11-24T18:37:28Z",
+        "generation": 3,
+        "name": name,
+        "namespace": "kube-system",
+        "resourceVersion": "1196655",
+        "uid": "5ee16934-4292-44fe-a824-fa343611e61f",
+    }
+    return {
+        "apiVersion": "whereabouts.cni.cncf.io/v1alpha1",
+        "kind": "IPPool",
+        "metadata": metadata,
+        "spec": {"allocations": allocations, "range": subnet},
+        "status": {"usedIPs": len(allocations)},
+    }
+
+
 def test_import_from_whereabouts(site: Site) -> None:
     """Only what containers of this node have: each node takes over its own."""
     site.node("one")
@@ -229,24 +248,75 @@ def test_import_from_whereabouts(site: Site) -> None:
     cache = Cache(str(site.root / "cache"))
     cache.store(CachedAttachment(Attachment("old", "here", "net1"), netns="/run/netns/x", result=result))
     allocations = {
-        "5": {"id": "here", "podref": "default/web-0", "ifname": "net1"},
-        "6": {"id": "there", "podref": "default/web-1", "ifname": "net1"},
         "300": {"id": "here", "podref": "default/web-2"},
+        "5": {"id": "here", "ifname": "net1", "podref": "default/web-0"},
+        "6": {"id": "there", "ifname": "net1", "podref": "default/web-1"},
+        "x": {"id": "here", "ifname": "net1", "podref": "default/web-3"},
     }
-    spec = {"range": "10.0.0.0/16", "allocations": allocations}
-    pools = {"apiVersion": "v1", "kind": "List", "items": [{"metadata": {"name": "10.0.0.0-16"}, "spec": spec}]}
-    (site.root / "pools.json").write_text(json.dumps(pools))
+    # Numbered from the address as it is written.
+    slice_of_node = {"2": {"id": "here", "ifname": "net2", "podref": "default/web-0"}}
+    pools = [
+        whereabouts_pool("10.0.0.0-16", "10.0.0.0/16", allocations),
+        whereabouts_pool("one-10.0.0.16-28", "10.0.0.16/28", slice_of_node),
+        whereabouts_pool("fd00---64", "fd00::/64", {"1": {"id": "here", "ifname": "net1", "podref": "default/web-0"}}),
+        whereabouts_pool("10.9.0.0-16", "10.9.0.0/16", {}),
+    ]
+    listed = {"apiVersion": "v1", "kind": "List", "items": pools, "metadata": {"resourceVersion": ""}}
+    (site.root / "pools.json").write_text(json.dumps(listed))
     arguments = ["whereabouts", str(site.root / "pools.json"), "--cache-dir", str(site.root / "cache")]
     text = site.run("one", "import", *arguments)
     assert text.splitlines() == [
         "10.0.0.5  container here interface net1: taken over",
-        "10.0.0.6  container there interface net1: left out, no runtime here knows its container",
+        "10.0.0.6  container there interface net1: left out, no runtime here knows its container, of pod default/web-1",
         "10.0.1.44  container here: left out, it names no interface: say --ifname",
-        "leases taken over: 1 of 3",
+        "10.0.0.18  container here interface net2: taken over",
+        "fd00::1  container here interface net1: left out, it is in no range of network test_import_from_whereabouts",
+        "leases taken over: 2 of 5",
     ]
-    assert everything(site.store("one")) == {IPv4Address("10.0.0.5"): Owner("here", "net1")}
-    (site.root / "pools.json").write_text("[]")
-    assert "has no IPPools of whereabouts" in site.run("one", "import", *arguments, status=1)
+    assert everything(site.store("one")) == {
+        IPv4Address("10.0.0.5"): Owner("here", "net1"),
+        IPv4Address("10.0.0.18"): Owner("here", "net2"),
+    }
+
+
+def test_import_of_one_pool_of_whereabouts(site: Site) -> None:
+    """Networks with names of their own (`network_name`) have pools of their own for the same addresses."""
+    site.node("one")
+    cache = Cache(str(site.root / "cache"))
+    for container in ("red", "blue"):
+        attachment = Attachment("old", container, "net1")
+        cache.store(CachedAttachment(attachment, netns="/run/netns/x", result={"cniVersion": "1.0.0", "ips": []}))
+    pools = [
+        whereabouts_pool(f"{each}-10.0.0.0-16", "10.0.0.0/16", {"5": {"id": each, "podref": f"default/{each}"}})
+        for each in ("blue", "red")
+    ]
+    (site.root / "pools.json").write_text(json.dumps({"items": pools}))
+    arguments = ["whereabouts", str(site.root / "pools.json"), "--cache-dir", str(site.root / "cache")]
+    arguments += ["--ifname", "net1", "--pool"]
+    assert "taken over: 1 of 1" in site.run("one", "import", *arguments, "red-10.0.0.0-16")
+    assert everything(site.store("one")) == {IPv4Address("10.0.0.5"): Owner("red", "net1")}
+    text = site.run("one", "import", *arguments, "green", status=1)
+    assert "has no IPPool green" in text
+    assert text.endswith("there are blue-10.0.0.0-16, red-10.0.0.0-16")
+
+
+NO_POOLS: tuple[Any, ...] = (
+    [],
+    {},
+    {"items": [{"kind": "OverlappingRangeIPReservation", "spec": {"containerid": "x", "podref": "a/b"}}]},
+    {"kind": "IPPool", "spec": {"range": "10.0.0.0"}},
+    {"kind": "IPPool", "spec": {"range": "nonsense", "allocations": {}}},
+    {"kind": "IPPool", "spec": {"range": "10.0.0.0/16", "allocations": {"5": {"podref": "a/b"}}}},
+    {"kind": "IPPool", "spec": {"range": "255.255.255.0/24", "allocations": {"500": {"id": "x"}}}},
+)
+
+
+def test_what_is_no_pool_of_whereabouts(site: Site) -> None:
+    site.node("one")
+    for document in NO_POOLS:
+        (site.root / "pools.json").write_text(json.dumps(document))
+        text = site.run("one", "import", "whereabouts", str(site.root / "pools.json"), status=1)
+        assert "has no IPPools of whereabouts" in text, document
 
 
 def test_no_such_network(site: Site) -> None:
