@@ -7,26 +7,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from cnisdk.conformance import Level, Outcome, Verdict, judge, select
+from cnisdk.conformance import Case, Level, Outcome, Verdict, judge, select
 from cnisdk.conformance.identify import identify
 from cnisdk.conformance.report import Report
 from cnisdk.conformance.runner import exit_status
 
 PAGE = Path(__file__).with_name("conformance.md")
 GO = Path("/usr/lib/cni")
-REFERENCE = (
-    *("bridge", "ptp", "macvlan", "host-device", "loopback"),
-    *("portmap", "tuning", "bandwidth", "firewall", "sbr", "host-local", "static"),
-)
 OURS = tuple(sorted(entry.name for entry in entry_points(group="cnisdk.plugins")))
 EXAMPLES: dict[str, dict[str, Any] | None] = {"patch": {"bridge": "up1", "ipam": {"type": "stub-ipam"}}, "cable": None}
 TUTORIAL = PAGE.parents[1] / "examples" / "tutorial"
-MARKS = {Verdict.PASSED: "yes", Verdict.FAILED: "**no**", Verdict.SKIPPED: "", Verdict.ERROR: "?"}
+UNFINISHED = {Verdict.ERROR: " (not finished)"}
+Reports = Mapping[str, Mapping[str, Report]]
+UNJUDGED = {"dhcp": "it needs its daemon and a DHCP server"}
 
 HEAD = """<!-- Made by `nox -s conformance`; edit docs/publish_conformance.py instead. -->
 
@@ -94,50 +92,54 @@ def test_conformance(case):
 
 ## The verdict
 
-On the reference plugins as Debian packages them (`containernetworking-plugins` {version}), on ours, and on the tutorials' (`patch` with `disableCheck`).
-Empty: the case does not apply.
+On the reference plugins as Debian packages them (`containernetworking-plugins` {version}), on ours, and on the tutorials' (`patch` and `cable`): how many of the cases that apply to a plugin it passes.
 
 """
 
 
 def main(names: Sequence[str]) -> None:
-    """Judge, and write the page."""
-    wanted = [name for name in REFERENCE if not names or name in names]
+    """Judge the plugins of these names, or all, and write the page."""
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([sys.executable, "-m", "cnisdk", "install", "--dest", directory], check=True)
         for name in EXAMPLES:
             program = Path(directory) / name
             program.write_text(f"#!{sys.executable}\n{(TUTORIAL / name).with_suffix('.py').read_text()}")
             program.chmod(0o755)
-        paths = [GO / name for name in wanted] + [Path(directory) / name for name in (*OURS, *EXAMPLES)]
-        titles = [*wanted, *(f"our {name}" for name in (*OURS, *EXAMPLES))]
-        reports: dict[str, Report] = {}
-        unsupported = []
-        for title, path in zip(titles, paths, strict=True):
-            subject = identify(str(path), conf=EXAMPLES.get(path.name))
+        paths = {"Go's": sorted(GO.iterdir()), "our": [Path(directory) / name for name in (*OURS, *EXAMPLES)]}
+        reports: dict[str, dict[str, Report]] = {maker: {} for maker in paths}
+        not_judged: dict[tuple[str, str], str] = {}
+        for maker, path in ((maker, path) for maker, found in paths.items() for path in found):
+            name = path.name
+            if names and name not in names:
+                continue
+            if name in UNJUDGED:
+                not_judged[maker, name] = UNJUDGED[name]
+                continue
+            subject = identify(str(path), conf=EXAMPLES.get(name))
             if "not supported" in subject.problem:
-                unsupported.append(title)  # by this kernel
+                not_judged[maker, name] = "the kernel of this run lacks its kind of link"
             elif subject.problem:
                 sys.exit(Report(subject, ()).summary())
             else:
                 jobs = 2 * len(os.sched_getaffinity(0))  # they wait for the kernel half of the time
                 started = time.monotonic()
                 outcomes = list(judge(subject, select(subject.kind), jobs=jobs))
-                reports[title] = Report(subject, outcomes, seconds=time.monotonic() - started)
-                sys.stderr.write(f"{reports[title].summary()}\n")
-    PAGE.write_text(page(reports, unsupported), encoding="utf-8")
-    if any(report.errors for report in reports.values()):
+                report = Report(subject, outcomes, seconds=time.monotonic() - started)
+                reports[maker][name] = report
+                sys.stderr.write(f"{maker} {report.summary()}\n")
+    PAGE.write_text(page(reports, not_judged), encoding="utf-8")
+    if any(report.errors for found in reports.values() for report in found.values()):
         sys.exit("a case could not be finished")
-    if any(exit_status(report.outcomes) for title, report in reports.items() if title.startswith("our ")):
+    if any(exit_status(report.outcomes) for report in reports["our"].values()):
         sys.exit("one of our own plugins fails")
 
 
-def page(reports: dict[str, Report], unsupported: Sequence[str]) -> str:
+def page(reports: Reports, not_judged: Mapping[tuple[str, str], str]) -> str:
     """Return the page.
 
     Args:
-        reports: The reports, by the titles of their columns.
-        unsupported: Titles of plugins that this kernel does not support.
+        reports: The reports, by who made the plugins ("Go's", "our"), and by their names.
+        not_judged: The reason why a plugin was not judged, by who made it and its name.
     """
     version = subprocess.run(
         ["dpkg-query", "-W", "-f", "${source:Upstream-Version}", "containernetworking-plugins"],
@@ -146,29 +148,22 @@ def page(reports: dict[str, Report], unsupported: Sequence[str]) -> str:
         check=False,
     ).stdout.partition("+")[0]
     cases = select()
-    lines = [HEAD.format(cases=len(cases), version=version or "1.1.1")]
-    if unsupported:
-        lines[0] += f"Not judged, since the kernel of this run lacks their kind of link: {', '.join(unsupported)}.\n\n"
-    titles = list(reports)
-    lines += ["| case | level | " + " | ".join(titles) + " |", "|---|---|" + "---|" * len(titles)]
-    found = [{each.case.id: each for each in report.outcomes} for report in reports.values()]
-    for case in cases:
-        cells = [MARKS[outcomes[case.id].verdict] if case.id in outcomes else "" for outcomes in found]
-        lines.append(f"| {case.id} | {case.level} | " + " | ".join(cells) + " |")
-    totals = []
-    for report in reports.values():
-        passed = sum(each.verdict is Verdict.PASSED for each in report.outcomes)
-        totals.append(f"{passed} of {passed + len(report.failures)}")
-    lines += [f"| **passed, of those that apply** | | {' | '.join(totals)} |", "", "## What the failures mean", ""]
+    parts = [HEAD.format(cases=len(cases), version=version or "1.1.1"), *plugin_table(reports, not_judged)]
+    if not_judged:
+        reasons = ", ".join(f"{maker} {name} ({reason})" for (maker, name), reason in not_judged.items())
+        parts += [f"Not judged: {reasons}.", ""]
+    parts += case_table(cases, reports)
+    parts += ["## What the failures mean", ""]
     for level in Level:
         for case in cases:
             failed = [
-                (title, outcomes[case.id])
-                for title, outcomes in zip(titles, found, strict=True)
-                if case.id in outcomes and outcomes[case.id].verdict is Verdict.FAILED
+                (f"{maker} {name}", outcome)
+                for maker, found in reports.items()
+                for name, outcome in outcomes_of(case, found).items()
+                if outcome.verdict is Verdict.FAILED
             ]
             if case.level is level and failed:
-                lines += [
+                parts += [
                     f"### {case.id}",
                     "",
                     f"{level}, {case.section}: {case.sentence}",
@@ -178,7 +173,57 @@ def page(reports: dict[str, Report], unsupported: Sequence[str]) -> str:
                     *(f"- {title}: {shown(outcome)}" for title, outcome in failed),
                     "",
                 ]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def plugin_table(reports: Reports, not_judged: Mapping[tuple[str, str], str]) -> list[str]:
+    """Return a table with a row for each plugin."""
+    lines = ["| plugin | kind | Go's | ours |", "|---|---|---|---|"]
+    known = {name for found in reports.values() for name in found} | {name for _, name in not_judged}
+    for name in [*sorted(known.difference(EXAMPLES)), *(name for name in EXAMPLES if name in known)]:
+        judged = [found[name] for found in reports.values() if name in found]
+        totals = []
+        for maker, found in reports.items():
+            if name in found:
+                passed = sum(each.verdict is Verdict.PASSED for each in found[name].outcomes)
+                totals.append(f"{passed} of {passed + len(found[name].failures)}")
+            else:
+                totals.append("not judged" if (maker, name) in not_judged else "")
+        lines.append(f"| {name} | {judged[0].subject.kind if judged else ''} | {' | '.join(totals)} |")
+    return [*lines, ""]
+
+
+def case_table(cases: Iterable[Case], reports: Reports) -> list[str]:
+    """Return a table with a row for each case that applies to a plugin."""
+    lines = [
+        "By case: how many of the plugins that it applies to pass it, and which fail.",
+        "",
+        "| case | level | Go's pass | Go's fail | ours pass | ours fail |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        cells = []
+        for found in reports.values():
+            verdicts = {
+                name: outcome.verdict
+                for name, outcome in outcomes_of(case, found).items()
+                if outcome.verdict is not Verdict.SKIPPED
+            }
+            passed = sum(verdict is Verdict.PASSED for verdict in verdicts.values())
+            others = [
+                name + UNFINISHED.get(verdict, "")
+                for name, verdict in verdicts.items()
+                if verdict is not Verdict.PASSED
+            ]
+            cells += [f"{passed} of {len(verdicts)}" if verdicts else "", ", ".join(others)]
+        if any(cells):
+            lines.append(f"| {case.id} | {case.level} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def outcomes_of(case: Case, reports: Mapping[str, Report]) -> dict[str, Outcome]:
+    """Return the outcomes of a case, by the names of the plugins."""
+    return {name: each for name, report in reports.items() for each in report.outcomes if each.case.id == case.id}
 
 
 def shown(outcome: Outcome) -> str:
