@@ -40,7 +40,7 @@ EPILOG = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    status = _add_action(actions, "status", _show_status, "show the nodes, and how much of the addresses each has")
+    status = _add_action(actions, "status", _show_status, "show the nodes, and how many addresses each has")
     status.add_argument("--json", action="store_true", help="print a JSON document, with each block")
     show = _add_action(actions, "show", _show_address, "say whose an address is")
     show.add_argument("address", metavar="ADDRESS", type=parse_address)
@@ -60,7 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     forget.add_argument("pod", metavar="NAMESPACE/NAME[/IFNAME]")
     forget.add_argument("--yes", action="store_true", help="do it; without, only say what would be forgotten")
     clusterfsck.add_arguments(
-        _add_action(actions, "fsck", clusterfsck.run, "find what contradicts itself", shared=True)
+        _add_action(
+            actions,
+            "fsck",
+            clusterfsck.run,
+            "find contradictions in etcd and on this node",
+            shared=True,
+        )
     )
     clusterimport.add_arguments(
         _add_action(actions, "import", clusterimport.run, "take over the leases of host-local or whereabouts")
@@ -122,7 +128,7 @@ def _describe(state: ClusterState, node: NodeState) -> list[str]:
     if node.borrowed:
         phrases.append(f"{node.borrowed} borrowed")
     if not node.joined:
-        phrases.append("has not joined: cnisdk cluster fsck")
+        phrases.append("has not joined: see cnisdk cluster fsck")
     return phrases
 
 
@@ -192,7 +198,7 @@ def describe_address(network: ClusterNetwork, cluster: Cluster, address: IPAddre
     block = cluster.find(address)
     phrases = []
     if block is None:
-        phrases.append("nobody has anything of its block")
+        phrases.append("free: no node and no pod has an address of its block")
     else:
         phrases.append(f"block {block.first}/{block.length} of {f'node {block.node}' if block.node else 'no node'}")
         if address in block.kept:

@@ -31,7 +31,7 @@ from ..errors import CNIError, InternalError, IOFailureError
 from ..invoke import _local
 from ..linux import netns, rtnetlink
 from ..linux.attributes import attribute, text
-from ..linux.links import link
+from ..linux.links import messages
 from ..plugin import _process
 from ..plugin._environment import replace_environment
 from ..plugin._signals import Signals
@@ -234,11 +234,15 @@ def _private_namespaces() -> Iterator[str]:
 def _make_uplink() -> None:
     """Make the link ``up0``, which has carrier, for plugins that need a link of the host."""
     names = ("up0", "up0-peer")
-    peer = link.message(text(link.IFLA_IFNAME, names[1]))
-    body = link.message(text(link.IFLA_IFNAME, names[0]), link.info("veth", attribute(link.VETH_INFO_PEER, peer)))
+    peer = messages.message(text(messages.IFLA_IFNAME, names[1]))
+    body = messages.message(
+        text(messages.IFLA_IFNAME, names[0]), messages.info("veth", attribute(messages.VETH_INFO_PEER, peer))
+    )
     flags = rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL
     made = rtnetlink.Message(rtnetlink.NEWLINK, body, "cannot create link up0", flags)
-    up = [link.set_request(f"cannot set link {name} up", name=name, flags=_IFF_UP, change=_IFF_UP) for name in names]
+    up = [
+        messages.set_request(f"cannot set link {name} up", name=name, flags=_IFF_UP, change=_IFF_UP) for name in names
+    ]
     with rtnetlink.connect() as sock:
         sock.send([made, *up])
 

@@ -256,11 +256,11 @@ class Holdings:
         found = []
         noted, known = ({each.first: each for each in share.blocks} for share in (mine, seen))
         for first in known.keys() - noted.keys() - {each.first for each in mine.leaving}:
-            found.append(f"block {first}/{known[first].length} is of this node, which does not know")
+            found.append(f"block {first}/{known[first].length} is of this node, which has no note of it")
         for first in noted.keys() - known.keys():
             found.append(f"block {first}/{noted[first].length} is not of this node, which hands out its addresses")
         for address in seen.borrowed.keys() - mine.borrowed.keys() - mine.returning.keys():
-            found.append(f"{address} is lent to this node, which does not know")
+            found.append(f"{address} is lent to this node, which has no note of it")
         for address in mine.borrowed.keys() - seen.borrowed.keys():
             found.append(f"{address} is not lent to this node, which hands it out")
         return sorted(found)

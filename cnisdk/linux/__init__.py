@@ -2,7 +2,8 @@
 
 ``links``
     Network interfaces, by kind: ``link``, ``veth``, ``bridge``, ``bridge_port``, ``vlan_gateway``, ``tap``; ``kinds``
-    has the simple ones. ``loan``: what a container has of the host's; ``device``: links by the device they belong to.
+    has the simple ones. ``loan``: links of the host that a container has. ``device``: links by the device they
+    belong to. ``messages``: requests about links.
 ``ip``
     Layer 3: ``address``, ``route``, ``rule``, ``tables``, and ``layer3``, which configures and verifies an interface's
     addresses and routes.

@@ -21,7 +21,7 @@ from .._light import NamedTuple
 from ..errors import CNIError, InvalidNetNSError
 from ..linux import netns, rtnetlink
 from ..linux.ip import address
-from ..linux.links import link
+from ..linux.links import link, messages
 from ..linux.netns import NetNS, NetNSNotFoundError
 from .liveness import Contents, HostLink, Look, Survey
 
@@ -180,7 +180,7 @@ def survey_host(
         elif problem:
             refused.append(problem)
     with rtnetlink.connect() as sock:
-        host = [link.parse(data) for data in sock.dump(link.get_request(what="cannot list links"))]
+        host = [link.parse(data) for data in sock.dump(messages.get_request(what="cannot list links"))]
         namespaces[own] = _contents(sock, "the host's network namespace")
     if refused and not inside and not obstacle:
         doubts.append(refused[0] + (f" (nor can {len(refused) - 1} others)" if refused[1:] else ""))
@@ -275,7 +275,7 @@ def _contents_of(space: NetNS, place: str) -> Contents:
 
 
 def _contents(sock: rtnetlink.Socket, place: str) -> Contents:
-    links = [link.parse(data) for data in sock.dump(link.get_request(what="cannot list links"))]
+    links = [link.parse(data) for data in sock.dump(messages.get_request(what="cannot list links"))]
     names = {each.index: each.name for each in links}
     return Contents(
         place,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import random
+import subprocess
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cnisdk.testing import Container, Host
+from cnisdk.testing import Container, Host, PluginUnderTest, kill_after
 
 GO = Path(os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni"))
 
@@ -86,3 +89,49 @@ def in_version(result: Mapping[str, Any], version: str) -> dict[str, Any]:
     if version < "1.0.0":
         shaped["ips"] = [{**ip, "version": "6" if ":" in ip["address"] else "4"} for ip in result["ips"]]
     return shaped
+
+
+def kill_adds(
+    plugin: PluginUnderTest,
+    container: Container,
+    ifname: str = "eth0",
+    *,
+    check: Callable[[], None],
+    every_other_replaces: bool = False,
+    attempts: int = int(os.environ.get("CNISDK_TEST_KILLS", "100")),
+    **config: Any,
+) -> None:
+    """Kill ADD at moments spread over its whole length. Each time, DEL must succeed and leave nothing.
+
+    Args:
+        plugin: The plugin.
+        container: The container.
+        ifname: CNI_IFNAME.
+        check: Called after each DEL: asserts that nothing is left.
+        every_other_replaces: If true, every other ADD replaces what an ADD before it has made.
+        attempts: Number of kills.
+        **config: Keys of the configuration that DEL gets.
+    """
+    plugin.add(container, ifname)
+    plugin.delete(container, ifname)
+    started = time.monotonic()
+    plugin.add(container, ifname)
+    whole = time.monotonic() - started
+    plugin.delete(container, ifname)
+    chance = random.Random(5)  # seeded, to be repeatable
+    killed = 0
+    for number in range(attempts):
+        if every_other_replaces and number % 2:
+            plugin.add(container, ifname)
+        plugin.fault = kill_after(chance.uniform(0.001, whole))
+        killed += plugin.run("ADD", container, ifname).status != 0
+        plugin.fault = None
+        plugin.run("DEL", container, ifname, prevResult=None, **config).raise_for_error()
+        check()
+    assert killed
+
+
+def listing() -> list[str]:
+    """The rules and elements of the calling process's network namespace."""
+    done = subprocess.run(["nft", "-s", "list", "ruleset"], check=True, capture_output=True, text=True)
+    return sorted(line.strip() for line in done.stdout.splitlines())

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,10 +22,11 @@ from cnisdk.plugin._repair import repair
 from cnisdk.plugin.request import parse_request
 from cnisdk.runtime import survey_host
 from cnisdk.spec.versions import Verb
-from cnisdk.testing import Container, Host, expect_error, kill_after
+from cnisdk.testing import Container, Host, expect_error
 from cnisdk_plugins.firewall import Firewall, FirewallConf
 
-from .conftest import in_version
+from ..programs import started_programs
+from .conftest import in_version, kill_adds, listing
 
 pytestmark = pytest.mark.kernel
 
@@ -430,27 +426,14 @@ def test_programs_started(host: Host, backend: str, first: list[str], later: lis
     """At most one for each IP version, and none once there is what all attachments share."""
     owner, ingress = Attachment("net", "c1", "eth0"), Ingress("same-bridge", "br0")
     both = [ip_address("10.1.0.5"), ip_address("2001:db8::5")]
-    assert sorted(host.call(programs, firewall.admit, backend, owner, both, "CNI-ADMIN", ingress)) == first
-    assert host.call(programs, firewall.admit, backend, owner, both, "CNI-ADMIN", ingress) == later
-    assert host.call(programs, firewall.check, backend, owner, both, "CNI-ADMIN", ingress) == []
-    assert host.call(programs, firewall.withdraw, owner) == []
-    assert host.call(programs, firewall.gc, "net", frozenset()) == []
+    assert sorted(host.call(started_programs, firewall.admit, backend, owner, both, "CNI-ADMIN", ingress)) == first
+    assert host.call(started_programs, firewall.admit, backend, owner, both, "CNI-ADMIN", ingress) == later
+    assert host.call(started_programs, firewall.check, backend, owner, both, "CNI-ADMIN", ingress) == []
+    assert host.call(started_programs, firewall.withdraw, owner) == []
+    assert host.call(started_programs, firewall.gc, "net", frozenset()) == []
     host.shell("nft flush ruleset")
-    only = host.call(programs, firewall.admit, backend, owner, both[:1], "CNI-ADMIN", ingress)
+    only = host.call(started_programs, firewall.admit, backend, owner, both[:1], "CNI-ADMIN", ingress)
     assert only == [each for each in first if each != "ip6tables-restore"]
-
-
-def programs(function: Any, *arguments: Any) -> list[str]:
-    """Names of the programs that a call starts. To be called in a process of its own: a hook stays."""
-    started: list[str] = []
-
-    def hook(event: str, details: tuple[Any, ...]) -> None:
-        if event == "subprocess.Popen":
-            started.append(Path(details[1][0]).name)
-
-    sys.addaudithook(hook)
-    function(*arguments)
-    return started
 
 
 @pytest.mark.parametrize(
@@ -660,36 +643,16 @@ def test_odd_names_and_values_reach_no_rule_unquoted(module_host: Host, backend:
     module_host.call(attempts)
 
 
-def listing() -> list[str]:
-    """The kernel's rules and elements."""
-    done = subprocess.run(["nft", "-s", "list", "ruleset"], check=True, capture_output=True, text=True)
-    return sorted(line.strip() for line in done.stdout.splitlines())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_killed_add_leaves_nothing_after_del(host: Host, backend: str) -> None:
     container, result = attached(host, "c1", 5)
-    conf = {"backend": backend, "ingressPolicy": "isolated", "prevResult": result}
-    plugin = host.plugin(Firewall, conf)
-    plugin.add(container)
-    plugin.delete(container)
-    started = time.monotonic()
-    plugin.add(container)
-    whole = time.monotonic() - started
-    plugin.delete(container)
-    chance = random.Random(5)  # seeded, to be repeatable
-    killed = 0
-    for number in range(int(os.environ.get("CNISDK_TEST_KILLS", "100"))):
-        if number % 2:  # each other time, it replaces what is there
-            plugin.add(container)
-        plugin.fault = kill_after(chance.uniform(0.001, whole))
-        answer = plugin.run("ADD", container)
-        plugin.fault = None
-        killed += answer.status != 0
-        plugin.run("DEL", container, prevResult=None).raise_for_error()
+    plugin = host.plugin(Firewall, {"backend": backend, "ingressPolicy": "isolated", "prevResult": result})
+
+    def check() -> None:
         assert rules_of(host, *addresses(5), '"br1"', "id: c1", "owner-") == []
-    assert killed
+
+    kill_adds(plugin, container, check=check, every_other_replaces=True)
 
 
 def test_rules_are_those_of_the_program(host: Host) -> None:
@@ -708,7 +671,7 @@ def test_rules_are_those_of_the_program(host: Host) -> None:
         firewall.withdraw(owner)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(xt_rules, "add", lambda *_: False)
-            assert sorted(programs(firewall.admit, *asked)) == ["ip6tables-restore", "iptables-restore"]
+            assert sorted(started_programs(firewall.admit, *asked)) == ["ip6tables-restore", "iptables-restore"]
         by_program = expressions()
         firewall.withdraw(owner)
         assert expressions() == []

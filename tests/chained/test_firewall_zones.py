@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import select
 import signal
@@ -15,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from cnisdk.testing import Container, Host, PluginUnderTest, expect_error, kill_after
+from cnisdk.testing import Container, Host, PluginUnderTest, expect_error
 from cnisdk_plugins.firewall import Firewall
 
 from ..firewalld_kit import Bus, Firewalld, skip_without_firewalld
+from .conftest import kill_adds
 from .test_firewall import addresses, attached, meets, outside as outside, rules_of
 
 pytestmark = pytest.mark.kernel
@@ -318,16 +318,11 @@ def test_what_the_reference_adds_and_deletes(host: Host, outside: Host, firewall
 
 def test_a_killed_add_leaves_nothing_after_del(host: Host, firewalld: Firewalld) -> None:
     container, result = attached(host, "c1", 5)
-    plugin = plugin_for(host, result)
-    chance = random.Random(15)
-    killed = 0
-    for _ in range(25):
-        plugin.fault = kill_after(chance.uniform(0.001, 0.03))
-        killed += plugin.run("ADD", container).status != 0
-        plugin.fault = None
-        plugin.run("DEL", container, prevResult=None).raise_for_error()
+
+    def check() -> None:
         assert (firewalld.sources(), records(host)) == ([], [])
-    assert killed
+
+    kill_adds(plugin_for(host, result), container, check=check, attempts=25)
 
 
 def test_the_unit_of_the_guide_repairs_after_a_reload(host: Host, firewalld: Firewalld) -> None:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -24,10 +20,11 @@ from cnisdk.linux.netfilter.hostports import HostPort, Options
 from cnisdk.plugin._repair import repair
 from cnisdk.plugin.request import parse_request
 from cnisdk.spec.versions import Verb
-from cnisdk.testing import Container, Host, expect_error, kill_after
+from cnisdk.testing import Container, Host, expect_error
 from cnisdk_plugins.portmap import Portmap, PortmapConf
 
-from .conftest import in_version
+from ..programs import started_programs
+from .conftest import in_version, kill_adds, listing
 
 pytestmark = pytest.mark.kernel
 
@@ -526,11 +523,11 @@ def test_programs_started(host: Host, backend: str, first: list[str], later: lis
     ]
     options = {4: Options(), 6: Options()}
     listed = [("tcp", port) for port in (80, 81, 82)]
-    assert sorted(host.call(programs, hostports.publish, backend, owner, mapped, options, listed)) == first
-    assert sorted(host.call(programs, hostports.publish, backend, owner, mapped, options, listed)) == later
-    assert host.call(programs, hostports.check, backend, owner, mapped, options, listed) == []
-    assert host.call(programs, hostports.withdraw, owner) == []
-    assert host.call(programs, hostports.gc, "net", frozenset()) == []
+    assert sorted(host.call(started_programs, hostports.publish, backend, owner, mapped, options, listed)) == first
+    assert sorted(host.call(started_programs, hostports.publish, backend, owner, mapped, options, listed)) == later
+    assert host.call(started_programs, hostports.check, backend, owner, mapped, options, listed) == []
+    assert host.call(started_programs, hostports.withdraw, owner) == []
+    assert host.call(started_programs, hostports.gc, "net", frozenset()) == []
 
 
 @pytest.mark.parametrize("options", [Options(), Options(snat=False), Options(masq_all=True, mark_chain="MARKED")])
@@ -561,28 +558,15 @@ def test_rules_are_those_of_the_program(host: Host, options: Options, prefixlen:
         hostports.withdraw(other)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(xt_rules, "add", lambda *_: False)
-            assert sorted(programs(hostports.publish, *asked)) == ["ip6tables-restore", "iptables-restore"]
+            assert sorted(started_programs(hostports.publish, *asked)) == ["ip6tables-restore", "iptables-restore"]
         by_program = expressions()
         hostports.withdraw(owner)
         assert expressions() == []
-        assert programs(hostports.publish, *asked) == []
+        assert started_programs(hostports.publish, *asked) == []
         assert expressions() == by_program
         assert len(by_program) > 100
 
     host.call(add_twice)
-
-
-def programs(function: Any, *arguments: Any) -> list[str]:
-    """Names of the programs that a call starts. To be called in a process of its own: a hook stays."""
-    started: list[str] = []
-
-    def hook(event: str, details: tuple[Any, ...]) -> None:
-        if event == "subprocess.Popen":
-            started.append(Path(details[1][0]).name)
-
-    sys.addaudithook(hook)
-    function(*arguments)
-    return started
 
 
 @pytest.mark.parametrize(
@@ -686,29 +670,13 @@ def test_odd_names_and_values_reach_no_rule_unquoted(module_host: Host, backend:
     module_host.call(attempts)
 
 
-def listing() -> list[str]:
-    """The kernel's rules and elements."""
-    done = subprocess.run(["nft", "-s", "list", "ruleset"], check=True, capture_output=True, text=True)
-    return sorted(line.strip() for line in done.stdout.splitlines())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_killed_add_leaves_nothing_after_del(host: Host, backend: str) -> None:
     container, result = attached(host, "c1", 5)
     plugin = host.plugin(Portmap, {"backend": backend, "prevResult": result, **ports()})
-    plugin.add(container)
-    plugin.delete(container)
-    started = time.monotonic()
-    plugin.add(container)
-    whole = time.monotonic() - started
-    chance = random.Random(5)  # seeded, to be repeatable
-    killed = 0
-    for _ in range(int(os.environ.get("CNISDK_TEST_KILLS", "100"))):
-        plugin.fault = kill_after(chance.uniform(0.001, whole))
-        answer = plugin.run("ADD", container)
-        plugin.fault = None
-        killed += answer.status != 0
-        plugin.run("DEL", container, prevResult=None, runtimeConfig=None).raise_for_error()
+
+    def check() -> None:
         assert rules_of(host, "10.1.0.5", "2001:db8:1::5", "id: c1", "CNI-DN-", "owner-") == []
-    assert killed
+
+    kill_adds(plugin, container, check=check, runtimeConfig=None)

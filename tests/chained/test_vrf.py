@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +9,12 @@ import pytest
 
 from cnisdk.errors import PluginNotAvailableError
 from cnisdk.linux import kinds, link, tables
-from cnisdk.testing import Container, Host, PluginUnderTest, expect_error, kill_after
+from cnisdk.testing import Container, Host, PluginUnderTest, expect_error
 from cnisdk_plugins.bridge import Bridge
 from cnisdk_plugins.sbr import Sbr
 from cnisdk_plugins.vrf import Vrf
 
-from .conftest import attached, in_version, routes, two_networks
+from .conftest import attached, in_version, kill_adds, routes, two_networks
 
 pytestmark = pytest.mark.kernel
 
@@ -223,20 +220,10 @@ def test_go_and_ours_delete_what_the_other_added(host: Host, go: Path, version: 
 def test_a_killed_add_leaves_no_vrf_after_del(host: Host) -> None:
     """Routes that the kernel dropped with the change are gone: a killed process cannot put them back."""
     container, plugin = network(host)
-    plugin.add(container, "net1")
-    plugin.delete(container, "net1")
     before = sorted(container.links())
-    started = time.monotonic()
-    plugin.add(container, "net1")
-    whole = time.monotonic() - started
-    plugin.delete(container, "net1")
-    chance = random.Random(17)  # seeded, to be repeatable
-    killed = 0
-    for _ in range(int(os.environ.get("CNISDK_TEST_KILLS", "100"))):
-        plugin.fault = kill_after(chance.uniform(0.001, whole))
-        killed += plugin.run("ADD", container, "net1").status != 0
-        plugin.fault = None
-        plugin.run("DEL", container, "net1", prevResult=None).raise_for_error()
+
+    def check() -> None:
         assert sorted(container.links()) == before
         assert "master" not in host.ip("link", "show", "net1", netns="c1")[0]
-    assert killed
+
+    kill_adds(plugin, container, "net1", check=check)

@@ -222,4 +222,4 @@ def test_the_directories_it_looks_into(
         assert [each["path"] for each in json.loads(capsys.readouterr().out)["directories"]] == [*map(str, directories)]
     monkeypatch.setattr(plugins, "USUAL_DIRECTORIES", ("/no/such/directory",))
     assert cnisdk.main(arguments) == 1
-    assert "there is none of /no/such/directory; name the directory" in capsys.readouterr().err
+    assert "there is none of /no/such/directory (code 5); name the directory" in capsys.readouterr().err

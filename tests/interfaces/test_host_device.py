@@ -9,6 +9,7 @@ import pytest
 
 from cnisdk.errors import CNIError, InvalidConfigError, InvalidEnvironmentError, IOFailureError, PluginNotAvailableError
 from cnisdk.linux import link, loan, netns, rtnetlink
+from cnisdk.linux.links import messages
 from cnisdk.testing import Container, Host, PluginUnderTest
 from cnisdk_plugins.host_device import HostDevice
 
@@ -259,14 +260,14 @@ def test_a_name_that_is_taken_as_it_moves(nic: Host, monkeypatch: pytest.MonkeyP
     web = nic.container()
     nic.shell("ip link set nic1 up")
     before = links(nic)
-    request = link.get_request
+    request = messages.get_request
 
     def race(*, what: str, name: str = "", index: int = 0) -> rtnetlink.Message:
         return request(what=what, name="free" if name == "eth0" else name, index=index)
 
     web.shell("ip link add eth0 type bridge")
     with monkeypatch.context() as patch:
-        patch.setattr(link, "get_request", race)
+        patch.setattr(messages, "get_request", race)
         with pytest.raises(IOFailureError, match="EEXIST"):
             make(nic).add(web)
     assert (links(nic), web.links()) == (before, ["eth0", "lo"])

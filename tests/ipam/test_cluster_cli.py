@@ -110,7 +110,7 @@ def test_status_and_show(site: Site) -> None:
     free = next(
         each for each in (IPv4Address("10.0.0.1") + 64 * n for n in range(4)) if site.cluster.find(each) is None
     )
-    assert site.run("two", "show", str(free)).endswith("nobody has anything of its block")
+    assert site.run("two", "show", str(free)).endswith("no node and no pod has an address of its block")
     assert "is in no range" in site.run("two", "show", "10.9.9.9", status=1)
 
 

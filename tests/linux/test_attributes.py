@@ -15,6 +15,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from cnisdk.linux import address, bridge, bridge_port, link, rtnetlink, veth
 from cnisdk.linux.attributes import attribute, find, iterate, read, text, uint8, uint32
 from cnisdk.linux.ip.route import add_request
+from cnisdk.linux.links import messages
 from cnisdk.linux.netns import NetNS
 from cnisdk.spec.addresses import IPAddress, IPInterface, IPNetwork
 from cnisdk.testing import strategies
@@ -114,9 +115,12 @@ def test_a_veth_is_one_message() -> None:
 @pytest.mark.parametrize(
     ("request_", "attributes"),
     [
-        (link.set_request("", index=4, alias="cni:net/é", mtu=9000), {"IFLA_IFALIAS": "cni:net/é", "IFLA_MTU": 9000}),
-        (link.set_request("", name="eth0", mac="02:00:00:00:00:01"), {"IFLA_ADDRESS": "02:00:00:00:00:01"}),
-        (link.get_request(name="eth0", what=""), {"IFLA_IFNAME": "eth0", "IFLA_EXT_MASK": 8}),
+        (
+            messages.set_request("", index=4, alias="cni:net/é", mtu=9000),
+            {"IFLA_IFALIAS": "cni:net/é", "IFLA_MTU": 9000},
+        ),
+        (messages.set_request("", name="eth0", mac="02:00:00:00:00:01"), {"IFLA_ADDRESS": "02:00:00:00:00:01"}),
+        (messages.get_request(name="eth0", what=""), {"IFLA_IFNAME": "eth0", "IFLA_EXT_MASK": 8}),
         (bridge._create_request("br0", mtu=1500, vlan_filtering=True), {"IFLA_IFNAME": "br0", "IFLA_MTU": 1500}),
     ],
 )
@@ -129,11 +133,13 @@ def test_links(request_: rtnetlink.Message, attributes: dict[str, object]) -> No
 
 
 def test_a_bridge_port_is_read() -> None:
-    data = attribute(link.IFLA_INFO_SLAVE_DATA, uint8(link.IFLA_BRPORT_MODE, 1), uint8(link.IFLA_BRPORT_ISOLATED, 0))
-    body = link.message(
-        text(link.IFLA_IFNAME, "veth0"),
-        uint32(link.IFLA_MASTER, 5),
-        attribute(link.IFLA_LINKINFO, attribute(link.IFLA_INFO_SLAVE_KIND, b"bridge\0"), data),
+    data = attribute(
+        messages.IFLA_INFO_SLAVE_DATA, uint8(messages.IFLA_BRPORT_MODE, 1), uint8(messages.IFLA_BRPORT_ISOLATED, 0)
+    )
+    body = messages.message(
+        text(messages.IFLA_IFNAME, "veth0"),
+        uint32(messages.IFLA_MASTER, 5),
+        attribute(messages.IFLA_LINKINFO, attribute(messages.IFLA_INFO_SLAVE_KIND, b"bridge\0"), data),
         index=7,
         flags=1,
     )

@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from cnisdk.linux import link, rtnetlink
+from cnisdk.linux.links import messages
 from cnisdk.linux.rtnetlink import KernelError, Socket
 from cnisdk.testing import Sandbox
 
@@ -23,10 +24,10 @@ def test_a_batch_tells_each_fate_in_order(host: Sandbox) -> None:
 
     def batch() -> list[object]:
         requests = [
-            link.get_request(name="nope", what="link nope"),
-            link.set_request("alias", name="b0", alias="hello"),
-            link.set_request("too long", name="b0", alias="x" * 256),
-            link.get_request(name="b0", what="link b0"),
+            messages.get_request(name="nope", what="link nope"),
+            messages.set_request("alias", name="b0", alias="hello"),
+            messages.set_request("too long", name="b0", alias="x" * 256),
+            messages.get_request(name="b0", what="link b0"),
         ]
         with Socket() as sock:
             return [fate(answer) for answer in sock.exchange(requests)]
@@ -78,30 +79,30 @@ def test_an_interrupted_dump_is_asked_for_again() -> None:
         message(16, 2, 2, ENTRY) + message(16, 2, 2, ENTRY),
         message(3, 2, 2, DONE),
     )
-    assert len(sock.dump(link.get_request(what="cannot list links"))) == 2
+    assert len(sock.dump(messages.get_request(what="cannot list links"))) == 2
     assert len(sock.sent) == 2
     assert [struct.unpack_from("=H", data, 6)[0] for data in sock.sent] == [0x301, 0x301]
 
 
 def test_a_dump_interrupted_only_at_its_end_counts() -> None:
     sock = FakeSocket(message(16, 2, 1, ENTRY), message(3, 2 | rtnetlink.F_DUMP_INTR, 1, DONE), message(3, 2, 2, DONE))
-    assert sock.dump(link.get_request(what="cannot list links")) == []
+    assert sock.dump(messages.get_request(what="cannot list links")) == []
 
 
 def test_a_dump_that_never_holds_still_is_an_error() -> None:
     sock = FakeSocket(*(message(3, 2 | rtnetlink.F_DUMP_INTR, number, DONE) for number in range(1, 30)))
     with pytest.raises(KernelError, match="cannot list links: EINTR"):
-        sock.dump(link.get_request(what="cannot list links"))
+        sock.dump(messages.get_request(what="cannot list links"))
 
 
 def test_a_dump_that_is_refused_raises() -> None:
     sock = FakeSocket(message(2, 0, 1, struct.pack("=i", -errno.EPERM) + message(18, 0x301, 1)))
     with pytest.raises(KernelError, match="cannot list links: EPERM"):
-        sock.dump(link.get_request(what="cannot list links"))
+        sock.dump(messages.get_request(what="cannot list links"))
 
 
 def test_answers_to_earlier_requests_are_passed_over() -> None:
     acknowledgement = struct.pack("=i", 0) + message(19, 5, 1)
     sock = FakeSocket(message(2, 0x100, 77, acknowledgement) + message(2, 0x100, 1, acknowledgement))
-    assert sock.exchange([link.up_request(1, "lo")]) == [None]
+    assert sock.exchange([messages.up_request(1, "lo")]) == [None]
     assert sock.exchange([]) == []

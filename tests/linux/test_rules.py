@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -21,6 +19,8 @@ from cnisdk.linux.netfilter import nfnetlink
 from cnisdk.linux.netfilter.ingress import Ingress
 from cnisdk.spec.addresses import IPInterface
 from cnisdk.testing import Host
+
+from ..programs import started_programs
 
 pytestmark = pytest.mark.kernel
 
@@ -176,19 +176,6 @@ def test_attachments_added_at_the_same_moment_share_no_chain(host: Host) -> None
     host.call(add_at_once)
 
 
-def programs(function: Any, *arguments: Any) -> list[str]:
-    """Names of the programs that a call starts. To be called in a process of its own: a hook stays."""
-    started: list[str] = []
-
-    def hook(event: str, details: tuple[Any, ...]) -> None:
-        if event == "subprocess.Popen":
-            started.append(Path(details[1][0]).name)
-
-    sys.addaudithook(hook)
-    function(*arguments)
-    return started
-
-
 def test_few_programs_are_started(host: Host) -> None:
     owner, other = Attachment("net", "c1", "eth0"), Attachment("net", "c2", "eth0")
     both: list[IPInterface] = [ip_interface("10.1.0.5/24"), ip_interface("2001:db8::5/64")]
@@ -196,11 +183,11 @@ def test_few_programs_are_started(host: Host) -> None:
     for backend, expected in (("nftables", ["nft"]), ("iptables", ["iptables-restore", "ip6tables-restore", "nft"])):
         parts = [*spoof, *masquerade.wanted(backend, both)]
         for _ in range(2):  # a second ADD replaces what a killed one left
-            assert host.call(programs, rules.apply, owner, parts) == expected
-        assert host.call(programs, masquerade.check, backend, owner, both) == []
-        assert host.call(programs, delete, other) == []
-        assert host.call(programs, delete, owner) == []
-        assert host.call(programs, gc, "net") == []
+            assert host.call(started_programs, rules.apply, owner, parts) == expected
+        assert host.call(started_programs, masquerade.check, backend, owner, both) == []
+        assert host.call(started_programs, delete, other) == []
+        assert host.call(started_programs, delete, owner) == []
+        assert host.call(started_programs, gc, "net") == []
 
 
 @pytest.mark.parametrize("prefixlen", [8, 17, 24, 32])
@@ -215,17 +202,17 @@ def test_what_netlink_masquerades_is_what_nft_would(host: Host, prefixlen: int) 
         return [(each[4], each[7]) for each in listed if each[2] == b"masq_checks\0"]
 
     def add_twice() -> None:
-        assert programs(rules.apply, owner, asked) == ["nft"]
+        assert started_programs(rules.apply, owner, asked) == ["nft"]
         by_program = rules_there()
         assert len(by_program) == 2
         for _ in range(2):  # the second replaces the first
-            assert programs(rules.apply, owner, asked) == []
+            assert started_programs(rules.apply, owner, asked) == []
             assert rules_there() == by_program
         masquerade.check("nftables", owner, both)
         everything = [ip_interface("10.1.0.6/0")]  # of which no address is beyond
-        assert programs(rules.apply, other, masquerade.wanted("nftables", everything)) == ["nft"]
+        assert started_programs(rules.apply, other, masquerade.wanted("nftables", everything)) == ["nft"]
         subprocess.run(["nft", "flush chain inet cni_plugins_masquerade postrouting"], check=True)
-        assert programs(rules.apply, owner, asked) == ["nft"]
+        assert started_programs(rules.apply, owner, asked) == ["nft"]
         masquerade.check("nftables", owner, both)
 
     host.call(add_twice)

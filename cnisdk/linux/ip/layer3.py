@@ -10,7 +10,7 @@ from ..._light import TYPE_CHECKING
 from ...errors import InvalidConfigError, IOFailureError
 from ...spec.addresses import IPAddress, network_of_one, specified
 from .. import rtnetlink, sysctl
-from ..links import link
+from ..links import link, messages
 from ..links.link import Link
 from ..netns import NetNS
 from ..rtnetlink import KernelError, Message, Socket
@@ -83,7 +83,7 @@ def configure(
                     )
                     for ip in ips
                 ),
-                link.up_request(end.index, end.name),
+                messages.up_request(end.index, end.name),
             ],
             [] if enabledad else routes,
         )
@@ -214,7 +214,7 @@ def _gateways(ips: Iterable[IPConfig]) -> dict[int, IPAddress]:
 
 
 def _announce_requests(end: Link) -> list[Message]:
-    return [link.set_request(f"cannot announce link {end.name}", index=end.index, mac=end.mac)] if end.mac else []
+    return [messages.set_request(f"cannot announce link {end.name}", index=end.index, mac=end.mac)] if end.mac else []
 
 
 def _prepare(ifname: str, *, ipv6: bool, enabledad: bool, hear: bool) -> None:

@@ -12,7 +12,7 @@ from .. import lock, rtnetlink, sysctl
 from ..attributes import text, uint8, uint32
 from ..ip import address
 from ..rtnetlink import KernelError, Message
-from . import link
+from . import link, messages
 from .bridge_port import NO_VLAN_FILTERING
 from .link import Link
 
@@ -45,7 +45,7 @@ def ensure(
             without bridge VLAN filtering.
     """
     with rtnetlink.connect() as sock:
-        look = link.get_request(name=name, what=f"bridge {name}")
+        look = messages.get_request(name=name, what=f"bridge {name}")
         (found,) = sock.exchange([look])
         if isinstance(found, KernelError) and found.errno == errno.ENODEV:
             if before_making is not None:
@@ -70,9 +70,9 @@ def ensure(
         sysctl.refuse_advertisements(name)
         requests = []
         if promisc and not bridge.promisc:
-            requests.append(link.promisc_request(bridge.index, name, True))
+            requests.append(messages.promisc_request(bridge.index, name, True))
         if not bridge.up:
-            requests.append(link.up_request(bridge.index, name))
+            requests.append(messages.up_request(bridge.index, name))
         sock.send(requests)
         return bridge._replace(
             up=True, promisc=promisc or bridge.promisc, vlan_filtering=vlan_filtering or bridge.vlan_filtering
@@ -180,7 +180,7 @@ def ensure_addresses(bridge: Link, addresses: Sequence[IPInterface], *, force: b
                 # Without duplicate address detection: containers ask for their gateway at once, and the address is
                 # this host's by configuration.
                 *(address.add_request(bridge.index, bridge.name, each) for each in missing),
-                link.set_request(f"cannot set the MAC of bridge {bridge.name}", index=bridge.index, mac=bridge.mac),
+                messages.set_request(f"cannot set the MAC of bridge {bridge.name}", index=bridge.index, mac=bridge.mac),
             ]
         )
     for answer in answers:
@@ -192,18 +192,18 @@ def ensure_addresses(bridge: Link, addresses: Sequence[IPInterface], *, force: b
 def _create_request(name: str, *, mtu: int | None, vlan_filtering: bool) -> Message:
     # Given with the request that makes it, the address counts as set by an administrator: neither udev's
     # MACAddressPolicy nor the kernel's choice of the lowest port's replaces it.
-    body = link.message(
-        text(link.IFLA_IFNAME, name),
-        link.mac_attribute(link.random_mac()),
-        link.info("bridge", *([uint8(link.IFLA_BR_VLAN_FILTERING, 1)] if vlan_filtering else [])),
-        uint32(link.IFLA_MTU, mtu) if mtu else b"",
+    body = messages.message(
+        text(messages.IFLA_IFNAME, name),
+        messages.mac_attribute(link.random_mac()),
+        messages.info("bridge", *([uint8(messages.IFLA_BR_VLAN_FILTERING, 1)] if vlan_filtering else [])),
+        uint32(messages.IFLA_MTU, mtu) if mtu else b"",
     )
     flags = rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL
     return Message(rtnetlink.NEWLINK, body, f"cannot create bridge {name}", flags)
 
 
 def _filter_vlans(sock: rtnetlink.Socket, bridge: Link) -> None:
-    body = link.message(link.info("bridge", uint8(link.IFLA_BR_VLAN_FILTERING, 1)), index=bridge.index)
+    body = messages.message(messages.info("bridge", uint8(messages.IFLA_BR_VLAN_FILTERING, 1)), index=bridge.index)
     what = f"cannot turn on VLAN filtering of bridge {bridge.name}"
     try:
         sock.send([Message(rtnetlink.NEWLINK, body, what)])

@@ -12,7 +12,7 @@ from .. import rtnetlink
 from ..attributes import attribute, iterate, uint32
 from ..netns import NetNS
 from ..rtnetlink import KernelError, Message
-from . import link
+from . import messages
 from .link import Link
 
 _AF_BRIDGE = 7
@@ -194,7 +194,7 @@ def find_carriers(vlan: int, netns: NetNS | None = None) -> set[int]:
 
 def _dump_vlans(netns: NetNS | None) -> list[tuple[int, list[VLANEntry]]]:
     # Compressed: a port that carries all VLANs takes two entries, not four thousand.
-    body = link.message(uint32(link.IFLA_EXT_MASK, _RTEXT_FILTER_BRVLAN_COMPRESSED), family=_AF_BRIDGE)
+    body = messages.message(uint32(messages.IFLA_EXT_MASK, _RTEXT_FILTER_BRVLAN_COMPRESSED), family=_AF_BRIDGE)
     with rtnetlink.connect(netns) as sock:
         return [parse_vlans(data) for data in sock.dump(Message(rtnetlink.GETLINK, body, "cannot list bridge VLANs"))]
 
@@ -203,8 +203,8 @@ def parse_vlans(data: bytes) -> tuple[int, list[VLANEntry]]:
     """Read a port's index and VLANs from a link message of the bridge family, with its header."""
     entries: list[VLANEntry] = []
     begin = 0
-    index, _, attributes = link.take_apart(data)
-    for number, payload in iterate(attributes.get(link.IFLA_AF_SPEC, b"")):
+    index, _, attributes = messages.take_apart(data)
+    for number, payload in iterate(attributes.get(messages.IFLA_AF_SPEC, b"")):
         if number != _IFLA_BRIDGE_VLAN_INFO:
             continue
         flags, vid = _VLAN_INFO.unpack_from(payload)
@@ -221,5 +221,5 @@ def parse_vlans(data: bytes) -> tuple[int, list[VLANEntry]]:
 
 def _vlan_request(kind: int, index: int, what: str, entries: Iterable[tuple[int, int]]) -> Message:
     infos = [attribute(_IFLA_BRIDGE_VLAN_INFO, _VLAN_INFO.pack(flags, vid)) for flags, vid in entries]
-    body = link.message(attribute(link.IFLA_AF_SPEC, *infos), family=_AF_BRIDGE, index=index)
+    body = messages.message(attribute(messages.IFLA_AF_SPEC, *infos), family=_AF_BRIDGE, index=index)
     return Message(kind, body, what)

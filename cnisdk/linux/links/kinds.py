@@ -18,7 +18,7 @@ from .. import rtnetlink
 from ..attributes import attribute, read, read_uint, text, uint32
 from ..netns import NetNS
 from ..rtnetlink import KernelError, Message, Socket
-from . import link
+from . import link, messages
 from .link import Link
 
 
@@ -111,7 +111,7 @@ def create(
         IOFailureError: (5) The kernel refused, for one thing because it lacks the kind.
     """
     made = _encode(kind, name, netns, parent, mtu=mtu, mac=mac, data=data or {})
-    look = link.get_request(name=name, what=f"link {name}")
+    look = messages.get_request(name=name, what=f"link {name}")
     with rtnetlink.connect(netns) as there:
         try:
             if parent is None or parent.netns == netns:
@@ -131,7 +131,7 @@ def require(kind: str) -> None:
         PluginNotAvailableError: (50) It has no such kind.
     """
     # Whatever the kind, the kernel refuses to make a link without queues, when it has found the kind.
-    body = link.message(uint32(link.IFLA_NUM_TX_QUEUES, 0), link.info(kind))
+    body = messages.message(uint32(messages.IFLA_NUM_TX_QUEUES, 0), messages.info(kind))
     flags = rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL
     with rtnetlink.connect() as sock:
         (answer,) = sock.exchange([Message(rtnetlink.NEWLINK, body, f"cannot create links of kind {kind}", flags)])
@@ -182,25 +182,29 @@ def _encode(
     if not mac and kind not in link.SHARE_MAC:
         # Given even if the configuration asks for none: that marks it as set, and udev leaves it alone.
         mac = link.random_mac()
-    attributes = [text(link.IFLA_IFNAME, name)]
+    attributes = [text(messages.IFLA_IFNAME, name)]
     if netns is not None:
-        attributes.append(uint32(link.IFLA_NET_NS_FD, netns.fd))
+        attributes.append(uint32(messages.IFLA_NET_NS_FD, netns.fd))
     if mac:
-        attributes.append(link.mac_attribute(mac.lower()))
+        attributes.append(messages.mac_attribute(mac.lower()))
     if mtu:
-        attributes.append(uint32(link.IFLA_MTU, mtu))
+        attributes.append(uint32(messages.IFLA_MTU, mtu))
     if parent is not None:
-        attributes.append(uint32(link.IFLA_LINK, parent.index))
-    attributes.append(link.info(kind, *(known[each].encode(f"{kind} {each}", value) for each, value in data.items())))
+        attributes.append(uint32(messages.IFLA_LINK, parent.index))
+    attributes.append(
+        messages.info(kind, *(known[each].encode(f"{kind} {each}", value) for each, value in data.items()))
+    )
     where = f" in {netns.path}" if netns is not None else ""
     on = f" on {parent.name}" if parent is not None else ""
     flags = rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL
-    return Message(rtnetlink.NEWLINK, link.message(*attributes), f"cannot create {kind} {name}{where}{on}", flags)
+    return Message(rtnetlink.NEWLINK, messages.message(*attributes), f"cannot create {kind} {name}{where}{on}", flags)
 
 
 def _name_owner(there: Socket, look: Message, name: str, netns: NetNS | None, owner: Attachment | None) -> Link:
     """Set the alias of a link that was just made, and return the link."""
-    alias = [] if owner is None else [link.set_request(f"cannot set the alias of {name}", name=name, alias=owner.tag)]
+    alias = (
+        [] if owner is None else [messages.set_request(f"cannot set the alias of {name}", name=name, alias=owner.tag)]
+    )
     try:
         *named, found = there.exchange([*alias, look])
         for answer in (*named, found):
@@ -208,7 +212,7 @@ def _name_owner(there: Socket, look: Message, name: str, netns: NetNS | None, ow
                 raise answer
     except BaseException:
         there.exchange(
-            [Message(rtnetlink.DELLINK, link.message(text(link.IFLA_IFNAME, name)), f"cannot delete {name}")]
+            [Message(rtnetlink.DELLINK, messages.message(text(messages.IFLA_IFNAME, name)), f"cannot delete {name}")]
         )
         raise
     assert isinstance(found, bytes)

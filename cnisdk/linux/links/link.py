@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 import time
 from collections.abc import Collection, Sequence
 
@@ -12,38 +11,49 @@ from ..._light import TYPE_CHECKING, NamedTuple, TypeVar
 from ...errors import InvalidEnvironmentError, IOFailureError
 from ...spec.names import Attachment, network_tag_prefixes
 from .. import rtnetlink
-from ..attributes import attribute, find as find_attribute, iterate, read, read_text, read_uint, text, uint8, uint32
+from ..attributes import find as find_attribute, iterate, read, read_text, read_uint
 from ..netns import NetNS
 from ..rtnetlink import KernelError, Message
+from .messages import (
+    IFF_ALLMULTI,
+    IFF_PROMISC,
+    IFF_UP,
+    IFLA_ADDRESS,
+    IFLA_ALT_IFNAME,
+    IFLA_BR_VLAN_FILTERING,
+    IFLA_BRPORT_ISOLATED,
+    IFLA_BRPORT_MODE,
+    IFLA_IFALIAS,
+    IFLA_IFNAME,
+    IFLA_INFO_DATA,
+    IFLA_INFO_KIND,
+    IFLA_INFO_SLAVE_DATA,
+    IFLA_INFO_SLAVE_KIND,
+    IFLA_LINK,
+    IFLA_LINKINFO,
+    IFLA_MASTER,
+    IFLA_MTU,
+    IFLA_OPERSTATE,
+    IFLA_PARENT_DEV_NAME,
+    IFLA_PERM_ADDRESS,
+    IFLA_PROP_LIST,
+    IFLA_TXQLEN,
+    get_request,
+    message,
+    port_requests,
+    promisc_request,
+    set_request,
+    take_apart,
+    up_request,
+)
 
 if TYPE_CHECKING:
     from ...spec.result import Interface
 
-# linux/if.h, linux/if_link.h, linux/rtnetlink.h
-_IFF_UP = 0x1
-_IFF_PROMISC = 0x100
-_IFF_ALLMULTI = 0x200
-_OPERSTATE_UP = 6
-_RTEXT_FILTER_SKIP_STATS = 0x8
-#: Attributes of a link (linux/if_link.h).
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
-#: More attributes of a link.
-IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC = 13, 16, 18, 20, 26
-#: More attributes of a link.
-IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_NUM_TX_QUEUES = 28, 29, 31
-#: More attributes of a link.
-IFLA_PROP_LIST, IFLA_ALT_IFNAME, IFLA_PERM_ADDRESS, IFLA_PARENT_DEV_NAME = 52, 53, 54, 56
-#: Attributes inside IFLA_LINKINFO.
-IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
-#: Attribute inside IFLA_INFO_DATA of a bridge.
-IFLA_BR_VLAN_FILTERING = 7
-#: Attributes inside IFLA_INFO_SLAVE_DATA of a bridge's port.
-IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
+_OPERSTATE_UP = 6  # linux/if.h
+
 #: Kinds of links that have the hardware address of the link below them, and follow it.
 SHARE_MAC = frozenset({"ipvlan", "vlan"})
-#: Attribute inside IFLA_INFO_DATA of a veth: the other end.
-VETH_INFO_PEER = 1
-_FIXED = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 
 _L = TypeVar("_L", bound="Link")
 
@@ -151,7 +161,7 @@ class Link(NamedTuple):
         Raises:
             KernelError: (5) The kernel refused.
         """
-        self._change(set_request(f"cannot set link {self.name} down", index=self.index, flags=0, change=_IFF_UP))
+        self._change(set_request(f"cannot set link {self.name} down", index=self.index, flags=0, change=IFF_UP))
 
     def set_promisc(self, on: bool) -> None:
         """Make it receive all frames, or only those for it.
@@ -168,7 +178,7 @@ class Link(NamedTuple):
             KernelError: (5) The kernel refused.
         """
         what = f"cannot {'set' if on else 'clear'} all-multicast mode of link {self.name}"
-        self._change(set_request(what, index=self.index, flags=_IFF_ALLMULTI if on else 0, change=_IFF_ALLMULTI))
+        self._change(set_request(what, index=self.index, flags=IFF_ALLMULTI if on else 0, change=IFF_ALLMULTI))
 
     def set_mtu(self, mtu: int) -> None:
         """Set its MTU, in bytes.
@@ -426,108 +436,6 @@ def random_mac() -> str:
     return octets.hex(":")
 
 
-# -- requests and answers, for modules that send several at once -------------------------------------------------------
-
-
-def message(*attributes: bytes, family: int = 0, index: int = 0, flags: int = 0, change: int = 0) -> bytes:
-    """A link message without its netlink header."""
-    return _FIXED.pack(family, 0, index, flags, change) + b"".join(attributes)
-
-
-def info(kind: str, *data: bytes) -> bytes:
-    """Make the attribute of the kind of a link, and of the attributes that only this kind has."""
-    inner = attribute(IFLA_INFO_DATA, *data) if data else b""
-    return attribute(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, kind.encode(), b"\0"), inner)
-
-
-def get_request(*, what: str, name: str = "", index: int = 0) -> Message:
-    """Ask for one link, or, with neither name nor index, for all (to :meth:`~.rtnetlink.Socket.dump`)."""
-    attributes = [uint32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)]
-    if name:
-        attributes.append(text(IFLA_IFNAME, name))
-    return Message(rtnetlink.GETLINK, message(*attributes, index=index), what, flags=0)
-
-
-def set_request(
-    what: str,
-    *,
-    index: int = 0,
-    name: str = "",
-    flags: int = 0,
-    change: int = 0,
-    alias: str | None = None,
-    master: int | None = None,
-    mac: str | None = None,
-    mtu: int | None = None,
-    txqlen: int | None = None,
-    rename: str | None = None,
-    netns: NetNS | None = None,
-) -> Message:
-    """Change a link, named by index or name. None leaves a property; `change` masks the `flags` (IFF_*) to change.
-
-    With `rename`, the link is named by index.
-    """
-    attributes = []
-    if rename is not None:
-        attributes.append(text(IFLA_IFNAME, rename))
-    if netns is not None:
-        attributes.append(uint32(IFLA_NET_NS_FD, netns.fd))
-    if txqlen is not None:
-        attributes.append(uint32(IFLA_TXQLEN, txqlen))
-    if name:
-        attributes.append(text(IFLA_IFNAME, name))
-    if alias is not None:
-        attributes.append(text(IFLA_IFALIAS, alias))
-    if master is not None:
-        attributes.append(uint32(IFLA_MASTER, master))
-    if mac is not None:
-        attributes.append(mac_attribute(mac))
-    if mtu is not None:
-        attributes.append(uint32(IFLA_MTU, mtu))
-    return Message(rtnetlink.SETLINK, message(*attributes, index=index, flags=flags, change=change), what)
-
-
-def mac_attribute(mac: str) -> bytes:
-    """A hardware address: six bytes for Ethernet, but four for a tunnel and twenty for InfiniBand."""
-    return attribute(IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
-
-
-def up_request(index: int, name: str) -> Message:
-    """Set a link up."""
-    return set_request(f"cannot set link {name} up", index=index, flags=_IFF_UP, change=_IFF_UP)
-
-
-def promisc_request(index: int, name: str, on: bool) -> Message:
-    """Set or clear a link's IFF_PROMISC."""
-    return set_request(
-        f"cannot {'set' if on else 'clear'} promiscuous mode of link {name}",
-        index=index,
-        flags=_IFF_PROMISC if on else 0,
-        change=_IFF_PROMISC,
-    )
-
-
-def port_requests(
-    index: int = 0, name: str = "", *, hairpin: bool | None = None, isolated: bool | None = None
-) -> list[Message]:
-    """Change the flags of a bridge port, named by index or else by name. None leaves a flag as it is.
-
-    They are requests of their own so that the error says which flag an old kernel lacks (isolated: Linux 4.18).
-    """
-    requests = []
-    for number, value, title in (
-        (IFLA_BRPORT_MODE, hairpin, "hairpin mode"),
-        (IFLA_BRPORT_ISOLATED, isolated, "port isolation"),
-    ):
-        if value is None:
-            continue
-        kind = attribute(IFLA_INFO_SLAVE_KIND, b"bridge\0")
-        data = attribute(IFLA_INFO_SLAVE_DATA, uint8(number, value))
-        body = message(b"" if index else text(IFLA_IFNAME, name), attribute(IFLA_LINKINFO, kind, data), index=index)
-        requests.append(Message(rtnetlink.NEWLINK, body, f"cannot set {title} of bridge port {name}"))
-    return requests
-
-
 def delete_all(sock: rtnetlink.Socket, links: Sequence[Link]) -> int:
     """Delete links, by index; those that are gone are fine.
 
@@ -552,12 +460,6 @@ def delete_all(sock: rtnetlink.Socket, links: Sequence[Link]) -> int:
     return deleted
 
 
-def take_apart(data: bytes) -> tuple[int, int, dict[int, bytes]]:
-    """Index, flags and attributes of a link message, with its header."""
-    _, _, index, flags, _ = _FIXED.unpack_from(data, rtnetlink.HEADER.size)
-    return index, flags, read(data, rtnetlink.HEADER.size + _FIXED.size)
-
-
 def parse(data: bytes, netns: NetNS | None = None) -> Link:
     """Read a link message, with its header."""
     index, flags, found = take_apart(data)
@@ -572,13 +474,13 @@ def parse(data: bytes, netns: NetNS | None = None) -> Link:
         kind=kind,
         mac=found.get(IFLA_ADDRESS, b"").hex(":"),
         mtu=read_uint(found.get(IFLA_MTU, b"")),
-        up=bool(flags & _IFF_UP),
+        up=bool(flags & IFF_UP),
         running=read_uint(found.get(IFLA_OPERSTATE, b"")) == _OPERSTATE_UP,
-        promisc=bool(flags & _IFF_PROMISC),
+        promisc=bool(flags & IFF_PROMISC),
         master=read_uint(found.get(IFLA_MASTER, b"")),
         link_index=read_uint(found.get(IFLA_LINK, b"")),
         alias=read_text(found.get(IFLA_IFALIAS, b"")),
-        allmulti=bool(flags & _IFF_ALLMULTI),
+        allmulti=bool(flags & IFF_ALLMULTI),
         txqlen=read_uint(found.get(IFLA_TXQLEN, b"")),
         hairpin=None if port is None else bool(read_uint(port.get(IFLA_BRPORT_MODE, b""))),
         isolated=None if port is None else bool(read_uint(port.get(IFLA_BRPORT_ISOLATED, b""))),

@@ -30,7 +30,7 @@ from .. import netns as namespaces, rtnetlink
 from ..attributes import attribute, text
 from ..netns import NetNS
 from ..rtnetlink import KernelError, Message, Socket
-from . import link
+from . import link, messages
 from .link import Link
 
 # linux/rtnetlink.h, linux/if.h
@@ -89,7 +89,7 @@ def lend(device: Link, netns: NetNS, name: str, *, owner: Attachment) -> Loan:
     """
     if any(each.startswith(_PREFIX) for each in device.altnames):
         device = bring_home(device)
-    look = link.get_request(name=name, what=f"link {name}")
+    look = messages.get_request(name=name, what=f"link {name}")
     what = f"cannot move link {device.name} to {name} in {netns.path}"
     with rtnetlink.connect(netns) as there:
         # The kernel would move it first and find the name taken then.
@@ -99,7 +99,7 @@ def lend(device: Link, netns: NetNS, name: str, *, owner: Attachment) -> Loan:
         try:
             with rtnetlink.connect() as here:
                 here.send(
-                    [link.set_request(what, index=device.index, rename=name, alias=device.name, netns=netns)],
+                    [messages.set_request(what, index=device.index, rename=name, alias=device.name, netns=netns)],
                 )
             for answer in there.exchange([_altname_request(_NEWLINKPROP, tag(owner), name=name), look]):
                 # Without alternative names (before Linux 5.5) the alias alone tells of the loan.
@@ -124,7 +124,7 @@ def find(owner: Attachment, netns: NetNS | None = None) -> Link | None:
     Raises:
         KernelError: (5) The kernel refused to tell.
     """
-    body = link.message(attribute(link.IFLA_ALT_IFNAME, tag(owner).encode(), b"\0"))
+    body = messages.message(attribute(messages.IFLA_ALT_IFNAME, tag(owner).encode(), b"\0"))
     with rtnetlink.connect(netns) as sock:
         (answer,) = sock.exchange([Message(rtnetlink.GETLINK, body, f"cannot look up {owner}", flags=0)])
     if isinstance(answer, KernelError):
@@ -253,7 +253,7 @@ def give_back(end: Link, *, owner: Attachment, name: str = "") -> Link | None:
             target = targets.pop(0)
             alias = _NO_ALIAS if target == name else name or _NO_ALIAS
             what = f"cannot move link {end.name} back to the host as {target}"
-            move = link.set_request(what, index=end.index, rename=target, alias=alias, netns=host)
+            move = messages.set_request(what, index=end.index, rename=target, alias=alias, netns=host)
             (answer,) = there.exchange([move])
             if not isinstance(answer, KernelError):
                 break
@@ -315,11 +315,11 @@ def bring_home(home: Link) -> Link:
     """
     name, requests = name_at_home(home), []
     if name == home.name:
-        requests.append(link.set_request(f"cannot clear the alias of {name}", index=home.index, alias=_NO_ALIAS))
+        requests.append(messages.set_request(f"cannot clear the alias of {name}", index=home.index, alias=_NO_ALIAS))
     # One that is up is in use under the name it has.
     elif name and not home.up:
         what = f"cannot rename link {home.name} to {name}"
-        requests.append(link.set_request(what, index=home.index, rename=name, alias=_NO_ALIAS))
+        requests.append(messages.set_request(what, index=home.index, rename=name, alias=_NO_ALIAS))
     tags = [each for each in home.altnames if each.startswith(_PREFIX)]
     requests += [_altname_request(_DELLINKPROP, each, index=home.index) for each in tags]
     with rtnetlink.connect() as sock:
@@ -333,7 +333,7 @@ def _fetch(there: Socket, device: Link, netns: NetNS, name: str, owner: Attachme
     """Bring a link home after a move that failed, if it has left."""
     if link.find(device.name) is not None:
         return
-    answers = there.exchange([link.get_request(name=each, what=f"link {each}") for each in (name, device.name)])
+    answers = there.exchange([messages.get_request(name=each, what=f"link {each}") for each in (name, device.name)])
     for answer in answers:
         if isinstance(answer, bytes):
             end = link.parse(answer, netns)
@@ -360,7 +360,7 @@ def tag(owner: Attachment) -> str:
 
 def _altname_request(kind: int, altname: str, *, index: int = 0, name: str = "") -> Message:
     """Add or delete an alternative name of a link, named by index or else by name."""
-    names = attribute(link.IFLA_PROP_LIST | _NESTED, attribute(link.IFLA_ALT_IFNAME, altname.encode(), b"\0"))
+    names = attribute(messages.IFLA_PROP_LIST | _NESTED, attribute(messages.IFLA_ALT_IFNAME, altname.encode(), b"\0"))
     flags = rtnetlink.F_ACK | (rtnetlink.F_CREATE | rtnetlink.F_EXCL if kind == _NEWLINKPROP else 0)
-    body = link.message(text(link.IFLA_IFNAME, name) if name else b"", names, index=index)
+    body = messages.message(text(messages.IFLA_IFNAME, name) if name else b"", names, index=index)
     return Message(kind, body, f"cannot change the alternative name {altname} of link {name or index}", flags)

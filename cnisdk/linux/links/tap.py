@@ -16,7 +16,7 @@ from .. import program, rtnetlink
 from ..attributes import text
 from ..netns import NetNS
 from ..rtnetlink import KernelError
-from . import link
+from . import link, messages
 from .link import Link
 
 MIN_TAP_MTU, MAX_TAP_MTU = 68, 65521
@@ -64,8 +64,8 @@ def create(
         InvalidEnvironmentError: (4) There is a link of that name.
         IOFailureError: (5) The kernel refused, or lacks TAP devices.
     """
-    look = link.get_request(name=name, what=f"link {name}")
-    change = link.set_request(
+    look = messages.get_request(name=name, what=f"link {name}")
+    change = messages.set_request(
         f"cannot set up tap {name} in {netns.path}",
         name=name,
         alias=owner.tag,
@@ -146,7 +146,7 @@ def _finish(there: rtnetlink.Socket, change: rtnetlink.Message, look: rtnetlink.
 
 
 def _delete(there: rtnetlink.Socket, name: str) -> None:
-    body = link.message(text(link.IFLA_IFNAME, name))
+    body = messages.message(text(messages.IFLA_IFNAME, name))
     there.exchange([rtnetlink.Message(rtnetlink.DELLINK, body, f"cannot delete link {name}")])
 
 

@@ -19,7 +19,7 @@ from .. import rtnetlink, sysctl
 from ..attributes import attribute, text, uint32
 from ..netns import NetNS
 from ..rtnetlink import KernelError, Message
-from . import bridge_port, link
+from . import bridge_port, link, messages
 from .bridge_port import Port
 from .link import Link, LinkNotFoundError
 
@@ -140,7 +140,7 @@ def create(
             sysctl.refuse_advertisements(host.name)
             if port is not None and port.vlans is not None:
                 bridge_port.set_vlans(host, port.vlans)
-            sock.send([link.up_request(host.index, host.name)])
+            sock.send([messages.up_request(host.index, host.name)])
         except BaseException:
             link.delete_all(sock, [host])
             raise
@@ -198,7 +198,7 @@ def delete(owner: Attachment, *, netns: NetNS | None = None) -> bool:
 def _is_of_another(end: Link, owner: Attachment) -> bool:
     """Return whether the alias of the host end names another owner."""
     with rtnetlink.connect() as sock:
-        (answer,) = sock.exchange([link.get_request(index=end.link_index, what=f"the host end of {end.name}")])
+        (answer,) = sock.exchange([messages.get_request(index=end.link_index, what=f"the host end of {end.name}")])
     if answer is None or isinstance(answer, KernelError):
         return False
     host = link.parse(answer)
@@ -231,16 +231,16 @@ def _create(
     for name in host_names(owner):
         # This looks first, because the kernel goes on after a request that it refuses: if the name is taken, the second
         # request would change the alias of another owner's link.
-        (taken,) = sock.exchange([link.get_request(name=name, what=f"link {name}")])
+        (taken,) = sock.exchange([messages.get_request(name=name, what=f"link {name}")])
         if not isinstance(taken, KernelError):
             _check_not_attached(taken, owner)
             continue
         created, *changed, found = sock.exchange(
             [
                 _create_request(netns, ifname, name, mtu=mtu, mac=mac, port=port),
-                link.set_request(f"cannot set the alias of link {name}", name=name, alias=owner.tag),
+                messages.set_request(f"cannot set the alias of link {name}", name=name, alias=owner.tag),
                 *_port_requests(name, port),
-                link.get_request(name=name, what=f"link {name}"),
+                messages.get_request(name=name, what=f"link {name}"),
             ]
         )
         if isinstance(created, KernelError):
@@ -280,16 +280,16 @@ def _is_own(there: Link, owner: Attachment) -> bool:
 
 
 def _create_request(netns: NetNS, ifname: str, name: str, *, mtu: int | None, mac: str, port: Port | None) -> Message:
-    size = uint32(link.IFLA_MTU, mtu) if mtu else b""
-    peer = link.message(
-        text(link.IFLA_IFNAME, ifname), link.mac_attribute(mac), uint32(link.IFLA_NET_NS_FD, netns.fd), size
+    size = uint32(messages.IFLA_MTU, mtu) if mtu else b""
+    peer = messages.message(
+        text(messages.IFLA_IFNAME, ifname), messages.mac_attribute(mac), uint32(messages.IFLA_NET_NS_FD, netns.fd), size
     )
-    body = link.message(
-        text(link.IFLA_IFNAME, name),
-        link.mac_attribute(link.random_mac()),
+    body = messages.message(
+        text(messages.IFLA_IFNAME, name),
+        messages.mac_attribute(link.random_mac()),
         size,
-        b"" if port is None else uint32(link.IFLA_MASTER, port.bridge.index),
-        link.info("veth", attribute(link.VETH_INFO_PEER, peer)),
+        b"" if port is None else uint32(messages.IFLA_MASTER, port.bridge.index),
+        messages.info("veth", attribute(messages.VETH_INFO_PEER, peer)),
     )
     what = f"cannot create veth {ifname} in {netns.path} with its host end {name}"
     return Message(rtnetlink.NEWLINK, body, what, rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL)
@@ -299,7 +299,7 @@ def _port_requests(name: str, port: Port | None) -> list[Message]:
     if port is None:
         return []
     # A new port has neither flag. Only flags to be set are sent: old kernels do not know them.
-    return link.port_requests(name=name, hairpin=port.hairpin or None, isolated=port.isolated or None)
+    return messages.port_requests(name=name, hairpin=port.hairpin or None, isolated=port.isolated or None)
 
 
 def _explain(error: KernelError, netns: NetNS, ifname: str) -> Exception:
@@ -317,7 +317,7 @@ def _explain(error: KernelError, netns: NetNS, ifname: str) -> Exception:
 
 def _host_ends(sock: rtnetlink.Socket, owner: Attachment) -> list[Link]:
     """Find the links with a name derived from the attachment that are its own."""
-    answers = sock.exchange([link.get_request(name=name, what=f"link {name}") for name in host_names(owner)])
+    answers = sock.exchange([messages.get_request(name=name, what=f"link {name}") for name in host_names(owner)])
     ends = []
     for answer in answers:
         if isinstance(answer, KernelError):

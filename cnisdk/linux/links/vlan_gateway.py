@@ -20,7 +20,7 @@ from ...spec.names import short_hash
 from .. import lock, rtnetlink, sysctl
 from ..attributes import attribute, text, uint32
 from ..rtnetlink import KernelError, Message, Socket
-from . import link
+from . import link, messages
 from .bridge_port import VID_MAX, access_requests, find_carriers
 from .link import Link
 
@@ -127,7 +127,7 @@ def _find_unused(bridge: str, vlan: int) -> Link | None:
 
 
 def _find(sock: Socket, name: str) -> Link | None:
-    (answer,) = sock.exchange([link.get_request(name=name, what=f"link {name}")])
+    (answer,) = sock.exchange([messages.get_request(name=name, what=f"link {name}")])
     if isinstance(answer, KernelError):
         if answer.errno == errno.ENODEV:
             return None
@@ -143,12 +143,12 @@ def _create(sock: Socket, bridge: Link, vlan: int) -> tuple[bool, Link]:
     # Looked at first, because the kernel goes on after a request it refuses: the alias would be set on another's link.
     if (taken := _find(sock, port_name)) is not None and not _is_ours(taken, bridge.name, vlan):
         raise KernelError(what, errno.EEXIST)
-    peer = link.message(text(link.IFLA_IFNAME, name), link.mac_attribute(link.random_mac()))
-    body = link.message(
-        text(link.IFLA_IFNAME, port_name),
-        link.mac_attribute(link.random_mac()),
-        uint32(link.IFLA_MASTER, bridge.index),
-        link.info("veth", attribute(link.VETH_INFO_PEER, peer)),
+    peer = messages.message(text(messages.IFLA_IFNAME, name), messages.mac_attribute(link.random_mac()))
+    body = messages.message(
+        text(messages.IFLA_IFNAME, port_name),
+        messages.mac_attribute(link.random_mac()),
+        uint32(messages.IFLA_MASTER, bridge.index),
+        messages.info("veth", attribute(messages.VETH_INFO_PEER, peer)),
     )
     flags = rtnetlink.F_ACK | rtnetlink.F_CREATE | rtnetlink.F_EXCL
     tag = f"{_TAG}{bridge.name}/{vlan}"
@@ -156,9 +156,9 @@ def _create(sock: Socket, bridge: Link, vlan: int) -> tuple[bool, Link]:
         [
             Message(rtnetlink.NEWLINK, body, what, flags),
             # In the same send: no kill comes between.
-            link.set_request(f"cannot set the alias of link {port_name}", name=port_name, alias=tag),
-            link.set_request(f"cannot set the alias of link {name}", name=name, alias=tag),
-            link.get_request(name=name, what=f"link {name}"),
+            messages.set_request(f"cannot set the alias of link {port_name}", name=port_name, alias=tag),
+            messages.set_request(f"cannot set the alias of link {name}", name=name, alias=tag),
+            messages.get_request(name=name, what=f"link {name}"),
         ]
     )
     # With EEXIST, another ADD was as fast.
@@ -173,11 +173,11 @@ def _create(sock: Socket, bridge: Link, vlan: int) -> tuple[bool, Link]:
 def _prepare(sock: Socket, bridge: Link, vlan: int, gateway: Link) -> Link:
     """See that a link leads into the VLAN of the bridge, and set it up; one of ours is put right."""
     if gateway.kind == "vlan" and gateway.link_index == bridge.index:  # `ip link add link br0 name br0.100 type vlan`
-        sock.send([link.up_request(gateway.index, gateway.name)])
+        sock.send([messages.up_request(gateway.index, gateway.name)])
         return gateway._replace(up=True)
     what = f"the bridge's end of {gateway.name}"
     (found,) = (
-        sock.exchange([link.get_request(index=gateway.link_index, what=what)]) if gateway.kind == "veth" else [None]
+        sock.exchange([messages.get_request(index=gateway.link_index, what=what)]) if gateway.kind == "veth" else [None]
     )
     port = link.parse(found) if isinstance(found, bytes) else None
     ours = port is not None and _is_ours(port, bridge.name, vlan)
@@ -193,5 +193,5 @@ def _prepare(sock: Socket, bridge: Link, vlan: int, gateway: Link) -> Link:
         sock.send(access_requests(port.index, port.name, vlan))
         for each in (port.name, gateway.name):
             sysctl.refuse_advertisements(each)
-    sock.send([link.up_request(port.index, port.name), link.up_request(gateway.index, gateway.name)])
+    sock.send([messages.up_request(port.index, port.name), messages.up_request(gateway.index, gateway.name)])
     return gateway._replace(up=True)

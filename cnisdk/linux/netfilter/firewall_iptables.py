@@ -328,11 +328,11 @@ def check(version: int, addresses: Collection[IPAddress], admin: str, ingress: I
 def _problem(table: Table, addresses: Collection[IPAddress], base: Iterable[BaseRule]) -> str:
     for rule in base:
         if not rule.is_in(table):
-            return f"no rule like this: {rule.text} in chain {rule.chain} of {table}"
+            return f"a rule is missing or was changed: {rule.text} in chain {rule.chain} of {table}"
     for address, kinds in _list_accepts(table, addresses).items():
         for text, there in zip(_texts(address), kinds, strict=True):
             if not there:
-                return f"no rule like this: {text} in chain {_PRIVATE} of {table}"
+                return f"a rule is missing or was changed: {text} in chain {_PRIVATE} of {table}"
     return ""
 
 
