@@ -26,7 +26,7 @@ from ..errors import (
 from ..linux import netns as namespaces
 from ..linux.ip import address, layer3, route
 from ..linux.links import link
-from ..spec.addresses import IPInterface, parse_interface, parse_network, specified
+from ..spec.addresses import IPAddress, IPInterface, parse_interface, parse_network, specified
 from ..spec.codec import find_key, structure
 from ..spec.result import DNS, IPConfig, Result, Route
 from ..spec.versions import Verb
@@ -318,6 +318,16 @@ def delete_veth(request: DelRequest[Any]) -> None:
         veth.delete(owner, netns=netns)
 
     run_all(delete_links, lambda: masquerade.delete(owner, addresses, gone=gone))
+
+
+def list_own_addresses(request: AttachmentRequest[Any]) -> set[IPAddress]:
+    """Return the addresses of the attachment's interface; none if its name or its namespace is another's by now."""
+    netns, result = request.find_netns(), request.prev_result
+    there = None if netns is None else link.find(request.ifname, netns)
+    described = None if result is None else find_described(result, request.ifname)
+    if there is None or (described is not None and described.mac and described.mac.lower() != there.mac):
+        return set()
+    return {each.interface.ip for each in address.list_on(there)}
 
 
 def is_own(request: DelRequest[Any], there: Link, kind: str) -> bool:

@@ -238,6 +238,16 @@ class Survey:
         """Return the place of an address in words, such as ``eth0 in /run/netns/blue``; None when no link has it."""
         return self._addresses.get(address)
 
+    def may_use(self, address: IPAddress, *, but: int | None = None) -> bool:
+        """Return whether a container uses an address, or one that could not be looked at may.
+
+        Args:
+            address: The address.
+            but: Inode of a namespace in which the address is known to be: no other is expected to have it then.
+        """
+        others = [each for inode, each in self.namespaces.items() if inode not in (self.own, but)]
+        return any(address in each.addresses for each in others) or bool(self.doubts and but is None)
+
     def find_mac(self, mac: str) -> str | None:
         """Return the place of a hardware address in words; None when no link has it, or one of the host's own."""
         return self._macs.get(mac)

@@ -9,8 +9,8 @@ if __name__ == "__main__":  # VERSION needs nothing of what follows
 
     answer_version()
 
-from collections.abc import Collection
-from functools import partial
+from collections.abc import Callable, Collection
+from functools import cache, partial
 
 from cnisdk import (
     AddRequest,
@@ -19,7 +19,6 @@ from cnisdk import (
     DelRequest,
     GCRequest,
     InvalidConfigError,
-    InvalidEnvironmentError,
     IOFailureError,
     NetConf,
     Plugin,
@@ -29,12 +28,12 @@ from cnisdk import (
     frozen,
     run_all,
 )
-from cnisdk.linux import address, firewall, firewalld, link
+from cnisdk.linux import firewall, firewalld
 from cnisdk.linux.netfilter.firewall import Ingress
-from cnisdk.plugin import interface, zones
+from cnisdk.plugin import chained, interface, zones
 from cnisdk.plugin.request import AttachmentRequest
 from cnisdk.spec.addresses import IPAddress
-from cnisdk.spec.names import check_ifname, shorten
+from cnisdk.spec.names import shorten
 
 TYPE_CHECKING = False  # without typing, a request ends sooner
 if TYPE_CHECKING:
@@ -167,7 +166,7 @@ def wanted(request: AddRequest[FirewallConf] | CheckRequest[FirewallConf]) -> Wa
         InvalidConfigError: (7) There is no previous result, or it has no interface for the policy.
     """
     conf, result = request.conf, request.require_prev_result()
-    ingress = None if conf.policy == "open" else Ingress(conf.policy, *find_bridge(result))
+    ingress = None if conf.policy == "open" else Ingress(conf.policy, *chained.find_bridge(result, "$.ingressPolicy"))
     return request.attachment, addresses_of(result), conf.admin_chain, ingress
 
 
@@ -209,76 +208,33 @@ def withdraw(request: AttachmentRequest[FirewallConf], known: Collection[IPAddre
         asked = known and (conf.backend == FIREWALLD or (not conf.backend and firewalld.is_running()))
         zones.withdraw(request.attachment, conf.zone, known if asked else (), is_used)
 
-    is_used = Neighbours(request).have
+    is_used = neighbours(request)
     run_all(partial(firewall.withdraw, request.attachment, known, is_used), withdraw_sources)
 
 
-class Neighbours:
-    """Other containers that may use an address of an attachment, whose DEL comes late.
+def neighbours(request: AttachmentRequest[FirewallConf]) -> Callable[[IPAddress], bool]:
+    """Return a function that tells if another container may use an address of an attachment, whose DEL comes late.
 
     The reference's rules name no owner. The next container may have the address, and rules like those: all namespaces
-    of the host are looked into. What cannot be looked at may be that container, unless this one has the address still.
-
-    Args:
-        request: The request.
+    of the host are looked into, when the function is called first.
     """
 
-    def __init__(self, request: AttachmentRequest[FirewallConf]) -> None:
-        self._request = request
-        self._own: set[IPAddress] = set()
-        self._survey: Survey | None = None
+    @cache
+    def look() -> "tuple[Survey, set[IPAddress]]":
+        from cnisdk.runtime import survey_host
 
-    def have(self, known: IPAddress) -> bool:
-        """Return whether another container uses an address, or may."""
-        if self._survey is None:
-            from cnisdk.runtime import survey_host
+        return survey_host(), interface.list_own_addresses(request)
 
-            self._survey = survey_host()
-            self._own = self._list_own()
-        survey, netns = self._survey, self._request.find_netns()
-        passed = {survey.own, netns.inode if netns is not None and known in self._own else survey.own}
-        others = [each for inode, each in survey.namespaces.items() if inode not in passed]
-        return any(known in each.addresses for each in others) or bool(survey.doubts and known not in self._own)
+    def may_use(address: IPAddress) -> bool:
+        (survey, own), netns = look(), request.find_netns()
+        return survey.may_use(address, but=netns.inode if netns is not None and address in own else None)
 
-    def _list_own(self) -> set[IPAddress]:
-        """Return the addresses of the attachment's interface; none if its name or its namespace is another's by now."""
-        request = self._request
-        netns, result = request.find_netns(), request.prev_result
-        there = None if netns is None else link.find(request.ifname, netns)
-        described = None if result is None else interface.find_described(result, request.ifname)
-        if there is None or (described is not None and described.mac and described.mac.lower() != there.mac):
-            return set()
-        return {each.interface.ip for each in address.list_on(there)}
+    return may_use
 
 
 def addresses_of(result: Result) -> list[IPAddress]:
     """List the addresses of a result, of all its interfaces."""
     return [each.address.ip for each in result.ips]
-
-
-def find_bridge(result: Result) -> tuple[str, tuple[str, ...]]:
-    """Return the bridge that a result names, and the attachment's ports; without a bridge the host's link, as of ptp.
-
-    Raises:
-        InvalidConfigError: (7) The result names no link of the host, or what can be no name of a link.
-    """
-    names = [each.name for each in result.interfaces if not each.sandbox]
-    if not names:
-        raise InvalidConfigError(
-            "$.ingressPolicy needs a bridge, but $.prevResult.interfaces has no link of the host",
-            details="put firewall behind a plugin that attaches to a bridge, such as bridge",
-        )
-    try:
-        check_ifname(names[0])
-    except InvalidEnvironmentError as exc:
-        raise InvalidConfigError(
-            f"$.prevResult.interfaces has {shorten(names[0])}, expected the name of a link"
-        ) from exc
-    links = [found for name in names if (found := link.find(name)) is not None]
-    bridge = next((each for each in links if each.kind == "bridge"), None)
-    if bridge is None:
-        return names[0], ()
-    return bridge.name, tuple(each.name for each in links if each.master == bridge.index)
 
 
 main = PluginMain(Firewall, "CNI firewall plugin v1.9.1")

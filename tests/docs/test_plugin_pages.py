@@ -41,6 +41,12 @@ def test_a_plugin_file_is_as_short_as_the_table_says() -> None:
         assert lines <= (300 if name == "bridge" else 200), name
 
 
+@pytest.mark.parametrize("name", ["bandwidth", "firewall", "portmap", "sbr", "tuning", "vrf"])
+def test_a_chained_plugin_is_short(name: str) -> None:
+    lines = Path(str(import_module(INSTALLED[name].module).__file__)).read_text().splitlines()
+    assert len(lines) <= 250
+
+
 @pytest.mark.parametrize("name", sorted(name for name in INSTALLED if (PAGES / f"{name}.md").exists()))
 def test_keys_of_a_page(name: str) -> None:
     plugin = import_module(INSTALLED[name].module).main.plugin
