@@ -11,6 +11,7 @@ import pytest
 
 from cnisdk.testing import Host, PluginUnderTest
 from cnisdk_plugins.bridge import Bridge
+from cnisdk_plugins.portmap import Portmap
 
 from ..plugin.test_ipam import SHAPES
 from .conftest import left, sweep
@@ -70,13 +71,15 @@ def test_results_of_both_are_equal(swept_host: Host, go: Path, shape: str, versi
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_published_port_is_reached_from_outside(swept_host: Host, outside: Host, go: Path, shape: str) -> None:
+@pytest.mark.parametrize(("shape", "maker"), [*((shape, "reference") for shape in SHAPES), (NULLS, "ours")])
+def test_a_published_port_is_reached_from_outside(
+    swept_host: Host, outside: Host, go: Path, shape: str, maker: str
+) -> None:
     """The reference's portmap maps ports to the addresses that belong to an interface with a sandbox."""
     container, ours = swept_host.container(), bridge(swept_host, Bridge, shape, "1.0.0")
     ports = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
     conf = {"cniVersion": "1.0.0", "name": "net", "runtimeConfig": {"portMappings": ports}}
-    portmap = swept_host.plugin(go / "portmap", conf)
+    portmap = swept_host.plugin(go / "portmap" if maker == "reference" else Portmap, conf)
     swept_host.connect(outside, address="198.51.100.1/24", other_address="198.51.100.2/24")
     result = ours.run("ADD", container).document
     assert portmap.run("ADD", container, prevResult=result).document == result
