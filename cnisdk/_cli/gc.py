@@ -22,12 +22,12 @@ from ..invoke.find import split_path
 from ..ipam.store import Owner
 from ..linux.links import veth
 from ..runtime.cache import DEFAULT_CACHE_DIR
-from ..runtime.caches import Remembered, forget
+from ..runtime.caches import Remembered, forget, was_replaced
 from ..runtime.liveness import Liveness, namespace_of
 from ..runtime.load import load_network
 from ..runtime.network import Network
 from ..runtime.runner import Runtime
-from ..runtime.survey import find_obstacle, look_at
+from ..runtime.survey import find_obstacle, find_working, look_at
 from ..spec.names import Attachment
 from .attachments import HostState, JudgedAttachment, add_shared_arguments, judge_host
 from .options import add_cni_path
@@ -102,7 +102,18 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
         if each.verdict.state == "unknown":
             _say("keep", each)
     failures: list[CNIError] = []
-    for each in dead:
+    looked = time.monotonic()
+    for number, each in enumerate(dead):
+        if not args.dry_run and time.monotonic() > looked + min(args.pause, _PAUSE):
+            # Dropping many takes a while, in which runtimes go on.
+            now = {found.owner: found for found in _attachments(judge_host(args, network.name))}
+            looked = time.monotonic()
+            before = {left.owner: left.stamps for left in dead[number:]}
+            dead[number:] = [_at_second_look(now.get(left.owner, left), before) for left in dead[number:]]
+            each = dead[number]
+        if each.verdict.state != "dead":
+            _say("keep", each)
+            continue
         _say("would drop" if args.dry_run else "drop", each)
         if not args.dry_run:
             try:
@@ -139,8 +150,9 @@ def _drop(args: argparse.Namespace, network: Network, each: JudgedAttachment) ->
     if attachment.ifname:
         entries: list[Remembered | None] = [*each.traces.entries]
         for entry in entries or [None]:
-            if _is_back(each):
-                print(f"keep {each.owner}: it exists again")
+            back = _find_return(each)
+            if back:
+                print(f"keep {each.owner}: {back}")
                 return
             directory = DEFAULT_CACHE_DIR if entry is None else entry.cache_dir
             runtime = Runtime(split_path(args.cni_path), cache_dir=directory, on_warning=_warn)
@@ -162,12 +174,21 @@ def _drop(args: argparse.Namespace, network: Network, each: JudgedAttachment) ->
             raise IOFailureError(f"cannot remove {entry.path}: {exc.strerror}") from exc
 
 
-def _is_back(each: JudgedAttachment) -> bool:
-    """Return True if the attachment was added again since the second judgement: dropping many takes a while."""
-    if veth.find_host_end(each.traces.attachment) is not None:
-        return True
-    paths = [path for path in map(namespace_of, each.traces.entries) if path and not path.startswith("/proc/")]
-    return any(look_at(path).found == "there" for path in paths)
+def _find_return(each: JudgedAttachment) -> str | None:
+    """Find out that an attachment was added again since the last judgement, or is being added; return how that shows.
+
+    Nothing keeps a runtime from beginning an ADD after this. What that ADD makes before the DEL ends may be deleted.
+    """
+    attachment, entries = each.traces.attachment, each.traces.entries
+    if veth.find_host_end(attachment) is not None:
+        return "it exists again"
+    paths = [path for path in map(namespace_of, entries) if path and not path.startswith("/proc/")]
+    if any(look_at(path).found == "there" for path in paths):
+        return "it exists again"
+    if any(was_replaced(entry) for entry in entries):
+        return "a runtime has attached it again"
+    working = find_working(attachment.container_id)
+    return f"{working} works for it" if working else None
 
 
 def _run_plugins(args: argparse.Namespace, network: Network) -> None:

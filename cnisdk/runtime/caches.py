@@ -215,6 +215,15 @@ def read_file(path: str) -> Remembered | Unreadable | None:
     return Remembered(entry, path, age, max(about.st_mtime, about.st_ctime), stamp)
 
 
+def was_replaced(found: Remembered | Unreadable) -> bool:
+    """Return whether another file has the name of one that was read: a runtime has written a result since."""
+    try:
+        about = os.stat(found.path)
+    except OSError:
+        return False
+    return (about.st_ino, about.st_ctime_ns) != found.stamp
+
+
 def forget(found: Remembered | Unreadable) -> bool:
     """Remove a file if it is still the very one that was read, and return whether it was.
 

@@ -198,6 +198,24 @@ def survey_host(
     )
 
 
+def find_working(container_id: str) -> str | None:
+    """Return the process of a plugin that is at work for a container, in words; None when there is none.
+
+    Processes that this one may not look at are passed over.
+    """
+    wanted = _VARIABLE + os.fsencode(container_id)
+    for pid in os.listdir(_PROC):
+        if not pid.isdigit() or int(pid) == os.getpid():
+            continue
+        try:
+            if wanted in _read(f"{_PROC}/{pid}/environ").split(b"\0"):
+                program = _read(f"{_PROC}/{pid}/comm").decode(errors="replace").strip()
+                return f"process {pid} ({program})"
+        except OSError:
+            continue
+    return None
+
+
 def find_obstacle() -> str | None:
     """Find the reason why this process does not see all of the host; None when it does.
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -140,6 +141,28 @@ def test_gc_keeps_what_lives_at_the_path_of_a_process(cluster: Cluster) -> None:
         assert out.count("is another one now") == 2
         for running in (mine, other):
             running.communicate()
+
+
+@pytest.mark.parametrize("shows", ["by its result", "by its plugin", "by its lease"])
+def test_what_is_attached_again_while_gc_works_stays(cluster: Cluster, shows: str) -> None:
+    """Dropping many takes a while, in which a runtime adds one of them again, under the same names."""
+    for number, container in enumerate(("c1", "c2"), start=2):
+        cluster.lease(container, f"10.111.0.{number}")
+        cluster.remember(container, f"10.111.0.{number}", "/var/lib/cni", f"/run/netns/{container}")
+    results, deleted = "/var/lib/cni/results", cluster.root / "deleted"
+    again = {
+        "by its result": f"cp {results}/net-c2-eth0 {results}/.new; mv {results}/.new {results}/net-c2-eth0",
+        "by its plugin": f"CNI_CONTAINERID=c2 tail -f /dev/null > /dev/null 2>&1 & echo $! > {cluster.root}/pid",
+        "by its lease": f"rm {cluster.store.path}/10.111.0.3; printf 'c2\\r\\neth0' > {cluster.store.path}/10.111.0.3",
+    }
+    cluster.plugin.write_text(f"#!/bin/sh\necho $CNI_CONTAINERID >> {deleted}\n{again[shows]}\n")
+    # Without a pause, each one is judged again before it is dropped.
+    out = cluster.gc("--grace", "0", pause="0" if shows == "by its lease" else "1")
+    if shows == "by its plugin":
+        os.kill(int((cluster.root / "pid").read_text()), signal.SIGKILL)
+    assert deleted.read_text() == "c1\n"
+    assert "c2" in cluster.held().values()
+    assert out.count("keep ") >= 1
 
 
 def test_del_of_the_dead_does_not_get_the_namespace_of_another_process(cluster: Cluster) -> None:
