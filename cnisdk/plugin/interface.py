@@ -276,8 +276,9 @@ def delete_in_container(request: DelRequest[Any], kind: str) -> bool:
     """Delete the container's link, if it is this attachment's. Absence, and a namespace that is gone, are fine.
 
     Its alias says whose it is. One without alias is taken for the reference plugin's, unless its kind is another, or
-    ``prevResult`` gives this attachment's another hardware address. Nothing outside ``CNI_NETNS`` is ever deleted:
-    whatever alias a container gives its links, it can only keep them.
+    ``prevResult`` gives this attachment's another hardware address, or other addresses where links share that: the path
+    may lead to the next container by now. Nothing outside ``CNI_NETNS`` is ever deleted: whatever alias a container
+    gives its links, it can only keep them.
 
     Returns:
         Whether there was something to delete.
@@ -313,9 +314,11 @@ def delete_veth(request: DelRequest[Any]) -> None:
             return
         netns = request.find_netns()
         gone = netns is None
-        if netns is not None and (end := link.find(request.ifname, netns)) is not None:
+        end = None if netns is None else link.find(request.ifname, netns)
+        # The path may lead to another container by now, whose veth the reference plugin made.
+        if end is not None and is_own(request, end, "veth"):
             addresses.update(each.interface for each in address.list_on(end))
-        veth.delete(owner, netns=netns)
+            veth.delete(owner, netns=netns)
 
     run_all(delete_links, lambda: masquerade.delete(owner, addresses, gone=gone))
 
@@ -336,10 +339,14 @@ def is_own(request: DelRequest[Any], there: Link, kind: str) -> bool:
         return False
     if there.alias.startswith("cni:"):
         return there.alias == request.attachment.tag
-    if kind in link.SHARE_MAC:  # it follows that of the link below
-        return True
     result = request.prev_result
-    described = find_described(result, request.ifname) if result is not None else None
+    if result is None:
+        return True
+    if kind in link.SHARE_MAC:  # it follows that of the link below: the addresses tell
+        known = {ip.address.ip for ip in own_ips(result, request.ifname)}
+        present = {each.interface.ip for each in address.list_on(there) if not each.interface.ip.is_link_local}
+        return not known or not present or not known.isdisjoint(present)
+    described = find_described(result, request.ifname)
     return described is None or not described.mac or described.mac.lower() == there.mac
 
 

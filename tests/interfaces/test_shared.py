@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import re
@@ -201,6 +202,29 @@ def test_interop_with_the_reference(bench: Bench, go: None, versions: Sequence[s
             bench.host.shell(f"rm -rf {LEASES}/*")
         if version >= bench.subject.equal_since:
             assert results[0] == results[1], version
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("adder", ["ours", "reference"])
+@pytest.mark.parametrize("name", [each for each in subjects(reference=True) if each.values[0] != "loopback"])
+def test_a_late_del_leaves_the_next_container_at_the_path_alone(bench: Bench, go: None, adder: str) -> None:
+    """The path of a namespace, such as that of a process, leads to another container by now. Its links have no mark."""
+    ours = bench.plugin(bench.subject.plugin, ipam=DUAL_STACK, cniVersion="1.0.0")
+    alive = ours if adder == "ours" else bench.plugin(GO / bench.type, ipam=DUAL_STACK, cniVersion="1.0.0")
+    result = alive.run("ADD", bench.container).document
+    before = bench.state()
+    other = json.loads(json.dumps(result).replace("10.1.0.", "10.1.9.").replace("2001:db8:1:", "2001:db8:9:"))
+    for interface in other["interfaces"]:
+        interface["mac"] = "02:00:00:00:99:99"
+    gone = "nic7" if "device" in bench.subject.conf else None
+    late = (
+        ours if gone is None else bench.plugin(bench.subject.plugin, ipam=DUAL_STACK, cniVersion="1.0.0", device=gone)
+    )
+    late.run("DEL", bench.container, environ={"CNI_CONTAINERID": "late"}, prevResult=other).raise_for_error()
+    assert bench.state() == before
+    ours.run("DEL", bench.container, prevResult=result).raise_for_error()
+    bench.host.shell(bench.subject.tidy or ":")
+    bench.assert_nothing_is_left()
 
 
 @pytest.fixture

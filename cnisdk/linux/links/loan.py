@@ -139,7 +139,8 @@ def find_lent(owner: Attachment, netns: NetNS, *, device: str = "", mac: str = "
     """Look up the link that an attachment has on loan in its container, also one that the reference plugin lent.
 
     The reference plugin tags nothing: its link has the attachment's name and an alias that is a name. If the container
-    has renamed it, the device or the hardware address tells.
+    has renamed it, the device or the hardware address tells. If both are known, and neither is right, it is another's:
+    the path of a namespace may lead to the next container by now.
 
     Args:
         owner: The attachment.
@@ -157,7 +158,7 @@ def find_lent(owner: Attachment, netns: NetNS, *, device: str = "", mac: str = "
     if tagged is not None:
         return tagged
     named = link.find(owner.ifname, netns)
-    if named is not None and _is_untagged(named):
+    if named is not None and _is_untagged(named) and (not mac or named.mac == mac or device in ("", named.alias)):
         return named
     for each in link.list_all(netns):
         if _is_untagged(each) and (each.alias == device or (mac and each.mac == mac)):
