@@ -258,6 +258,20 @@ def test_the_references_chain_of_another_interface_stays(host: Host, go: Path) -
     assert rules_of(host, "CNI-DN-") == []
 
 
+@pytest.mark.interop
+def test_the_references_chain_of_an_attachment_whose_names_make_the_same_text_stays(host: Host, go: Path) -> None:
+    """It names the chain by a hash of network and container, joined."""
+    container, result = attached(host, "c1", 5)
+    other = host.container("1")
+    conf = {"cniVersion": "1.0.0", **ports()}
+    host.plugin(go / "portmap", {**conf, "name": "net", "prevResult": in_version(result, "1.0.0")}).add(container)
+    ours = host.plugin(Portmap, {**conf, "name": "netc"})
+    ours.run("DEL", other).raise_for_error()
+    assert host.reaches(container, "10.1.0.1", port=80, published=8080)
+    ours.gc()
+    assert host.reaches(container, "10.1.0.1", port=80, published=8080)
+
+
 # --- CVE-2019-9946, CVE-2025-67499 ------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,8 @@ from .nft import Rule
 from .rules import Table
 
 _ENTRY, _MASQUERADE = "CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-MASQ"
+# The reference cuts a longer comment, and ends it with dots.
+_COMPARED = 250
 _PREFIX = "CNI-DN-"
 _DIGITS = 21
 _ACCEPTED = "CNI portmap: connections to published ports"
@@ -304,8 +306,15 @@ def _chains(table: Table, owner: Attachment) -> list[str]:
     there = table.find_chains(named, _own_name(owner))
     inside = {name: table.list_rules(name) for name in sorted(there)}
     ours = [name for name, has in inside.items() if has and rules.is_of(has[0], owner)]
-    foreign = named in inside and not any(map(rules.is_marked, inside[named]))
+    foreign = named in inside and not any(map(rules.is_marked, inside[named])) and _leads_to(table, named, owner)
     return ours or ([named] if foreign else [])
+
+
+def _leads_to(table: Table, chain: str, owner: Attachment) -> bool:
+    """Return whether the reference's jumps to a chain name the owner: a hash of joined names may be another's, too."""
+    comment = f'dnat name: "{owner.network}" id: "{owner.container_id}"'[:_COMPARED]
+    jumps = [rule for rule in table.list_rules(_ENTRY, chain) if rule.target == chain]
+    return all(rule.comment[:_COMPARED] == comment for rule in jumps)
 
 
 def delete(owner: Attachment, version: int, known: Collection[HostPort] = ()) -> list[HostPort]:
