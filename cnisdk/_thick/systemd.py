@@ -59,21 +59,10 @@ SystemCallArchitectures=native
 Also={SOCKET}
 WantedBy=multi-user.target
 """
-    text = f"""\
-# Written by `cnisdk install --units`.
-[Unit]
-Description=Socket of the resident CNI plugins
-
-[Socket]
-ListenSequentialPacket={socket}
-SocketMode=0600
-DirectoryMode=0700
-RemoveOnStop=yes
-
-[Install]
-WantedBy=sockets.target
-"""
-    return {SERVICE: service.encode(), SOCKET: text.encode()}
+    return {
+        SERVICE: service.encode(),
+        SOCKET: _render_socket("Socket of the resident CNI plugins", f"ListenSequentialPacket={socket}"),
+    }
 
 
 def render_dhcp_units(interpreter: str, socket: str) -> dict[str, bytes]:
@@ -118,21 +107,27 @@ SystemCallArchitectures=native
 Also={DHCP_SOCKET}
 WantedBy=multi-user.target
 """
-    text = f"""\
+    return {
+        DHCP_SERVICE: service.encode(),
+        DHCP_SOCKET: _render_socket("Socket of the DHCP leases of containers", f"ListenStream={socket}"),
+    }
+
+
+def _render_socket(description: str, listen: str) -> bytes:
+    return f"""\
 # Written by `cnisdk install --units`.
 [Unit]
-Description=Socket of the DHCP leases of containers
+Description={description}
 
 [Socket]
-ListenStream={socket}
+{listen}
 SocketMode=0600
 DirectoryMode=0700
 RemoveOnStop=yes
 
 [Install]
 WantedBy=sockets.target
-"""
-    return {DHCP_SERVICE: service.encode(), DHCP_SOCKET: text.encode()}
+""".encode()
 
 
 def _quote(word: str) -> str:

@@ -102,6 +102,7 @@ class Macvlan(Plugin[MacvlanConf]):
 
     def status(self, request: StatusRequest[MacvlanConf]) -> None:
         conf = request.conf
+        kinds.require("macvlan")
         if not conf.link_in_container:
             interface.check_mtu(conf.mtu, interface.get_master(request, conf.master))
         request.ipam.status()

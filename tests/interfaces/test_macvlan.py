@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from cnisdk.errors import InvalidConfigError, InvalidEnvironmentError, IOFailureError, PluginNotAvailableError
-from cnisdk.testing import Host, PluginUnderTest
+from cnisdk.linux import kinds
+from cnisdk.testing import Host, PluginUnderTest, expect_error
 from cnisdk_plugins.macvlan import Macvlan
 
 pytestmark = pytest.mark.kernel
@@ -150,3 +151,12 @@ def test_containers_reach_each_other_and_what_is_behind_the_uplink_but_not_the_h
     plugin.add(web, mode="private")
     assert not client.reaches(web, timeout=0.3)
     assert client.reaches(far, "10.9.0.200")
+
+
+def test_status_looks_for_the_kernels_support(uplink: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(kind: str) -> None:
+        raise PluginNotAvailableError(f"the kernel lacks {kind}")
+
+    monkeypatch.setattr(kinds, "require", refuse)
+    with expect_error(50, "the kernel lacks macvlan"):
+        make(uplink).status()

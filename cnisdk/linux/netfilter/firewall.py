@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
-from ...errors import InvalidConfigError, PluginNotAvailableError, describe_errno, run_all
+from ...errors import InvalidConfigError, IOFailureError, PluginNotAvailableError, run_all
 from ...spec.addresses import IPAddress
 from ...spec.names import Attachment, shorten
 from .. import program, sysctl
-from . import base_rules, firewall_iptables, firewall_nft, firewalld, nfnetlink, nft
+from . import base_rules, firewall_iptables, firewall_nft, firewalld, nft, sets
 from .ingress import POLICIES as POLICIES, Ingress as Ingress
 
 _PROGRAMS = {"iptables": "iptables", "nftables": "nft"}
-_GET_GENERATION = 10 << 8 | 16  # NFT_MSG_GETGEN
 _KNOWN = ("iptables", "firewalld", "nftables")
 
 
@@ -169,12 +168,10 @@ def status(backend: str, policy: str = "") -> None:
         raise PluginNotAvailableError(f"the backend {backend} needs the program {name}, which is not installed")
     if backend == "nftables" or isinstance(base_rules.current(4, "filter"), nft.NftTable):
         try:
-            answers = nfnetlink.ask([(_GET_GENERATION, 0, 0, b"")])
-        except OSError as exc:
-            raise PluginNotAvailableError(
-                f"the kernel's nf_tables cannot be used: {describe_errno(exc.errno)}"
-            ) from exc
-        if answers == [None]:
+            generation = sets.read_generation()
+        except IOFailureError as exc:
+            raise PluginNotAvailableError(f"the kernel's nf_tables cannot be used: {exc.msg}") from exc
+        if not generation:
             raise PluginNotAvailableError(f"the backend {backend} needs nf_tables, which this kernel lacks")
     if policy == "isolated" and program.find("nft") is None:
         _require_visible((4,))
