@@ -268,7 +268,7 @@ def test_the_references_chain_of_an_attachment_whose_names_make_the_same_text_st
     ours = host.plugin(Portmap, {**conf, "name": "netc"})
     ours.run("DEL", other).raise_for_error()
     assert host.reaches(container, "10.1.0.1", port=80, published=8080)
-    ours.gc()
+    host.plugin(Portmap, {"cniVersion": "1.1.0", "name": "netc"}).gc()
     assert host.reaches(container, "10.1.0.1", port=80, published=8080)
 
 
