@@ -75,6 +75,25 @@ class StateFile:
             return None
         return {key: value for key, value in document.items() if key != _OWNER}
 
+    def find_others(self) -> list[dict[str, Any]]:
+        """Return what was written for the other interfaces of the same container, on any network.
+
+        It tells what of a container's namespace is still in use: a setting that several interfaces share is put back by
+        the last of them.
+
+        Raises:
+            IOFailureError: (5) The directory or a file cannot be read.
+        """
+        directory, own = os.path.split(self.path)
+        names = [name for name in _list(directory) if name.startswith(f"{self.owner.container_id}_") and name != own]
+        documents = [find_document(os.path.join(directory, name)) for name in sorted(names)]
+        owned = [(each, _owner_of(each)) for each in documents if each is not None]
+        return [
+            {key: value for key, value in document.items() if key != _OWNER}
+            for document, owner in owned
+            if owner is not None and owner.container_id == self.owner.container_id
+        ]
+
     def is_free(self) -> bool:
         """Return whether :meth:`write` takes nothing from another: no file is there, or it names this attachment.
 
@@ -120,12 +139,6 @@ def delete_stale(
     Raises:
         IOFailureError: (5) The directory cannot be read, or a file cannot be deleted; the others were.
     """
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return
-    except OSError as exc:
-        raise IOFailureError(f"cannot read the directory {directory}: {exc.strerror}") from exc
 
     def consider(name: str) -> None:
         document = find_document(os.path.join(directory, name))
@@ -133,7 +146,16 @@ def delete_stale(
         if owner is not None and owner.network == network and owner not in valid:
             delete(StateFile(directory, owner, name))
 
-    run_all(*(partial(consider, name) for name in sorted(names) if not name.startswith(".")))
+    run_all(*(partial(consider, name) for name in sorted(_list(directory)) if not name.startswith(".")))
+
+
+def _list(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        raise IOFailureError(f"cannot read the directory {directory}: {exc.strerror}") from exc
 
 
 def find_document(path: str) -> dict[str, Any] | None:

@@ -108,7 +108,7 @@ class Tuning(Plugin[TuningConf]):
 
     @classmethod
     def conformance(cls) -> dict[str, object]:
-        sysctls = {"net.ipv4.conf.IFNAME.arp_notify": "1"}
+        sysctls = {"net.ipv4.conf.IFNAME.arp_notify": "1", "net.ipv4.ip_default_ttl": "63"}
         return {"kind": "chained", "conf": {"capabilities": {"mac": True}, "sysctl": sysctls, "mtu": 1400}}
 
     def add(self, request: AddRequest[TuningConf]) -> Result:
@@ -123,9 +123,11 @@ class Tuning(Plugin[TuningConf]):
         end = link.get(request.ifname, netns)
         file = StateFile(request.conf.data_dir, request.attachment)
         saved = values_before(wanted, netns, end, file.find() or {})
+        for key, value in in_use(file, [key for key in sysctls if is_shared(key, request.ifname)]).items():
+            saved["sysctl"][key] = value  # of before the first of them
         request.undo(file.delete)
         file.write(saved)
-        request.undo(restore, netns, request.ifname, saved)
+        request.undo(restore, netns, request.ifname, file, saved)
         became = netns.call(sysctl.write_all, sysctls)
         for key, value in settings.items():
             SETTERS[key](end, value)
@@ -139,7 +141,7 @@ class Tuning(Plugin[TuningConf]):
         saved, netns = file.find(), request.find_netns()
         if saved and netns is not None:
             try:
-                restore(netns, request.ifname, saved)
+                restore(netns, request.ifname, file, saved)
             except CNIError as problem:  # the container goes: no reason to keep its address and its links
                 sys.stderr.write(f"not all is as it was before ADD: {problem}\n")
         file.delete()
@@ -234,10 +236,29 @@ def values_before(wanted: Wanted, netns: NetNS, end: Link, earlier: Mapping[str,
     return {**saved, "sysctl": there} if there else saved
 
 
-def restore(netns: NetNS, ifname: str, saved: Mapping[str, Any]) -> None:
-    """Give the interface and the sysctls the values they had before. What is gone is fine."""
+def is_shared(key: str, ifname: str) -> bool:
+    """Return whether a sysctl is the whole namespace's, and so that of all interfaces of the container."""
+    return ifname not in key.split("/")
+
+
+def in_use(file: StateFile, keys: Iterable[str]) -> dict[str, str]:
+    """Return those of these sysctls that another interface of the container has set, with the values before that."""
+    wanted = set(keys)
+    if not wanted:
+        return {}
+    found = (each.get("sysctl", {}) for each in file.find_others())
+    return {key: values[key] for values in found for key in wanted & values.keys()}
+
+
+def restore(netns: NetNS, ifname: str, file: StateFile, saved: Mapping[str, Any]) -> None:
+    """Give the interface and the sysctls the values they had before. What is gone is fine.
+
+    A sysctl that another interface of the container has set too is left to that.
+    """
     end = link.find(ifname, netns)
-    sysctls = reversed(saved.get("sysctl", {}).items())
+    values = saved.get("sysctl", {})
+    kept = in_use(file, [key for key in values if is_shared(key, ifname)])
+    sysctls = reversed([(key, value) for key, value in values.items() if key not in kept])
     run_all(
         *(partial(netns.call, sysctl.ensure_if_present, key, value) for key, value in sysctls),
         *(partial(set_to, end, saved[key]) for key, set_to in SETTERS.items() if end is not None and key in saved),

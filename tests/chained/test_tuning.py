@@ -65,6 +65,32 @@ def test_everything_is_set_and_set_back(host: Host) -> None:
     assert files(host) == {}
 
 
+@pytest.mark.parametrize("first", ["eth0", "net1"])
+def test_a_sysctl_of_the_namespace_stays_until_no_interface_wants_it(host: Host, first: str) -> None:
+    """DEL of one interface must not take it from the other, whichever was added first."""
+    container, result = attached(host)
+    second = "net1" if first == "eth0" else "eth0"
+    container.shell("ip link add net1 type veth peer name other")
+    ttl, before = "net/ipv4/ip_default_ttl", host.state("net/ipv4/ip_default_ttl", ARP_NOTIFY)
+    of = {
+        "eth0": result,
+        "net1": {"cniVersion": "1.0.0", "interfaces": [{"name": "net1", "sandbox": container.netns}]},
+    }
+    tuning = host.plugin(Tuning, {"cniVersion": "1.0.0", "sysctl": {"net.ipv4.ip_default_ttl": "63"}})
+    tuning.add(container, "eth0", prevResult=of["eth0"])
+    tuning.add(container, "net1", prevResult=of["net1"])
+    with expect_error(5, "arp_notify"):  # a failed ADD of a third takes it from nobody either
+        tuning.add(container, "lo", prevResult=result, sysctl={ttl: "63", ARP_NOTIFY: "x"})
+    tuning.delete(container, first)
+    assert container.sysctl(ttl) == "63"
+    tuning.check(container, second)
+    tuning.delete(container, first)
+    assert container.sysctl(ttl) == "63"
+    tuning.delete(container, second)
+    assert host.state(ttl, ARP_NOTIFY) == before
+    assert files(host) == {}
+
+
 def test_a_second_add_keeps_the_values_of_before(host: Host) -> None:
     container, result = attached(host)
     before = link_of(host)
