@@ -1,7 +1,7 @@
 """The state of a host as typed values: taken in one go, compared, and shown as a readable difference.
 
-pyroute2 reads the rules of policy routing. Its import takes a quarter of a second, so import this module where a state
-is taken, before a process is forked to take it: a forked process cannot hand an import back.
+pyroute2 decodes rules of policy routing. Its import takes a quarter of a second. So import this module where a state is
+taken, before a process is forked to take it: a forked process cannot hand an import back.
 
 What comes and goes by itself is left out, so that two states of a host at rest are equal: link-local IPv6 addresses and
 their routes, operational states, packet counters.
@@ -13,16 +13,18 @@ import errno
 import os
 import re
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
-from socket import AF_INET, AF_INET6, AF_UNSPEC
+from socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple
 
 from attrs import evolve, fields, frozen
-from pyroute2 import IPRoute
+from pyroute2.netlink.rtnl.fibmsg import fibmsg
 
 from ..linux import netns, sysctl
 from ..linux.ip import address, route
@@ -53,6 +55,10 @@ _VERSIONS = {AF_INET: 4, AF_INET6: 6}  # multicast routing has rules of other fa
 _TO_TABLE = 1
 _SHOWN = frozenset({"FRA_PRIORITY", "FRA_TABLE", "FRA_PROTOCOL"})
 _NO_LIMIT = 0xFFFFFFFF  # of FRA_SUPPRESS_PREFIXLEN
+
+# linux/netlink.h: struct nlmsghdr: length, type, flags, sequence number, port. And linux/rtnetlink.h.
+_HEADER = struct.Struct("=IHHII")
+_NEWRULE, _GETRULE = 32, 34
 
 # linux/netfilter/nf_tables.h
 _NETLINK_NETFILTER = 12
@@ -270,9 +276,9 @@ def _list_rules() -> tuple[list[tuple[int, str]], bool]:
 
     Nearly always nft has none. The kernel says so in microseconds, ``nft`` takes milliseconds.
     """
-    with IPRoute() as ipr:
-        listed = [rule for rule in ipr.get_rules(family=AF_UNSPEC) if rule["family"] in _VERSIONS]
-        rules = [each for each in map(_describe_rule, listed) if each not in _DEFAULT_RULES]
+    with Socket() as sock:
+        listed = sock.dump(Message(_GETRULE, bytes(12), "cannot list the rules of policy routing"))
+        rules = [each for each in map(_describe_rule, listed) if each is not None and each not in _DEFAULT_RULES]
     try:
         with Socket(family=_NETLINK_NETFILTER) as sock:
             return rules, bool(sock.dump(Message(_NFT_GETTABLE, bytes(4), "cannot list tables")))
@@ -280,8 +286,18 @@ def _list_rules() -> tuple[list[tuple[int, str]], bool]:
         return rules, True
 
 
-def _describe_rule(rule: Any) -> tuple[int, str]:
-    """Return IP version and text of a rule, as pyroute2 decodes it (``pyroute2.netlink.rtnl.fibmsg``)."""
+def _describe_rule(message: bytes) -> tuple[int, str] | None:
+    """Return IP version and text of a rule; None for a rule of multicast routing."""
+    return _describe_body(message[_HEADER.size :])  # the header says who asked, and differs each time
+
+
+@lru_cache(maxsize=100)
+def _describe_body(body: bytes) -> tuple[int, str] | None:
+    """Describe a rule as pyroute2 decodes it (``pyroute2.netlink.rtnl.fibmsg``)."""
+    rule: Any = fibmsg(_HEADER.pack(_HEADER.size + len(body), _NEWRULE, 0, 0, 0) + body)
+    rule.decode()
+    if rule["family"] not in _VERSIONS:
+        return None
     words = [f"{rule.get_attr('FRA_PRIORITY') or 0}:"]
     for name, value in rule["attrs"]:
         if name in _SHOWN or (name == "FRA_SUPPRESS_PREFIXLEN" and value == _NO_LIMIT):
