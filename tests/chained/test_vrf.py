@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cnisdk.errors import PluginNotAvailableError
-from cnisdk.linux import kinds, link, tables
+from cnisdk.linux import kinds, link, netns, tables
 from cnisdk.testing import Container, Host, PluginUnderTest, expect_error
 from cnisdk_plugins.bridge import Bridge
 from cnisdk_plugins.sbr import Sbr
@@ -220,10 +220,16 @@ def test_go_and_ours_delete_what_the_other_added(host: Host, go: Path, version: 
 def test_a_killed_add_leaves_no_vrf_after_del(host: Host) -> None:
     """Routes that the kernel dropped with the change are gone: a killed process cannot put them back."""
     container, plugin = network(host)
-    before = sorted(container.links())
+
+    def links() -> list[tuple[str, int]]:
+        with netns.open(container.netns) as space:
+            return sorted((each.name, each.master) for each in link.list_all(space))
+
+    before = host.call(links)
 
     def check() -> None:
-        assert sorted(container.links()) == before
-        assert "master" not in host.ip("link", "show", "net1", netns="c1")[0]
+        assert links() == before
 
-    kill_adds(plugin, container, "net1", check=check)
+    # In a process on the host, where only an ADD that is killed needs one more: this kernel is often an emulated one.
+    there = PluginUnderTest(None, plugin.plugin, plugin.conf, plugin.path)
+    host.call(kill_adds, there, container, "net1", check=check)
