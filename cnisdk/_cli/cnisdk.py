@@ -83,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown command {name!r}, expected one of: {', '.join(commands)}")
     parser = Parser(prog="cnisdk")
     command = _add_command(parser.add_subparsers(required=True), name)
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:  # by the command's own parser, whose usage helps
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return command.run(args)
     except CNIError as exc:

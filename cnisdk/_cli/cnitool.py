@@ -64,6 +64,9 @@ example:
 """
 
 
+_NAMED = "/run/netns"  # where `ip netns add` makes namespaces
+
+
 def container_id(netns: str) -> str:
     """Make the container id of a namespace from its path. Links are not followed."""
     path = os.path.abspath(netns)
@@ -191,6 +194,13 @@ def _attachment(text: str) -> tuple[str, str]:
 def _run(args: Arguments) -> None:
     if not args.netns and args.verb in ("add", "check", "del"):
         make_parser().error(f"{args.verb} needs NETNS, the path of a network namespace")
+    if (
+        args.netns
+        and "/" not in args.netns
+        and not os.path.exists(args.netns)
+        and os.path.exists(named := f"{_NAMED}/{args.netns}")
+    ):
+        make_parser().error(f"NETNS is a path, and there is no file {args.netns} here: did you mean {named}?")
     if args.valid and args.verb != "gc":
         make_parser().error("--valid is for gc")
     runtime = Runtime(

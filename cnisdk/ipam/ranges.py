@@ -334,7 +334,7 @@ def check_range_sets(range_sets: Sequence[RangeSet]) -> None:
         InvalidConfigError: (7) There is no set, or two overlap.
     """
     if not range_sets:
-        raise InvalidConfigError("no IP ranges specified", details="$.ipam.ranges is missing")
+        raise InvalidConfigError("no IP ranges specified", details="$.ipam.subnet and $.ipam.ranges are missing")
     # Sorted by first address, so that networks of thousands of sets do not cost millions of comparisons.
     for version in (4, 6):
         owners = sorted(

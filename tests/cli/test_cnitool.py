@@ -273,6 +273,23 @@ def test_mistakes(
     assert tool.log == []
 
 
+@pytest.mark.parametrize("verb", ["add", "check", "del"])
+def test_the_name_of_a_namespace_is_not_its_path(
+    tool: Tool, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """DEL would find nothing to do, and say nothing."""
+    named = tmp_path / "named"
+    (named / "blue").mkdir(parents=True)
+    monkeypatch.setattr(cnitool, "_NAMED", str(named))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        tool(verb, "mynet", "blue")
+    assert f"there is no file blue here: did you mean {named}/blue?" in capfd.readouterr().err
+    assert tool.log == []
+    assert tool("del", "mynet", "./blue") == 0
+    assert tool("del", "mynet", "red") == 0
+
+
 def test_gc(tool: Tool, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("c1", "c2"):
         assert tool("add", "mynet", NETNS, "--container-id", name) == 0

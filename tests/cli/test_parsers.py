@@ -34,7 +34,7 @@ def test_a_mistake_in_the_arguments_ends_with_2(command: tuple[str, ...], capsys
     assert status_of(*command, "--no-such-option") == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("usage: ")
+    assert err.startswith(f"usage: {' '.join(command)} "), "what it says is how this command is used"
 
 
 @pytest.mark.parametrize("program", ["cnisdk", "cnitool"])
