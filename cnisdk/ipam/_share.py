@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from .._files import open_file, read_open_file, replace_file
 from .._light import Any, NamedTuple
+from ..classes import evolve
 from ..errors import IOFailureError, describe_exception
 from ..spec import _json
 from ..spec.addresses import IPAddress
@@ -51,6 +52,11 @@ class Share(NamedTuple):
     def may_shrink(self) -> bool:
         """True if something may be given back: a borrowed address, or one of several blocks of an IP version."""
         return bool(self.borrowed) or len({each.first.version for each in self.blocks}) < len(self.blocks)
+
+    def has_same(self, other: Share) -> bool:
+        """Return whether both have the same blocks and borrowed addresses, of whatever revision."""
+        mine, theirs = ([evolve(each, revision=0) for each in share.blocks] for share in (self, other))
+        return (mine, self.borrowed) == (theirs, other.borrowed)
 
     def holds(self, address: IPAddress, pod: str = "") -> bool:
         """Return whether this node may hand out an address, to this pod or, without one, to any."""

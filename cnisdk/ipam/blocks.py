@@ -122,18 +122,28 @@ class BlockAllocator(Allocator):
         Raises:
             PluginNotAvailableError: (50) Nothing is free on this node, and it could not get more either.
         """
-        share = self.holdings.read()
-        for index, parts in enumerate(self._parts(share)):
-            try:
-                if parts:
-                    self._local([parts]).check_capacity()
-                    continue
-            except PluginNotAvailableError:
-                pass
-            try:
-                self._grow(share, index)
-            except (TryAgainLaterError, IOFailureError) as exc:
-                raise PluginNotAvailableError(exc.msg, details=exc.details) from exc
+        deadline = monotonic() + self.holdings.timeout
+        for index, range_set in enumerate(self._range_sets):
+            # Growing may find that the share has changed meanwhile: look again if anything is free now.
+            while not self._has_free(share := self.holdings.read(), index):
+                try:
+                    self._grow(share, index)
+                except (TryAgainLaterError, IOFailureError) as exc:
+                    raise PluginNotAvailableError(exc.msg, details=exc.details) from exc
+                if monotonic() > deadline:
+                    raise PluginNotAvailableError(
+                        f"no IP addresses available in range set: {range_set}",
+                        details="other processes of this node keep taking what it gets",
+                    )
+
+    def _has_free(self, share: Share, index: int) -> bool:
+        parts = self._parts(share)[index]
+        try:
+            if parts:
+                self._local([parts]).check_capacity()
+        except PluginNotAvailableError:
+            return False
+        return bool(parts)
 
     def obtain(self, address: IPAddress) -> None:
         """Get an address for this node, if it has not got it.
@@ -179,7 +189,7 @@ class BlockAllocator(Allocator):
         range_set = self._range_sets[index]
         try:
             with self.holdings.talking() as share:
-                if (share.blocks, share.borrowed) == (seen.blocks, seen.borrowed):  # else a process has got more
+                if share.has_same(seen):  # else a process has got more
                     self._get_more(share, range_set)
         except IOFailureError as exc:
             raise TryAgainLaterError(

@@ -122,6 +122,20 @@ def test_a_block_is_used_up_before_the_next_and_single_addresses_at_last(node: C
         first.allocator.check_capacity()
 
 
+def test_nothing_is_free_though_something_was_asked_for(node: Callable[..., Node]) -> None:
+    """What an earlier request asked for is looked up first. Finding that it got nothing is no address more."""
+    first = node("n1", range_sets("10.0.0.0/26"), borrow=False)
+    with suppress(TryAgainLaterError):
+        for number in range(99):
+            first.add(f"c{number}")
+    (block,) = first.holdings.read().blocks
+    first.holdings.change(lambda now: now._replace(asked=frozenset({block.first})))
+    with pytest.raises(PluginNotAvailableError, match="no IP addresses available"):
+        first.allocator.check_capacity()
+    first.delete("c7")
+    first.allocator.check_capacity()
+
+
 def test_borrowing_can_be_turned_off(node: Callable[..., Node]) -> None:
     pool = range_sets("10.0.0.0/26")
     node("a", pool).add("a0")
