@@ -115,6 +115,8 @@ class Sbr(Plugin[SbrConf]):
         if netns is None:
             return
         end, result = link.find(request.ifname, netns), request.prev_result
+        if end is not None and not interface.is_own(request, end, end.kind):
+            return  # the path of the namespace leads to another container by now
         own = {ip.address.ip for ip in interface.own_ips(result, request.ifname)} if result is not None else set()
         own |= {each.interface.ip for each in address.list_on(end)} if end is not None else set()
         present = {each.interface.ip for there in link.list_all(netns) for each in address.list_on(there)}

@@ -29,6 +29,7 @@ from cnisdk.linux import kinds, layer3, link, lock, route, sysctl, tables
 from cnisdk.linux.ip.route import TABLE_MAIN, KernelRoute
 from cnisdk.linux.links.link import Link
 from cnisdk.linux.netns import NetNS
+from cnisdk.plugin import interface
 from cnisdk.spec.names import check_ifname
 
 LOCK_PATIENCE = 5.0  # seconds; a container can hold this lock for ever
@@ -103,6 +104,8 @@ class Vrf(Plugin[VrfConf]):
             return
         with lock.exclusive(LOCK_PATIENCE, netns):
             end = link.find(request.ifname, netns)
+            if end is not None and not interface.is_own(request, end, end.kind):
+                return  # the path of the namespace leads to another container by now
             for domain in (each for each in link.list_all(netns) if each.kind == "vrf"):
                 # The name may be another one since ADD; whose VRF it is then, its alias says.
                 if request.conf.vrfname == domain.name or request.attachment.tag == domain.alias:

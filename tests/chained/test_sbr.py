@@ -129,6 +129,21 @@ def test_del_whatever_is_gone(host: Host, gone: str) -> None:
         assert "192.0.2.0/24 via 10.2.0.1 dev net1" in routes(container, "main")
 
 
+def test_a_late_del_leaves_the_next_container_at_the_path_alone(host: Host) -> None:
+    """The path of a namespace, such as that of a process, leads to another container by now; its interface tells."""
+    container, result = two_networks(host)
+    plugin = host.plugin(Sbr, {"prevResult": result})
+    plugin.add(container, "net1")
+    before = snapshot(container)
+    interfaces = [{**each, "mac": "02:00:00:00:00:99"} for each in result["interfaces"]]
+    for ips in (result["ips"], list[Any]()):
+        late = {**result, "interfaces": interfaces, "ips": ips}
+        plugin.run("DEL", container, "net1", environ={"CNI_CONTAINERID": "late"}, prevResult=late).raise_for_error()
+        assert snapshot(container) == before
+    plugin.delete(container, "net1")
+    assert snapshot(container)[::2] == ([], set())
+
+
 def test_a_failed_add_puts_everything_back(host: Host) -> None:
     container, result = two_networks(host)
     before = snapshot(container)

@@ -135,6 +135,16 @@ def test_del_puts_the_routes_back(host: Host) -> None:
 
 
 @pytest.mark.kinds
+def test_a_late_del_leaves_the_next_container_at_the_path_alone(host: Host) -> None:
+    container, plugin = network(host)
+    plugin.add(container, "net1")
+    result = plugin.conf["prevResult"]
+    late = {**result, "interfaces": [{**each, "mac": "02:00:00:00:00:99"} for each in result["interfaces"]]}
+    plugin.run("DEL", container, "net1", environ={"CNI_CONTAINERID": "late"}, prevResult=late).raise_for_error()
+    plugin.check(container, "net1")
+
+
+@pytest.mark.kinds
 def test_a_vrf_of_several_goes_with_the_last(host: Host) -> None:
     container, plugin = network(host)
     plugin.add(container, "net1")
