@@ -413,7 +413,7 @@ def make_record(owner: Attachment, netns: str, identity: Identity, priority: int
         return Record(
             owner=owner,
             netns=netns,
-            cookie=place.identify(space),
+            cookie=space.identify(),
             index=end.index,
             identity=evolve(identity, mac=end.mac, broadcast=broadcast or end.kind in _SHARED_MAC),
             priority=priority,

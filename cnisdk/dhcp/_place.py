@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import socket
 from collections.abc import Callable, Iterable, Sequence
 
 from .._light import Any
@@ -13,29 +11,9 @@ from ..linux import netns as namespaces, rtnetlink
 from ..linux.ip import address, route
 from ..linux.links import link
 from ..linux.links.link import Link
-from ..linux.netns import NetNS
 from ..linux.rtnetlink import KernelError
 from ..spec.result import Route
 from .lease import DHCPLease
-
-_SO_NETNS_COOKIE = 71
-
-
-def identify(netns: NetNS) -> str:
-    """Return what tells a namespace from any other of this boot: its cookie, or before Linux 5.14 its inode.
-
-    The kernel uses the number of an inode again; so does it the process of a path such as ``/proc/4711/ns/net``.
-    """
-
-    def cookie() -> bytes:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-
-    try:
-        return netns.call(cookie).hex()
-    except OSError:
-        status = os.fstat(netns.fd)
-        return f"{status.st_dev}:{status.st_ino}"
 
 
 def find_place(path: str, cookie: str, index: int) -> Link | None:
@@ -56,7 +34,7 @@ def find_place(path: str, cookie: str, index: int) -> Link | None:
     if netns is None:
         return None
     try:
-        if identify(netns) == cookie:
+        if netns.identify() == cookie:
             return link.get_by_index(index, netns)
     except link.LinkNotFoundError:
         pass

@@ -36,7 +36,7 @@ class Record:
     Attributes:
         owner: The attachment.
         netns: Path of the namespace.
-        cookie: Identity of that namespace, see :func:`._place.identify`.
+        cookie: Identity of that namespace, see :meth:`.NetNS.identify`.
         index: Index of the interface.
         identity: Description of the client, see :class:`._machine.Identity`.
         priority: Metric of the lease's routes.

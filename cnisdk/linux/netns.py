@@ -21,6 +21,7 @@ _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
 # ioctl_nsfs(2), Linux 4.11: tells the kind of a namespace, and fails with ENOTTY for any other file.
 _NS_GET_NSTYPE = 0xB703
+_SO_NETNS_COOKIE = 71
 
 
 class NetNSNotFoundError(InvalidNetNSError):
@@ -60,6 +61,23 @@ class NetNS:
     def inode(self) -> int:
         """The inode number, as ``lsns`` and ``readlink /proc/self/ns/net`` show it."""
         return self._identity[1]
+
+    def identify(self) -> str:
+        """Return what tells this namespace from any other of this boot: its cookie, or before Linux 5.14 its inode.
+
+        The kernel uses the number of an inode again; so does it the process of a path such as ``/proc/4711/ns/net``.
+        """
+
+        def cookie() -> bytes:
+            from . import _sockets
+
+            with _sockets.Socket(_sockets.AF_UNIX, _sockets.SOCK_DGRAM | _sockets.SOCK_CLOEXEC) as sock:
+                return sock.getsockopt(_sockets.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+
+        try:
+            return self.call(cookie).hex()
+        except OSError:
+            return ":".join(map(str, self._identity))
 
     def __eq__(self, other: object) -> bool:
         return self._identity == other._identity if isinstance(other, NetNS) else NotImplemented

@@ -125,6 +125,7 @@ class Tuning(Plugin[TuningConf]):
         saved = values_before(wanted, netns, end, file.find() or {})
         for key, value in in_use(file, [key for key in sysctls if is_shared(key, request.ifname)]).items():
             saved["sysctl"][key] = value  # of before the first of them
+        saved["netns"] = netns.identify()
         request.undo(file.delete)
         file.write(saved)
         request.undo(restore, netns, request.ifname, file, saved)
@@ -139,7 +140,8 @@ class Tuning(Plugin[TuningConf]):
     def delete(self, request: DelRequest[TuningConf]) -> None:
         file = StateFile(request.conf.data_dir, request.attachment)
         saved, netns = file.find(), request.find_netns()
-        if saved and netns is not None:
+        # The path may lead to another container by now. The reference does not note what namespace it was.
+        if saved and netns is not None and saved.get("netns") in (None, netns.identify()):
             try:
                 restore(netns, request.ifname, file, saved)
             except CNIError as problem:  # the container goes: no reason to keep its address and its links

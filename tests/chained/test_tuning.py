@@ -91,6 +91,20 @@ def test_a_sysctl_of_the_namespace_stays_until_no_interface_wants_it(host: Host,
     assert files(host) == {}
 
 
+def test_a_late_del_leaves_the_next_container_at_the_path_alone(host: Host) -> None:
+    """The path of a namespace, such as that of a process, leads to another container by now."""
+    container, result = attached(host)
+    other, _ = attached(host, "c2", "10.1.0.3/24")
+    tuning = host.plugin(Tuning, {**EVERYTHING, "prevResult": result})
+    tuning.add(container)
+    tuning.add(other)
+    before, sysctl = link_of(host, "c2"), other.sysctl(ARP_NOTIFY)
+    tuning.run("DEL", container, environ={"CNI_NETNS": other.netns}).raise_for_error()
+    assert (link_of(host, "c2"), other.sysctl(ARP_NOTIFY)) == (before, sysctl)
+    tuning.delete(other)
+    assert files(host) == {}
+
+
 def test_a_second_add_keeps_the_values_of_before(host: Host) -> None:
     container, result = attached(host)
     before = link_of(host)
