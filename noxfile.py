@@ -21,6 +21,18 @@ WORKERS = str(len(os.sched_getaffinity(0)) + 1)
 ON_DEMAND = {"cluster_scale", "soak", "plot"}
 
 
+def files_with(session: nox.Session, marks: str) -> list[str]:
+    """The files that have tests with these marks.
+
+    Every process of pytest would look for them in all files, and would hold all files' modules and tests in memory. A
+    test that needs a host forks its process often, which then takes twice the time. And each would compile them, where
+    the environment forbids to keep what was compiled. In a guest, that takes minutes.
+    """
+    argv = ["pytest", "-p", "no:cacheprovider", "--collect-only", "-q", "-m", marks]
+    listed = str(session.run(*argv, silent=True, env={"PYTHONDONTWRITEBYTECODE": ""})).splitlines()
+    return sorted({line.partition("::")[0] for line in listed if "::" in line})
+
+
 def group(name: str) -> list[str]:
     """The requirements of one dependency group of pyproject.toml."""
     return list(nox.project.dependency_groups(PYPROJECT, name))
@@ -53,8 +65,9 @@ def tests(session: nox.Session) -> None:
 def long(session: nox.Session) -> None:
     """Run the tests that are long by nature: kills at every system call, whole tables of conformance and versions."""
     session.install(".[cli,testing]", "./examples", *group("test"))
-    args = ["-n", WORKERS, "--dist", "worksteal", "--timeout", "900", "-m", "slow and not kinds and not runtimes"]
-    session.run("pytest", *(session.posargs or args))
+    marks = "slow and not kinds and not runtimes"
+    args = ["-n", WORKERS, "--dist", "worksteal", "--timeout", "900", "-m", marks]
+    session.run("pytest", *(session.posargs or [*args, *files_with(session, marks)]))
 
 
 @nox.session
@@ -73,10 +86,7 @@ def kernel(session: nox.Session) -> None:
     if session.posargs:
         commands = [*pytest, *session.posargs]
     else:
-        # A guest's emulated processor takes a minute to look for the tests in all files: this one's does it.
-        listed = session.run(*pytest, "--collect-only", "-q", "-m", "kinds", silent=True)
-        files = sorted({line.partition("::")[0] for line in str(listed).splitlines() if "::" in line})
-        pytest += ["--timeout", "600", *files, "-m"]
+        pytest += ["--timeout", "600", *files_with(session, "kinds"), "-m"]
         # A guest has one processor. What is long in both modes is one-shot there: a server knows no kinds of links.
         commands = [*pytest, "kinds and not slow", "--and", *pytest, "kinds and slow and not resident"]
     session.run("python", "tests/guest/guest.py", *commands)
