@@ -151,26 +151,27 @@ def error_for_code(code: int, msg: str, details: str = "") -> CNIError:
     return _BY_CODE.get(code, CNIError)(msg, details=details, code=code)
 
 
-def describe_errno(number: int | None, text: str | None = None) -> str:
+def describe_errno(number: int | None) -> str:
     """Return name and text of an error of the operating system, as in ``EPERM: Operation not permitted``.
 
     Args:
-        number: As in :mod:`errno`, and in ``OSError.errno``.
-        text: Another text than the operating system's.
+        number: As in :mod:`errno`.
     """
     if not number:
-        return text or "unknown error"
-    return f"{errno.errorcode.get(number, number)}: {text or os.strerror(number)}"
+        return "unknown error"
+    return f"{errno.errorcode.get(number, number)}: {os.strerror(number)}"
 
 
-def describe_exception(exc: Exception) -> str:
+def cause_of(exc: Exception) -> str:
     """Return what went wrong, for the end of a message that names the object itself.
 
-    An error of the operating system has its name and text, another one its class, unless its text was written for it.
+    An error of the operating system has its name and text. A text that was written for the error stands alone, and
+    other errors have the name of their class.
     """
-    if isinstance(exc, OSError) and exc.errno:
-        return describe_errno(exc.errno, exc.strerror)
     text = str(exc)
+    if isinstance(exc, OSError) and exc.errno:
+        known = exc.strerror in (None, os.strerror(exc.errno))
+        return describe_errno(exc.errno) if known else exc.strerror or text
     return text if isinstance(exc, (CNIError, OSError, ValueError)) and text else f"{type(exc).__name__}: {text}"
 
 

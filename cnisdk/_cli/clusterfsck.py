@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from ..errors import IOFailureError, describe_exception
+from ..errors import IOFailureError, cause_of
 from ..ipam.cluster import Cluster
 from ..ipam.sticky import StickyAddresses
 from .attachments import HostState, add_shared_arguments, judge_host
@@ -143,5 +143,5 @@ def _read_nodes(path: str) -> frozenset[str]:
             with open(path, encoding="utf-8") as file:
                 lines = file.read().splitlines()
     except (OSError, ValueError) as exc:
-        raise IOFailureError(f"cannot read {path}: {describe_exception(exc)}") from exc
+        raise IOFailureError(f"cannot read {path}: {cause_of(exc)}") from exc
     return frozenset(line.strip().removeprefix("node/") for line in lines if line.strip())

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from ipaddress import ip_interface
 from typing import Any, NamedTuple
 
-from ..errors import CNIError, InvalidConfigError, IOFailureError, describe_exception
+from ..errors import CNIError, InvalidConfigError, IOFailureError, cause_of
 from ..ipam.allocator import release_exactly
 from ..ipam.blocks import BlockAllocator
 from ..ipam.filestore import FileStore
@@ -175,4 +175,4 @@ def _read_json(path: str) -> Any:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError) as exc:
-        raise IOFailureError(f"cannot read {path}: {describe_exception(exc)}") from exc
+        raise IOFailureError(f"cannot read {path}: {cause_of(exc)}") from exc

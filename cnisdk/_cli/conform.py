@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidConfigError
+from ..errors import InvalidConfigError, cause_of
 
 if TYPE_CHECKING:
     from ..conformance.case import Case
@@ -242,7 +242,7 @@ def _read_conf(path: str) -> dict[str, Any]:
     try:
         document = json.loads(Path(path).read_text())
     except OSError as exc:
-        raise InvalidConfigError(f"cannot read {path}: {exc.strerror}") from exc
+        raise InvalidConfigError(f"cannot read {path}: {cause_of(exc)}") from exc
     except ValueError as exc:
         raise InvalidConfigError(f"{path} is not JSON: {exc}") from exc
     if not isinstance(document, dict) or "plugins" in document:

@@ -13,7 +13,7 @@ from ..dhcp import client
 from ..dhcp._daemon import Daemon, Settings
 from ..dhcp._machine import Timing
 from ..dhcp._store import directory_beside
-from ..errors import InvalidConfigError, IOFailureError
+from ..errors import InvalidConfigError, IOFailureError, cause_of
 
 DESCRIPTION = (
     "Obtain, renew and release the leases of the plugin dhcp, for all containers of this host. The leases are in files "
@@ -98,7 +98,7 @@ def _make_directory(path: str) -> None:
     try:
         make_private(path)
     except OSError as exc:
-        raise IOFailureError(f"cannot make {path}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot make {path}: {cause_of(exc)}") from exc
 
 
 def _write_pid(path: str) -> None:
@@ -106,4 +106,4 @@ def _write_pid(path: str) -> None:
         with open(path, "w") as file:
             file.write(f"{os.getpid()}\n")
     except OSError as exc:
-        raise IOFailureError(f"cannot write {path}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot write {path}: {cause_of(exc)}") from exc

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Iterable
 
-from ..errors import CNIError, InvalidEnvironmentError, IOFailureError
+from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, cause_of
 from ..invoke.find import split_path
 from ..ipam.store import Owner
 from ..linux.links import veth
@@ -171,7 +171,7 @@ def _drop(args: argparse.Namespace, network: Network, each: JudgedAttachment) ->
         try:
             forget(entry)
         except OSError as exc:
-            raise IOFailureError(f"cannot remove {entry.path}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot remove {entry.path}: {cause_of(exc)}") from exc
 
 
 def _find_return(each: JudgedAttachment) -> str | None:

@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import NamedTuple
 
 from .._thick.protocol import DIRECTORY
-from ..errors import CNIError, InternalError, InvalidConfigError, IOFailureError
+from ..errors import CNIError, InternalError, InvalidConfigError, IOFailureError, cause_of
 from ..invoke.call import interpret
 from ..invoke.process import execute
 from ..invoke.version import parse_versions
@@ -201,7 +201,7 @@ def write_executable(path: str, content: bytes, mode: int = 0o755) -> None:
         finally:
             os.close(fd)
     except OSError as exc:
-        raise IOFailureError(f"cannot write {path}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot write {path}: {cause_of(exc)}") from exc
 
 
 def read_program(path: str) -> bytes | None:
@@ -217,7 +217,7 @@ def read_program(path: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as exc:
-        raise IOFailureError(f"cannot read {path}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot read {path}: {cause_of(exc)}") from exc
 
 
 def is_launcher(content: bytes) -> bool:
@@ -301,7 +301,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             os.makedirs(destination, mode=0o755, exist_ok=True)
         except OSError as exc:
-            raise IOFailureError(f"cannot make {destination}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot make {destination}: {cause_of(exc)}") from exc
     interpreter = this_interpreter()
     paths = search_path(interpreter)
     status = 0
@@ -434,7 +434,7 @@ def _keep_backup(path: str) -> None:
             f"{path} is {_describe(path)}, and {path}{BACKUP_SUFFIX} exists already", details="remove one of the two"
         ) from exc
     except OSError as exc:
-        raise IOFailureError(f"cannot keep {path} as {path}{BACKUP_SUFFIX}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot keep {path} as {path}{BACKUP_SUFFIX}: {cause_of(exc)}") from exc
 
 
 def _check(path: str, wanted: InstalledFile) -> bool:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..errors import CNIError, IOFailureError
+from ..errors import CNIError, IOFailureError, cause_of
 from ..invoke.find import split_path
 from ..runtime.load import load_networks
 from ..runtime.network import Network
@@ -125,7 +125,7 @@ def _survey(directories: Sequence[str], networks: Iterable[Network]) -> PluginSe
         try:
             files[directory] = list_plugin_files(directory, users)
         except OSError as exc:
-            raise IOFailureError(f"cannot read {directory}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot read {directory}: {cause_of(exc)}") from exc
     present = {each.type for found in files.values() for each in found}
     registered = registered_plugins()
     outdated = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from ..errors import InvalidConfigError, IOFailureError
+from ..errors import InvalidConfigError, IOFailureError, cause_of
 from .install import BACKUP_SUFFIX, is_launcher, read_program
 
 DESCRIPTION = (
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         names = sorted(os.listdir(directory))
     except OSError as exc:
-        raise IOFailureError(f"cannot read {directory}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot read {directory}: {cause_of(exc)}") from exc
     ours = [name for name in names if _is_ours(os.path.join(directory, name))]
     if foreign := sorted({*args.types} - {*ours}):
         missing = [name for name in foreign if name not in names]
@@ -62,4 +62,4 @@ def _remove(path: str) -> None:
             os.unlink(path)
             print(f"{path}: removed")
     except OSError as exc:
-        raise IOFailureError(f"cannot remove {path}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot remove {path}: {cause_of(exc)}") from exc

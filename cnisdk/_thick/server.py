@@ -41,7 +41,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from ..errors import IOFailureError
+from ..errors import IOFailureError, cause_of
 from . import prefetch, protocol
 from .accept_queue import AcceptQueue
 from .bursts import Burst, BurstHistory, peak_concurrency
@@ -360,7 +360,7 @@ def ensure_directory(path: str) -> None:
                 f"{path} is not a directory of this user alone", details="remove it, or chown it and chmod it to 0700"
             )
     except OSError as exc:
-        raise IOFailureError(f"cannot make {path}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot make {path}: {cause_of(exc)}") from exc
 
 
 def listen_at(path: str, kind: socket.SocketKind) -> socket.socket:
@@ -385,7 +385,7 @@ def listen_at(path: str, kind: socket.SocketKind) -> socket.socket:
         listener.close()
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        raise IOFailureError(f"cannot listen at {path}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot listen at {path}: {cause_of(exc)}") from exc
     return listener
 
 

@@ -28,7 +28,15 @@ from functools import partial
 
 from .._light import Any
 from ..classes import evolve, frozen
-from ..errors import CNIError, InternalError, IOFailureError, TryAgainLaterError, UnknownContainerError, run_all
+from ..errors import (
+    CNIError,
+    InternalError,
+    IOFailureError,
+    TryAgainLaterError,
+    UnknownContainerError,
+    cause_of,
+    run_all,
+)
 from ..spec.names import Attachment
 from ._client import Client, Surroundings, make_record, release
 from ._machine import Identity, Timing
@@ -117,14 +125,14 @@ class Daemon:
                 os.makedirs(directory, mode=0o700, exist_ok=True)
                 lock = LeaseFiles(directory).lock(alone=True, patience=_LOCK_TIME)
             except OSError as exc:
-                raise IOFailureError(f"cannot use the directory {directory}: {exc.strerror}") from exc
+                raise IOFailureError(f"cannot use the directory {directory}: {cause_of(exc)}") from exc
             if lock is None:
                 raise IOFailureError(f"another daemon keeps the leases in {directory}")
             self._locks.append(lock)
         try:
             before = self._beside.point_to(self._files.directory)
         except OSError as exc:
-            raise IOFailureError(f"cannot write into {self._beside.directory}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot write into {self._beside.directory}: {cause_of(exc)}") from exc
         if before:
             _log(f"cnisdk dhcp: the daemon before had its leases in {before}: this one does not know them")
 

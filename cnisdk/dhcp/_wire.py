@@ -17,7 +17,7 @@ import struct
 from array import array
 from ipaddress import IPv4Address
 
-from ..errors import IOFailureError
+from ..errors import IOFailureError, cause_of
 from ..linux.links.link import Link
 from . import _packet as packet
 from ._packet import Message
@@ -199,4 +199,4 @@ def open_wire(end: Link) -> Wire:
     try:
         return Wire(end) if end.netns is None else end.netns.call(Wire, end)
     except OSError as exc:
-        raise IOFailureError(f"cannot open a packet socket on {end.name}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot open a packet socket on {end.name}: {cause_of(exc)}") from exc

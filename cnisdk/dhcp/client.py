@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 
 from .._light import Any
-from ..errors import IOFailureError, PluginNotAvailableError, error_for_code, run_all
+from ..errors import IOFailureError, PluginNotAvailableError, cause_of, error_for_code, run_all
 from ..spec.codec import dumps_compact, loads
 from ..spec.names import Attachment
 from .lease import DHCPLease
@@ -186,7 +186,7 @@ def _release_without_daemon(path: str, wanted: Callable[[Attachment], bool], own
     except (FileNotFoundError, NotADirectoryError):
         return True  # no daemon has been here
     except OSError as exc:
-        raise IOFailureError(f"cannot use the directory {beside.directory}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot use the directory {beside.directory}: {cause_of(exc)}") from exc
     finally:
         for each in locks:
             os.close(each)
@@ -217,7 +217,7 @@ def _ask(path: str, request: Mapping[str, Any], timeout: float = _SOON) -> dict[
             raise IOFailureError(f"the DHCP daemon at {path} did not answer within {soon:g} s") from None
         except OSError as exc:
             raise DaemonNotRunningError(
-                f"error dialing DHCP daemon: {path}: {exc.strerror or exc}", details="start it: `cnisdk dhcp`"
+                f"error dialing DHCP daemon: {path}: {cause_of(exc)}", details="start it: `cnisdk dhcp`"
             ) from exc
         try:
             sock.settimeout(soon)
@@ -237,7 +237,7 @@ def _ask(path: str, request: Mapping[str, Any], timeout: float = _SOON) -> dict[
         except ConnectionError as exc:
             raise DaemonEndedError(_ENDED.format(path)) from exc
         except OSError as exc:
-            raise IOFailureError(f"cannot ask the DHCP daemon at {path}: {exc.strerror or exc}") from exc
+            raise IOFailureError(f"cannot ask the DHCP daemon at {path}: {cause_of(exc)}") from exc
     if data.startswith(b"HTTP/"):
         raise DaemonNotRunningError(
             f"the DHCP daemon at {path} is the reference's, which speaks another protocol",

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from .._light import NamedTuple
 from .._signals import HeldBack, signal
-from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, TryAgainLaterError, describe_errno
+from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, TryAgainLaterError, cause_of
 from ..spec.names import shorten
 
 STDOUT_LIMIT = 64 << 20
@@ -232,7 +232,7 @@ def _cannot_start(path: str, exc: OSError) -> CNIError:
     hint = _HINTS.get(exc.errno or 0, "")
     if exc.errno == errno.ENOENT and not os.path.exists(path):
         hint = "it does not exist"
-    return IOFailureError(f"cannot run {path}: {describe_errno(exc.errno)}", details=hint)
+    return IOFailureError(f"cannot run {path}: {cause_of(exc)}", details=hint)
 
 
 # --- talking ----------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
 
-from ..errors import IOFailureError
+from ..errors import IOFailureError, cause_of
 from ..spec.addresses import IPAddress
 from ._bitmap import Bitmap, MemoryBitmap
 from ._records import LAST_RESERVED, Boot, parse_name, read_record
@@ -384,7 +384,7 @@ class Index(View):
         try:
             record = read_record(self.directory, str(address))
         except OSError as exc:
-            raise IOFailureError(f"cannot read the lease of {address}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot read the lease of {address}: {cause_of(exc)}") from exc
         return None if record is None else record.owner
 
     def find_free(self, first: IPAddress, last: IPAddress) -> IPAddress | None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 from .._files import make_private
 from .._signals import HeldBack
-from ..errors import IOFailureError, TryAgainLaterError
+from ..errors import IOFailureError, TryAgainLaterError, cause_of
 
 NAME = "lock"
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -108,7 +108,7 @@ def locked(path: str, timeout: float) -> Iterator[None]:
             finally:
                 os.close(directory)
         except OSError as exc:
-            raise IOFailureError(f"cannot lock {path}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot lock {path}: {cause_of(exc)}") from exc
         assert lock is not None
         try:
             signals.let_through()

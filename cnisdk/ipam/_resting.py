@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from time import CLOCK_BOOTTIME, clock_gettime
 
 from .._files import read_file, replace_file
-from ..errors import IOFailureError, describe_exception
+from ..errors import IOFailureError, cause_of
 from ..spec import _json
 from ..spec.addresses import IPAddress
 from . import _lockfile
@@ -92,11 +92,11 @@ class RestingAddresses:
         except FileNotFoundError:
             return "", {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise IOFailureError(f"cannot read {self._path}: {describe_exception(exc)}") from exc
+            raise IOFailureError(f"cannot read {self._path}: {cause_of(exc)}") from exc
 
     def _write(self, untils: Mapping[IPAddress, float]) -> None:
         times = {key_of_address(address): round(until, 3) for address, until in untils.items()}
         try:
             replace_file(self._path, _json.write({"boot": current_boot().boot_id, "until": times}).encode())
         except OSError as exc:
-            raise IOFailureError(f"cannot write {self._path}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot write {self._path}: {cause_of(exc)}") from exc

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from .._files import open_file, read_open_file, replace_file
 from .._light import Any, NamedTuple
 from ..classes import evolve
-from ..errors import IOFailureError, describe_exception
+from ..errors import IOFailureError, cause_of
 from ..spec import _json
 from ..spec.addresses import IPAddress
 from ._keys import address_of_key, key_of_address
@@ -132,7 +132,7 @@ class ShareFile:
             except FileNotFoundError:
                 share = Share()
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-                raise IOFailureError(f"cannot read {self._path}: {describe_exception(exc)}") from exc
+                raise IOFailureError(f"cannot read {self._path}: {cause_of(exc)}") from exc
             yield share, lambda: fd >= 0 and self._is_at_path(fd)
         finally:
             if fd >= 0:
@@ -163,7 +163,7 @@ class ShareFile:
         try:
             replace_file(self._path, _json.write(value).encode())
         except OSError as exc:
-            raise IOFailureError(f"cannot write {self._path}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot write {self._path}: {cause_of(exc)}") from exc
 
 
 @lru_cache(maxsize=4)

@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from .._light import TYPE_CHECKING, Any, NamedTuple
 from ..classes import frozen
-from ..errors import InvalidConfigError, IOFailureError, describe_exception
+from ..errors import InvalidConfigError, IOFailureError, cause_of
 from ..spec import _json
 from ..spec.names import shorten
 
@@ -297,7 +297,7 @@ class EtcdClient:
                 password = file.read().rstrip()
         except (OSError, ValueError) as exc:
             raise IOFailureError(
-                f"cannot read the password for etcd from {self._conf.password_file}: {describe_exception(exc)}",
+                f"cannot read the password for etcd from {self._conf.password_file}: {cause_of(exc)}",
                 details="$.ipam.etcd.passwordFile",
             ) from exc
         status, answer = self._send("auth/authenticate", {"name": self._conf.username, "password": password}, patience)
@@ -373,7 +373,7 @@ class EtcdClient:
             except (OSError, ValueError) as exc:
                 named = ", ".join(filter(None, (conf.ca_file, conf.cert_file, conf.key_file)))
                 raise IOFailureError(
-                    f"cannot use the certificates for etcd: {describe_exception(exc)}", details=f"$.ipam.etcd: {named}"
+                    f"cannot use the certificates for etcd: {cause_of(exc)}", details=f"$.ipam.etcd: {named}"
                 ) from exc
         return self._context
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 
 from .._light import ParamSpec, TypeVar, cast
-from ..errors import InvalidNetNSError, IOFailureError, describe_errno, describe_exception
+from ..errors import InvalidNetNSError, IOFailureError, cause_of
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -241,8 +241,8 @@ _NO_NETNS = frozenset({errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXI
 def _cannot_open(path: str, error: Exception) -> InvalidNetNSError | IOFailureError:
     number = getattr(error, "errno", None)
     if number is None or number in _NO_NETNS:
-        return InvalidNetNSError(f"{path} is not a network namespace", details=describe_exception(error))
-    return IOFailureError(f"cannot open network namespace {path}: {describe_exception(error)}")
+        return InvalidNetNSError(f"{path} is not a network namespace", details=cause_of(error))
+    return IOFailureError(f"cannot open network namespace {path}: {cause_of(error)}")
 
 
 def _check_is_netns(path: str, fd: int) -> None:
@@ -264,7 +264,7 @@ def _setns(fd: int, path: str) -> None:
         _system_call(fd, _CLONE_NEWNET)
     except OSError as error:
         raise IOFailureError(
-            f"cannot enter network namespace {path}: {describe_errno(error.errno)}",
+            f"cannot enter network namespace {path}: {cause_of(error)}",
             details="it takes CAP_SYS_ADMIN in this user namespace and in the one that owns the network namespace",
         ) from error
 

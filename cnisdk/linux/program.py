@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import IOFailureError, PluginNotAvailableError
+from ..errors import IOFailureError, PluginNotAvailableError, cause_of
 
 TIMEOUT = 90.0
 """Seconds that a program may take. nft needs more than a minute to list the rule set of a large cluster."""
@@ -52,7 +52,7 @@ def run(argv: Sequence[str], stdin: str = "", inherited: Sequence[int] = ()) -> 
     except subprocess.TimeoutExpired as exc:
         raise IOFailureError(f"{' '.join(argv)} did not finish within {TIMEOUT:g} seconds") from exc
     except OSError as exc:
-        raise IOFailureError(f"cannot run {path}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot run {path}: {cause_of(exc)}") from exc
     if done.returncode != 0:
         raise IOFailureError(f"{' '.join(argv)} failed with {done.returncode}: {done.stderr.strip()}", details=stdin)
     return done.stdout

@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Iterable, Mapping
 
-from ..errors import IOFailureError, describe_errno
+from ..errors import IOFailureError, cause_of
 
 _ROOT = "/proc/sys/"
 _OCTAL = frozenset("01234567")
@@ -168,7 +168,7 @@ def _write(key: str, before: str, value: str) -> None:
             os.close(writing)
     except OSError as error:
         raise SysctlError(
-            f"cannot set sysctl {key} from {before} to {value}: {describe_errno(error.errno)}",
+            f"cannot set sysctl {key} from {before} to {value}: {cause_of(error)}",
             details=(
                 f"{_ROOT}{_relative(key)} must be writable, or have the value {value} beforehand"
                 if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -195,7 +195,7 @@ def _read(fd: int, key: str) -> str:
 
 
 def _unreadable(key: str, error: OSError) -> SysctlError:
-    return SysctlError(f"cannot read sysctl {key}: {describe_errno(error.errno)}")
+    return SysctlError(f"cannot read sysctl {key}: {cause_of(error)}")
 
 
 def _absent(key: str) -> SysctlError:

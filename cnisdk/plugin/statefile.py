@@ -15,7 +15,7 @@ from functools import partial
 
 from .._files import TEMPORARY, read_file, replace_file
 from .._light import Any
-from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, run_all
+from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, cause_of, run_all
 from ..spec.codec import dumps, loads
 from ..spec.names import Attachment, short_hash
 
@@ -62,7 +62,7 @@ class StateFile:
         try:
             replace_file(self.path, dumps({**document, _OWNER: owner}), self._temporary)
         except OSError as exc:
-            raise IOFailureError(f"cannot write {self.path}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot write {self.path}: {cause_of(exc)}") from exc
 
     def find(self) -> dict[str, Any] | None:
         """Return what was written; None when there is no file, it is another attachment's, or a power cut has torn it.
@@ -155,7 +155,7 @@ def _list(directory: str) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as exc:
-        raise IOFailureError(f"cannot read the directory {directory}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot read the directory {directory}: {cause_of(exc)}") from exc
 
 
 def find_document(path: str) -> dict[str, Any] | None:
@@ -169,7 +169,7 @@ def find_document(path: str) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
-        raise IOFailureError(f"cannot read {path}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot read {path}: {cause_of(exc)}") from exc
     except CNIError:
         return None
     return document if isinstance(document, dict) else None
@@ -188,4 +188,4 @@ def _delete(path: str) -> None:
         with suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
     except OSError as exc:
-        raise IOFailureError(f"cannot delete {path}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot delete {path}: {cause_of(exc)}") from exc

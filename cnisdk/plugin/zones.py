@@ -21,7 +21,7 @@ from functools import partial
 from ipaddress import ip_address
 
 from .._files import make_private
-from ..errors import IOFailureError, PluginNotAvailableError, TryAgainLaterError, run_all
+from ..errors import IOFailureError, PluginNotAvailableError, TryAgainLaterError, cause_of, run_all
 from ..linux import firewalld, lock
 from ..spec.addresses import IPAddress
 from ..spec.names import Attachment, short_hash
@@ -125,7 +125,7 @@ def _alone() -> Iterator[None]:
                 raise TryAgainLaterError(f"other processes have had the lock of {_DIRECTORY} for {_PATIENCE:g} seconds")
             yield
     except OSError as exc:
-        raise IOFailureError(f"cannot use {_DIRECTORY}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot use {_DIRECTORY}: {cause_of(exc)}") from exc
 
 
 def _key(owner: Attachment) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from .._files import TEMPORARY, make_private, read_file, replace_file
 from .._light import Any, NamedTuple, cast
 from ..classes import field, frozen
-from ..errors import CNIError, DecodingError, InvalidEnvironmentError, IOFailureError
+from ..errors import CNIError, DecodingError, InvalidEnvironmentError, IOFailureError, cause_of
 from ..spec._mismatch import Mismatch
 from ..spec.codec import complain, dumps_compact, loads, structure, unstructure
 from ..spec.convert import convert_result, structure_result, without_null_entries
@@ -146,7 +146,7 @@ class Cache:
         try:
             make_private(self.directory)
         except OSError as exc:
-            raise IOFailureError(f"cannot make the directory {exc.filename}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot make the directory {exc.filename}: {cause_of(exc)}") from exc
         if not os.access(self.directory, os.W_OK | os.X_OK):
             raise IOFailureError(f"cannot write to the directory {self.directory}")
 
@@ -177,7 +177,7 @@ class Cache:
         try:
             replace_file(path, dumps_compact(document))
         except OSError as exc:
-            raise IOFailureError(f"cannot write cached result {path}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot write cached result {path}: {cause_of(exc)}") from exc
 
     def exists(self, attachment: Attachment) -> bool:
         """Return whether there is an entry, readable or not."""
@@ -200,7 +200,7 @@ class Cache:
         except FileNotFoundError:
             return None
         except OSError as exc:
-            raise IOFailureError(f"cannot read cached result {path}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot read cached result {path}: {cause_of(exc)}") from exc
         entry = _parse(data, path, attachment)
         if entry.attachment != attachment:
             raise ForeignEntryError(f"cached result {path} is not of {attachment}, but of {entry.attachment}")
@@ -224,7 +224,7 @@ class Cache:
         except FileNotFoundError:
             pass
         except OSError as exc:
-            raise IOFailureError(f"cannot remove cached result {path}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot remove cached result {path}: {cause_of(exc)}") from exc
 
     def entries(self, network: str = "") -> tuple[list[CachedAttachment], list[CNIError]]:
         """Return all entries, by file name, and an error for each file that could not be read.
@@ -244,7 +244,7 @@ class Cache:
         except FileNotFoundError:
             return found, problems
         except OSError as exc:
-            raise IOFailureError(f"cannot read the directory {self.directory}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot read the directory {self.directory}: {cause_of(exc)}") from exc
         for name in names:
             if name.startswith(".") and name.endswith(TEMPORARY):
                 continue

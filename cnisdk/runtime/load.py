@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from .._files import read_file
 from .._light import NamedTuple
-from ..errors import CNIError, InvalidConfigError, IOFailureError
+from ..errors import CNIError, InvalidConfigError, IOFailureError, cause_of
 from ..spec._json import write_ascii
 from ..spec.codec import loads
 from .network import Network, NetworkPlugin, parse_plugin
@@ -124,7 +124,7 @@ def _files(directory: str) -> Iterator[str]:
     except FileNotFoundError:
         return
     except OSError as exc:
-        raise IOFailureError(f"cannot read the directory {directory}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot read the directory {directory}: {cause_of(exc)}") from exc
     for endings in (_LISTS, _SINGLES):
         for name in names:
             path = os.path.join(directory, name)
@@ -136,7 +136,7 @@ def _read(path: str) -> bytes:
     try:
         return read_file(path)
     except OSError as exc:
-        raise IOFailureError(f"cannot read network configuration {path}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot read network configuration {path}: {cause_of(exc)}") from exc
 
 
 def _mentions(path: str, name: str) -> bool:
@@ -168,7 +168,7 @@ def _folder(directory: str) -> Iterator[NetworkPlugin]:
     except (FileNotFoundError, NotADirectoryError):
         return  # a plain file of the network's name is no folder
     except OSError as exc:
-        raise IOFailureError(f"cannot read the directory {directory}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot read the directory {directory}: {cause_of(exc)}") from exc
     for name in names:
         path = os.path.join(directory, name)
         if name.endswith(".conf") and not os.path.isdir(path):

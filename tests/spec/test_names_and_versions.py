@@ -158,15 +158,14 @@ def test_each_error_of_several_is_shown_with_its_own_code() -> None:
 
 def test_errors_of_the_operating_system_have_name_and_text() -> None:
     assert errors.describe_errno(1) == "EPERM: Operation not permitted"
-    assert errors.describe_errno(40, "it is a symbolic link") == "ELOOP: it is a symbolic link"
-    assert errors.describe_errno(None, "timed out") == "timed out"
     assert (errors.describe_errno(0), errors.describe_errno(99999)) == ("unknown error", "99999: Unknown error 99999")
 
 
 def test_causes_are_described_without_what_the_message_names() -> None:
     missing = FileNotFoundError(2, "No such file or directory", "/some/file")
-    assert errors.describe_exception(missing) == "ENOENT: No such file or directory"
-    assert errors.describe_exception(KeyError("member")) == "KeyError: 'member'"
-    assert errors.describe_exception(ValueError("not a number")) == "not a number"
-    assert errors.describe_exception(TimeoutError("timed out")) == "timed out"
-    assert errors.describe_exception(ValueError()) == "ValueError: "
+    assert errors.cause_of(missing) == "ENOENT: No such file or directory"
+    assert errors.cause_of(OSError(40, "it is a symbolic link")) == "it is a symbolic link"
+    assert errors.cause_of(KeyError("member")) == "KeyError: 'member'"
+    assert errors.cause_of(ValueError("not a number")) == "not a number"
+    assert errors.cause_of(TimeoutError("timed out")) == "timed out"
+    assert errors.cause_of(ValueError()) == "ValueError: "

@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 
-from ...errors import IOFailureError, describe_errno, describe_exception
+from ...errors import IOFailureError, cause_of
 from ...spec.names import Attachment
 from .. import program, rtnetlink
 from ..attributes import text
@@ -111,7 +111,7 @@ def _open() -> int:
     except OSError as error:
         lacking = error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO)
         raise IOFailureError(
-            f"cannot open {_DEVICE}: {describe_errno(error.errno)}",
+            f"cannot open {_DEVICE}: {cause_of(error)}",
             details="the kernel lacks TAP devices (CONFIG_TUN): modprobe tun" if lacking else "",
         ) from error
 
@@ -126,7 +126,7 @@ def _attach(file: int, name: str, netns: NetNS, *, multi_queue: bool) -> None:
     except OSError as error:
         if error.errno in (errno.EBUSY, errno.EEXIST):
             raise link.name_taken(name, netns) from error
-        raise IOFailureError(f"cannot create tap {name} in {netns.path}: {describe_errno(error.errno)}") from error
+        raise IOFailureError(f"cannot create tap {name} in {netns.path}: {cause_of(error)}") from error
 
 
 def _set(file: int, request: int, value: int, name: str) -> None:
@@ -136,7 +136,7 @@ def _set(file: int, request: int, value: int, name: str) -> None:
     try:
         fcntl.ioctl(file, request, value)
     except (OSError, OverflowError) as error:
-        raise IOFailureError(f"cannot set the {what} of tap {name} to {value}: {describe_exception(error)}") from error
+        raise IOFailureError(f"cannot set the {what} of tap {name} to {value}: {cause_of(error)}") from error
 
 
 def _finish(there: rtnetlink.Socket, change: rtnetlink.Message, look: rtnetlink.Message, netns: NetNS) -> Link:
@@ -160,7 +160,7 @@ def _create_labelled(name: str, context: str, user: int | None, group: int | Non
             os.close(file)
     except OSError as error:
         raise IOFailureError(
-            f'cannot set the SELinux context "{context}": {describe_errno(error.errno)}',
+            f'cannot set the SELinux context "{context}": {cause_of(error)}',
             details="is SELinux enabled, and the context one of its policy?",
         ) from error
     words = ["ip", "tuntap", "add", "dev", name, "mode", "tap", "vnet_hdr"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ...errors import IOFailureError, describe_errno
+from ...errors import IOFailureError, cause_of
 from ...spec.addresses import IPAddress
 from .. import attributes
 from . import nfnetlink
@@ -45,9 +45,7 @@ def forget_udp(version: int, ports: Collection[tuple[int, IPAddress | None]]) ->
                     body = attributes.attribute(_ORIGINAL | nfnetlink.NESTED, found[_ORIGINAL])
                     nfnetlink.ask([(_DELETE, 0, family, body + attributes.attribute(_ID, found[_ID]))])
     except OSError as exc:
-        raise IOFailureError(
-            f"cannot delete UDP flows of published ports: {describe_errno(exc.errno, exc.strerror)}"
-        ) from exc
+        raise IOFailureError(f"cannot delete UDP flows of published ports: {cause_of(exc)}") from exc
 
 
 def _filter(port: int) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 
 from ..._light import NamedTuple, TypeVar
-from ...errors import IOFailureError, describe_errno
+from ...errors import IOFailureError, cause_of, describe_errno
 from ...spec.names import short_hash
 from .. import attributes, program
 from . import _expressions, nfnetlink, xt
@@ -144,7 +144,7 @@ class NftTable(NamedTuple):
         try:
             answers = nfnetlink.ask(requests, _NO_NFTABLES | {errno.ERANGE})  # the latter: too long for a name
         except OSError as exc:
-            raise IOFailureError(f"cannot read {self}: {describe_errno(exc.errno, exc.strerror)}") from exc
+            raise IOFailureError(f"cannot read {self}: {cause_of(exc)}") from exc
         return {name for name, answer in zip(names, answers, strict=True) if answer is not None}
 
     def has_chain(self, chain: str) -> bool:
@@ -310,7 +310,7 @@ class NftTable(NamedTuple):
         except OSError as exc:
             if exc.errno in _NO_NFTABLES:
                 return []
-            raise IOFailureError(f"cannot read {self}: {describe_errno(exc.errno, exc.strerror)}") from exc
+            raise IOFailureError(f"cannot read {self}: {cause_of(exc)}") from exc
 
 
 def commit(commands: Iterable[str], inherited: Sequence[int] = ()) -> None:

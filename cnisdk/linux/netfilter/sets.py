@@ -10,7 +10,7 @@ import errno
 from collections.abc import Collection, Iterable
 
 from ..._light import NamedTuple
-from ...errors import IOFailureError, describe_errno
+from ...errors import IOFailureError, cause_of, describe_errno
 from .. import attributes
 from . import nfnetlink
 from .nft import COMMENT_MAX, NftTable, Rule
@@ -91,7 +91,7 @@ def find(table: NftTable, wanted: Iterable[Element]) -> list[Element]:
     try:
         answers = nfnetlink.ask(requests)
     except OSError as exc:
-        raise IOFailureError(f"cannot read {table}: {describe_errno(exc.errno, exc.strerror)}") from exc
+        raise IOFailureError(f"cannot read {table}: {cause_of(exc)}") from exc
     return [each for answer in answers if answer is not None for each in _read(answer)]
 
 
@@ -134,9 +134,7 @@ def read_generation() -> int:
     try:
         answers = nfnetlink.ask([(_GET_GENERATION, 0, 0, b"")])
     except OSError as exc:
-        raise IOFailureError(
-            f"cannot read the generation of the ruleset: {describe_errno(exc.errno, exc.strerror)}"
-        ) from exc
+        raise IOFailureError(f"cannot read the generation of the ruleset: {cause_of(exc)}") from exc
     return int.from_bytes(attributes.read(answers[0] or b"").get(_GENERATION, b""), "big")
 
 
@@ -204,7 +202,7 @@ def _dump(table: NftTable, number: int, body: bytes) -> list[bytes]:
     try:
         return nfnetlink.dump(number, _FAMILIES[table.family], body)
     except OSError as exc:
-        raise IOFailureError(f"cannot read {table}: {describe_errno(exc.errno, exc.strerror)}") from exc
+        raise IOFailureError(f"cannot read {table}: {cause_of(exc)}") from exc
 
 
 def _text(number: int, value: str) -> bytes:
