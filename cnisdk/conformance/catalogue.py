@@ -11,12 +11,12 @@ from . import (
     _codes,
     _delegation,
     _disk,
+    _gc_status,
     _ipam,
     _leftovers,
     _lifecycle,
     _protocol,
     _robustness,
-    _upkeep,
 )
 from .case import Case
 from .judgement import Kind
@@ -27,7 +27,7 @@ _CHAPTERS = (
     _lifecycle,
     _checking,
     _delegation,
-    _upkeep,
+    _gc_status,
     _chained,
     _ipam,
     _robustness,

@@ -14,7 +14,7 @@ from ..testing.hosts import Container, Host
 from ..testing.running import SYSTEM_PATH
 from ._footprint import watched_for
 from ._known import KNOWN, Trial
-from ._starting import explain, find_obstacle
+from ._start_failures import explain, find_obstacle
 from .case_run import CaseRun
 from .judgement import Kind
 from .subject import SETUP, Subject

@@ -12,7 +12,7 @@ from ..linux import netns as namespaces
 from ..linux.links import link
 from ..linux.links.link import Link
 from ..spec.names import Attachment
-from . import _place as place, options
+from . import _interface, options
 from ._machine import Action, Drop, Identity, Machine, Probe, Remember, Send, Timing, Use, make_release
 from ._store import LeaseFiles, Record, boot_id
 from ._wire import Wire, open_wire
@@ -279,9 +279,9 @@ class Client:
             if end is None:
                 raise IOFailureError(f"interface {self.owner.ifname} in {self._record.netns} is gone")
             if lease is None:
-                place.unconfigure(end, stale, self._record.priority)
+                _interface.unconfigure(end, stale, self._record.priority)
             else:
-                place.configure(end, lease, stale, self._record.priority)
+                _interface.configure(end, lease, stale, self._record.priority)
                 self._set_mtu(end, lease)
         except (CNIError, OSError) as exc:
             if str(exc) != self._obstacle:
@@ -321,7 +321,7 @@ class Client:
         """Return the interface, whose namespace stays open until :meth:`_close`; None if it is gone."""
         if self._end is None:
             record = self._record
-            self._end = place.find_place(record.netns, record.cookie, record.index)
+            self._end = _interface.find_place(record.netns, record.cookie, record.index)
             if self._end is not None and self._end.mac != self.machine.identity.mac:
                 self.machine.identity = evolve(self.machine.identity, mac=self._end.mac)
         return self._end
@@ -367,12 +367,12 @@ def release(
     lease = record.lease
     leases = (*record.stale, lease) if lease is not None else record.stale
     try:
-        end = place.find_place(record.netns, record.cookie, record.index) if leases else None
+        end = _interface.find_place(record.netns, record.cookie, record.index) if leases else None
         if end is not None and end.netns is not None:
             with end.netns:
                 if lease is not None:
                     _send_release(end, record.identity, lease, int(random() * 2**32))
-                place.unconfigure(end, leases, record.priority)
+                _interface.unconfigure(end, leases, record.priority)
         if lease is not None:
             done = "released" if end is not None else "its interface is gone, and the server keeps for now"
             log(f"{record.owner}: {done} {lease.address}")

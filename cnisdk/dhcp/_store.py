@@ -19,7 +19,7 @@ from contextlib import suppress
 from .._files import TEMPORARY, read_file, replace_file
 from .._light import Any
 from ..classes import frozen
-from ..errors import CNIError, IOFailureError
+from ..errors import CNIError, IOFailureError, cause_of
 from ..spec.codec import dumps_compact, loads
 from ..spec.names import Attachment, short_hash
 from ._machine import Identity
@@ -180,7 +180,7 @@ class LeaseFiles:
         try:
             replace_file(path, dumps_compact(record.to_json()))
         except OSError as exc:
-            raise IOFailureError(f"cannot write {path}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot write {path}: {cause_of(exc)}") from exc
 
     def find(self, owner: Attachment) -> Record | None:
         """Return the record of an attachment; None without one, and for one of an earlier boot."""
@@ -208,7 +208,7 @@ class LeaseFiles:
         except FileNotFoundError:
             return []
         except OSError as exc:
-            raise IOFailureError(f"cannot read the directory {self.directory}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot read the directory {self.directory}: {cause_of(exc)}") from exc
         boot, records = boot_id(), []
         for name in names:
             path = os.path.join(self.directory, name)
@@ -318,4 +318,4 @@ class LeaseFiles:
             with suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(path)
         except OSError as exc:
-            raise IOFailureError(f"cannot delete {path}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot delete {path}: {cause_of(exc)}") from exc

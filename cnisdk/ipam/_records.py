@@ -66,8 +66,8 @@ class Boot(NamedTuple):
 
         Args:
             mark: The mark of the lease; empty when it has none.
-            exclusive: If true, no other machine can write to the directory of the lease (:mod:`._place`). Otherwise the
-                lease may be of a machine with the same id, made of the same image, and no boot counts as earlier.
+            exclusive: If true, no other machine can write to the directory of the lease (:mod:`._exclusive`). Otherwise
+                the lease may be of a machine with the same id, made of the same image, and no boot counts as earlier.
         """
         if mark and mark == self.mark:
             return "this"

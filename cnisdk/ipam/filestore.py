@@ -32,13 +32,14 @@ from ..errors import (
     InvalidEnvironmentError,
     IOFailureError,
     PluginNotAvailableError,
+    cause_of,
     describe_errno,
 )
 from ..spec.addresses import IPAddress
 from ..spec.names import check_network_name
 from . import _lockfile
+from ._exclusive import is_exclusive
 from ._index import DIRECTORY, Index, IndexWrong, delete_index, read_cursor
-from ._place import is_exclusive
 from ._records import (
     LAST_RESERVED,
     MODE,
@@ -431,7 +432,7 @@ class FileStore(Store):
         number = exc.errno or 0
         dangling = find_dangling(f"{self.path}/{_lockfile.NAME}") if number == errno.ENOENT else None
         return IOFailureError(
-            f"cannot {action} the address store {self.path}: {describe_errno(number, exc.strerror or str(exc))}",
+            f"cannot {action} the address store {self.path}: {cause_of(exc)}",
             details=dangling or _HINTS.get(number, ""),
         )
 

@@ -6,11 +6,11 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..errors import IOFailureError
+from ..errors import IOFailureError, cause_of
 from ..spec.names import is_network_name
 from . import _lockfile
+from ._exclusive import is_exclusive
 from ._index import DIRECTORY, Index, IndexWrong
-from ._place import is_exclusive
 from ._records import LAST_RESERVED, Record, parse_name, read_record
 from .filestore import SPARE, FileStore
 from .ranges import Pool
@@ -153,7 +153,7 @@ def _drop(directory: int, lease: LeaseRecord) -> bool:
     except FileNotFoundError:
         return False
     except OSError as exc:
-        raise IOFailureError(f"cannot delete the lease of {name}: {exc.strerror}") from exc
+        raise IOFailureError(f"cannot delete the lease of {name}: {cause_of(exc)}") from exc
     return True
 
 
@@ -193,5 +193,5 @@ def list_networks(data_dir: str) -> list[str]:
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as exc:
-            raise IOFailureError(f"cannot read {data_dir}: {exc.strerror}") from exc
+            raise IOFailureError(f"cannot read {data_dir}: {cause_of(exc)}") from exc
     return sorted(found)

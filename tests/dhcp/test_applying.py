@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cnisdk.classes import evolve
-from cnisdk.dhcp import _client, _place as place
+from cnisdk.dhcp import _client, _interface
 from cnisdk.dhcp._client import Client, Surroundings
 from cnisdk.dhcp._machine import Drop, Identity, Remember, Timing, Use
 from cnisdk.dhcp._store import LeaseFiles, Record, boot_id
@@ -53,9 +53,9 @@ class Interface:
 @pytest.fixture
 def interface(monkeypatch: pytest.MonkeyPatch) -> Interface:
     interface = Interface()
-    monkeypatch.setattr(place, "find_place", lambda *_: interface)
-    monkeypatch.setattr(place, "configure", interface.configure)
-    monkeypatch.setattr(place, "unconfigure", interface.unconfigure)
+    monkeypatch.setattr(_interface, "find_place", lambda *_: interface)
+    monkeypatch.setattr(_interface, "configure", interface.configure)
+    monkeypatch.setattr(_interface, "unconfigure", interface.unconfigure)
     return interface
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cnisdk.ipam import FileStore, Owner, RoundRobin, _place, filestore
-from cnisdk.ipam._place import is_exclusive
+from cnisdk.ipam import FileStore, Owner, RoundRobin, _exclusive, filestore
+from cnisdk.ipam._exclusive import is_exclusive
 from cnisdk.ipam._records import BOOT_ATTRIBUTE, Boot, current_boot
 from cnisdk.ipam.filetable import FileTable
 from cnisdk.testing.stores import everything, range_sets
@@ -62,10 +62,10 @@ def test_machines_of_one_image_share_a_directory(
     """Over the network; one of them may have it on a disk of its own."""
     one, two = machine(tmp_path, "one", ID), machine(tmp_path, "two", ID)
 
-    disks = _place.EXCLUSIVE
-    monkeypatch.setattr(_place, "EXCLUSIVE", disks if exporting == "the first" else frozenset())
+    disks = _exclusive.EXCLUSIVE
+    monkeypatch.setattr(_exclusive, "EXCLUSIVE", disks if exporting == "the first" else frozenset())
     assert add(tmp_path / "shared", one, OTHER) == FIRST
-    monkeypatch.setattr(_place, "EXCLUSIVE", disks if exporting == "the second" else frozenset())
+    monkeypatch.setattr(_exclusive, "EXCLUSIVE", disks if exporting == "the second" else frozenset())
     assert add(tmp_path / "shared", two, OURS) == SECOND
     store = FileStore(str(tmp_path / "shared"), "net", boot=two)
     assert everything(store) == {FIRST: OTHER, SECOND: OURS}
