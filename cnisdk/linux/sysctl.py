@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Iterable, Mapping
 
-from ..errors import IOFailureError, cause_of
+from ..errors import InvalidConfigError, IOFailureError, cause_of
 
 _ROOT = "/proc/sys/"
 _OCTAL = frozenset("01234567")
@@ -203,6 +203,37 @@ def _absent(key: str) -> SysctlError:
 
 
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+
+
+def check_allowed(path: str, keys: Iterable[str]) -> None:
+    """Refuse sysctls that the node's administrator does not allow.
+
+    Args:
+        path: Path of the list. Each line is a regular expression that allows the keys it occurs in, as they are written
+            in the configuration. Without a list all are allowed; one that cannot be read allows none.
+        keys: The sysctls.
+
+    Raises:
+        InvalidConfigError: (7) A sysctl is not allowed.
+        IOFailureError: (5) The list cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            allowed = [line.strip() for line in file if line.strip()]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise IOFailureError(f"cannot read the list of allowed sysctls {path}: {error}") from error
+    import re
+
+    try:
+        patterns = [re.compile(line) for line in allowed]
+    except re.error as error:
+        raise IOFailureError(f"cannot read the list of allowed sysctls {path}: {error}") from error
+    listed = ", ".join(allowed)
+    for key in keys:
+        if not any(pattern.search(key) for pattern in patterns):
+            raise InvalidConfigError(f"Sysctl {key} is not allowed. Only the following sysctls are allowed: {listed}")
 
 
 def enable_forwarding(*versions: int) -> None:

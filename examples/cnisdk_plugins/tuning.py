@@ -115,7 +115,7 @@ class Tuning(Plugin[TuningConf]):
         if twice := find_repeated_key(request.stdin, "sysctl"):
             raise InvalidConfigError("duplicated sysctl keys are not allowed", details=f"$.sysctl has {twice} twice")
         settings, sysctls = wanted = wanted_by(request)
-        check_allowed({**request.conf.sysctl, **request.conf.arguments.sysctl})
+        sysctl.check_allowed(ALLOWLIST, {**request.conf.sysctl, **request.conf.arguments.sysctl})
         result = request.require_prev_result()
         if not any(wanted):
             return result
@@ -165,7 +165,7 @@ class Tuning(Plugin[TuningConf]):
         delete_stale(request.conf.data_dir, request.network, request.valid_attachments)
 
     def status(self, request: StatusRequest[TuningConf]) -> None:
-        check_allowed(request.conf.sysctl)
+        sysctl.check_allowed(ALLOWLIST, request.conf.sysctl)
 
 
 def wanted_by(request: AddRequest[TuningConf] | CheckRequest[TuningConf]) -> Wanted:
@@ -197,35 +197,6 @@ def sysctl_path(key: str, ifname: str) -> str:
     if not path.startswith("net/") or "\0" in path:
         raise InvalidConfigError(f'invalid net sysctl key: "{key}"', details="expected a key that begins with net.")
     return path
-
-
-def check_allowed(keys: Iterable[str]) -> None:
-    """Refuse sysctls that the node's administrator does not allow.
-
-    Each line of the list is a regular expression that allows the keys it occurs in, as they are written in the
-    configuration. Without a list all are allowed; a list that cannot be read allows none.
-
-    Raises:
-        InvalidConfigError: (7) A sysctl is not allowed.
-        IOFailureError: (5) The list cannot be read.
-    """
-    try:
-        with open(ALLOWLIST, encoding="utf-8") as file:
-            allowed = [line.strip() for line in file if line.strip()]
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        raise IOFailureError(f"cannot read the list of allowed sysctls {ALLOWLIST}: {error}") from error
-    import re
-
-    try:
-        patterns = [re.compile(line) for line in allowed]
-    except re.error as error:
-        raise IOFailureError(f"cannot read the list of allowed sysctls {ALLOWLIST}: {error}") from error
-    listed = ", ".join(allowed)
-    for key in keys:
-        if not any(pattern.search(key) for pattern in patterns):
-            raise InvalidConfigError(f"Sysctl {key} is not allowed. Only the following sysctls are allowed: {listed}")
 
 
 def values_before(wanted: Wanted, netns: NetNS, end: Link, earlier: Mapping[str, Any]) -> dict[str, Any]:
