@@ -18,7 +18,7 @@ PYTHON_CODE = ["cnisdk", "examples", "tests"]
 WORKERS = str(len(os.sched_getaffinity(0)) + 1)
 
 # Not part of `nox -s bench` alone: those that take long, and what draws the figures of another.
-ON_DEMAND = {"cluster_scale", "soak", "plot"}
+ON_DEMAND = {"cluster_scale", "pool", "soak", "plot"}
 
 
 def files_with(session: nox.Session, marks: str) -> list[str]:

@@ -29,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,8 @@ BUDGETS = [
     ("firewall ADD, nftables", "resident", ("firewall ADD, iptables", "go"), 0.3),
     ("chain ADD, iptables", "resident", ("chain ADD, iptables", "go"), 0.4),
     ("chain ADD, nftables", "resident", ("chain ADD, iptables", "go"), 0.4),
+    ("host-local ADD, loop", "resident", ("host-local ADD, isolated", "resident"), 1.15),
+    ("host-local ADD, slowest of a server's first ten", "resident", ("host-local ADD, later", "resident"), 1.5),
     ("VERSION", "one-shot", ("VERSION", "go"), 1.0),
     ("VERSION, python -m", "one-shot", (PASS, "python"), 1.6),
     ("host-local ADD", "one-shot", (BARE, "python"), 4.0),
@@ -74,6 +77,12 @@ BUDGETS = [
     ("loopback ADD", "one-shot", (BARE, "python"), 5.5),
     ("host-device ADD", "one-shot", (BARE, "python"), 5.5),
 ]
+
+# Proportional set size of server and workers, in MiB.
+MEMORY_BUDGETS = {"at rest": 40, "during a burst": 128}
+
+PAUSE = 0.06  # seconds between requests that are isolated
+SERVERS = 5  # of which the first requests are measured
 
 MASTER = "bench-master"  # what macvlan's links lie on
 DEVICE = "bench-device"  # what host-device lends
@@ -252,8 +261,49 @@ class Comparison:
             seconds, cpu, peaks = zip(*costs, strict=True)
             yield verb, Cost(sum(seconds), sum(cpu), max(peaks))
 
-    def bursts(self) -> None:
+    def sequence(self, mode: Mode, count: int, pause: float) -> list[Cost]:
+        """Run host-local ADD and DEL in turn, and return the cost of each ADD."""
+        costs = []
+        for _ in range(count):
+            for verb, cost in self._measure("host-local", mode):
+                time.sleep(pause)
+                if verb.endswith("ADD"):
+                    costs.append(cost)
+        return costs
+
+    def loops(self) -> None:
+        """Compare requests one directly after the other with isolated ones."""
         for mode in self.modes:
+            for path, pause in (("isolated", PAUSE), ("loop", 0)):
+                for cost in self.sequence(mode, 10, pause):
+                    self.note(f"host-local ADD, {path}", mode.name, cost)
+
+    def beginning(self, mode: Mode) -> None:
+        """Compare the first requests of a server that has just started with later ones."""
+        first, later = self.sequence(mode, 10, PAUSE), self.sequence(mode, 20, PAUSE)
+        self.note("host-local ADD, slowest of a server's first ten", mode.name, max(first))
+        for cost in later:
+            self.note("host-local ADD, later", mode.name, cost)
+
+    def watch_memory(self) -> None:
+        """Look at the size of server and workers during a burst, and some seconds after it."""
+        (mode,) = [mode for mode in self.modes if mode.name == "resident"]
+        sizes, over = [0], threading.Event()
+
+        def watch() -> None:
+            while not over.is_set():
+                sizes.append(sum(map(process_tree_memory, SERVER)))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        self.bursts([mode], note=False)
+        over.set()
+        watcher.join()
+        time.sleep(5)
+        self.memory = {"at rest": sum(map(process_tree_memory, SERVER)), "during a burst": max(sizes)}
+
+    def bursts(self, modes: list[Mode] | None = None, *, note: bool = True) -> None:
+        for mode in self.modes if modes is None else modes:
             stdin = json.dumps(configuration(mode, "IPv4")).encode()
             argv = [str(mode.directory / "bridge")]
             for verb in ("ADD", "DEL"):
@@ -266,9 +316,9 @@ class Comparison:
                     ended.append(children.wait())
                 each = [check(child) for child in ended]
                 total = time.perf_counter() - start
-                if verb == "ADD":
+                if verb == "ADD" and note:
                     cpu = sum(cost.cpu for cost in each) + server_cpu() - before
-                    # The server has more workers ready when it has seen one: the first is told of by itself.
+                    # The first finds workers that have served little: it is told of by itself.
                     first = ("burst, first", mode.name) not in self.costs
                     what = "burst, first" if first else "burst, total"
                     self.note(what, mode.name, Cost(total, cpu, max(cost.peak for cost in each)))
@@ -278,47 +328,52 @@ class Comparison:
 
 def server_cpu() -> float:
     """Seconds of CPU the resident server and its workers have used; 0 without one."""
-    seconds = 0.0
-    for pid in server_processes():
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        seconds += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    return seconds
+    return sum(map(process_tree_cpu, SERVER))
 
 
 SERVER: list[int] = []
 
 
-def server_processes() -> list[int]:
-    found = list(SERVER)
-    for pid in found:
+def process_tree(pid: int) -> list[int]:
+    """Return a process and its children."""
+    try:
+        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+    except OSError:
+        return []
+
+
+def process_tree_cpu(pid: int) -> float:
+    """Seconds of CPU that a process and its children have used, with those that have ended."""
+    seconds = 0.0
+    for each in process_tree(pid):
         try:
-            found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+            seconds += int(Path(f"/proc/{each}/schedstat").read_text().split()[0]) / 1e9
+            ended = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[13:15]
         except OSError:
             continue
-    return found
+        seconds += sum(map(int, ended)) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
-def server_memory() -> int:
-    """Proportional set size of the server and its idle workers, in KiB."""
+def process_tree_memory(pid: int) -> int:
+    """Proportional set size of a process and its children, in KiB."""
     total = 0
-    for pid in server_processes():
+    for each in process_tree(pid):
         try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
         except OSError:  # a worker that just ended
             continue
         total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total
 
 
-def work(modes: list[Mode], runs: int, burst: int, only: list[str]) -> tuple[dict[Key, list[Cost]], int]:
+def work(modes: list[Mode], runs: int, burst: int, only: list[str]) -> tuple[dict[Key, list[Cost]], dict[str, int]]:
     """Run it all; called on the throw-away host."""
     comparison = Comparison(modes, burst, only)
     comparison.prepare()
-    memory = 0
-    server = start_server() if any(mode.name == "resident" for mode in modes) else None
+    resident = [mode for mode in modes if mode.name == "resident"]
+    if resident:
+        start_server()
     try:
         comparison.round()  # compiles, makes bridges, fills caches
         comparison.costs.clear()
@@ -326,27 +381,39 @@ def work(modes: list[Mode], runs: int, burst: int, only: list[str]) -> tuple[dic
             comparison.round()
             if burst and comparison.wanted("burst") and number % 5 == 0:
                 comparison.bursts()
-        memory = server_memory()
+            if comparison.wanted("loop") and number % 5 == 0:
+                comparison.loops()
+        if resident and burst and comparison.wanted("burst"):
+            comparison.watch_memory()
+        for _ in range(SERVERS if resident and comparison.wanted("first ten") else 0):
+            stop_server()
+            start_server()
+            comparison.beginning(resident[0])
     finally:
-        if server is not None:
-            os.kill(server, signal.SIGTERM)
-            os.waitpid(server, 0)
-    return comparison.costs, memory
+        if resident:
+            stop_server()
+    return comparison.costs, comparison.memory
 
 
-def start_server() -> int:
+def stop_server() -> None:
+    server = SERVER.pop()
+    os.kill(server, signal.SIGTERM)
+    os.waitpid(server, 0)
+
+
+def start_server() -> None:
     argv = [PYTHON, "-I", "-m", "cnisdk", "serve"]
     pid = os.posix_spawn(argv[0], argv, dict(os.environ))
     SERVER.append(pid)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if subprocess.run([*argv, "--status"], capture_output=True, check=False).returncode == 0:
-            return pid
+            return
         time.sleep(0.05)
     raise SystemExit("the server does not come up")
 
 
-def report(costs: dict[Key, list[Cost]], memory: int) -> str:
+def report(costs: dict[Key, list[Cost]], memory: dict[str, int]) -> str:
     medians = {key: statistics.median(cost.seconds for cost in each) * 1000 for key, each in costs.items()}
     lines = [
         "| path | mode | runs | median ms | p95 ms | CPU ms | peak MiB | × go |",
@@ -371,7 +438,10 @@ def report(costs: dict[Key, list[Cost]], memory: int) -> str:
                 f"| {path} | {mode} | {name} | {budget} | {measured:.2f}{' (over)' if measured > budget else ''} |"
             )
     if memory:
-        lines += ["", f"The server and its idle workers hold {memory / 1024:.1f} MiB (proportional set size)."]
+        lines += ["", "| memory of the server and its workers | budget MiB | measured |", "|---|--:|--:|"]
+    for what, size in memory.items():
+        over = " (over)" if size > MEMORY_BUDGETS[what] << 10 else ""
+        lines.append(f"| {what} | {MEMORY_BUDGETS[what]} | {size / 1024:.1f}{over} |")
     return "\n".join(lines)
 
 

@@ -4,10 +4,12 @@ The exit status is 1 if anything grows, fails or leaks.
 
 Usage: python benchmarks/soak.py [--requests N] [--flight N] [--loops N] [--rounds N] [--kills N]
 
-First, host-local ADD and DEL through one server, a few at a time, while its memory, descriptors, processes and
-latency are looked at again and again. Then loops of bridge ADD and DEL side by side, during which the server is killed
-(SIGKILL) and started again. Everything happens on a throw-away host (cnisdk.testing.Sandbox). The shims are those of
-`cnisdk install --thick`, started with pipes, as container runtimes do, from a process that does nothing else.
+First, requests to all types of plugins that need no daemon of their own, in mixed order through one server, a few at a
+time, while its memory, descriptors, processes and latency are looked at again and again. Every answer is compared with
+that of a fresh process: before, launchers have run each sequence of requests once. Only hardware addresses may differ.
+Then loops of bridge ADD and DEL side by side, during which the server is killed (SIGKILL) and started again. Everything
+happens on a throw-away host (cnisdk.testing.Sandbox). The shims are those of `cnisdk install --thick`, started with
+pipes, as container runtimes do, from a process that does nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
+import re
 import signal
 import socket
 import statistics
@@ -159,9 +163,161 @@ def server() -> Iterator[int]:
         os.kill(ask_status(DIRECTORY)["pid"], signal.SIGTERM)
 
 
-def many_requests(plugins: Path, requests: int, flight: int) -> list[str]:
+# Chained plugins, and what they are configured with; they follow ptp.
+CHAINED: dict[str, dict[str, Any]] = {
+    "bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 8_000_000},
+    "firewall": {},
+    "portmap": {},
+    "sbr": {},
+    "tuning": {"sysctl": {"net.ipv4.conf.eth0.arp_notify": "1"}},
+    "vrf": {"vrfname": "soak"},
+}
+
+# Other plugins. `{slot}` stands for the number of the container; `ipam` for an address of its own.
+ALONE: dict[str, dict[str, Any]] = {
+    "bridge": {"bridge": "soak-{slot}", "isGateway": True, "ipMasq": True, "ipam": {}},
+    "dhcp": {"ipam": {"type": "dhcp", "daemonSocketPath": "/run/nowhere.sock"}},
+    "dummy": {"ipam": {}},
+    "flannel": {"subnetFile": "/run/nowhere.env"},
+    "host-device": {"device": "device{slot}", "ipam": {}},
+    "host-local": {"ipam": {}},
+    "ipvlan": {"master": "wire", "ipam": {}},
+    "loopback": {},
+    "macvlan": {"master": "wire", "ipam": {}},
+    "ptp": {"ipam": {}},
+    "static": {"ipam": {"type": "static", "addresses": [{"address": "10.8.{slot}.2/24"}]}},
+    "tap": {"ipam": {}},
+    "vlan": {"master": "wire", "vlanId": "{slot}", "ipam": {}},
+}
+
+Answer = tuple[int, str]
+"""Wait status and output of a request, without what may differ."""
+
+
+class Step(NamedTuple):
+    """A request of a sequence.
+
+    Attributes:
+        verb: The verb.
+        conf: The network configuration.
+        follows: The request is given the result of the last successful ADD.
+    """
+
+    verb: str
+    conf: dict[str, Any]
+    follows: bool = False
+
+
+class Slot:
+    """A container, to which the requests of one sequence after another are sent.
+
+    Each sequence leaves nothing, so that it gets the same answers each time.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number, self.container = number, f"s{number}"
+        self.sequences = {type_: self._sequence(type_) for type_ in (*ALONE, *CHAINED)}
+        self.expected: dict[str, list[Answer]] = {}
+
+    def _sequence(self, type_: str) -> list[Step]:
+        ipam = {"type": "host-local", "ranges": [[{"subnet": f"10.9.{self.number}.0/30"}]]}
+        first = "ptp" if type_ in CHAINED else type_
+        text = json.dumps({"cniVersion": "1.0.0", "name": f"{first}{self.number}", "type": first, **ALONE[first]})
+        text = text.replace('"{slot}"', str(self.number + 1)).replace("{slot}", str(self.number))
+        conf = json.loads(text.replace('"ipam": {}', f'"ipam": {json.dumps(ipam)}'))
+        if type_ not in CHAINED:
+            return [Step("ADD", conf), Step("CHECK", conf, follows=True), Step("DEL", conf, follows=True)]
+        ports = [{"hostPort": 9000 + self.number, "containerPort": 80, "protocol": "tcp"}]
+        chained = {**conf, "type": type_, **CHAINED[type_], "runtimeConfig": {"portMappings": ports}}
+        both = [Step("ADD", conf), Step("ADD", chained, follows=True), Step("CHECK", chained, follows=True)]
+        return [*both, Step("DEL", chained, follows=True), Step("DEL", conf, follows=True)]
+
+    def start(self, plugins: Path, step: Step, result: dict[str, Any]) -> Child:
+        """Send a request."""
+        environ = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "CNI_COMMAND": step.verb,
+            "CNI_CONTAINERID": self.container,
+            "CNI_NETNS": f"/run/netns/{self.container}",
+            "CNI_IFNAME": "lo" if step.conf["type"] == "loopback" else "eth0",
+            "CNI_PATH": str(plugins),
+        }
+        conf = {**step.conf, "prevResult": result} if step.follows and result else step.conf
+        return Child([str(plugins / step.conf["type"])], environ, json.dumps(conf).encode())
+
+
+def answer_of(child: Child, plugins: Path) -> Answer:
+    text = f"{child.printed.decode()}\0{child.said.decode(errors='replace')}".replace(str(plugins), "")
+    return child.status, re.sub("([0-9a-f]{2}:){5}[0-9a-f]{2}", "MAC", text)
+
+
+def result_of(child: Child, step: Step, result: dict[str, Any]) -> dict[str, Any]:
+    """Return the result that later requests of a sequence are given."""
+    return json.loads(child.printed) if step.verb == "ADD" and not child.status else result
+
+
+class Mixture:
+    """Sequences in mixed order, one in each slot at a time, whose answers are known."""
+
+    def __init__(self, plugins: Path, alone: Path, slots: int) -> None:
+        self.plugins, self.random = plugins, random.Random(16)
+        self.slots = [Slot(number) for number in range(slots)]
+        self.failures: list[str] = []
+        for slot in self.slots:
+            subprocess.run(["ip", "netns", "add", slot.container], check=True)
+            add_veth(f"device{slot.number}", f"device-peer{slot.number}")
+            for name, steps in slot.sequences.items():
+                answers, result = [], {}
+                for step in steps:
+                    child = Children(slot.start(alone, step, result)).wait()
+                    result = result_of(child, step, result)
+                    answers.append(answer_of(child, alone))
+                slot.expected[name] = answers
+        first = {name: answers[0 if name in ALONE else 1] for name, answers in self.slots[0].expected.items()}
+        failing = sorted(name for name, (status, _) in first.items() if status)
+        print(f"{len(ALONE) + len(CHAINED)} types; ADD of these is an error here: {', '.join(failing) or 'none'}")
+
+    def run(self, requests: int) -> list[float]:
+        """Run at least so many requests, and return the time of each."""
+        running, at = Children(), {}
+        times: list[float] = []
+        for slot in self.slots:
+            self._begin(slot, running, at)
+        while running:
+            child = running.wait()
+            times.append(child.cost.seconds)
+            slot, name, number, result = at.pop(child.pid)
+            step = slot.sequences[name][number]
+            got, wanted = answer_of(child, self.plugins), slot.expected[name][number]
+            if got != wanted and "in a process of its own instead" not in got[1]:
+                self.failures.append(f"{name}, {step.verb} of {step.conf['type']}: {got}, not {wanted}")
+            result = result_of(child, step, result)
+            if number + 1 < len(slot.sequences[name]):
+                child = slot.start(self.plugins, slot.sequences[name][number + 1], result)
+                at[child.pid] = (slot, name, number + 1, result)
+                running.add(child)
+            elif len(times) + len(running) < requests:
+                self._begin(slot, running, at)
+        return times
+
+    def _begin(self, slot: Slot, running: Children, at: dict[int, tuple[Slot, str, int, dict[str, Any]]]) -> None:
+        name = self.random.choice(list(slot.sequences))
+        child = slot.start(self.plugins, slot.sequences[name][0], {})
+        at[child.pid] = (slot, name, 0, {})
+        running.add(child)
+
+
+def add_veth(name: str, peer: str) -> None:
+    subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", peer], check=True)
+    for each in (name, peer):
+        subprocess.run(["ip", "link", "set", each, "up"], check=True)
+
+
+def many_requests(plugins: Path, alone: Path, requests: int, flight: int) -> list[str]:
     """Run the requests, print the samples, and return what is wrong."""
-    spawner = Spawner(plugins / "host-local", configuration("host-local"))
+    add_veth("wire", "wire-peer")
+    mixture = Mixture(plugins, alone, flight)
+    links = {name for _, name in socket.if_nameindex()}
     samples: list[Sample] = []
     print(
         "\n| requests | RSS KiB | all PSS KiB | descriptors | workers | files | p50 ms | p95 | longest | per second |"
@@ -170,19 +326,8 @@ def many_requests(plugins: Path, requests: int, flight: int) -> list[str]:
     ended = 0
     with server() as pid:
         for _ in range(PARTS):
-            times, begun = [], time.perf_counter()
-            pairs = requests // PARTS // 2
-            for number in range(min(flight, pairs)):
-                spawner.start("ADD", f"c{number}")
-            pairs -= len(spawner.running)
-            while spawner.running:
-                verb, container, seconds = spawner.wait()
-                times.append(seconds)
-                if verb == "ADD":
-                    spawner.start("DEL", container)
-                elif pairs:
-                    pairs -= 1
-                    spawner.start("ADD", container)
+            begun = time.perf_counter()
+            times = mixture.run(requests // PARTS)
             took = time.perf_counter() - begun
             ended += len(times)
             samples.append(look(pid, ended, times, took))
@@ -191,14 +336,20 @@ def many_requests(plugins: Path, requests: int, flight: int) -> list[str]:
         status = ask_status(DIRECTORY)
     counts = {key: status[key] for key in ("requests", "errors", "fallbacks", "declined", "died")}
     print(f"\n{ended} requests ended; the server counted {counts}")
-    wrong = spawner.failures[:5]
+    wrong = [f"{len(mixture.failures)} answers differ", *mixture.failures[:5]] if mixture.failures else []
     # A shim that waits in vain, on a machine that is busy with other things, kills the worker and does without.
     if status["requests"] + status["fallbacks"] != ended or status["died"] > status["fallbacks"]:
         wrong.append("the server's counts are not those of the requests")
     if status["fallbacks"] > ended // 100:
         wrong.append(f"{status['fallbacks']} requests did not reach the server in time")
-    if left := leases():
+    if left := [path for path in Path("/var/lib/cni/networks").glob("*/*") if path.name[0].isdigit()]:
         wrong.append(f"{len(left)} leases are left")
+    if more := {name for _, name in socket.if_nameindex()} - links:
+        wrong.append(f"{len(more)} links are left: {', '.join(sorted(more)[:5])}")
+    for slot in mixture.slots:
+        for name in (f"device{slot.number}", f"soak-{slot.number}"):
+            subprocess.run(["ip", "link", "delete", name], check=True)
+    subprocess.run(["ip", "link", "delete", "wire"], check=True)
     return wrong + growth(samples)
 
 
@@ -258,25 +409,26 @@ def many_deaths(plugins: Path, loops: int, rounds: int, kills: int) -> list[str]
     return wrong
 
 
-def work(plugins: Path, arguments: argparse.Namespace) -> list[str]:
+def work(plugins: Path, alone: Path, arguments: argparse.Namespace) -> list[str]:
     """Run the whole benchmark, on the throw-away host."""
-    wrong = many_requests(plugins, arguments.requests, arguments.flight)
+    wrong = many_requests(plugins, alone, arguments.requests, arguments.flight)
     return wrong + many_deaths(plugins, arguments.loops, arguments.rounds, arguments.kills)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=100_000, help="of host-local (default %(default)s)")
+    parser.add_argument("--requests", type=int, default=100_000, help="of all types (default %(default)s)")
     parser.add_argument("--flight", type=int, default=4, help="of these at a time (default %(default)s)")
     parser.add_argument("--loops", type=int, default=32, help="of bridge ADD and DEL, side by side")
     parser.add_argument("--rounds", type=int, default=20, help="of each loop (default %(default)s)")
     parser.add_argument("--kills", type=int, default=5, help="of the server during these (default %(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, Sandbox() as host:
-        plugins = Path(directory, "bin")
-        install = [*CNISDK, "install", "bridge", "host-local", "--thick", "--dest", str(plugins)]
-        subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
-        wrong = host.call(work, plugins, arguments)
+        plugins, alone = Path(directory, "resident"), Path(directory, "one-shot")
+        for where, options in ((plugins, ["--thick"]), (alone, [])):
+            install = [*CNISDK, "install", *ALONE, *CHAINED, *options, "--dest", str(where)]
+            subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
+        wrong = host.call(work, plugins, alone, arguments)
     for problem in wrong:
         print(f"WRONG: {problem}")
     if wrong:

@@ -22,8 +22,8 @@ from cnisdk.testing import Sandbox
 
 from . import server_template
 
-SERVE = [sys.executable, "-I", "-m", "cnisdk", "serve", "--memory", "32", "--background"]
-"""What starts a server; it is up when this ends. Each test that wants one does, so it is a small one."""
+SERVE = [sys.executable, "-I", "-m", "cnisdk", "serve", "--background"]
+"""What starts a server; it is up when this ends."""
 
 
 @cache

@@ -32,9 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="directory of its sockets and metrics (default %(default)s)",
     )
     for name, metavar, default, help_ in (
-        ("--ready", "N", server.DEFAULT_READY, "idle workers, at least"),
+        ("--ready", "N", server.DEFAULT_READY, "workers that are kept, at least"),
         ("--limit", "N", server.DEFAULT_LIMIT, "idle and busy workers, at most"),
-        ("--memory", "MIB", server.DEFAULT_MEMORY, "memory that idle workers may hold"),
     ):
         parser.add_argument(name, metavar=metavar, type=int, default=default, help=f"{help_} (default %(default)s)")
     parser.add_argument(
@@ -69,9 +68,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"cnisdk serve: {', '.join(plugins) or 'no plugin'}, in {args.directory}", file=sys.stderr)
     # Workers replace stdin by the caller's.
     os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
-    server.Server(
-        plugins, args.directory, ready=args.ready, limit=args.limit, memory=args.memory, metrics=args.metrics
-    ).run(server.find_inherited_listener())
+    serving = server.Server(plugins, args.directory, ready=args.ready, limit=args.limit, metrics=args.metrics)
+    serving.run(server.find_inherited_listener())
     return 0
 
 

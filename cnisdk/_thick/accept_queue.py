@@ -36,16 +36,13 @@ class AcceptQueue:
         for fd in (stop, retire):
             self._poll.register(fd, select.EPOLLIN)
 
-    def wait(self, seconds: float) -> Collection[int]:
+    def wait(self) -> Collection[int]:
         """Wait for a connection, or for an order to end.
 
-        Args:
-            seconds: Longest time to wait; -1 for ever.
-
         Returns:
-            The descriptors that are ready: listener, stop or retire. Empty when the time is over.
+            The descriptors that are ready: listener, stop or retire.
         """
-        return [fd for fd, _ in self._poll.poll(seconds)]
+        return [fd for fd, _ in self._poll.poll()]
 
     def is_stopped(self) -> bool:
         """Return True if workers shall take no further request."""

@@ -40,13 +40,9 @@ def load_plugins(launchers: Mapping[str, bytes]) -> dict[str, ServedPlugin]:
             )
         loaded[type_] = ServedPlugin(type_, launcher_id(text), launcher, _import(type_, launcher))
     warm.up()
-    samples, problems = rehearse(loaded, launchers)
-    for problem in problems:
+    for problem in rehearse(loaded, launchers):
         sys.stderr.write(f"cnisdk serve: {problem}\n")
-    return {
-        type_: plugin._replace(samples={verb: pages for (of, verb), pages in samples.items() if of == type_})
-        for type_, plugin in loaded.items()
-    }
+    return loaded
 
 
 def _import(type_: str, launcher: Launcher) -> Callable[[], Any]:

@@ -48,8 +48,9 @@ FALLBACKS = f"{DIRECTORY}/fallbacks"
 PROTOCOL = "cnisdk4"
 FILE_COUNT = 4
 
-SHIM_TIMEOUT = 1.0
-"""Seconds a shim waits for a worker. A one-shot process takes a tenth of that, but in a burst every request waits."""
+SHIM_TIMEOUT = 5.0
+"""Seconds a shim waits for a worker. On a busy machine the last of many requests waits long, and a process of its own,
+which takes ten times the processor time of a worker, would make the others wait longer."""
 
 # execve(2) takes an environment of up to 6 MiB. A socket takes less in one message.
 _MAX_REQUEST = 8 << 20

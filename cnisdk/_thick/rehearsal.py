@@ -6,8 +6,8 @@ again, in each request.
 
 The server enters a new network namespace, and makes a second one that stands for a container. Each plugin that offers
 configurations (:meth:`cnisdk.Plugin.rehearsals`) attaches, checks and detaches containers there, :data:`_ROUNDS` times,
-with its state below a temporary directory. Then a forked copy runs ADD and DEL once more, as a worker does, and returns
-the pages it touched. At the end the server returns to its own namespace, and restores environment and signal handlers.
+with its state below a temporary directory. At the end the server returns to its own namespace, and restores environment
+and signal handlers.
 
 A plugin that fails is reported, and served all the same. A server that may not make namespaces rehearses nothing. If it
 cannot return to its own namespace, it must not serve: :class:`~cnisdk.errors.InternalError`.
@@ -40,9 +40,7 @@ from ..plugin.main import PluginMain
 from ..plugin.reply import refuse_own_netns, respond
 from . import protocol
 from .caller import CallerPolicy
-from .prefetch import NO_PAGES, PageSet, RequestKind, dump_pages, load_pages, read_touched_pages
-from .protocol import ShimRequest
-from .worker import ServedPlugin, prepare_worker, run_request
+from .worker import ServedPlugin
 
 # CPython specializes a function after eight runs, and its instructions after some more.
 _ROUNDS = 12
@@ -51,9 +49,7 @@ _ROUNDS = 12
 _VERSIONS = ("1.0.0", "1.1.0", "0.4.0")
 
 
-def rehearse(
-    plugins: Mapping[str, ServedPlugin], launchers: Mapping[str, bytes]
-) -> tuple[dict[RequestKind, PageSet], list[str]]:
+def rehearse(plugins: Mapping[str, ServedPlugin], launchers: Mapping[str, bytes]) -> list[str]:
     """Rehearse each plugin that offers configurations for it.
 
     Args:
@@ -61,18 +57,15 @@ def rehearse(
         launchers: Text of the launcher of each type.
 
     Returns:
-        The pages that each kind of request touches, and the problems as sentences. A plugin with a problem works, but
-        its first requests take longer.
+        The problems, as sentences. A plugin with a problem works, but its first requests take longer.
 
     Raises:
         InternalError: (999) This process cannot return to its own network namespace.
     """
-    policy = CallerPolicy()
-    _rehearse_taking(_ROUNDS, policy)
-    samples: dict[RequestKind, PageSet] = {}
+    _rehearse_taking(_ROUNDS, CallerPolicy())
     problems: list[str] = []
     if not any(map(_offers_rehearsals, plugins.values())):
-        return samples, problems
+        return problems
     with _temporary_directory() as directory:
         for type_, text in launchers.items():
             with open(os.path.join(directory, type_), "wb") as file:
@@ -84,13 +77,12 @@ def rehearse(
                     if not _offers_rehearsals(plugin):
                         continue
                     try:
-                        for verb, touched in _rehearse_plugin(type_, plugin, directory, sandbox, policy):
-                            samples[type_, verb] = samples.get((type_, verb), NO_PAGES) | touched
+                        _rehearse_plugin(type_, plugin, directory, sandbox)
                     except Exception as exc:  # a bug of the plugin: its requests will report it
                         problems.append(f"plugin {type_} cannot be rehearsed: {exc}")
         except (OSError, IOFailureError) as exc:
             problems.append(f"nothing can be rehearsed: {exc}")
-    return samples, problems
+    return problems
 
 
 def _rehearse_taking(count: int, policy: CallerPolicy) -> None:
@@ -110,21 +102,18 @@ def _rehearse_taking(count: int, policy: CallerPolicy) -> None:
                 os.close(fd)
 
 
-def _rehearse_plugin(
-    type_: str, plugin: ServedPlugin, directory: str, sandbox: str, policy: CallerPolicy
-) -> Iterator[tuple[str, PageSet]]:
-    """Attach, check and detach containers with each configuration that the plugin offers.
-
-    Yields:
-        Verb, and the pages that it touches in a worker.
-    """
+def _rehearse_plugin(type_: str, plugin: ServedPlugin, directory: str, sandbox: str) -> None:
+    """Attach, check and detach containers with each configuration that the plugin offers."""
     _process.run_delegates_here(Signals(), plugin.launcher)
     assert isinstance(plugin.main, PluginMain)
     for number, keys in enumerate(plugin.main.plugin.rehearsals(os.path.join(directory, "state"))):
-        environ: dict[str, str] = {}
-        conf: dict[str, Any] = {}
         for turn in range(_ROUNDS):
-            conf = {**keys, "cniVersion": _VERSIONS[turn % 3], "name": f"rehearsal{number}", "type": type_}
+            conf: dict[str, Any] = {
+                **keys,
+                "cniVersion": _VERSIONS[turn % 3],
+                "name": f"rehearsal{number}",
+                "type": type_,
+            }
             environ = {
                 "PATH": os.environ.get("PATH", ""),
                 "CNI_CONTAINERID": f"{turn:064x}",
@@ -137,38 +126,6 @@ def _rehearse_plugin(
             if turn == _ROUNDS - 1:
                 _respond(plugin, "CHECK", environ, conf)
             _respond(plugin, "DEL", environ, conf)
-        for verb in ("ADD", "DEL"):
-            yield verb, _measure_pages(plugin, verb, environ, conf, policy)
-
-
-def _measure_pages(
-    plugin: ServedPlugin, verb: str, environ: Mapping[str, str], conf: Mapping[str, Any], policy: CallerPolicy
-) -> PageSet:
-    """Run a request in a forked copy of this process, as a worker does, and return the pages it touched."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            state = prepare_worker()
-            _rehearse_taking(1, policy)
-            stdin, null = os.memfd_create("stdin"), os.open(os.devnull, os.O_RDWR)
-            os.write(stdin, json.dumps(conf).encode())
-            os.lseek(stdin, 0, os.SEEK_SET)
-            files = (stdin, null, os.dup(2), os.open(".", os.O_PATH))
-            variables = {**environ, "CNI_COMMAND": verb}.items()
-            request = ShimRequest("plugin", {os.fsencode(k): os.fsencode(v) for k, v in variables}, files, -1, 0o22)
-            if run_request(plugin, request, state) == 0:
-                with open(writing, "wb") as pipe:
-                    pipe.write(dump_pages(read_touched_pages()))
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        data = pipe.read()
-    os.waitpid(pid, 0)
-    if not data:
-        raise InternalError(f"{verb} fails in a worker process")
-    return load_pages(data)
 
 
 def _offers_rehearsals(plugin: ServedPlugin) -> bool:

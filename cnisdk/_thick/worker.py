@@ -3,8 +3,7 @@
 A worker goes through these states:
 
 idle
-    :func:`prepare_worker` makes what does not depend on a request. The worker waits on the accept queue. If no
-    connection comes at once, it first populates the pages a request will touch (:mod:`.prefetch`).
+    :func:`prepare_worker` makes what does not depend on a request. The worker waits on the accept queue.
 accepted
     It has a connection from a shim, and reports ``busy`` to the server. It checks the caller (:mod:`.caller`) and the
     offer, and either declines with a reason, or takes the request. From then on, the shim cannot run it.
@@ -14,7 +13,7 @@ running
 answered
     It closes every copy of the caller's streams, sends ``exit STATUS`` to the shim, and reports ``done`` to the server.
     If the plugin leaves the process unchanged, and the process is as it was before (:mod:`.process_state`), the worker
-    reports ``idle`` and waits on the accept queue again. Otherwise it may write down the pages it touched, and ends.
+    reports ``idle`` and waits on the accept queue again. Otherwise it ends.
 
 When the server stops, a worker that has served ends. A new one accepts one of the connections that wait already.
 A worker also ends after :data:`_MOST_REQUESTS` requests, after one that was declined, ended by a signal or failed in a
@@ -29,6 +28,7 @@ Reports go through one pipe that all workers share. A report is one line, shorte
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import os
 import select
@@ -48,19 +48,13 @@ from ..plugin._launch import Launcher
 from ..plugin._signals import Signals
 from ..plugin.main import PluginMain
 from ..plugin.reply import promises_unchanged_process
-from . import prefetch
 from .accept_queue import AcceptQueue
 from .caller import CallerPolicy
-from .metrics import create_private_file
-from .prefetch import MemoryRanges, PageSet
 from .process_state import CallerState, RestingState
 from .protocol import SHIM_TIMEOUT, RequestOffer, ShimRequest, netns_cookie, receive_offer, take_request
 
 # Paths in /proc that plugins read. On the first look, the kernel makes the directories of a process.
 _PROC_PATHS = ("/proc/self/ns/net", "/proc/self/fd/0")
-
-# Added to the nice value after the answer: a tenth of the processor's time where others need it too.
-_NICE_AFTER_ANSWER = 10
 
 # Requests that a worker serves at most. It bounds what a plugin can gather in memory.
 _MOST_REQUESTS = 256
@@ -80,14 +74,12 @@ class ServedPlugin(NamedTuple):
         id: Identity of its launcher, see :func:`.shim.launcher_id`.
         launcher: Contents of its launcher.
         main: Callable that runs a request.
-        samples: Pages that a rehearsed request touched, by verb.
     """
 
     type: str
     id: str
     launcher: Launcher
     main: Callable[[], Any]
-    samples: Mapping[str, PageSet] = {}
 
 
 class PreparedWorker(NamedTuple):
@@ -121,7 +113,6 @@ def prepare_worker() -> PreparedWorker:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setpgid(0, 0)
-    change_scheduling(os.SCHED_BATCH, os.SCHED_OTHER)
     os.environ.clear()
     inherited = find_outputs()
     for name, fd, mode in _STREAMS:
@@ -140,9 +131,6 @@ def run_worker(
     plugins: Mapping[bytes, ServedPlugin],
     policy: CallerPolicy,
     report: int,
-    pause: float,
-    fetch: Callable[[], MemoryRanges],
-    sample_path: Callable[[str, str], str | None],
 ) -> NoReturn:
     """Run requests, and end this process. Call it in a process forked for it.
 
@@ -151,10 +139,6 @@ def run_worker(
         plugins: Plugins by the prefix of their offers, see :func:`.protocol.offer_prefix`.
         policy: Check of the caller.
         report: Write end of the pipe for reports to the server.
-        pause: Seconds to wait before pages are fetched, while other requests may need the processor.
-        fetch: Fetches pages, and returns their ranges.
-        sample_path: Given type and verb, returns the file for the pages the request touched; None if no sample of
-            them is needed.
     """
     worker = prepare_worker()
     # A process that a plugin forks, and that lives on, is not to keep the server's sockets open. After an exec, it has
@@ -162,9 +146,8 @@ def run_worker(
     os.register_at_fork(after_in_child=partial(_leave_server, queue, [report]))
     rest = RestingState()
     requests = 0
-    while (accepted := _accept(queue, pause, fetch if requests == 0 else None)) is not None:
+    while (connection := _accept(queue, served=requests > 0)) is not None:
         requests += 1
-        connection, fetched = accepted
         start = time.monotonic()
         _report_line(report, f"busy {worker.pid}")
         try:
@@ -178,21 +161,16 @@ def run_worker(
         last = not _promises_reuse(plugin) or requests == _MOST_REQUESTS
         if last:
             # Not earlier: a worker that serves again needs the listener. If the server is killed meanwhile, shims that
-            # connect wait until the request has ended, or run the plugin after a second.
+            # connect wait until the request has ended, or run the plugin themselves after a while.
             queue.close()
         status, caller = _run_and_answer(connection, plugin, request, worker, rest)
         verb = os.fsdecode(request.environ.get(b"CNI_COMMAND", b"-"))
         verb = verb if verb.isalpha() and verb.isascii() and len(verb) < 16 else "-"
-        waited = min(max(0.0, start - offer.since), SHIM_TIMEOUT)  # in another time namespace its clock differs
+        waited = min(max(0.0, start - offer.since), SHIM_TIMEOUT)
         took = time.monotonic() - start
         _report_line(report, f"done {worker.pid} {plugin.type} {verb} {status} {took:.6f} {waited:.6f}")
         reusable = not last and caller is not None and _wait_for_end(connection) and _is_as_before(rest, caller)
         if not reusable or queue.is_stopped():
-            # The shim waits for the answer, not for the end of this process. SCHED_IDLE would be too little: on a busy
-            # machine such a process takes seconds to end, and holds a worker's place and locks of the kernel meanwhile.
-            os.nice(_NICE_AFTER_ANSWER)
-            if not _promises_reuse(plugin) and requests == 1:  # else the pages are those of earlier requests too
-                _write_sample(sample_path(plugin.type, verb), fetched, report, f"{plugin.type} {verb}")
             break
         connection.close()
         _report_line(report, f"idle {worker.pid}")
@@ -265,40 +243,13 @@ def _is_as_before(rest: RestingState, caller: CallerState) -> bool:
         return False
 
 
-def change_scheduling(default: int, policy: int) -> None:
-    """Change the scheduling class of this process, unless the operator has set another one than the default."""
-    try:
-        if os.sched_getscheduler(0) == default:
-            os.sched_setscheduler(0, policy, os.sched_param(0))
-    except OSError:
-        pass  # not permitted: requests take longer
-
-
-def _write_sample(path: str | None, fetched: MemoryRanges, report: int, kind: str) -> None:
-    if path is None:
-        return
-    try:
-        data = prefetch.dump_pages(prefetch.read_touched_pages().without(fetched))
-        with create_private_file(path) as file:
-            file.write(data)
-        if not _report_line(report, f"pages {os.getpid()} {kind} {len(fetched)}"):
-            os.unlink(path)
-    except (OSError, ValueError):
-        pass  # the next requests fetch fewer pages
-
-
-def _report_line(report: int, line: str) -> bool:
-    """Report a line to the server; False if the server is gone. The request goes on nevertheless."""
-    try:
+def _report_line(report: int, line: str) -> None:
+    """Report a line to the server. If it is gone, the request goes on nevertheless."""
+    with contextlib.suppress(OSError):
         os.write(report, f"{line}\n".encode())  # less than PIPE_BUF: written whole
-    except OSError:
-        return False
-    return True
 
 
-def _accept(
-    queue: AcceptQueue, pause: float, fetch: Callable[[], MemoryRanges] | None
-) -> tuple[socket.SocketType, MemoryRanges] | None:
+def _accept(queue: AcceptQueue, *, served: bool) -> socket.SocketType | None:
     """Wait for a connection.
 
     A connection that waits already is accepted even when this worker shall end. But a worker that has served accepts
@@ -306,29 +257,21 @@ def _accept(
 
     Args:
         queue: Accept queue of the server.
-        pause: Seconds to wait before pages are fetched.
-        fetch: Fetches pages; None if this process has served, and so has its pages.
+        served: True if this worker has served before.
 
     Returns:
-        The connection, and the ranges that were fetched; None when this worker shall end.
+        The connection; None when this worker shall end.
     """
-    fetched: MemoryRanges = []
-    seconds = -1 if fetch is None else 0
     while True:
-        ready = queue.wait(seconds)
-        if not ready and fetch is not None:
-            time.sleep(pause)  # not in the queue: workers that have fetched their pages shall be woken first
-            fetched = fetch()
-            seconds = -1
-            continue
-        if fetch is None and queue.stop in ready:
+        ready = queue.wait()
+        if served and queue.stop in ready:
             return None
         try:
             connection = queue.accept()
         except OSError:
             return None
         if connection is not None:
-            return connection, fetched
+            return connection
         if queue.stop in ready or (queue.retire in ready and _read_retirement(queue.retire)):
             return None
 

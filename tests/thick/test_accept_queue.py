@@ -30,7 +30,7 @@ class Pool:
         pid = os.fork()
         if pid == 0:
             try:
-                while (connection := self.queue.wait(-1) and self.queue.accept()) is None:
+                while (connection := self.queue.wait() and self.queue.accept()) is None:
                     pass
                 assert connection
                 connection.send(b"%d" % len(self.waiting))
