@@ -2,12 +2,13 @@
 
 Usage: python benchmarks/present.py [--runs N] [--many N] [--only WORD ...]
 
-On throw-away hosts, an attachment with two addresses is added, checked and deleted, by processes behind a resident
-server; portmap maps three ports. Then as many others are added, and it is measured again.
+On throw-away hosts, an attachment with two addresses is added, checked and deleted in this process; portmap maps three
+ports. Then as many others are added, and it is measured again. Beside it, for iptables, programs alone, without any
+plugin: `iptables-restore --noflush` and `ip6tables-restore --noflush` with the lines that the plugin would give them,
+and `iptables -S` and `ip6tables -S` of the one chain that all attachments share.
 
-Beside it, for iptables: `iptables-restore --noflush` and `ip6tables-restore --noflush` alone, with the lines that the
-plugin would give them. That is what the kernel and the program take, without any plugin. Times are the least of all
-runs, in milliseconds: what else the machine does only adds to them.
+Figures are the least processor time of all runs, in milliseconds, the kernel's included: it hardly depends on what else
+the machine does.
 """
 
 from __future__ import annotations
@@ -15,18 +16,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
+import resource
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from _piped import run
-from processes import PYTHON, check, machine, start_server
+from processes import machine
 
 from cnisdk.linux import program
 from cnisdk.linux.netfilter import xt_rules
@@ -35,6 +33,7 @@ from cnisdk.testing import Sandbox
 
 PLUGINS = ("portmap", "firewall")
 BACKENDS = ("iptables", "nftables")
+SHARED = {"portmap": ("nat", "CNI-HOSTPORT-DNAT"), "firewall": ("filter", "CNI-FORWARD")}
 VERBS = ("ADD", "CHECK", "DEL")
 
 
@@ -88,39 +87,41 @@ def capture(plugin: str) -> list[tuple[list[str], str]]:
     return seen
 
 
-def measure(directory: Path, plugin: str, backend: str, runs: int) -> dict[str, float]:
+def measure(plugin: str, backend: str, runs: int) -> dict[str, float]:
     costs: dict[str, list[float]] = {}
-    scripts = capture(plugin) if backend == "iptables" else []
+    alone: dict[str, list[tuple[list[str], str]]] = {}
+    if backend == "iptables":
+        table, chain = SHARED[plugin]
+        listing = [[program, "-t", table, "-S", chain] for program in ("iptables", "ip6tables")]
+        alone = {"iptables-restore alone": capture(plugin), "iptables -S alone": [(argv, "") for argv in listing]}
     for _ in range(runs):
         for verb in VERBS:
-            child = run([str(directory / plugin)], environment(verb, 0), configuration(plugin, backend, 0))
-            costs.setdefault(verb, []).append(check(child).seconds)
-        if scripts:
-            before = time.perf_counter()
-            for argv, stdin in scripts:
-                subprocess.run(argv, input=stdin, text=True, check=True)
-            costs.setdefault("the programs alone", []).append(time.perf_counter() - before)
+            before = time.process_time()
+            answer(plugin, backend, verb, 0)
+            costs.setdefault(verb, []).append(time.process_time() - before)
+        for name, programs in alone.items():
+            used = resource.getrusage(resource.RUSAGE_CHILDREN)
+            before = used.ru_utime + used.ru_stime
+            for argv, stdin in programs:
+                subprocess.run(argv, input=stdin, text=True, check=True, stdout=subprocess.DEVNULL)
+            used = resource.getrusage(resource.RUSAGE_CHILDREN)
+            costs.setdefault(name, []).append(used.ru_utime + used.ru_stime - before)
+        if alone:
             answer(plugin, backend, "DEL", 0)
     return {name: min(each) * 1000 for name, each in costs.items()}
 
 
-def work(directory: Path, plugin: str, backend: str, runs: int, many: int) -> list[str]:
+def work(plugin: str, backend: str, runs: int, many: int) -> list[str]:
     """Measure one plugin with one backend; called on a throw-away host."""
     subprocess.run(["ip", "netns", "add", "bench"], check=True)
-    server = start_server()
-    try:
-        figures = []
-        for first, last in ((1, 10), (11, many)):
-            for number in range(first, last + 1):
-                answer(plugin, backend, "ADD", number)
-            measure(directory, plugin, backend, 2)
-            figures.append(measure(directory, plugin, backend, runs))
-    finally:
-        os.kill(server, signal.SIGTERM)
-        os.waitpid(server, 0)
+    figures = []
+    for first, last in ((1, 10), (11, many)):
+        for number in range(first, last + 1):
+            answer(plugin, backend, "ADD", number)
+        figures.append(measure(plugin, backend, runs))
     few, more = figures
     path = f"{plugin} with {backend}"
-    return [f"| {path}, {name} | {few[name]:.1f} | {more[name]:.1f} | {more[name] / few[name]:.2f} |" for name in few]
+    return [f"| {path}, {name} | {few[name]:.1f} | {more[name]:.1f} | {more[name] / few[name]:.1f} |" for name in few]
 
 
 def main() -> None:
@@ -131,16 +132,14 @@ def main() -> None:
         "--only", nargs="+", default=[], metavar="WORD", help="only plugins and backends with one of these"
     )
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        install = [PYTHON, "-I", "-m", "cnisdk", "install", *PLUGINS, "--dest", directory, "--thick"]
-        subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
-        lines = [f"| path | with 10 | with {arguments.many:,} | ratio |", "|---|--:|--:|--:|"]
-        for plugin in PLUGINS:
-            for backend in BACKENDS:
-                if not arguments.only or any(word in f"{plugin} {backend}" for word in arguments.only):
-                    with Sandbox() as host:
-                        lines += host.call(work, Path(directory), plugin, backend, arguments.runs, arguments.many)
-    print(f"{machine()}; load {os.getloadavg()[0]:.1f} at the end; {arguments.runs} runs\n", *lines, sep="\n")
+    print(f"{machine()}; load {os.getloadavg()[0]:.1f}; {arguments.runs} runs\n")
+    print(f"| path | with 10 | with {arguments.many:,} | ratio |", "|---|--:|--:|--:|", sep="\n", flush=True)
+    for plugin in PLUGINS:
+        for backend in BACKENDS:
+            if not arguments.only or any(word in f"{plugin} {backend}" for word in arguments.only):
+                with Sandbox() as host:
+                    lines = host.call(work, plugin, backend, arguments.runs, arguments.many)
+                print(*lines, sep="\n", flush=True)
 
 
 if __name__ == "__main__":
