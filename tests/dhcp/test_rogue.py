@@ -14,6 +14,7 @@ from cnisdk.dhcp import client
 from cnisdk.errors import TryAgainLaterError
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Container, Host, PluginUnderTest
+from cnisdk_plugins.bridge import Bridge
 from cnisdk_plugins.macvlan import Macvlan
 
 from .network import LAN, SOCKET, Daemon, ipam, wait_for_address
@@ -211,10 +212,24 @@ def test_a_lease_that_is_refused_again_and_again(
     wait_for_address(container, "10.1.0.51/24")
 
 
+BRIDGE = "ip link add br0 type bridge; ip link set up0 master br0; ip link set br0 up"
+NO_BRIDGE = "ip link set up0 nomaster; ip link del br0"
+
+
+@pytest.fixture
+def bridged(lan: Host, daemon: Daemon, plugin_directory: Path) -> Iterator[PluginUnderTest]:
+    """The plugin bridge; the server is on one of its ports."""
+    lan.shell(BRIDGE)
+    yield lan.plugin(Bridge, {"type": "bridge", "bridge": "br0", "ipam": ipam()}, path=[plugin_directory])
+    lan.shell(NO_BRIDGE)
+
+
+@pytest.mark.parametrize("behind", ["plugin", "bridged"], ids=["macvlan", "bridge"])
 def test_a_renewal_with_another_address(
-    lan: Host, rogue: Rogue, daemon: Daemon, plugin: PluginUnderTest, container: Container
+    lan: Host, rogue: Rogue, daemon: Daemon, container: Container, request: pytest.FixtureRequest, behind: str
 ) -> None:
     """Without a NAK: the address, its mask, router and routes take the place of the old ones."""
+    plugin: PluginUnderTest = request.getfixturevalue(behind)
     rogue.say(lease("10.1.0.50", {58: "00000001", 59: "00000003", 3: "0a010001"}))
     plugin.add(container)
     assert routes(container) == [DIRECT, ("default", "10.1.0.1")]
@@ -230,6 +245,8 @@ def test_a_renewal_with_another_address(
     wait_for_address(container, "10.1.4.77/20")
     lan.call(client.get_status, SOCKET)  # what came before is done
     assert routes(container) == [("10.1.0.0/20", None), ("11.0.0.0/8", "10.1.0.9"), ("default", "10.1.0.8")]
+    plugin.delete(container)
+    assert container.links() == ["lo"]
 
 
 def test_an_interface_that_does_not_take_a_renewal(
