@@ -159,7 +159,9 @@ def describe_errno(number: int | None) -> str:
     """
     if not number:
         return "unknown error"
-    return f"{errno.errorcode.get(number, number)}: {os.strerror(number)}"
+    # Python has two names for this number. The kernel uses this one.
+    name = "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, number)
+    return f"{name}: {os.strerror(number)}"
 
 
 def cause_of(exc: Exception) -> str:

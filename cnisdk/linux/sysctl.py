@@ -223,7 +223,7 @@ def check_allowed(path: str, keys: Iterable[str]) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        raise IOFailureError(f"cannot read the list of allowed sysctls {path}: {error}") from error
+        raise IOFailureError(f"cannot read the list of allowed sysctls {path}: {cause_of(error)}") from error
     import re
 
     try:

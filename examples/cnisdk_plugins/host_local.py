@@ -32,6 +32,7 @@ from cnisdk import (
     UnknownContainerError,
     frozen,
 )
+from cnisdk.errors import cause_of
 from cnisdk.ipam import FileStore, Lease, Owner, RangeSet, RoundRobin
 from cnisdk.ipam.allocator import release, release_exactly, retain
 from cnisdk.ipam.filestore import DATA_DIR
@@ -310,7 +311,7 @@ def read_resolv_conf(path: str) -> DNS:
         with open(path, encoding="utf-8", errors="replace") as file:
             lines = [line.split() for line in file]
     except (OSError, ValueError) as exc:
-        raise IOFailureError(f"cannot read resolvConf {path}: {exc}", details="$.ipam.resolvConf") from exc
+        raise IOFailureError(f"cannot read resolvConf {path}: {cause_of(exc)}", details="$.ipam.resolvConf") from exc
     values: dict[str, list[str]] = {"nameserver": [], "domain": [], "search": [], "options": []}
     for fields in lines:
         if len(fields) > 1 and fields[0] in values:

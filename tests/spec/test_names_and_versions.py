@@ -158,6 +158,7 @@ def test_each_error_of_several_is_shown_with_its_own_code() -> None:
 
 def test_errors_of_the_operating_system_have_name_and_text() -> None:
     assert errors.describe_errno(1) == "EPERM: Operation not permitted"
+    assert errors.describe_errno(95) == "EOPNOTSUPP: Operation not supported"
     assert (errors.describe_errno(0), errors.describe_errno(99999)) == ("unknown error", "99999: Unknown error 99999")
 
 
