@@ -3,7 +3,8 @@
 The first choice is no file at all: a link's alias or a rule's comment says whose the object is. A state file is for
 what is gone once ADD has changed it, such as the values that an interface had before. It is one JSON object with the
 attachment under the key ``cni``, so that DEL and GC never take another's. Files without that key, which the reference
-plugins write, count as the attachment's they are named after.
+plugins write, count as the attachment's they are named after. Container ``a_b`` with interface ``c`` and ``a`` with
+``b_c`` make the same name, which is the reference's: the second of them gets another one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ class StateFile:
     """A plugin's state file of one attachment.
 
     Attributes:
-        path: Where it is.
         owner: Whose it is.
     """
 
@@ -37,10 +37,30 @@ class StateFile:
         Args:
             directory: Where the plugin keeps such files; made when it is needed.
             owner: The attachment.
-            name: Name of the file; by default ``<container id>_<ifname>.json``.
+            name: Name of the file; by default ``<container id>_<ifname>.json``, or with a hash in it where the file of
+                that name is of another container or interface.
         """
         self.owner = owner
-        self.path = os.path.join(directory, name or f"{owner.container_id}_{owner.ifname}.json")
+        self._directory = directory
+        self._name = name
+
+    @property
+    def path(self) -> str:
+        """Where it is, or is to be.
+
+        Raises:
+            IOFailureError: (5) The file that may be there cannot be read.
+        """
+        owner = self.owner
+        if self._name:
+            return os.path.join(self._directory, self._name)
+        usual = os.path.join(self._directory, f"{owner.container_id}_{owner.ifname}.json")
+        spare = f"{usual.removesuffix('json')}{short_hash(*owner, digits=16)}.json"
+        if os.path.lexists(spare):  # also when the other one has gone since
+            return spare
+        document = find_document(usual)
+        other = None if document is None else _owner_of(document)
+        return usual if other is None or other[1:] == owner[1:] else spare
 
     def write(self, document: Mapping[str, Any]) -> None:
         """Write the file. It appears whole, in place of one that is there.
@@ -49,7 +69,8 @@ class StateFile:
             InvalidEnvironmentError: (4) The container id is too long for the name of a file.
             IOFailureError: (5) It cannot be written.
         """
-        if len(os.fsencode(os.path.basename(self.path))) > _NAME_MAX:
+        path = self.path
+        if len(os.fsencode(os.path.basename(path))) > _NAME_MAX:
             raise InvalidEnvironmentError(
                 f"CNI_CONTAINERID has {len(self.owner.container_id)} characters: too long for the name of a file",
                 details=f"a file name has at most {_NAME_MAX} bytes",
@@ -60,9 +81,9 @@ class StateFile:
             "ifname": self.owner.ifname,
         }
         try:
-            replace_file(self.path, dumps({**document, _OWNER: owner}), self._temporary)
+            replace_file(path, dumps({**document, _OWNER: owner}), self._temporary)
         except OSError as exc:
-            raise IOFailureError(f"cannot write {self.path}: {cause_of(exc)}") from exc
+            raise IOFailureError(f"cannot write {path}: {cause_of(exc)}") from exc
 
     def find(self) -> dict[str, Any] | None:
         """Return what was written; None when there is no file, it is another attachment's, or a power cut has torn it.
@@ -109,15 +130,16 @@ class StateFile:
         Raises:
             IOFailureError: (5) It cannot be deleted.
         """
-        document = find_document(self.path)
+        path = self.path
+        document = find_document(path)
         if document is None or _owner_of(document) in (None, self.owner):
-            _delete(self.path)
+            _delete(path)
         _delete(self._temporary)
 
     @property
     def _temporary(self) -> str:
         # Not named after the file, which may be another attachment's as well.
-        return os.path.join(os.path.dirname(self.path), f".{short_hash(*self.owner, digits=32)}{TEMPORARY}")
+        return os.path.join(self._directory, f".{short_hash(*self.owner, digits=32)}{TEMPORARY}")
 
 
 def delete_stale(
