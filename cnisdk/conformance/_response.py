@@ -64,7 +64,7 @@ class Response(NamedTuple):
 
     def show_all(self) -> str:
         """Return a line for people, with standard error."""
-        stderr = _excerpt(self.stderr, 200)
+        stderr = _excerpt(self.stderr, 200, end=True)  # the last line of a traceback says what is wrong
         return self.show() + (f", stderr {stderr}" if stderr else "")
 
     def must_succeed(self, why: str = "success") -> Response:
@@ -88,6 +88,8 @@ class Response(NamedTuple):
         return self
 
 
-def _excerpt(output: bytes, limit: int) -> str:
+def _excerpt(output: bytes, limit: int, *, end: bool = False) -> str:
     text = b" ".join(output.split()).decode(errors="replace")
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    if len(text) <= limit:
+        return text
+    return f"…{text[1 - limit :]}" if end else f"{text[: limit - 1]}…"

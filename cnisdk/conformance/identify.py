@@ -78,7 +78,7 @@ def identify(
         if kind is None and isinstance(ipam, Mapping) and ipam.get("type") == subject.name:
             kind = Kind.IPAM
         tried = _try(host, evolve(subject, kind=kind) if kind else subject, known=kind is not None)
-    if kind is None and tried.problem:
+    if kind is None and tried.problem and tried.starts:
         # Only a chained plugin fails for want of a prevResult.
         with Host(watched=watched_for(path)) as host:
             chained = _try(host, evolve(subject, kind=Kind.CHAINED), known=True)
@@ -131,6 +131,9 @@ def _try(host: Host, subject: Subject, *, known: bool) -> Subject:
     container = run.container("try1")
     before = _visible(run, container) if subject.kind is Kind.CHAINED else []
     response = run.request("ADD", container)
+    if response.status != 0 and response.code is None and not subject.versions:
+        reason = f"it answers neither VERSION nor ADD: {response.show_all()} (it is run with PATH={SYSTEM_PATH})"
+        return evolve(subject, problem=reason, starts=False)
     if response.status != 0:
         return evolve(subject, problem=response.show_all())
     if before and before == _visible(run, container):

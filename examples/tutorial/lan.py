@@ -16,6 +16,10 @@ class LanConf(NetConf):
 class Lan(Plugin[LanConf]):
     """Give a container a hardware address of its own on a link of the host."""
 
+    @classmethod
+    def conformance(cls) -> dict[str, object]:  # `cnisdk conform` prepares a host with the link up0
+        return {"kind": "interface", "conf": {"master": "up0", "ipam": {"type": "stub-ipam"}}}
+
     def add(self, request: AddRequest[LanConf]) -> Result:
         netns, owner, mtu = request.open_netns(), request.attachment, request.conf.mtu
         master = interface.get_master(request, request.conf.master)

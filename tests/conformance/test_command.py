@@ -84,6 +84,16 @@ def test_wrong_use(arguments: list[str], status: int, said: str, capsys: pytest.
         ("busy", 0o755, "a process has it open for writing"),
         (None, 0, "it does not exist"),
         ("directory", 0, "it is a directory"),
+        (
+            "#!/bin/sh\nprintf '%300s' >&2\necho No module named cnisdk >&2; exit 1\n",
+            0o755,
+            "ADD: exit status 1, stdout empty, stderr No module named cnisdk (it is run with PATH=/usr/local/sbin:",
+        ),
+        (
+            "#!/bin/sh\necho Traceback $(seq 100) >&2; echo No module named cnisdk >&2; exit 1\n",
+            0o755,
+            "98 99 100 No module named cnisdk (it is run",
+        ),
     ],
 )
 def test_what_cannot_be_started_is_not_judged(
