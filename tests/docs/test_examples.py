@@ -7,6 +7,7 @@ import os
 import pkgutil
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,6 +68,27 @@ def test_python_runs(page: Path) -> None:
             if os.environ.get("CI") == "true":
                 raise
             pytest.skip(str(unavailable))
+
+
+LAUNCHERS = [
+    (page, line)
+    for page in has("console")
+    for _, code in blocks(page, "console")
+    for line in code.splitlines()
+    if "printf '#!/bin/sh" in line
+]
+
+
+@pytest.mark.parametrize(("page", "line"), LAUNCHERS, ids=[named(page) for page, _ in LAUNCHERS])
+def test_a_launcher_typed_by_hand_passes_on_what_conform_asks(page: Path, line: str, tmp_path: Path) -> None:
+    """Without its arguments, the plugin could not tell the configuration to judge it with."""
+    command = line.removeprefix("$ ")
+    name = command.rsplit(" ", 1)[1]
+    (tmp_path / f"{name}.py").write_text("import sys\nprint(sys.argv[1:])\n")
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environ, check=True)
+    done = subprocess.run([tmp_path / name, "--conformance"], capture_output=True, text=True, check=True)
+    assert done.stdout == "['--conformance']\n"
 
 
 def quoted() -> list[tuple[Path, str]]:
