@@ -229,6 +229,8 @@ class Client:
             except (CNIError, OSError) as exc:
                 if not self.attached and not isinstance(exc, OSError):
                     raise
+                if isinstance(action, Send):  # an answer takes it back
+                    self.machine.trouble = f"cannot send on {self.owner.ifname}: {exc}"
                 self._log(str(exc))
         if self.attached and self.machine.state == "bound":
             self._close()

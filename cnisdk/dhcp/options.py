@@ -80,6 +80,17 @@ def parse_option(name: str, path: str) -> int:
     return number
 
 
+def check_requested(number: int, path: str) -> int:
+    """Return the number of an option that a client may ask for.
+
+    Raises:
+        InvalidConfigError: (7) It is the number of a filler, or of the end of the options.
+    """
+    if number in (0, 255):
+        raise InvalidConfigError(f"option {number} cannot be requested", details=f"{path}: it has no value")
+    return number
+
+
 def check_provided(number: int, value: bytes, path: str) -> bytes:
     """Return the value that a client is to send for an option.
 

@@ -173,13 +173,13 @@ def requested_options(ipam: DHCPIPAM) -> tuple[int, ...]:
     """Return the options that the client asks for: those of the configuration, then the default ones.
 
     Raises:
-        InvalidConfigError: (7) There is no such option.
+        InvalidConfigError: (7) There is no such option, or it has no value.
     """
-    own = [
-        options.parse_option(each.option, f"$.ipam.request[{index}].option")
-        for index, each in enumerate(ipam.request)
-        if each.option
-    ]
+    own = []
+    for index, each in enumerate(ipam.request):
+        if each.option:
+            path = f"$.ipam.request[{index}].option"
+            own.append(options.check_requested(options.parse_option(each.option, path), path))
     default = () if any(each.skip_default for each in ipam.request) else options.REQUESTED
     return tuple(dict.fromkeys((*own, *default)))
 

@@ -433,6 +433,7 @@ def test_the_daemon_of_the_reference_is_told_apart(host: Host) -> None:
         ({"provide": [{"option": "nonsense", "value": "x"}]}, 7, r"Can not parse option 'nonsense'"),
         ({"provide": [{"option": "60", "value": "x" * 256}]}, 7, "longer than 255 bytes"),
         ({"request": [{"option": "256"}]}, 7, r"\$\.ipam\.request\[0\]"),
+        ({"request": [{"option": "255"}]}, 7, r"option 255 cannot be requested.*\$\.ipam\.request\[0\]\.option"),
     ],
 )
 def test_configurations_that_make_no_sense(
@@ -441,3 +442,12 @@ def test_configurations_that_make_no_sense(
     with pytest.raises(CNIError, match=message) as raised:
         lan.plugin(DHCP, {"type": "dhcp", "ipam": ipam(**keys)}).add(anywhere)
     assert raised.value.code == code
+
+
+def test_options_that_do_not_fit_into_a_frame(lan: Host, daemon: Daemon, plugin_directory: Path) -> None:
+    """No server is to blame: the error has the kernel's reason."""
+    container = lan.container("large")
+    options = [{"option": str(number), "value": "x" * 255} for number in range(230, 240)]
+    with pytest.raises(TryAgainLaterError, match=r"cannot send on eth0: .*Message too long"):
+        macvlan(lan, plugin_directory, provide=options, timeout=0.5).add(container)
+    assert container.links() == ["lo"]
