@@ -355,15 +355,16 @@ def check(owner: Attachment, version: int, ports: Collection[HostPort], options:
     missing, lacking = _missing(version, options.conditions, _prefixlens(records))
     if missing := missing or ("rules of chain postrouting" if lacking else ""):
         raise IOFailureError(f"{table}: {missing} are missing or were changed")
+    asked = [element for each in records for element in (_holding(each), _spare(each), *_surroundings(each))]
+    there = {each[:2]: each for each in sets.find(table, asked)}
     for record in records:
         wanted = _holding(record)
-        holder = next(iter(sets.find(table, [wanted])), None)
-        waits = [each for each in sets.find(table, [_spare(record)]) if each.comment.startswith(key)]
+        holder, spare = there.get(wanted[:2]), there.get(_spare(record)[:2])
+        waits = spare is not None and spare.comment.startswith(key)
         same = holder is not None and (
             (holder.comment.startswith(key) and holder.data == wanted.data)
-            or (bool(waits) and is_same_container(holder.comment, owner, nft.COMMENT_MAX - 1))
+            or (waits and is_same_container(holder.comment, owner, nft.COMMENT_MAX - 1))
         )
-        there = {each[:2] for each in sets.find(table, _surroundings(record))}
         if not same or any(each[:2] not in there for each in _surroundings(record)):
             raise IOFailureError(f"{owner} has no {record.port} that leads to {record.port.destination} in {table}")
 
