@@ -67,6 +67,7 @@ DEFECTS = {
         "a-failed-add-leaves-nothing",
         "a-failed-delegate-is-told-to-del",
     },
+    "firewall": {"check-changes-nothing", "del-without-netns-and-prev-result", "del-without-prev-result"},
     "portmap": {"check-after-add"},
     "tuning": {"check-after-add", "del-without-netns", "a-full-disk-while-attaching"},
     "static": set[str](),
