@@ -298,7 +298,10 @@ class AttachmentRequest(Request[ConfT]):
 
 
 class AddRequest(AttachmentRequest[ConfT]):
-    """ADD: attach a container to the network."""
+    """ADD: attach a container to the network.
+
+    :class:`Request` has more: the configuration, ``conf``, and the IPAM plugin that it names, ``ipam``.
+    """
 
     def step(self) -> HeldBack:
         """Hold signals back inside ``with``, for a step that makes an object and registers its :meth:`undo`.
