@@ -442,6 +442,58 @@ def test_a_port_of_all_addresses_and_that_of_one_are_not_both_given(host: Host, 
     assert rules_of(host, "id: c2", "10.1.0.5") == []
 
 
+@pytest.mark.parametrize("asked", [None, "198.51.100.1"])
+def test_a_refused_add_changes_nothing(host: Host, asked: str | None) -> None:
+    """Not even for a moment: its element would take connections from the container that has the port."""
+    first, second = (Attachment("net", name, "eth0") for name in ("c1", "c2"))
+    single = ip_address("198.51.100.1")
+    mine = HostPort("tcp", 8080, ip_address(asked) if asked else None, ip_interface("10.1.0.5/24"), 80)
+    others = HostPort("tcp", 8080, None if asked else single, ip_interface("10.1.0.6/24"), 80)
+    options, listed = {4: Options()}, [("tcp", 8080)]
+
+    def add() -> None:
+        hostports.publish("nftables", first, [others], options, listed)
+        before = sets.read_generation()
+        with pytest.raises(CNIError, match="c1") as caught:
+            hostports.publish("nftables", second, [mine], options, listed)
+        assert (caught.value.code, sets.read_generation()) == (11, before)
+
+    host.call(add)
+
+
+@pytest.mark.parametrize("asked", [None, "198.51.100.1"])
+def test_one_of_two_adds_at_once_gets_the_port(host: Host, asked: str | None) -> None:
+    """Neither sees the other before it adds its element; both see both afterwards."""
+    first, second = (Attachment("net", name, "eth0") for name in ("c1", "c2"))
+    single = ip_address("198.51.100.1")
+    mine = HostPort("tcp", 8080, ip_address(asked) if asked else None, ip_interface("10.1.0.5/24"), 80)
+    others = HostPort("tcp", 8080, None if asked else single, ip_interface("10.1.0.6/24"), 80)
+    options, listed, carry_out = {4: Options()}, [("tcp", 8080)], sets.carry_out
+
+    def first_and_second(*of_second: Any) -> bool:
+        done = []
+
+        def both(*of_first: Any) -> bool:
+            patch.undo()
+            done.extend([carry_out(*of_first), carry_out(*of_second)])
+            return done[0]
+
+        patch.setattr(sets, "carry_out", both)
+        hostports.publish("nftables", first, [others], options, listed)
+        assert done == [True, True]
+        return done[1]
+
+    def add() -> None:
+        patch.setattr(sets, "carry_out", first_and_second)
+        with pytest.raises(CNIError, match="c1"):
+            hostports.publish("nftables", second, [mine], options, listed)
+        hostports.check("nftables", first, [others], options, listed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        host.call(add)
+    assert rules_of(host, "id: c2", "10.1.0.5") == []
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_check_compares_values_and_repair_puts_them_back(host: Host, backend: str) -> None:
     container, result = attached(host, "c1", 5)

@@ -274,6 +274,9 @@ def apply(owner: Attachment, version: int, ports: Collection[HostPort], options:
     """
     table, records, comment = _table(version), _records(ports, options), rules.mark(owner, nft.COMMENT_MAX - 1)
     _ensure(version, options.conditions, _prefixlens(records))
+    # Packets look for a port of one address first: adding it would take connections from the container that has all.
+    for record, holder in _find_rivals(records, table, owner):
+        raise taken(record.port, holder.comment)
     chain, key = _chain(owner), _key(comment)
     noted = ((chain, (comment, *map(str, records))),)
     # Mostly all of it is new, and one transaction does it. The kernel refuses what exists already.
@@ -296,11 +299,35 @@ def apply(owner: Attachment, version: int, ports: Collection[HostPort], options:
     if not done:
         raise rules.changed_too_often(table, _ATTEMPTS)
     # A port of one address and that of all are two elements: two processes may have added them at the same time.
-    for record, overlapping in zip(records, _find_overlapping(records, table), strict=True):
-        for holder in overlapping:
-            if not holder.comment.startswith(key) and not is_same_container(holder.comment, owner, nft.COMMENT_MAX - 1):
-                _delete(table, chain, key)
-                raise taken(record.port, holder.comment)
+    for record, holder in _find_rivals(records, table, owner):
+        if _was_before(table, record, holder, owner):
+            _delete(table, chain, key)
+            raise taken(record.port, holder.comment)
+
+
+def _find_rivals(records: Sequence[_Record], table: NftTable, owner: Attachment) -> list[tuple[_Record, Element]]:
+    """Find the ports of other containers that overlap with these, but are not the same."""
+    key = _key(rules.mark(owner))
+    return [
+        (record, holder)
+        for record, overlapping in zip(records, _find_overlapping(records, table), strict=True)
+        for holder in overlapping
+        if not holder.comment.startswith(key) and not is_same_container(holder.comment, owner, nft.COMMENT_MAX - 1)
+    ]
+
+
+def _was_before(table: NftTable, record: _Record, holder: Element, owner: Attachment) -> bool:
+    """Return whether a rival had its port before the owner: of two that came at the same time, one is to have it.
+
+    The kernel numbers the rules of a table in the order of their transactions. An attachment's elements and the rules
+    that record it are of one transaction.
+    """
+    key = _key(holder.comment)
+    theirs = [rule.handle for rule in table.list_rules("", key) if rule.comment.startswith(key)]
+    if theirs:
+        return min(theirs) < min((rule.handle for rule in table.list_rules(_chain(owner))), default=0)
+    # It has withdrawn since, or nothing records it.
+    return holder in _find_overlapping([record], table)[0]
 
 
 def _elements(records: Sequence[_Record], holding: Iterable[Element]) -> tuple[Element, ...]:
