@@ -49,7 +49,8 @@ def configure(end: Link, lease: DHCPLease, stale: Sequence[DHCPLease], priority:
     """Give an interface the address and routes of a lease, in place of what it may still have of earlier ones.
 
     The new address is there before the old one goes: the kernel takes all routes of an interface with its last address.
-    What other programs have added stays. One route that the kernel refuses does not keep the others from the interface.
+    What other programs have added stays, but for what the kernel itself takes with an old address. One route that the
+    kernel refuses does not keep the others from the interface.
 
     Args:
         end: The interface.
@@ -65,6 +66,8 @@ def configure(end: Link, lease: DHCPLease, stale: Sequence[DHCPLease], priority:
     _delete_routes(end, [each for old in stale for each in old.list_routes(priority) if each not in wanted])
     for each in {old.interface for old in stale if old.interface != lease.interface}:
         address.delete(end, each)
+    # Unless told to promote them, the kernel deletes the later addresses of a network together with the first.
+    _ensure(address.add, end, lease.interface)
     # All, not only those that are new: the kernel took those that had the old address as their source.
     run_all(*(lambda each=each: _ensure_route(end, each, priority) for each in wanted))
 
@@ -90,7 +93,10 @@ def _delete_routes(end: Link, routes: Iterable[Route]) -> None:
         return
     with rtnetlink.connect(end.netns) as sock:
         for found in route.dump(sock):
-            if found.link_index == end.index and (found.dst, found.gw) in unwanted and found.table == route.TABLE_MAIN:
+            # That of an address is the kernel's own, comes and goes with it, and would not come back.
+            if found.protocol == route.PROTO_KERNEL or found.table != route.TABLE_MAIN:
+                continue
+            if found.link_index == end.index and (found.dst, found.gw) in unwanted:
                 sock.exchange([route.delete_request(found)])
 
 

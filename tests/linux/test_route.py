@@ -59,6 +59,7 @@ def by_pyroute2(data: bytes) -> list[KernelRoute]:
         advmss=(metrics.get_attr("RTAX_ADVMSS") or 0) if metrics is not None else 0,
         unicast=message["type"] == 1,
         src=ip_address(source) if source else None,
+        protocol=message["proto"],
     )
     hops = message.get_attr("RTA_MULTIPATH") or [message]
     return [

@@ -30,6 +30,8 @@ _RTAX_MTU, _RTAX_ADVMSS = 2, 8
 #: Routing tables (linux/rtnetlink.h, rt_class_t).
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 _TABLE_COMPAT = 252  # for numbers that do not fit the header's byte
+#: Who has made a route (linux/rtnetlink.h): the kernel, for an address.
+PROTO_KERNEL = 2
 _PROTO_BOOT = 3
 _TYPE_UNICAST = 1
 _F_ONLINK = 0x4
@@ -61,6 +63,7 @@ class KernelRoute(NamedTuple):
         advmss: Advertised maximal segment size in bytes, 0 when unset.
         unicast: It leads somewhere: not local, broadcast, unreachable, ….
         src: Source address of what this host sends there; None leaves it to the kernel.
+        protocol: Who has made it, see ``rtnetlink(7)``; 2 is the kernel, for an address.
         message: The kernel's message about it, without netlink header.
     """
 
@@ -74,6 +77,7 @@ class KernelRoute(NamedTuple):
     advmss: int = 0
     unicast: bool = True
     src: IPAddress | None = None
+    protocol: int = 0
     message: bytes = b""
 
 
@@ -325,7 +329,7 @@ def scan(sock: Socket, version: int, destinations: Iterable[IPNetwork]) -> Itera
 def parse(data: bytes) -> list[KernelRoute]:
     """Read a route message, with its header; none for families other than IP and for cached entries."""
     start = rtnetlink.HEADER.size
-    family, prefix, _, _, table, _, scope, kind, flags = _FIXED.unpack_from(data, start)
+    family, prefix, _, _, table, protocol, scope, kind, flags = _FIXED.unpack_from(data, start)
     if family not in _ADDRESSES or flags & _F_CLONED:
         return []
     found = read(data, start + _FIXED.size)
@@ -342,6 +346,7 @@ def parse(data: bytes) -> list[KernelRoute]:
         advmss=read_uint(metrics.get(_RTAX_ADVMSS, b"")),
         unicast=kind == _TYPE_UNICAST,
         src=make(found[_RTA_PREFSRC]) if _RTA_PREFSRC in found else None,
+        protocol=protocol,
         message=data[start:],
     )
     hops = found.get(_RTA_MULTIPATH, b"")
