@@ -8,11 +8,14 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cnisdk.linux import attributes
+from cnisdk.linux.netfilter import nfnetlink
 from cnisdk.testing import Container, Host, PluginUnderTest, kill_after
 
 GO = Path(os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni"))
@@ -135,3 +138,45 @@ def listing() -> list[str]:
     """The rules and elements of the calling process's network namespace."""
     done = subprocess.run(["nft", "-s", "list", "ruleset"], check=True, capture_output=True, text=True)
     return sorted(line.strip() for line in done.stdout.splitlines())
+
+
+def read_iptables(*chains: str) -> dict[str, list[str]]:
+    """Return by program what iptables-save prints of chains of this host, without counters."""
+    starts = ("*", *(f"-A {chain} " for chain in chains))
+    saved = {
+        program: subprocess.run([f"{program}-save"], check=True, capture_output=True, text=True).stdout.splitlines()
+        for program in ("iptables", "ip6tables")
+    }
+    return {program: [line for line in lines if line.startswith(starts)] for program, lines in saved.items()}
+
+
+def find_by_iptables(saved: Mapping[str, list[str]]) -> None:
+    """Verify that ``iptables -C`` finds each rule of :func:`read_iptables`; it fails by the first that it does not."""
+    for program, lines in saved.items():
+        body = "".join(f"{line}\n".replace("-A ", "-C ", 1) for line in lines)
+        script = body.replace("\n*", "\nCOMMIT\n*") + "COMMIT\n"
+        subprocess.run([f"{program}-restore", "--noflush"], input=script, check=True, text=True)
+
+
+def listed_expressions(*needles: bytes) -> list[tuple[str, dict[int, bytes]]]:
+    """Return names and attributes of the expressions of all rules that contain one of these, as the kernel has them."""
+    rules = [each for family in (2, 10) for each in nfnetlink.dump(10 << 8 | 7, family, b"")]
+    parts = [
+        attributes.read(element)
+        for rule in rules
+        if any(needle in rule for needle in needles)
+        for _, element in attributes.iterate(attributes.read(rule).get(4, b""))
+    ]
+    return [(attributes.read_text(each[1]), attributes.read(each.get(2, b""))) for each in parts]
+
+
+def check_old_programs_read(*needles: bytes) -> None:
+    """Verify that rules which contain one of these are written as all versions of iptables read them.
+
+    Before 1.8.6, it loaded whole addresses only; before 1.8.8, it knew of ports by matches alone.
+    """
+    found = listed_expressions(*needles)
+    assert found
+    number = partial(int.from_bytes, byteorder="big")
+    fields = {(number(each[2]), number(each[3]), number(each[4])) for name, each in found if name == "payload"}
+    assert fields <= {(1, 12, 4), (1, 16, 4), (1, 8, 16), (1, 24, 16)}, "base, offset, and length of addresses"

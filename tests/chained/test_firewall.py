@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cnisdk import AddRequest, Attachment, CNIError, runtime
-from cnisdk.linux import attributes, firewall
-from cnisdk.linux.netfilter import firewall_iptables, nfnetlink, sets, xt_rules
+from cnisdk.linux import firewall
+from cnisdk.linux.netfilter import firewall_iptables, sets, xt_rules
 from cnisdk.linux.netfilter.firewall import Ingress
 from cnisdk.plugin._repair import repair
 from cnisdk.plugin.request import parse_request
@@ -26,7 +26,7 @@ from cnisdk.testing import Container, Host, expect_error
 from cnisdk_plugins.firewall import Firewall, FirewallConf
 
 from ..programs import started_programs
-from .conftest import in_version, kill_adds, listing
+from .conftest import check_old_programs_read, find_by_iptables, in_version, kill_adds, listing, read_iptables
 
 pytestmark = pytest.mark.kernel
 
@@ -656,13 +656,15 @@ def test_a_killed_add_leaves_nothing_after_del(host: Host, backend: str) -> None
 
 
 def test_rules_are_those_of_the_program(host: Host) -> None:
-    """What netlink adds is what iptables-restore adds, to the last byte."""
+    """What netlink adds and what iptables-restore adds is the same to the program, and old ones read it, too."""
     owner = Attachment("net", "c1" * 60, "eth0")
     both = [ip_address("10.1.0.5"), ip_address("2001:db8::5")]
 
-    def expressions() -> list[bytes]:
-        listed = [each for family in (2, 10) for each in nfnetlink.dump(10 << 8 | 7, family, b"")]
-        return sorted(attributes.read(each)[4] for each in listed if any(address.packed in each for address in both))
+    chains = ("CNI-FORWARD", *firewall_iptables._OWNERS)
+
+    def shown() -> list[str]:
+        lines = [line for lines in read_iptables(*chains).values() for line in lines]
+        return [line for line in lines if any(str(address) in line for address in both)]
 
     def add_twice(ingress: Ingress | None) -> None:
         asked = ("iptables", owner, both, "CNI-ADMIN", ingress)
@@ -672,12 +674,14 @@ def test_rules_are_those_of_the_program(host: Host) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(xt_rules, "add", lambda *_: False)
             assert sorted(started_programs(firewall.admit, *asked)) == ["ip6tables-restore", "iptables-restore"]
-        by_program = expressions()
+        by_program = read_iptables(*chains)
         firewall.withdraw(owner)
-        assert expressions() == []
+        assert shown() == []
         firewall.admit(*asked)
-        assert expressions() == by_program
-        assert len(by_program) == 6
+        assert read_iptables(*chains) == by_program
+        assert len(shown()) == 6
+        find_by_iptables(by_program)
+        check_old_programs_read(*(each.packed for each in both))
 
     for ingress in (None, Ingress("same-bridge", "br0")):
         host.call(add_twice, ingress)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cnisdk import AddRequest, Attachment, CNIError
-from cnisdk.linux import attributes, hostports
+from cnisdk.linux import hostports
 from cnisdk.linux.netfilter import hostports_iptables, nfnetlink, sets, xt_rules
 from cnisdk.linux.netfilter.hostports import HostPort, Options
 from cnisdk.plugin._repair import repair
@@ -24,7 +24,7 @@ from cnisdk.testing import Container, Host, expect_error
 from cnisdk_plugins.portmap import Portmap, PortmapConf
 
 from ..programs import started_programs
-from .conftest import in_version, kill_adds, listing
+from .conftest import check_old_programs_read, find_by_iptables, in_version, kill_adds, listing, read_iptables
 
 pytestmark = pytest.mark.kernel
 
@@ -599,7 +599,7 @@ def test_programs_started(host: Host, backend: str, first: list[str], later: lis
 @pytest.mark.parametrize("options", [Options(), Options(snat=False), Options(masq_all=True, mark_chain="MARKED")])
 @pytest.mark.parametrize("prefixlen", [12, 16, 25])
 def test_rules_are_those_of_the_program(host: Host, options: Options, prefixlen: int) -> None:
-    """What netlink adds is what iptables-restore adds, to the last byte."""
+    """What netlink adds and what iptables-restore adds is the same to the program, and old ones read it, too."""
     owner, other = (Attachment("net", name * 60, "eth0") for name in ("c1", "c2"))
     both = ((f"10.1.2.5/{prefixlen}", "198.51.100.1"), (f"2001:db8::5/{prefixlen * 3}", "2001:db8:9::1"))
     mapped = [
@@ -609,12 +609,8 @@ def test_rules_are_those_of_the_program(host: Host, options: Options, prefixlen:
         for address, where in both
     ]
     listed = [(each.protocol, each.port) for each in mapped if each.version == 4]
+    chains = (hostports_iptables._reference_name(owner), "CNI-HOSTPORT-DNAT")
     asked = ("iptables", owner, mapped, {4: options, 6: options}, listed)
-
-    def expressions() -> list[bytes]:
-        listed = [attributes.read(each) for family in (2, 10) for each in nfnetlink.dump(10 << 8 | 7, family, b"")]
-        names = [hostports_iptables._reference_name(owner), "CNI-HOSTPORT-DNAT"]
-        return [each[4] for each in listed if attributes.read_text(each[2]) in names]
 
     def add_twice() -> None:
         if options.mark_chain:
@@ -625,12 +621,15 @@ def test_rules_are_those_of_the_program(host: Host, options: Options, prefixlen:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(xt_rules, "add", lambda *_: False)
             assert sorted(started_programs(hostports.publish, *asked)) == ["ip6tables-restore", "iptables-restore"]
-        by_program = expressions()
+        by_program = read_iptables(*chains)
         hostports.withdraw(owner)
-        assert expressions() == []
+        assert sum(map(len, read_iptables(*chains).values())) < 20
         assert started_programs(hostports.publish, *asked) == []
-        assert expressions() == by_program
-        assert len(by_program) > 100
+        assert read_iptables(*chains) == by_program
+        assert min(map(len, by_program.values())) > 50
+        find_by_iptables(by_program)
+        check_old_programs_read(*(each.encode() for each in chains))
+        hostports.check(*asked)
 
     host.call(add_twice)
 

@@ -20,7 +20,7 @@ ACCEPT, JUMP = 1, 0x100000000 - 3
 
 _REGISTER = 1
 _LIST_ITEM, _NAME, _PARTS = 1, 1, 2
-_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
+_NETWORK_HEADER = 1
 
 
 def join(expressions: tuple[bytes, ...]) -> bytes:
@@ -28,20 +28,24 @@ def join(expressions: tuple[bytes, ...]) -> bytes:
     return b"".join(_nested(_LIST_ITEM, each) for each in expressions)
 
 
-def compare_port(port: int) -> tuple[bytes, bytes]:
-    """Compare the destination port."""
-    return _payload(_TRANSPORT_HEADER, 2, 2), _compare(port.to_bytes(2, "big"))
-
-
 def compare_address(offsets: Mapping[int, int], address: IPAddress) -> tuple[bytes, bytes]:
     """Compare :data:`SOURCE` or :data:`DESTINATION` with an address."""
     return _payload(_NETWORK_HEADER, offsets[address.version], len(address.packed)), _compare(address.packed)
 
 
-def compare_network(offsets: Mapping[int, int], network: IPNetwork, *, equal: bool = True) -> tuple[bytes, ...]:
-    """Compare :data:`SOURCE` or :data:`DESTINATION` with a network, whose prefix has a length."""
+def compare_network(
+    offsets: Mapping[int, int], network: IPNetwork, *, equal: bool = True, whole_address: bool = False
+) -> tuple[bytes, ...]:
+    """Compare :data:`SOURCE` or :data:`DESTINATION` with a network, whose prefix has a length.
+
+    Args:
+        offsets: The field.
+        network: The network.
+        equal: The address must be in the network, or must not.
+        whole_address: Load the whole address, also where the prefix has whole bytes.
+    """
     value, mask = network.network_address.packed, network.netmask.packed
-    if network.prefixlen % 8 == 0:
+    if network.prefixlen == network.max_prefixlen or (network.prefixlen % 8 == 0 and not whole_address):
         size = network.prefixlen // 8
         return _payload(_NETWORK_HEADER, offsets[network.version], size), _compare(value[:size], equal=equal)
     whole = _payload(_NETWORK_HEADER, offsets[network.version], len(value))

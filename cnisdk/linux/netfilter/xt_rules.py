@@ -1,7 +1,12 @@
-"""Rules of iptables based on nftables, added by netlink: in the very bytes in which ``iptables-restore`` adds them.
+"""Rules of iptables based on nftables, added by netlink as ``iptables-restore`` adds them.
 
 Starting ``iptables-restore`` takes milliseconds, a transaction of netlink less than one. Few kinds of rules are made
-here, and the tests compare their bytes with those of the program. What the kernel refuses, the program does.
+here, and the tests compare what the program says of them with what it says of its own. What the kernel refuses, the
+program does.
+
+Newer programs have shorter ways to write some rules, which older ones do not read: before 1.8.8, ``iptables -S`` shows
+a port that is compared without a match as no port at all, and ``iptables-save`` loses it. All versions read the older
+ways, so rules are written in those: ports by the protocol's match, and networks by the whole address and a mask.
 """
 
 from __future__ import annotations
@@ -23,7 +28,6 @@ from ._expressions import (
     compare_address,
     compare_meta,
     compare_network,
-    compare_port,
     counter,
     expression,
     join,
@@ -44,6 +48,9 @@ _COMMENT = 256  # struct xt_comment_info
 # struct xt_conntrack_mtinfo3: addresses and ports; what is looked at, what is inverted, states; status and ports.
 _CONNTRACK = struct.Struct("=146xHHH12x")
 _CONNTRACK_STATE, _RELATED_OR_ESTABLISHED = 1, 0x6
+# struct xt_tcp: source and destination ports; an option, flags and what is inverted. struct xt_udp: likewise.
+_TCP, _UDP = struct.Struct("=HHHH4x"), struct.Struct("=HHHH2x")
+_ALL_PORTS = (0, 0xFFFF)
 # struct xt_sctp_info: destination and source ports; a map of chunks, how it is meant, flags of four chunks and their
 # number; which of all this is looked at, and what is inverted.
 _SCTP = struct.Struct("=HHHH256xI12siII")
@@ -56,7 +63,8 @@ _CONNMARK = struct.Struct("=III3x")
 # struct nf_nat_range2: flags, first and last address, first and last port, a base port.
 _RANGE = struct.Struct("=I16s16s2s2s2x")
 _MAP_ADDRESS_AND_PORT = 0x3
-_SCTP_PROTOCOL = 132
+# Matches of protocols, by number.
+_MATCHES = {6: "tcp", 17: "udp", 132: "sctp"}
 
 
 class IptablesRule(NamedTuple):
@@ -103,16 +111,16 @@ def to_port(
     protocol: int, port: int, destination: IPAddress | None, source: IPNetwork | None, action: bytes
 ) -> tuple[bytes, ...]:
     """Return ``-p PROTOCOL -s SOURCE -d DESTINATION --dport PORT``, and an action: :func:`jump`, :func:`translate`."""
-    if protocol == _SCTP_PROTOCOL:
-        numbers = (port, port, 0, 0, 0, _NO_FLAGS, 0, _SCTP_DESTINATION, 0)
-        compared: tuple[bytes, ...] = (_match("sctp", 0, _SCTP.pack(*numbers)),)
+    name = _MATCHES[protocol]
+    if name == "sctp":
+        info = _SCTP.pack(port, port, 0, 0, 0, _NO_FLAGS, 0, _SCTP_DESTINATION, 0)
     else:
-        compared = compare_port(port)
+        info = (_TCP if name == "tcp" else _UDP).pack(*_ALL_PORTS, port, port)
     return (
         *compare_meta(META_L4PROTO, bytes([protocol])),
-        *(compare_network(SOURCE, source) if source is not None and source.prefixlen else ()),
+        *(compare_network(SOURCE, source, whole_address=True) if source is not None and source.prefixlen else ()),
         *(compare_address(DESTINATION, destination) if destination is not None else ()),
-        *compared,
+        _match(name, 0, info),
         counter(),
         action,
     )
