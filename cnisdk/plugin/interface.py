@@ -276,9 +276,8 @@ def delete_in_container(request: DelRequest[Any], kind: str) -> bool:
     """Delete the container's link, if it is this attachment's. Absence, and a namespace that is gone, are fine.
 
     Its alias says whose it is. One without alias is taken for the reference plugin's, unless its kind is another, or
-    ``prevResult`` gives this attachment's another hardware address, or other addresses where links share that: the path
-    may lead to the next container by now. Nothing outside ``CNI_NETNS`` is ever deleted: whatever alias a container
-    gives its links, it can only keep them.
+    ``prevResult`` describes another one (see :func:`is_own`): the path may lead to the next container by now. Nothing
+    outside ``CNI_NETNS`` is ever deleted: whatever alias a container gives its links, it can only keep them.
 
     Returns:
         Whether there was something to delete.
@@ -324,30 +323,54 @@ def delete_veth(request: DelRequest[Any]) -> None:
 
 
 def list_own_addresses(request: AttachmentRequest[Any]) -> set[IPAddress]:
-    """Return the addresses of the attachment's interface; none if its name or its namespace is another's by now."""
-    netns, result = request.find_netns(), request.prev_result
+    """Return the addresses of the attachment's interface; none if its name or its namespace may be another's by now.
+
+    That an address is in the result, too, tells nothing here: another container may have the address.
+    """
+    netns = request.find_netns()
     there = None if netns is None else link.find(request.ifname, netns)
-    described = None if result is None else find_described(result, request.ifname)
-    if there is None or (described is not None and described.mac and described.mac.lower() != there.mac):
+    if there is None or not _is_own(request, there, by_address=False):
         return set()
     return {each.interface.ip for each in address.list_on(there)}
 
 
-def is_own(request: DelRequest[Any], there: Link, kind: str) -> bool:
-    """Tell whether a link in the container, of the attachment's name, is what its ADD made."""
-    if there.kind != kind:
-        return False
+def is_own(request: AttachmentRequest[Any], there: Link, kind: str) -> bool:
+    """Tell whether a link in the container, of the attachment's name, is what its ADD made.
+
+    Its alias tells, or that of a veth's other end. Where neither has the mark of an attachment, ``prevResult`` does: by
+    the hardware address; where that is another, by the name of a veth's other end; at last by the addresses. The
+    hardware address alone makes no link another's: ``tuning``, whose DEL comes first, has put back the one of before.
+    """
+    return there.kind == kind and _is_own(request, there)
+
+
+def _is_own(request: AttachmentRequest[Any], there: Link, *, by_address: bool = True) -> bool:
+    owner, result = request.attachment, request.prev_result
     if there.alias.startswith("cni:"):
-        return there.alias == request.attachment.tag
-    result = request.prev_result
-    if result is None:
+        return there.alias == owner.tag
+    described = None if result is None else find_described(result, request.ifname)
+    mac = "" if described is None else described.mac.lower()
+    # It follows that of the link below, so that the next container's has it, too.
+    says_nothing = by_address and there.kind in link.SHARE_MAC
+    if mac == there.mac and mac and not says_nothing:
         return True
-    if kind in link.SHARE_MAC:  # it follows that of the link below: the addresses tell
-        known = {ip.address.ip for ip in own_ips(result, request.ifname)}
-        present = {each.interface.ip for each in address.list_on(there) if not each.interface.ip.is_link_local}
-        return not known or not present or not known.isdisjoint(present)
-    described = find_described(result, request.ifname)
-    return described is None or not described.mac or described.mac.lower() == there.mac
+    host = link.find_peer(there) if there.kind == "veth" else None
+    if host is not None and host.alias.startswith("cni:"):
+        return host.alias == owner.tag
+    if result is None or not (mac or says_nothing):
+        return True
+    outside = [each for each in result.interfaces if not each.sandbox] if host is not None else []
+    if host is not None and any(each.name == host.name and each.mac.lower() in ("", host.mac) for each in outside):
+        return True
+    # A veth that ends with its container takes its other end along, so the one that is here is another's.
+    if not by_address or any(link.find(each.name) is None for each in outside):
+        return False
+    known = {ip.address.ip for ip in own_ips(result, request.ifname)}
+    present = {each.interface.ip for each in address.list_on(there)}
+    if says_nothing and (not known or all(ip.is_link_local for ip in present)):
+        return True
+    # Without addresses, the link goes with its namespace at the latest.
+    return not known.isdisjoint(present)
 
 
 # --- CHECK ------------------------------------------------------------------------------------------------------------

@@ -115,16 +115,18 @@ class Sbr(Plugin[SbrConf]):
         if netns is None:
             return
         end, result = link.find(request.ifname, netns), request.prev_result
-        if end is not None and not interface.is_own(request, end, end.kind):
-            return  # the path of the namespace leads to another container by now
-        own = {ip.address.ip for ip in interface.own_ips(result, request.ifname)} if result is not None else set()
-        own |= {each.interface.ip for each in address.list_on(end)} if end is not None else set()
+        known = {ip.address.ip for ip in interface.own_ips(result, request.ifname)} if result is not None else set()
         present = {each.interface.ip for there in link.list_all(netns) for each in address.list_on(there)}
+        own = known | ({each.interface.ip for each in address.list_on(end)} if end is not None else set())
+        marked = None  # those of any address
+        if end is not None and not interface.is_own(request, end, end.kind):
+            # The path of the namespace seems to lead to another container by now, which needs no rule of these.
+            end, own, marked = None, set(), known
         going = [
             each
             for each in rule.list_all(netns)
             if (ip := host_of(each)) is not None
-            and (ip in own or (each.protocol == PROTOCOL and ip not in present))
+            and (ip in own or (each.protocol == PROTOCOL and ip not in present and (marked is None or ip in marked)))
             and request.conf.table in (None, each.table)
         ]
         run_all(*(partial(rule.delete, each, netns) for each in going))

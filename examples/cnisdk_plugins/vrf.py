@@ -104,9 +104,11 @@ class Vrf(Plugin[VrfConf]):
             return
         with lock.exclusive(LOCK_PATIENCE, netns):
             end = link.find(request.ifname, netns)
-            if end is not None and not interface.is_own(request, end, end.kind):
+            domains = [each for each in link.list_all(netns) if each.kind == "vrf"]
+            marked = any(each.alias == request.attachment.tag for each in domains)
+            if end is not None and not marked and not interface.is_own(request, end, end.kind):
                 return  # the path of the namespace leads to another container by now
-            for domain in (each for each in link.list_all(netns) if each.kind == "vrf"):
+            for domain in domains:
                 # The name may be another one since ADD; whose VRF it is then, its alias says.
                 if request.conf.vrfname == domain.name or request.attachment.tag == domain.alias:
                     if end is not None and end.master == domain.index:

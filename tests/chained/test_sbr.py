@@ -135,13 +135,36 @@ def test_a_late_del_leaves_the_next_container_at_the_path_alone(host: Host) -> N
     plugin = host.plugin(Sbr, {"prevResult": result})
     plugin.add(container, "net1")
     before = snapshot(container)
-    interfaces = [{**each, "mac": "02:00:00:00:00:99"} for each in result["interfaces"]]
-    for ips in (result["ips"], list[Any]()):
+    host_end, end = ({**each, "mac": "02:00:00:00:00:99"} for each in result["interfaces"])
+    for interfaces, ips in (
+        ([{**host_end, "name": "v9"}, end], result["ips"]),
+        ([host_end, end], list[Any]()),
+        ([host_end, end], [{"interface": 1, "address": "10.2.0.9/24"}]),
+    ):
         late = {**result, "interfaces": interfaces, "ips": ips}
         plugin.run("DEL", container, "net1", environ={"CNI_CONTAINERID": "late"}, prevResult=late).raise_for_error()
         assert snapshot(container) == before
     plugin.delete(container, "net1")
     assert snapshot(container)[::2] == ([], set())
+
+
+@pytest.mark.parametrize(
+    "told", ["by the host end", "by the alias of the host end", "by the addresses", "by the rules"]
+)
+def test_del_after_tuning_put_the_hardware_address_back(host: Host, told: str) -> None:
+    """DEL goes from the last plugin to the first, and the result that a runtime has kept tells of ADD's end."""
+    container, result = two_networks(host)
+    plugin = host.plugin(Sbr, {"prevResult": result})
+    plugin.add(container, "net1")
+    host_end, end = ({**each, "mac": "02:00:00:00:00:99"} for each in result["interfaces"])
+    if told == "by the host end":
+        del host_end["mac"]
+    elif told == "by the alias of the host end":
+        host.shell("ip link set v2 alias cni:testnet/c1/net1")
+    if told != "by the addresses":
+        container.shell("ip address flush dev net1; ip -6 address flush dev net1")
+    plugin.run("DEL", container, "net1", prevResult={**result, "interfaces": [host_end, end]}).raise_for_error()
+    assert rules(container) == []
 
 
 def test_a_failed_add_puts_everything_back(host: Host) -> None:

@@ -139,9 +139,32 @@ def test_a_late_del_leaves_the_next_container_at_the_path_alone(host: Host) -> N
     container, plugin = network(host)
     plugin.add(container, "net1")
     result = plugin.conf["prevResult"]
-    late = {**result, "interfaces": [{**each, "mac": "02:00:00:00:00:99"} for each in result["interfaces"]]}
-    plugin.run("DEL", container, "net1", environ={"CNI_CONTAINERID": "late"}, prevResult=late).raise_for_error()
-    plugin.check(container, "net1")
+    host_end, end = ({**each, "mac": "02:00:00:00:00:99"} for each in result["interfaces"])
+    for late in (
+        {**result, "interfaces": [{**host_end, "name": "v9"}, end]},
+        {**result, "interfaces": [host_end, end], "ips": [{"interface": 1, "address": "10.2.0.9/24"}]},
+    ):
+        plugin.run("DEL", container, "net1", environ={"CNI_CONTAINERID": "late"}, prevResult=late).raise_for_error()
+        plugin.check(container, "net1")
+
+
+@pytest.mark.kinds
+@pytest.mark.parametrize("told", ["by the host end", "by the addresses", "by the mark of the VRF"])
+def test_del_after_tuning_put_the_hardware_address_back(host: Host, told: str) -> None:
+    container, plugin = network(host)
+    before = container.shell("ip route; ip -6 route")
+    plugin.add(container, "net1")
+    result = plugin.conf["prevResult"]
+    host_end, end = ({**each, "mac": "02:00:00:00:00:99"} for each in result["interfaces"])
+    if told == "by the host end":
+        del host_end["mac"]
+        container.shell("ip address flush dev net1")
+    ips = [] if told == "by the mark of the VRF" else result["ips"]
+    changed = {**result, "interfaces": [host_end, end], "ips": ips}
+    plugin.run("DEL", container, "net1", prevResult=changed).raise_for_error()
+    assert "blue" not in container.links()
+    if told != "by the host end":
+        assert sorted(container.shell("ip route; ip -6 route").split()) == sorted(before.split())
 
 
 @pytest.mark.kinds

@@ -227,6 +227,21 @@ def test_a_late_del_leaves_the_next_container_at_the_path_alone(bench: Bench, go
     bench.assert_nothing_is_left()
 
 
+@pytest.mark.interop
+@pytest.mark.parametrize("name", [each for each in subjects(reference=True) if each.values[0] != "loopback"])
+def test_del_after_tuning_put_the_hardware_address_back(bench: Bench, go: None) -> None:
+    """DEL goes from the last plugin to the first: the interface may have another hardware address than the result."""
+    theirs = bench.plugin(GO / bench.type, ipam=DUAL_STACK, cniVersion="1.0.0")
+    ours = bench.plugin(bench.subject.plugin, ipam=DUAL_STACK, cniVersion="1.0.0")
+    result = theirs.run("ADD", bench.container).document
+    for interface in result["interfaces"]:
+        if interface.get("sandbox"):
+            interface["mac"] = "02:00:00:00:99:99"
+    ours.run("DEL", bench.container, prevResult=result).raise_for_error()
+    bench.host.shell(bench.subject.tidy or ":")
+    bench.assert_nothing_is_left()
+
+
 @pytest.fixture
 def go() -> None:
     """The reference plugins."""

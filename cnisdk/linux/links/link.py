@@ -390,6 +390,32 @@ def get_by_index(index: int, netns: NetNS | None = None) -> Link:
         return _get(sock, get_request(index=index, what=f"link with index {index}"), netns)
 
 
+def find_peer(end: Link, netns: NetNS | None = None) -> Link | None:
+    """Look up the other end of a veth.
+
+    Args:
+        end: One end.
+        netns: Where the other one is looked for; None means the calling thread's namespace.
+
+    Returns:
+        The other end; None when it is elsewhere.
+
+    Raises:
+        KernelError: (5) The kernel refused to tell.
+    """
+    if not end.link_index:
+        return None
+    with rtnetlink.connect(netns) as sock:
+        (answer,) = sock.exchange([get_request(index=end.link_index, what=f"the other end of {end.name}")])
+    if isinstance(answer, KernelError):
+        if answer.errno == errno.ENODEV:
+            return None
+        raise answer
+    assert answer is not None
+    peer = parse(answer, netns)
+    return peer if (peer.kind, peer.link_index) == ("veth", end.index) else None
+
+
 def list_all(netns: NetNS | None = None) -> list[Link]:
     """List the links of a namespace.
 

@@ -197,12 +197,8 @@ def delete(owner: Attachment, *, netns: NetNS | None = None) -> bool:
 
 def _is_of_another(end: Link, owner: Attachment) -> bool:
     """Return whether the alias of the host end names another owner."""
-    with rtnetlink.connect() as sock:
-        (answer,) = sock.exchange([messages.get_request(index=end.link_index, what=f"the host end of {end.name}")])
-    if answer is None or isinstance(answer, KernelError):
-        return False
-    host = link.parse(answer)
-    return host.link_index == end.index and host.alias.startswith("cni:") and host.alias != owner.tag
+    host = link.find_peer(end)
+    return host is not None and host.alias.startswith("cni:") and host.alias != owner.tag
 
 
 def delete_stale(network: str, valid: Collection[Attachment]) -> list[Link]:
