@@ -41,6 +41,23 @@ def make_private(directory: str) -> None:
             raise
 
 
+def check_owner(fd: int, path: str) -> None:
+    """Refuse a directory into which others than this user and root can put files, or take them away.
+
+    Args:
+        fd: Descriptor of the directory.
+        path: Its path, for the error.
+
+    Raises:
+        OSError: Others can. ``strerror`` says so.
+    """
+    about = os.fstat(fd)
+    if about.st_uid not in (0, os.geteuid()):
+        raise OSError(errno.EPERM, f"it belongs to user {about.st_uid}, and others are not to be trusted", path)
+    if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(errno.EPERM, f"others may write it (mode {stat.S_IMODE(about.st_mode):04o})", path)
+
+
 def replace_file(path: str, data: bytes, temporary: str = "") -> None:
     """Replace a file atomically. Only its owner may read it.
 

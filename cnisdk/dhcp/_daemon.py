@@ -120,9 +120,11 @@ class Daemon:
         Raises:
             IOFailureError: (5) One does.
         """
-        for directory in dict.fromkeys((self._beside.directory, self._files.directory)):
+        for directory in (self._beside.directory, self._files.directory):
             try:
                 os.makedirs(directory, mode=0o700, exist_ok=True)
+                if self._locks and os.path.samefile(directory, self._beside.directory):
+                    continue  # also by another path: a mount
                 lock = LeaseFiles(directory).lock(alone=True, patience=_LOCK_TIME)
             except OSError as exc:
                 raise IOFailureError(f"cannot use the directory {directory}: {cause_of(exc)}") from exc
@@ -143,7 +145,7 @@ class Daemon:
             IOFailureError: (5) The directory cannot be read.
         """
         deleted = self._beside.take_deleted()
-        for record in self._files.load():
+        for record in self._files.load(_log):
             if record.attached and record.owner not in deleted:
                 client = self._clients[record.owner] = Client(record, self._around)
                 self._guard(client, lambda client=client: client.resume(_now()))

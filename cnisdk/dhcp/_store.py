@@ -6,6 +6,8 @@ Nothing of an earlier boot is alive: those files are deleted.
 The directory is beside the daemon's socket, so that plugins find it. A daemon that has its files elsewhere leaves a
 pointer there. Where a plugin cannot follow it, since the daemon runs with other mounts, DEL leaves a note beside the
 pointer instead, and the next daemon releases the lease.
+
+What lies there is acted on, in the namespaces of containers: a directory that other users can change is refused.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from .._files import TEMPORARY, read_file, replace_file
+from .._files import TEMPORARY, check_owner, read_file, replace_file
 from .._light import Any
 from ..classes import frozen
 from ..errors import CNIError, IOFailureError, cause_of
@@ -27,6 +29,7 @@ from .lease import DHCPLease
 
 _SUFFIX, _NOTE = ".json", ".deleted"
 _POINTER = "elsewhere"
+_DAMAGED = (OSError, CNIError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @frozen(kw_only=True)
@@ -84,7 +87,7 @@ class Record:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Record:
-        """Read what :meth:`to_json` wrote.
+        """Read what :meth:`to_json` wrote, also in an earlier version, which lacks what came later.
 
         Raises:
             ValueError, KeyError, TypeError, AttributeError: It is damaged.
@@ -98,15 +101,15 @@ class Record:
             boot=document["boot"],
             bound=document["bound"],
             attached=document["attached"],
-            priority=document["priority"],
+            priority=document.get("priority", 0),
             identity=Identity(
                 mac=document["mac"],
-                provided={int(number): bytes.fromhex(value) for number, value in document["provided"].items()},
-                requested=tuple(document["requested"]),
-                broadcast=document["broadcast"],
+                provided={int(number): bytes.fromhex(value) for number, value in document.get("provided", {}).items()},
+                requested=tuple(document.get("requested", ())),
+                broadcast=document.get("broadcast", False),
             ),
             lease=DHCPLease.from_json(document["lease"]) if document["lease"] is not None else None,
-            stale=tuple(map(DHCPLease.from_json, document["stale"])),
+            stale=tuple(map(DHCPLease.from_json, document.get("stale", ()))),
         )
 
 
@@ -153,12 +156,13 @@ class LeaseFiles:
             The descriptor; None if another process kept the lock.
 
         Raises:
-            OSError: The directory is not there, or cannot be opened.
+            OSError: The directory is not there, cannot be opened, or belongs to another user.
         """
         deadline = time.monotonic() + patience
         fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         while True:
             try:
+                check_owner(fd, self.directory)
                 fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
                 return fd
             except BlockingIOError:
@@ -184,8 +188,11 @@ class LeaseFiles:
 
     def find(self, owner: Attachment) -> Record | None:
         """Return the record of an attachment; None without one, and for one of an earlier boot."""
-        record = self._find(self._path(owner))
-        return record if record is not None and record.owner == owner and record.boot == boot_id() else None
+        try:
+            record = self._read(self._path(owner))
+        except _DAMAGED:
+            return None
+        return record if record.owner == owner and record.boot == boot_id() else None
 
     def delete(self, owner: Attachment) -> None:
         """Delete the record of an attachment. Absence is fine.
@@ -195,10 +202,13 @@ class LeaseFiles:
         """
         self._delete(self._path(owner))
 
-    def load(self) -> list[Record]:
+    def load(self, log: Callable[[str], None] = lambda _: None) -> list[Record]:
         """Return all records of this boot, and delete those of others, and what a killed daemon left half written.
 
         A file that is damaged stays: it may be another program's.
+
+        Args:
+            log: Is told of each that is damaged.
 
         Raises:
             IOFailureError: (5) The directory cannot be read.
@@ -214,8 +224,13 @@ class LeaseFiles:
             path = os.path.join(self.directory, name)
             if name.startswith(".") and name.endswith(TEMPORARY):
                 self._delete(path)
-            record = self._find(path) if name.endswith(_SUFFIX) else None
-            if record is None:
+            if not name.endswith(_SUFFIX):
+                continue
+            try:
+                record = self._read(path)
+            except _DAMAGED as exc:
+                what = "its lease is neither renewed nor released by this daemon, and the file stays"
+                log(f"cnisdk dhcp: cannot read {path}: {cause_of(exc)}: {what}")
                 continue
             if record.boot == boot:
                 records.append(record)
@@ -234,30 +249,34 @@ class LeaseFiles:
         Raises:
             OSError: The pointer cannot be written.
         """
-        directory, (before, _) = os.path.abspath(directory), self._read_pointer()
+        directory, (before, _) = os.path.abspath(directory), self._read_pointer() or ("", "")
         path = os.path.join(self.directory, _POINTER)
         if os.path.samefile(directory, self.directory):
             with suppress(FileNotFoundError):
                 os.unlink(path)
         else:
             replace_file(path, dumps_compact({"directory": directory, "id": _identify(directory)}))
-        return before if before and before != directory and os.path.isdir(before) else ""
+        return before if _identify(before) not in ("", _identify(directory)) else ""
 
     def follow(self) -> LeaseFiles | None:
         """Return the files that the pointer leads to, these without one; None if that directory is none of this host.
 
         A directory of another daemon's mounts may have a path that is another directory here.
         """
-        directory, identity = self._read_pointer()
-        if not directory:
+        pointer = self._read_pointer()
+        if pointer is None:
             return self
-        return LeaseFiles(directory) if _identify(directory) == identity else None
+        directory, identity = pointer
+        return LeaseFiles(directory) if identity and _identify(directory) == identity else None
 
-    def _read_pointer(self) -> tuple[str, str]:
+    def _read_pointer(self) -> tuple[str, str] | None:
+        """Return the directory that the pointer names, and its identity; empty if it is damaged, None without one."""
         try:
             document = loads(read_file(os.path.join(self.directory, _POINTER), follow=False))
             return str(document["directory"]), str(document["id"])
-        except (OSError, CNIError, ValueError, KeyError, TypeError, AttributeError):
+        except FileNotFoundError:
+            return None
+        except _DAMAGED:
             return "", ""
 
     def note_deleted(self, owner: Attachment) -> None:
@@ -287,7 +306,9 @@ class LeaseFiles:
                     if document["boot"] == boot_id():
                         found[Attachment(*map(str, document["cni"]))] = path
                         continue
-                except (CNIError, ValueError, KeyError, TypeError, AttributeError):
+                except OSError:
+                    continue  # not certain
+                except _DAMAGED:
                     pass
                 self.delete_note(path)
         return found
@@ -306,11 +327,8 @@ class LeaseFiles:
         return os.path.join(self.directory, short_hash(*owner, digits=32) + suffix)
 
     @staticmethod
-    def _find(path: str) -> Record | None:
-        try:
-            return Record.from_json(loads(read_file(path, follow=False)))
-        except (OSError, CNIError, ValueError, KeyError, TypeError, AttributeError):
-            return None
+    def _read(path: str) -> Record:
+        return Record.from_json(loads(read_file(path, follow=False)))
 
     @staticmethod
     def _delete(path: str) -> None:

@@ -167,6 +167,7 @@ def _release_without_daemon(path: str, wanted: Callable[[Attachment], bool], own
     from ._store import LeaseFiles, directory_beside
 
     beside, locks = LeaseFiles(directory_beside(path)), list[int]()
+    directory = beside.directory
     try:
         if (lock := beside.lock(alone=False, patience=0.1)) is None:
             return False
@@ -177,6 +178,7 @@ def _release_without_daemon(path: str, wanted: Callable[[Attachment], bool], own
                 beside.note_deleted(owner)
                 sys.stderr.write(f"dhcp: the daemon has its files elsewhere: the next one releases {owner}\n")
             return True
+        directory = files.directory
         if files is not beside:
             if (lock := files.lock(alone=False, patience=0.1)) is None:
                 return False
@@ -186,7 +188,7 @@ def _release_without_daemon(path: str, wanted: Callable[[Attachment], bool], own
     except (FileNotFoundError, NotADirectoryError):
         return True  # no daemon has been here
     except OSError as exc:
-        raise IOFailureError(f"cannot use the directory {beside.directory}: {cause_of(exc)}") from exc
+        raise IOFailureError(f"cannot use the directory {directory}: {cause_of(exc)}") from exc
     finally:
         for each in locks:
             os.close(each)

@@ -185,7 +185,7 @@ class DHCPLease:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> DHCPLease:
-        """Read what :meth:`to_json` wrote.
+        """Read what :meth:`to_json` wrote, also in an earlier version, which lacks what came later.
 
         Raises:
             ValueError, KeyError, TypeError, AttributeError: It is damaged.
@@ -194,5 +194,5 @@ class DHCPLease:
             address=IPv4Address(document["address"]),
             options={int(number): bytes.fromhex(value) for number, value in document["options"].items()},
             started=float(document["started"]),
-            server_mac=str(document["serverMAC"]),
+            server_mac=str(document.get("serverMAC", "")),
         )

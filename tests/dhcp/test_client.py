@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cnisdk._files import replace_file
+from cnisdk.classes import evolve
 from cnisdk.dhcp import _daemon, _store, client
 from cnisdk.dhcp._daemon import Daemon, Settings
 from cnisdk.dhcp._machine import Identity
@@ -22,6 +25,7 @@ from cnisdk.dhcp._store import LeaseFiles, Record, boot_id
 from cnisdk.dhcp.lease import DHCPLease
 from cnisdk.errors import IOFailureError
 from cnisdk.spec.names import Attachment
+from cnisdk.testing import Host
 
 OWNER = Attachment("n", "c1", "eth0")
 
@@ -294,3 +298,115 @@ def test_two_daemons_at_one_socket(elsewhere: tuple[Settings, str], monkeypatch:
         Daemon(Settings(directory=settings.beside)).lock()
     for lock in daemon._locks:
         os.close(lock)
+
+
+@pytest.mark.kernel
+def test_one_directory_under_two_paths(host: Host, tmp_path: Path) -> None:
+    """A daemon does not lock itself out, and takes what the pointer names for the same."""
+    near, far = tmp_path / "dhcp", tmp_path / "far"
+    near.mkdir(mode=0o700)
+    far.mkdir(mode=0o700)
+    host.shell(f"mount --bind {near} {far}")
+    assert host.call(begin_twice, str(near), str(far)) == ""
+
+
+def begin_twice(near: str, far: str) -> str:
+    """Begin a daemon, and one with the other path of the same directory; return what they say."""
+    said = io.StringIO()
+    with redirect_stderr(said):
+        replace_file(f"{near}/elsewhere", json.dumps({"directory": far, "id": "1:1"}).encode())
+        run_briefly(Settings(directory=far, beside=near))
+        run_briefly(Settings(directory=near, beside=near))
+    return said.getvalue()
+
+
+# --- what lies there --------------------------------------------------------------------------------------------------
+
+
+def path_of(files: LeaseFiles) -> Path:
+    (name,) = os.listdir(files.directory)
+    return Path(files.directory, name)
+
+
+def test_a_file_of_an_earlier_version(tmp_path: Path) -> None:
+    """It lacks keys that came later."""
+    files = keep_lease(tmp_path)
+    (whole,) = files.load()
+    path = path_of(files)
+    document = json.loads(path.read_text())
+    for key in ("stale", "priority", "provided", "requested", "broadcast"):
+        del document[key]
+    del document["lease"]["serverMAC"]
+    path.write_text(json.dumps(document))
+    assert whole.lease is not None
+    lease, identity = evolve(whole.lease, server_mac=""), evolve(whole.identity, requested=())
+    assert files.load() == [evolve(whole, lease=lease, identity=identity)]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cni": 1}'])
+def test_a_file_that_cannot_be_read(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The daemon says so, once, and leaves it alone."""
+    path = path_of(keep_lease(tmp_path))
+    path.write_text(text)
+    daemon = run_briefly(Settings(directory=str(tmp_path)))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"cnisdk dhcp: cannot read {path}: ")
+    assert "its lease is neither renewed nor released" in line
+    assert (daemon._clients, path.read_text()) == ({}, text)
+
+
+@pytest.mark.parametrize(
+    ("which", "how"),
+    [("dhcp", "another user's"), ("dhcp", "writable by others"), ("elsewhere", "writable by others")],
+)
+def test_a_directory_of_another_user(
+    elsewhere: tuple[Settings, str], monkeypatch: pytest.MonkeyPatch, which: str, how: str
+) -> None:
+    """Neither a daemon nor a DEL believes what lies there: it would act on the interfaces of containers."""
+    settings, path = elsewhere
+    files = keep_lease(Path(settings.directory))
+    directory, owner, daemon = Path(path).with_name(which), os.geteuid(), Daemon(settings)
+    with monkeypatch.context() as patch:
+        if how == "writable by others":
+            directory.chmod(0o777)
+        elif owner == 0:
+            os.chown(directory, 65534, -1)
+        else:
+            patch.setattr(os, "geteuid", lambda: owner + 1)
+        with pytest.raises(IOFailureError, match=f"cannot use the directory {directory}: .*others"):
+            daemon.lock()
+        for lock in daemon._locks:
+            os.close(lock)
+        with pytest.raises(IOFailureError, match=f"cannot use the directory {directory}: .*others"):
+            client.delete_lease(path, OWNER)
+    assert len(os.listdir(settings.directory)) == 1
+    directory.chmod(0o700)
+    os.chown(directory, owner, -1)
+    client.delete_lease(path, OWNER)
+    assert files.load() == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"directory": "/nowhere", "id": ""}'])
+def test_a_pointer_that_cannot_be_read(
+    elsewhere: tuple[Settings, str], capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    """The leases are somewhere: DEL leaves a note."""
+    settings, path = elsewhere
+    files = keep_lease(Path(settings.directory))
+    Path(settings.beside, "elsewhere").write_text(text)
+    client.delete_lease(path, OWNER)
+    assert "the next one releases" in capsys.readouterr().err
+    assert len(files.load()) == 1
+    assert run_briefly(settings)._clients == {}
+    assert files.load() == []
+    assert os.listdir(settings.beside) == ["elsewhere"]
+
+
+def test_a_note_that_cannot_be_read(elsewhere: tuple[Settings, str]) -> None:
+    """It keeps the daemon neither from the others nor from its start."""
+    settings, _ = elsewhere
+    files, beside = keep_lease(Path(settings.directory)), LeaseFiles(settings.beside)
+    beside.note_deleted(OWNER)
+    Path(settings.beside, "0.deleted").mkdir()
+    run_briefly(settings)
+    assert files.load() == []
