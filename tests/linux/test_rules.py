@@ -432,3 +432,45 @@ def test_what_is_forwarded_by_the_legacy_variant(legacy: Host) -> None:
         assert '-A CNI-FORWARD -m comment --comment "CNI firewall plugin admin overrides" -j ADMINS' in saved()
 
     legacy.call(add_and_delete)
+
+
+FOREIGN = [
+    '-m comment --comment "-s" -j ACCEPT',
+    '-m comment --comment "-j" -j ACCEPT',
+    '-m comment --comment "!" -j ACCEPT',
+    '-m comment --comment "--comment" -j ACCEPT',
+    '-m comment --comment "" -j ACCEPT',
+    """-m comment --comment "it's \\"quoted\\" \\\\" -j ACCEPT""",
+    """-m comment --comment 'two\n-A FORWARD "lines\x85\u2028' -j ACCEPT""",
+    "-s 10.0.0.0/255.0.255.0 -j ACCEPT",
+    '-m string --string "-s" --algo bm -j ACCEPT',
+    '-m recent --name "-s" --rcheck -j ACCEPT',
+    "-m addrtype --dst-type LOCAL --limit-iface-in -j ACCEPT",
+    "-m connmark --mark 100000 -j ACCEPT",
+    "-m quota --quota 100000 -j ACCEPT",
+    """-i "a'b" -j ACCEPT""",
+    """-i 'a"b' -j ACCEPT""",
+    '-m comment --comment x -j LOG --log-prefix "-m comment"',
+    "! -p tcp -m comment --comment last -j ACCEPT",
+]
+
+
+def test_foreign_rules_of_the_legacy_variant_are_read(legacy: Host) -> None:
+    """Whatever they say: ADD and DEL look at all rules of FORWARD. The reading is compared with that of netlink."""
+    owner, address = Attachment("net", "c1", "eth0"), [ip_address("10.1.0.5")]
+    for each in FOREIGN:
+        for variant in ("legacy", "nft"):
+            legacy.shell(f"iptables-{variant} -A FORWARD {each}")
+
+    def read() -> None:
+        plain, native = (
+            [(rule.comment, rule.verdict.removeprefix("jump ")) for rule in table.list_rules("FORWARD")]
+            for table in (iptables.LegacyTable(4, "filter"), nft.NftTable("ip", "filter"))
+        )
+        assert plain == native
+        assert len(plain) == len(FOREIGN)
+        firewall.admit("iptables", owner, address, "ADMINS")
+        firewall.check("iptables", owner, address, "ADMINS")
+        firewall.withdraw(owner)
+
+    legacy.call(read)

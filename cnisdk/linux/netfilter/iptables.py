@@ -132,13 +132,11 @@ class LegacyTable:
 
     def _list(self) -> list[str]:
         if self._listed is None:
-            self._listed = program.run([self._program, "-w", _WAIT, "-t", self.name, "-S"]).splitlines()
+            self._listed = _split_lines(program.run([self._program, "-w", _WAIT, "-t", self.name, "-S"]))
         return self._listed
 
     def _rule(self, chain: str, spec: str) -> Rule:
-        import shlex
-
-        words = shlex.split(spec)
+        words = _split_words(spec)
         matches: list[Match] = []
         comment = verdict = ""
         equal = True
@@ -148,7 +146,7 @@ class LegacyTable:
                 equal = False
                 continue
             if word in ("-s", "-d"):
-                matches.append(match_address(self.version, word, words.pop(0), equal=equal))
+                matches.append(self._match_address(word, words.pop(0), equal=equal))
             elif word in INTERFACES:
                 matches.append(match(INTERFACES[word], 0, f"{words.pop(0)}\0".encode(), equal=equal))
             elif word == "-p":
@@ -162,21 +160,30 @@ class LegacyTable:
                     verdict = _VERDICTS.get(target) or f"{'jump' if word == '-j' else 'goto'} {target}"
                     matches += [Match(option, 0, True, b"", b"") for option in options]
             elif word == "-m":
-                name, options = words.pop(0), _take_options(words)
+                name = words.pop(0)
                 if name == "comment":
-                    comment = options[-1]
+                    _, comment = words.pop(0), words.pop(0)
                 else:
-                    matches += _matches_of(name, options)
+                    matches += _matches_of(name, _take_options(words))
             else:
                 matches.append(Match(word, 0, equal, b"", b""))
             equal = True
         return Rule(chain, 0, comment, tuple(matches), verdict, spec)
+
+    def _match_address(self, option: str, network: str, *, equal: bool) -> Match:
+        try:
+            return match_address(self.version, option, network, equal=equal)
+        except ValueError:  # a mask with holes, which is in no rule of ours
+            return Match(f"{option} {network}", 0, equal, b"", b"")
 
 
 # Targets whose option belongs to the verdict, as :func:`.xt.read_target` has it.
 _NAMED_BY_OPTION = {"DNAT": "--to-destination", "MARK": "--set-xmark", "CONNMARK": "--set-xmark"}
 _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 _OUTER = ("-s", "-d", "-p", "-m", "-j", "-g", *INTERFACES)
+# Options of matches whose value is any text, such as one that looks like an option.
+_WITH_TEXT = ("--string", "--hex-string", "--name", "--hashlimit-name", "--helper", "--path")
+_QUOTED = r'"((?:\\.|[^"\\])*)"'
 PORTS = "multiport"
 """Condition on several destination ports in :class:`.nft.Match`, of two bytes each."""
 
@@ -190,22 +197,41 @@ def _match_protocol(name: str, *, equal: bool) -> Match:
 
 def _take_options(words: list[str]) -> list[str]:
     """Take the options of a match from the words of a rule."""
-    taken = []
-    while words and words[0] not in _OUTER and not (words[0] == "!" and words[1] in _OUTER):
+    taken: list[str] = []
+    while words and ((taken and taken[-1] in _WITH_TEXT) or not _is_outer(words)):
         taken.append(words.pop(0))
     return taken
+
+
+def _is_outer(words: list[str]) -> bool:
+    return words[0] in _OUTER or (words[0] == "!" and words[1:2] != [] and words[1] in _OUTER)
+
+
+def _split_lines(listed: str) -> list[str]:
+    """Split what ``iptables -S`` prints: a comment may have newlines."""
+    import re  # loaded for the legacy variant alone
+
+    found = re.finditer(rf"(?: {_QUOTED}|[^\n])+", listed, re.DOTALL)
+    return [each[0] for each in found]
+
+
+def _split_words(spec: str) -> list[str]:
+    """Split a rule as ``iptables -S`` quotes it: words with anything but letters, digits and dashes, but no names."""
+    import re
+
+    found = re.finditer(rf"{_QUOTED}(?!\S)|\S+", spec, re.DOTALL)
+    return [each[0] if each[1] is None else re.sub(r"\\(.)", r"\1", each[1], flags=re.DOTALL) for each in found]
 
 
 def _matches_of(name: str, options: list[str]) -> list[Match]:
     """Return the conditions of a match with options."""
     if name in _PROTOCOLS and not options:
         return []  # the program loads it for -p
-    if len(options) == 2 and all(each.isdecimal() for each in options[1].split(",")):
+    one = name in _PROTOCOLS and options[:1] == ["--dport"]
+    several = name == "multiport" and options[:1] == ["--dports"]
+    if (one or several) and len(options) == 2 and all(each.isdecimal() for each in options[1].split(",")):
         ports = b"".join(int(each).to_bytes(2, "big") for each in options[1].split(","))
-        if name in _PROTOCOLS and options[0] == "--dport":
-            return [match("transport", 2, ports)]
-        if name == "multiport" and options[0] == "--dports":
-            return [Match(PORTS, 0, True, ports, b"")]
+        return [match("transport", 2, ports) if one else Match(PORTS, 0, True, ports, b"")]
     return [Match(f"-m {name} {' '.join(options)}", 0, True, b"", b"")]
 
 
