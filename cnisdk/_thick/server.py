@@ -6,7 +6,8 @@ a time. It serves again if the plugin promises to leave the process unchanged an
 
 One loop does everything: it reads reports, reaps processes that have ended, answers ``cnisdk serve --status``, carries
 out the pool's orders, and writes the metrics. It waits between rounds for a report, a signal or a question; and for a
-connection, but only when no worker is idle and the pool would fork one for it.
+connection, but only when no worker is idle and the pool would fork one for it. A connection while workers are idle does
+not wake it; it looks once a round, at least once a second, if one waits that no worker takes.
 
 Workers beyond what is needed are retired: each that reads a byte from a pipe ends.
 
@@ -116,6 +117,8 @@ class Server:
         gc.set_threshold(100_000)
         self._own_files = (self._stop, self._retire, reading, wake, waker, control.fileno())
         watched = waiting = False
+        look = select.poll()
+        look.register(listener, select.POLLIN)
         notify_manager("READY=1")
         deadline: float | None = None
         poll = select.poll()
@@ -135,12 +138,13 @@ class Server:
                     poll.unregister(listener)
             seconds = 0.0 if forked else 1.0 if decision.again is None else min(1.0, decision.again)
             events = dict(poll.poll(seconds * 1000))
-            waiting = listener.fileno() in events
             if wake in events:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
             self._read_reports(reading)
             self._reap(reading, queue)
+            waiting = bool(look.poll(0))
+            self._pool.note_waiting(waiting, time.monotonic())
             if control.fileno() in events:
                 self._answer_status(control)
             if self._stopping:
@@ -182,6 +186,8 @@ class Server:
                 for fd in self._own_files:
                     os.close(fd)
                 run_worker(queue, plugins, self._policy, self._report)
+            except Exception as exc:
+                os.write(2, f"cnisdk: a worker ends, since it cannot take requests: {cause_of(exc)}\n".encode())
             finally:
                 os._exit(1)
         self._pool.add(pid)
@@ -216,8 +222,11 @@ class Server:
             if pid == 0:
                 return
             self._read_reports(reading)  # those it wrote before it ended
+            if status and pid in self._pool.idle:
+                self._pool.note_refusal(time.monotonic())  # the next one might fail likewise
             if os.WIFSIGNALED(status):
                 self.metrics.died += pid not in self._pool.ending
+            if status:
                 queue.wake_next()  # it may have been woken for a connection, and died before it accepted it
             self._pool.remove(pid)
 

@@ -139,6 +139,9 @@ def run_worker(
         plugins: Plugins by the prefix of their offers, see :func:`.protocol.offer_prefix`.
         policy: Check of the caller.
         report: Write end of the pipe for reports to the server.
+
+    Raises:
+        OSError: The kernel refuses what a worker needs.
     """
     worker = prepare_worker()
     # A process that a plugin forks, and that lives on, is not to keep the server's sockets open. After an exec, it has
@@ -261,15 +264,15 @@ def _accept(queue: AcceptQueue, *, served: bool) -> socket.SocketType | None:
 
     Returns:
         The connection; None when this worker shall end.
+
+    Raises:
+        OSError: The kernel refuses to accept: too many open files.
     """
     while True:
         ready = queue.wait()
         if served and queue.stop in ready:
             return None
-        try:
-            connection = queue.accept()
-        except OSError:
-            return None
+        connection = queue.accept()
         if connection is not None:
             return connection
         if queue.stop in ready or (queue.retire in ready and _read_retirement(queue.retire)):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cnisdk._thick.pool import PAUSE, STALL, WINDOW, Decision, Pool
+from cnisdk._thick.pool import LONGEST_PAUSE, PAUSE, STALL, WINDOW, Decision, Pool
 
 NOTHING = Decision(fork=False, watch=False, retire=0, again=None)
 
@@ -142,6 +142,86 @@ def test_a_kernel_that_refuses_a_fork_is_left_alone_for_a_while() -> None:
     assert pool.decide(PAUSE).fork
 
 
+def test_repeated_refusals_make_longer_pauses() -> None:
+    """Else the reason would be written to the log, and a process forked for nothing, ten times a second."""
+    pool, now, pauses = make_pool(), 0.0, []
+    for _ in range(6):
+        pool.note_refusal(now)
+        again = pool.decide(now).again
+        assert again is not None
+        pauses.append(again)
+        now += again
+        assert pool.decide(now).fork
+    assert pauses == pytest.approx([PAUSE, 2 * PAUSE, 4 * PAUSE, 8 * PAUSE, LONGEST_PAUSE, LONGEST_PAUSE])
+    pool.add(1)
+    pool.note_busy(1, now)
+    pool.note_refusal(now)
+    assert pool.decide(now).again == pytest.approx(PAUSE)
+
+
+@pytest.mark.parametrize(
+    ("idle", "busy", "waiting", "fork", "watch"),
+    [
+        # While a connection waits, and at the time since then: at once, just before it is too long, and after it.
+        (2, 0, {0: True}, False, False),
+        (2, 0, {0: True, 0.9 * STALL: True}, False, False),
+        (2, 0, {0: True, STALL: True}, True, True),
+        (2, 0, {0: True, 0.5 * STALL: False, STALL: True}, False, False),  # one took it, if not its own report tells
+        (1, 1, {0: True, STALL: True}, True, True),
+        (1, 3, {0: True, STALL: True}, False, True),  # no progress: twice as many
+        (8, 0, {0: True, STALL: True}, False, False),  # the limit
+    ],
+)
+def test_idle_workers_that_do_not_run(
+    idle: int, busy: int, waiting: dict[float, bool], fork: bool, watch: bool
+) -> None:
+    """They are stopped, frozen or debugged: a connection waits, and none takes it."""
+    pool = make_pool(idle, busy)
+    for now, waits in waiting.items():
+        pool.note_waiting(waits, now)
+    decision = pool.decide(max(waiting))
+    assert (decision.fork, decision.watch) == (fork, watch)
+
+
+def test_the_server_looks_again_when_idle_workers_may_be_stuck() -> None:
+    pool = make_pool(2)
+    pool.note_waiting(True, 0)
+    assert pool.decide(STALL / 4).again == STALL * 3 / 4
+
+
+def test_a_worker_that_takes_connections_is_not_stuck() -> None:
+    """Connections wait all the time, and so does one worker; the others take them."""
+    pool, now = make_pool(3), 0.0
+    for step in range(20):
+        now = step * STALL / 4
+        pool.note_waiting(True, now)
+        for pid in (2, 3):
+            pool.note_busy(pid, now)
+            pool.note_answered(pid, 0, now)
+            pool.note_idle(pid)
+    assert not pool.decide(now).watch  # two are idle
+    pool.note_busy(2, now)
+    pool.note_busy(3, now)
+    assert pool.decide(now).watch  # the third is no help
+
+
+def test_stuck_workers_are_replaced_and_come_back() -> None:
+    pool = make_pool(2)
+    pool.note_waiting(True, 0)
+    pool.note_waiting(True, STALL)
+    for pid in (11, 12):
+        assert pool.decide(STALL).fork
+        pool.add(pid)
+    pool.note_waiting(False, STALL)
+    assert not pool.decide(STALL).fork
+    assert [pool.decide(STALL + count * WINDOW).retire for count in (1, 2, 3)] == [0, 0, 0]  # the new ones stay
+    for pid in (1, 2):
+        pool.note_busy(pid, 4 * WINDOW)
+        pool.note_answered(pid, 0, 4 * WINDOW)
+        pool.note_idle(pid)
+    assert sum(pool.decide(count * WINDOW).retire for count in (5, 6, 7)) == 2
+
+
 def test_surplus_workers_retire_after_a_window() -> None:
     pool = make_pool(6)
     assert pool.decide(WINDOW).retire == 0  # the first window began without them
@@ -196,6 +276,7 @@ class Pools(RuleBasedStateMachine):
         self.pool, self.now, self.pid, self.told = Pool(2, 4, 8, 0), 0.0, 0, 0
 
     def carry_out(self, *, waiting: bool) -> None:
+        self.pool.note_waiting(waiting, self.now)
         decision = self.pool.decide(self.now)
         self.told += decision.retire
         if decision.fork or (decision.watch and waiting):
@@ -244,6 +325,10 @@ class Pools(RuleBasedStateMachine):
             self.pool.note_answered(pid, 0, 0)
         for pid in list(self.pool.ending):
             self.pool.remove(pid)
+        for pid in list(self.pool.idle):
+            self.pool.note_busy(pid, self.now)  # also one that was stuck
+            self.pool.note_answered(pid, 0, self.now)
+            self.pool.note_idle(pid)
         for _ in range(12):
             self.retire()
             self.now += WINDOW

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 import pytest
 
@@ -22,6 +23,7 @@ from cnisdk._cli.install import search_path
 from cnisdk._thick import protocol, shim
 from cnisdk._thick.accept_queue import AcceptQueue
 from cnisdk._thick.metrics import Metrics
+from cnisdk._thick.pool import PAUSE
 from cnisdk._thick.server import Server, ensure_directory
 from cnisdk._thick.systemd import render_units
 from cnisdk.errors import IOFailureError
@@ -92,10 +94,20 @@ def other():
 """
 
 SERVE = """
-import os, signal, sys
+import errno, os, signal, sys, time
 from pathlib import Path
 from cnisdk._thick.load import load_plugins
-from cnisdk._thick import server, worker
+from cnisdk._thick import accept_queue, server, worker
+def fail(*_):  # in three workers; then as it was
+    with open(sys.argv[5], "a") as file:
+        print(time.monotonic(), file=file)
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+def failing(function):
+    return lambda *args: (function if len(Path(sys.argv[5]).read_text().split()) == 3 else fail)(*args)
+if sys.argv[4:5] == ["stillborn"]:
+    worker.prepare_worker = failing(worker.prepare_worker)
+if sys.argv[4:5] == ["deaf"]:
+    accept_queue.AcceptQueue.accept = failing(accept_queue.AcceptQueue.accept)
 if sys.argv[4:] == ["linger"]:  # each worker stops, where nothing more is to do than to end
     report = worker._report_line
     worker._report_line = lambda to, line: (report(to, line), "done" in line and os.kill(os.getpid(), signal.SIGSTOP))
@@ -158,7 +170,7 @@ class Machine:
     def socket(self) -> Path:
         return Path(self.installation.runtime, "server.sock")
 
-    def serve(self, ready: int = 2, *more: str) -> subprocess.Popen[str]:
+    def serve(self, ready: int = 2, *more: str, stderr: IO[str] | None = None) -> subprocess.Popen[str]:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(self.installation.directory)])}
         before = self.socket.stat().st_ino if self.socket.exists() else 0
         argv: list[str | Path] = [
@@ -170,7 +182,7 @@ class Machine:
             str(ready),
             *more,
         ]
-        server = self.host.popen(argv, env=env)
+        server = self.host.popen(argv, env=env, stderr=stderr)
         self.servers.append(server)
         deadline = time.monotonic() + 30
         while not self.socket.exists() or self.socket.stat().st_ino == before:
@@ -337,6 +349,26 @@ def idle(machine: Machine, wanted: Callable[[int], bool], seconds: float = 20) -
     return count
 
 
+def workers_of(server: subprocess.Popen[str]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
+
+
+def test_workers_that_are_stopped_are_replaced(machine: Machine) -> None:
+    """As a debugger or the freezer stops them. No request waits until its shim gives up."""
+    server = machine.serve()
+    assert idle(machine, lambda count: count == 2) == 2
+    stopped = workers_of(server)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            assert machine.run("c", "ADD")[::2] == (0, "")
+        assert set(stopped) < set(workers_of(server))
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+
+
 def test_a_server_of_another_version(machine: Machine) -> None:
     machine.serve()
     installation = machine.installation
@@ -385,8 +417,8 @@ def test_a_signal_reaches_the_plugin(machine: Machine, kind: str) -> None:
 def test_a_signal_to_a_worker_that_waits_is_not_the_requests(machine: Machine) -> None:
     server = machine.serve()
     assert idle(machine, lambda count: count == 2) == 2
-    for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
-        os.kill(int(pid), signal.SIGTERM)
+    for pid in workers_of(server):
+        os.kill(pid, signal.SIGTERM)
     for _ in range(2):
         assert machine.run("c", "ADD")[::2] == (0, "")
 
@@ -440,6 +472,20 @@ def test_a_server_that_may_not_fork_goes_on(tmp_path: Path, number: int) -> None
     decision = server._pool.decide(time.monotonic())
     assert not decision.fork  # it does not try again without a pause
     assert decision.again
+
+
+@pytest.mark.parametrize("how", ["stillborn", "deaf"])
+def test_workers_that_fail_before_a_request(machine: Machine, tmp_path: Path, how: str) -> None:
+    """As when a limit of open files is reached. There is a pause before each next one, and the reason is told."""
+    times, errors = tmp_path / "times", tmp_path / "errors"
+    times.touch()
+    with errors.open("w") as stderr:
+        machine.serve(1, how, str(times), stderr=stderr)
+    assert machine.run("c", "ADD")[::2] == (0, "")
+    failed = [float(each) for each in times.read_text().split()]
+    assert [later - sooner >= PAUSE for sooner, later in pairwise(failed)] == [True, True]
+    text = "cnisdk: a worker ends, since it cannot take requests: EMFILE: Too many open files\n"
+    assert errors.read_text() == 3 * text
 
 
 def status_of(machine: Machine) -> dict[str, int]:
