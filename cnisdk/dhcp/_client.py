@@ -200,6 +200,11 @@ class Client:
         """Close everything, and leave the file as it is: a later client goes on."""
         self._close()
 
+    def list_stale(self, record: Record) -> tuple[DHCPLease, ...]:
+        """List the earlier leases that the interface of a record may still have parts of."""
+        own = self._record
+        return tuple(self._stale) if (record.cookie, record.index) == (own.cookie, own.index) else ()
+
     @property
     def is_dead(self) -> bool:
         """True if there is neither a lease nor an interface to get one for."""
@@ -220,9 +225,9 @@ class Client:
         for action in actions:
             # Noted before the file is written: a daemon that is killed before the interface is changed has a successor.
             if isinstance(action, Use) and action.before is not None:
-                self._stale.append(action.before)
+                self._note_stale(action.before)
             elif isinstance(action, Drop):
-                self._stale.append(action.lease)
+                self._note_stale(action.lease)
         for action in actions:
             try:
                 self._do(action, now)
@@ -267,7 +272,7 @@ class Client:
             self._wire.send_frame(message)
 
     def _remember(self, action: Remember) -> None:
-        if action.lease is None and not self.attached:
+        if action.lease is None and not self.attached and not self._stale:
             self._around.files.delete(self.owner)
         else:
             self._save(action.lease, bound=action.bound)
@@ -284,6 +289,8 @@ class Client:
                 _interface.unconfigure(end, stale, self._record.priority)
             else:
                 _interface.configure(end, lease, stale, self._record.priority)
+                self._stale.clear()
+                _interface.add_routes(end, lease, self._record.priority)
                 self._set_mtu(end, lease)
         except (CNIError, OSError) as exc:
             if str(exc) != self._obstacle:
@@ -305,6 +312,11 @@ class Client:
             end.set_mtu(lease.mtu)
         except CNIError as exc:
             self._log(f"{exc}, as the server wants")
+
+    def _note_stale(self, lease: DHCPLease) -> None:
+        """Note a lease whose parts are to go, once for all that put the same on the interface."""
+        if all(_parts(each) != _parts(lease) for each in self._stale):
+            self._stale.append(lease)
 
     # --- inner --------------------------------------------------------------------------------------------------------
 
@@ -354,6 +366,11 @@ class Client:
 
     def _log(self, text: str) -> None:
         self._around.log(f"{self.owner}: {text}")
+
+
+def _parts(lease: DHCPLease) -> object:
+    """Return what a lease puts on the interface."""
+    return lease.interface, lease.list_routes()
 
 
 def release(

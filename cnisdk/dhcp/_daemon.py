@@ -173,6 +173,7 @@ class Daemon:
         self._poll.register(listener.fileno(), select.EPOLLIN)
         self._poll.register(wake, select.EPOLLIN)
         _log(f"cnisdk dhcp: ready, with {len(self._clients)} leases in {self._settings.directory}")
+        self._tick(_now())  # the interfaces come first: then the status tells which do not take their lease
         while not self._stopping:
             for fd, events in self._poll.poll(self._pause()):
                 if fd == listener.fileno():
@@ -300,7 +301,7 @@ class Daemon:
         before = self._clients.get(owner)
         if before is not None:
             # ADD again, after one that failed at its end. The server knows the client, and has the same address for it.
-            record = evolve(record, lease=before.machine.lease)
+            record = evolve(record, lease=before.machine.lease, stale=before.list_stale(record))
             self._fail(before, TryAgainLaterError(f"another ADD of {owner} has begun"), keep=True)
         client = self._clients[owner] = Client(record, self._around)
         connection.client = client

@@ -46,11 +46,11 @@ def find_place(path: str, cookie: str, index: int) -> Link | None:
 
 
 def configure(end: Link, lease: DHCPLease, stale: Sequence[DHCPLease], priority: int) -> None:
-    """Give an interface the address and routes of a lease, in place of what it may still have of earlier ones.
+    """Give an interface the address of a lease, in place of what it may still have of earlier ones.
 
     The new address is there before the old one goes: the kernel takes all routes of an interface with its last address.
-    What other programs have added stays, but for what the kernel itself takes with an old address. One route that the
-    kernel refuses does not keep the others from the interface.
+    What other programs have added stays, but for what the kernel itself takes with an old address. Routes come next, by
+    :func:`add_routes`.
 
     Args:
         end: The interface.
@@ -68,8 +68,17 @@ def configure(end: Link, lease: DHCPLease, stale: Sequence[DHCPLease], priority:
         address.delete(end, each)
     # Unless told to promote them, the kernel deletes the later addresses of a network together with the first.
     _ensure(address.add, end, lease.interface)
-    # All, not only those that are new: the kernel took those that had the old address as their source.
-    run_all(*(lambda each=each: _ensure_route(end, each, priority) for each in wanted))
+
+
+def add_routes(end: Link, lease: DHCPLease, priority: int) -> None:
+    """Give an interface the routes of a lease: all, since the kernel took some with the address that was their source.
+
+    One route that the kernel refuses does not keep the others from the interface.
+
+    Raises:
+        IOFailureError: (5) The kernel refused.
+    """
+    run_all(*(lambda each=each: _ensure_route(end, each, priority) for each in lease.list_routes(priority)))
 
 
 def unconfigure(end: Link, leases: Iterable[DHCPLease], priority: int) -> None:

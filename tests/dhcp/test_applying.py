@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Interface:
     def __init__(self) -> None:
         self.addresses = {OLD.interface}
         self.refusals = 0
+        self.refused_routes = 0
         self.netns = None
         self.mac = "02:42:ac:11:00:02"
 
@@ -45,6 +46,12 @@ class Interface:
         self._change()
         self.addresses -= {each.interface for each in stale if each.interface != lease.interface}
 
+    def add_routes(self, _: object, lease: DHCPLease, __: int) -> None:
+        assert lease.interface in self.addresses
+        if self.refused_routes:
+            self.refused_routes -= 1
+            raise IOFailureError("cannot add route")
+
     def unconfigure(self, _: object, leases: list[DHCPLease], __: int) -> None:
         self._change()
         self.addresses -= {each.interface for each in leases}
@@ -55,6 +62,7 @@ def interface(monkeypatch: pytest.MonkeyPatch) -> Interface:
     interface = Interface()
     monkeypatch.setattr(_interface, "find_place", lambda *_: interface)
     monkeypatch.setattr(_interface, "configure", interface.configure)
+    monkeypatch.setattr(_interface, "add_routes", interface.add_routes)
     monkeypatch.setattr(_interface, "unconfigure", interface.unconfigure)
     return interface
 
@@ -141,6 +149,35 @@ def test_what_was_half_applied_goes_too(site: Site, interface: Interface, last: 
     site.use(last)
     site.client._apply(200.0)
     assert interface.addresses == ({last.interface} if last is not None else set())
+
+
+def test_an_interface_that_takes_no_renewal(site: Site, interface: Interface) -> None:
+    """Each earlier lease is noted once, however often the server changes its mind."""
+    interface.refusals = 1000
+    for number in range(12):
+        lease = (NEW, NEWEST, OLD)[number % 3]
+        site.use(evolve(lease, started=100.0 + number, options={**OPTIONS, 51: bytes([0, 0, 1, number])}))
+    assert sorted(str(each.address) for each in site.record.stale) == ["10.1.0.50", "10.1.0.51", "10.1.0.52"]
+    interface.refusals = 0
+    site.client._apply(200.0)
+    assert interface.addresses == {OLD.interface}
+    assert site.record.stale == ()
+
+
+def test_an_interface_that_takes_no_route(site: Site, interface: Interface) -> None:
+    """What has left the interface is not noted any more, though the lease is tried again."""
+    interface.refused_routes = 1000
+    for last in range(100, 140):
+        site.use(evolve(NEW, address=IPv4Address(f"10.1.0.{last}")))
+        assert [str(each.interface.ip) for each in site.record.stale] == [
+            str(OLD.address) if last == 100 else f"10.1.0.{last - 1}"
+        ]
+    assert site.client.trouble == "cannot add route"
+    assert site.client._apply_at < 1e6
+    interface.refused_routes = 0
+    site.client._apply(200.0)
+    assert interface.addresses == {IPv4Interface("10.1.0.139/24")}
+    assert site.record.stale == ()
 
 
 def test_the_next_daemon_goes_on(site: Site, interface: Interface) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -19,8 +20,9 @@ import pytest
 from cnisdk._files import replace_file
 from cnisdk.classes import evolve
 from cnisdk.dhcp import _daemon, _store, client
+from cnisdk.dhcp._client import Client
 from cnisdk.dhcp._daemon import Daemon, Settings
-from cnisdk.dhcp._machine import Identity
+from cnisdk.dhcp._machine import Identity, Remember
 from cnisdk.dhcp._store import LeaseFiles, Record, boot_id
 from cnisdk.dhcp.lease import DHCPLease
 from cnisdk.errors import IOFailureError
@@ -28,6 +30,7 @@ from cnisdk.spec.names import Attachment
 from cnisdk.testing import Host
 
 OWNER = Attachment("n", "c1", "eth0")
+ENDLESS = {1: bytes([255, 255, 255, 0]), 51: b"\xff" * 4, 54: bytes([10, 1, 0, 1])}
 
 Serve = Callable[[Callable[[socket.socket], bool]], str]
 
@@ -185,6 +188,63 @@ def test_a_file_that_cannot_be_deleted_is_no_success(
         assert "Read-only file system" in ask()["error"]["msg"]
     assert ask() == {}
     assert files.find(OWNER) is None
+
+
+@pytest.mark.parametrize("index", [2, 3], ids=["same interface", "another"])
+def test_add_again_while_the_interface_has_something_of_earlier_leases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: int
+) -> None:
+    """The next client of the interface still has it to remove; another interface never had it."""
+    files = keep_lease(tmp_path)
+    (record,) = files.load()
+    assert record.lease is not None
+    earlier = evolve(record.lease, address=IPv4Address("10.1.0.49"))
+    files.save(evolve(record, stale=(earlier,), lease=evolve(record.lease, options=ENDLESS)))
+    daemon = Daemon(Settings(directory=str(tmp_path)))
+    daemon.load()
+    new = evolve(record, index=index, lease=None, bound=False, attached=False)
+    monkeypatch.setattr(_daemon, "make_record", lambda *_, **__: new)
+    monkeypatch.setattr(Client, "begin", lambda *_: None)
+    names = {"network": OWNER.network, "containerID": OWNER.container_id, "ifname": OWNER.ifname}
+    asked = {"netns": "", "provided": {}, "requested": [], "priority": 0, "timeout": 30}
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = _daemon._Connection(theirs, 0)
+        connection.data = json.dumps({"verb": "add", **names, **asked}).encode() + b"\n"
+        daemon._serve(connection)
+    client = daemon._clients[OWNER]
+    assert not client.attached
+    offer = evolve(record.lease, address=IPv4Address("10.1.0.51"))
+    client._follow([Remember(offer)], 0.0)
+    assert files.load()[0].stale == ((earlier,) if index == 2 else ())
+    # The server refuses what it offered, and the daemon is killed: the file still says what is to go.
+    client._follow([Remember(None)], 0.0)
+    assert [each.stale for each in files.load()] == ([(earlier,)] if index == 2 else [])
+
+
+def test_a_daemon_looks_at_the_interfaces_before_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for its status at once, it tells which of them do not take the lease of the daemon before."""
+    done = list[str]()
+    daemon = Daemon(Settings(directory=str(tmp_path)))
+
+    def tick(_: float) -> None:
+        done.append("tick")
+        daemon._stopping = len(done) > 1
+
+    def accept(listener: socket.socket) -> None:
+        done.append("accept")
+        listener.accept()[0].close()
+
+    monkeypatch.setattr(daemon, "_tick", tick)
+    monkeypatch.setattr(daemon, "_accept", accept)
+    for name in ("signal", "set_wakeup_fd"):
+        monkeypatch.setattr(signal, name, lambda *_, **__: None)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as plugin:
+        listener.bind(str(tmp_path / "dhcp.sock"))
+        listener.listen()
+        plugin.connect(str(tmp_path / "dhcp.sock"))
+        daemon.run(listener)
+    assert done == ["tick", "accept", "tick"]
 
 
 # --- leases that are elsewhere ----------------------------------------------------------------------------------------

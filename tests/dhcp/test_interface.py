@@ -48,6 +48,7 @@ def change(*leases: DHCPLease) -> tuple[list[str], Routes]:
     """Give the interface the leases in turn, each in place of those before."""
     for count, each in enumerate(leases):
         inside(partial(_interface.configure, lease=each, stale=leases[:count], priority=0))
+        inside(partial(_interface.add_routes, lease=each, priority=0))
     return look()
 
 
