@@ -161,6 +161,7 @@ class Survey:
         working: The process of each plugin at work, by container id.
         names: Command lines and control groups of all processes.
         doubts: The parts of the host that could not be looked at, in words. With a doubt, no attachment is judged dead.
+        unseen: Of these the processes and namespaces that are there and could be another container's.
         places: Directories of cached results that were read.
         booted: Time at which this machine was started, in seconds since the epoch.
     """
@@ -176,6 +177,7 @@ class Survey:
         working: Mapping[str, str] | None = None,
         names: str = "",
         doubts: Iterable[str] = (),
+        unseen: Iterable[str] = (),
         places: Iterable[str] = (),
         booted: float = 0.0,
     ) -> None:
@@ -187,6 +189,7 @@ class Survey:
         self.working = working or {}
         self.names = names
         self.doubts = tuple(doubts)
+        self.unseen = tuple(unseen)
         self.places = tuple(places)
         self.booted = booted
         self._by_alias = {link.alias: link.name for link in self.links if link.alias}
@@ -238,15 +241,20 @@ class Survey:
         """Return the place of an address in words, such as ``eth0 in /run/netns/blue``; None when no link has it."""
         return self._addresses.get(address)
 
-    def may_use(self, address: IPAddress, *, but: int | None = None) -> bool:
-        """Return whether a container uses an address, or one that could not be looked at may.
+    def find_use(self, address: IPAddress, *, but: int | None = None) -> str | None:
+        """Return the place in words where a container uses an address, or might use it unseen; None when none does.
+
+        Only what is there and cannot be looked at counts as unseen. A command that does not see all of the host, such
+        as one in a container, sees the containers of its runtime: that gives it a path to each one's namespace.
 
         Args:
             address: The address.
             but: Inode of a namespace in which the address is known to be: no other is expected to have it then.
         """
-        others = [each for inode, each in self.namespaces.items() if inode not in (self.own, but)]
-        return any(address in each.addresses for each in others) or bool(self.doubts and but is None)
+        for inode, each in self.namespaces.items():
+            if inode not in (self.own, but) and address in each.addresses:
+                return f"{each.addresses[address]} in {each.place}"
+        return self.unseen[0] if self.unseen and but is None else None
 
     def find_mac(self, mac: str) -> str | None:
         """Return the place of a hardware address in words; None when no link has it, or one of the host's own."""

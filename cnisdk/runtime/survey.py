@@ -30,6 +30,8 @@ _PROC = "/proc"
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 # include/uapi/linux/nsfs.h: the namespaces in which the kernel starts process 1, since Linux 6.18 with fixed numbers.
 _FIRST_NAMESPACES = {"mnt": 0xEFFFFFF8, "net": 0xEFFFFFF9}
+# include/linux/proc_ns.h: PROC_USER_INIT_INO, the same on every Linux since 3.8.
+_FIRST_USER_NAMESPACE = 0xEFFFFFFD
 _VARIABLE = b"CNI_CONTAINERID="
 _NAMESPACE = re.compile(r"net:\[(\d+)\]")
 # Looking up a path on these may hang, or a container may answer.
@@ -146,11 +148,12 @@ def survey_host(
     obstacle = None if inside else find_obstacle()
     if obstacle:
         doubts.append(obstacle)
-    processes = _Processes()
+    processes, unreadable = _Processes(), list[str]()
     try:
         processes.read()
     except OSError as exc:
-        doubts.append(f"{_PROC} cannot be read: {exc.strerror}")
+        unreadable = [f"{_PROC} cannot be read: {exc.strerror}"]
+        doubts += unreadable
     looks = {path: look_at(path) for path in dict.fromkeys(paths)}
     own = os.stat(f"{_PROC}/thread-self/ns/net").st_ino
     namespaces: dict[int, Contents] = {}
@@ -170,7 +173,7 @@ def survey_host(
         # Of a namespace that many processes share, some will live on until it is looked into.
         named = [(path, f"the namespace of process {path.split('/')[2]}") for path in found[:_ROUNDS]]
         handles.setdefault(inode, []).extend(named)
-    refused = list(processes.refused)
+    closed: list[str] = []
     for inode, ways in handles.items():
         if inode == own:
             continue
@@ -178,10 +181,11 @@ def survey_host(
         if contents is not None:
             namespaces[inode] = contents
         elif problem:
-            refused.append(problem)
+            closed.append(problem)
     with rtnetlink.connect() as sock:
         host = [link.parse(data) for data in sock.dump(messages.get_request(what="cannot list links"))]
         namespaces[own] = _contents(sock, "the host's network namespace")
+    refused = [*processes.refused, *closed]
     if refused and not inside and not obstacle:
         doubts.append(refused[0] + (f" (nor can {len(refused) - 1} others)" if refused[1:] else ""))
     return Survey(
@@ -193,9 +197,23 @@ def survey_host(
         working=processes.working,
         names="\n".join(processes.names),
         doubts=doubts,
+        unseen=[*unreadable, *([] if inside else _unseen(processes.refused, closed, obstacle))],
         places=places,
         booted=time.time() - time.clock_gettime(time.CLOCK_BOOTTIME),
     )
+
+
+def _unseen(refused: list[str], closed: list[str], obstacle: str | None) -> list[str]:
+    """Return those processes and namespaces that could be a container's on this process's host.
+
+    Args:
+        refused: The processes that this one may not look at. With an obstacle, the system's are among them, too, and
+            they tell nothing.
+        closed: The namespaces that it cannot look into. In a user namespace of its own those are of the host above.
+        obstacle: The obstacle.
+    """
+    owns_all = os.stat(f"{_PROC}/self/ns/user").st_ino == _FIRST_USER_NAMESPACE
+    return [*([] if obstacle else refused), *(closed if owns_all or not obstacle else [])]
 
 
 def find_working(container_id: str) -> str | None:

@@ -9,6 +9,7 @@ if __name__ == "__main__":  # VERSION needs nothing of what follows
 
     answer_version()
 
+import sys
 from collections.abc import Callable, Collection
 from functools import cache, partial
 
@@ -225,11 +226,16 @@ def neighbours(request: AttachmentRequest[FirewallConf]) -> Callable[[IPAddress]
 
         return survey_host(), interface.list_own_addresses(request)
 
-    def may_use(address: IPAddress) -> bool:
+    @cache
+    def is_used(address: IPAddress) -> bool:
         (survey, own), netns = look(), request.find_netns()
-        return survey.may_use(address, but=netns.inode if netns is not None and address in own else None)
+        place = survey.find_use(address, but=netns.inode if netns is not None and address in own else None)
+        if place is not None:
+            why = f"another container may have it ({place})"
+            sys.stderr.write(f"firewall: what has no record of its owner stays for {address}: {why}\n")
+        return place is not None
 
-    return may_use
+    return is_used
 
 
 def addresses_of(result: Result) -> list[IPAddress]:

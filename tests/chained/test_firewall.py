@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from ipaddress import ip_address
 from itertools import permutations
 from pathlib import Path
@@ -20,7 +19,7 @@ from cnisdk.linux.netfilter import firewall_iptables, sets, xt_rules
 from cnisdk.linux.netfilter.firewall import Ingress
 from cnisdk.plugin._repair import repair
 from cnisdk.plugin.request import parse_request
-from cnisdk.runtime import survey_host
+from cnisdk.runtime import Survey, survey_host
 from cnisdk.spec.versions import Verb
 from cnisdk.testing import Container, Host, expect_error
 from cnisdk_plugins.firewall import Firewall, FirewallConf
@@ -322,13 +321,19 @@ def test_rules_of_the_reference_that_another_attachment_needs_stay(host: Host, o
 
 
 @pytest.mark.interop
-@pytest.mark.parametrize("seen", ["all", "hidden"])
+@pytest.mark.parametrize("seen", ["all", "not all of the host", "not all namespaces"])
 def test_a_late_del_keeps_the_references_rules_of_the_next_container(
-    host: Host, outside: Host, go: Path, monkeypatch: pytest.MonkeyPatch, seen: str
+    host: Host, outside: Host, go: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], seen: str
 ) -> None:
-    """The reference made both, and its rules name neither. What cannot be looked at may be a container, too."""
-    if seen == "all":
-        monkeypatch.setattr(runtime, "survey_host", partial(survey_host, inside=True))
+    """The reference made both, and its rules name neither. A namespace that cannot be looked into may be one, too."""
+
+    def survey() -> Survey:
+        found = survey_host(inside=True)
+        found.doubts = () if seen == "all" else ("something is hidden",)
+        found.unseen = ("a namespace cannot be looked into",) if seen == "not all namespaces" else ()
+        return found
+
+    monkeypatch.setattr(runtime, "survey_host", survey)
     container, result = attached(host, "c1", 5)
     late = host.container("late")
     host.shell(DROP)
@@ -352,8 +357,12 @@ def test_a_late_del_keeps_the_references_rules_of_the_next_container(
     # Nobody has the address any more, and no namespace is there that could tell.
     theirs.add(container)
     container.destroy()
-    ours.delete(container)
-    assert bool(own(host)) == (seen == "hidden")
+    answer = ours.run("DEL", container)
+    answer.raise_for_error()
+    told = answer.stderr + capfd.readouterr().err
+    stays = seen == "not all namespaces"
+    assert bool(own(host)) == stays
+    assert ("stays for 10.1.0.5: another container may have it (a namespace cannot" in told) == stays
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

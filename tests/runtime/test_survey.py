@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from cnisdk.linux import netns, veth
+from cnisdk.runtime import survey
 from cnisdk.runtime.liveness import Survey
 from cnisdk.runtime.survey import find_obstacle, look_at, parse_mounts, survey_host
 from cnisdk.spec.names import Attachment
@@ -134,6 +136,37 @@ def test_another_sandbox_is_not_inside(host: Host) -> None:
 def test_on_a_host_in_the_host_there_is_an_obstacle(host: Host) -> None:
     assert host.call(find_obstacle)
     assert host.call(lambda: survey_host().doubts)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("all_is_seen", [True, False])
+@pytest.mark.parametrize("owns_all", [True, False])
+def test_a_namespace_that_cannot_be_looked_into_may_be_a_containers(
+    host: Host, monkeypatch: pytest.MonkeyPatch, owns_all: bool, all_is_seen: bool
+) -> None:
+    """In a user namespace of its own, a process cannot look into those above: they are of another host."""
+    blue = host.add_netns("blue")
+    number = host.call(partial(os.stat, "/proc/self/ns/user")).st_ino if owns_all else 0
+    monkeypatch.setattr(survey, "_FIRST_USER_NAMESPACE", number)
+    monkeypatch.setattr(survey, "find_obstacle", lambda: None if all_is_seen else "in a pid namespace of its own")
+    monkeypatch.setattr(survey, "_look_into", lambda inode, ways: (None, "it is closed"))
+    refused = survey._Processes._read_one
+
+    def read_one(self: Any, pid: str) -> None:
+        if pid == "1":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        refused(self, pid)
+
+    monkeypatch.setattr(survey._Processes, "_read_one", read_one)
+    monkeypatch.setattr(survey, "in_first_namespaces", lambda: False)
+    seen, inside = (host.call(partial(survey_host, [blue], inside=inside)) for inside in (False, True))
+    assert ("process 1 cannot be looked at: Permission denied" in seen.unseen) == all_is_seen
+    assert ("it is closed" in seen.unseen) == (owns_all or all_is_seen)
+    assert seen.doubts
+    assert inside.unseen == ()
+    address = ip_address(ADDRESS)
+    assert seen.find_use(address) == (seen.unseen[0] if seen.unseen else None)
+    assert seen.find_use(address, but=1) is None
 
 
 def test_a_process_1_that_hides_does_not_make_a_host_another(monkeypatch: pytest.MonkeyPatch) -> None:
