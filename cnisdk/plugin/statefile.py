@@ -9,9 +9,9 @@ plugins write, count as the attachment's they are named after. Container ``a_b``
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from functools import partial
 
 from .._files import TEMPORARY, read_file, replace_file
@@ -22,6 +22,8 @@ from ..spec.names import Attachment, short_hash
 
 _OWNER = "cni"
 _NAME_MAX = 255
+# A name that is too long for a file is that of no file.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class StateFile:
@@ -96,11 +98,15 @@ class StateFile:
             return None
         return {key: value for key, value in document.items() if key != _OWNER}
 
-    def find_others(self) -> list[dict[str, Any]]:
+    def find_others(self, netns: str = "") -> list[dict[str, Any]]:
         """Return what was written for the other interfaces of the same container, on any network.
 
         It tells what of a container's namespace is still in use: a setting that several interfaces share is put back by
         the last of them.
+
+        Args:
+            netns: If given, the container's namespace (:meth:`.NetNS.identify`). Documents with another value under the
+                key ``netns`` are left out: a container of the same id had that namespace before, and its DEL is late.
 
         Raises:
             IOFailureError: (5) The directory or a file cannot be read.
@@ -112,7 +118,9 @@ class StateFile:
         return [
             {key: value for key, value in document.items() if key != _OWNER}
             for document, owner in owned
-            if owner is not None and owner.container_id == self.owner.container_id
+            if owner is not None
+            and owner.container_id == self.owner.container_id
+            and (not netns or document.get("netns", netns) == netns)
         ]
 
     def is_free(self) -> bool:
@@ -188,9 +196,9 @@ def find_document(path: str) -> dict[str, Any] | None:
     """
     try:
         document = loads(read_file(path, follow=False))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except OSError as exc:
+        if exc.errno in _ABSENT:
+            return None
         raise IOFailureError(f"cannot read {path}: {cause_of(exc)}") from exc
     except CNIError:
         return None
@@ -207,7 +215,8 @@ def _owner_of(document: Mapping[str, Any]) -> Attachment | None:
 
 def _delete(path: str) -> None:
     try:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(path)
+        os.unlink(path)
     except OSError as exc:
+        if exc.errno in _ABSENT:
+            return
         raise IOFailureError(f"cannot delete {path}: {cause_of(exc)}") from exc

@@ -15,6 +15,7 @@ import posixpath
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 
 from cnisdk import (
     AddRequest,
@@ -122,13 +123,13 @@ class Tuning(Plugin[TuningConf]):
         netns = request.open_netns()
         end = link.get(request.ifname, netns)
         file = StateFile(request.conf.data_dir, request.attachment)
-        saved = values_before(wanted, netns, end, file.find() or {})
-        for key, value in in_use(file, [key for key in sysctls if is_shared(key, request.ifname)]).items():
-            saved["sysctl"][key] = value  # of before the first of them
-        saved["netns"] = netns.identify()
+        saved, found = values_before(wanted, netns, end, file.find() or {})
+        saved |= {"netns": netns.identify(), "asked": sysctls}
+        for key, others in find_sharers(file, saved, request.ifname).items():
+            saved["sysctl"][key] = others[0]["sysctl"][key]  # of before the first of them
         request.undo(file.delete)
         file.write(saved)
-        request.undo(restore, netns, request.ifname, file, saved)
+        request.undo(restore, netns, request.ifname, file, saved, found)
         became = netns.call(sysctl.write_all, sysctls)
         for key, value in settings.items():
             SETTERS[key](end, value)
@@ -140,12 +141,12 @@ class Tuning(Plugin[TuningConf]):
     def delete(self, request: DelRequest[TuningConf]) -> None:
         file = StateFile(request.conf.data_dir, request.attachment)
         saved, netns = file.find(), request.find_netns()
-        # The path may lead to another container by now. The reference does not note what namespace it was.
-        if saved and netns is not None and saved.get("netns") in (None, netns.identify()):
-            try:
+        try:
+            # The path may lead to another container by now. The reference does not note what namespace it was.
+            if saved and netns is not None and saved.get("netns") in (None, netns.identify()):
                 restore(netns, request.ifname, file, saved)
-            except CNIError as problem:  # the container goes: no reason to keep its address and its links
-                sys.stderr.write(f"not all is as it was before ADD: {problem}\n")
+        except CNIError as problem:  # the container goes: no reason to keep its address and its links
+            sys.stderr.write(f"not all is as it was before ADD: {problem}\n")
         file.delete()
 
     def check(self, request: CheckRequest[TuningConf]) -> None:
@@ -199,14 +200,25 @@ def sysctl_path(key: str, ifname: str) -> str:
     return path
 
 
-def values_before(wanted: Wanted, netns: NetNS, end: Link, earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what to restore: the values that are there, or that were `earlier`, before an ADD that has run."""
+def values_before(
+    wanted: Wanted, netns: NetNS, end: Link, earlier: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what to restore, and those of the sysctls that an earlier ADD of the attachment has not set.
+
+    To restore are the values that are there, or that were before that `earlier` ADD.
+    """
     settings, sysctls = wanted
     saved = {key: getattr(end, key.lower()) for key in settings}
+    saved |= {key: earlier[key] for key, value in settings.items() if saved[key] == value and key in earlier}
     there = netns.call(sysctl.get_all, sysctls)
-    for values, now, before in ((settings, saved, earlier), (sysctls, there, earlier.get("sysctl", {}))):
-        now |= {key: before[key] for key, value in values.items() if now[key] == value and key in before}
-    return {**saved, "sysctl": there} if there else saved
+    before, became = earlier.get("sysctl", {}), earlier.get("became", {})
+    set_earlier = {
+        key: before[key]
+        for key, value in sysctls.items()
+        if key in before and (sysctl.same(there[key], value) or there[key] == became.get(key))
+    }
+    found = {key: value for key, value in there.items() if key not in set_earlier}
+    return {**saved, "sysctl": there | set_earlier} if there else saved, found
 
 
 def is_shared(key: str, ifname: str) -> bool:
@@ -214,26 +226,45 @@ def is_shared(key: str, ifname: str) -> bool:
     return ifname not in key.split("/")
 
 
-def in_use(file: StateFile, keys: Iterable[str]) -> dict[str, str]:
-    """Return those of these sysctls that another interface of the container has set, with the values before that."""
-    wanted = set(keys)
-    if not wanted:
-        return {}
-    found = (each.get("sysctl", {}) for each in file.find_others())
-    return {key: values[key] for values in found for key in wanted & values.keys()}
+def find_sharers(file: StateFile, saved: Mapping[str, Any], ifname: str) -> dict[str, list[dict[str, Any]]]:
+    """Find by sysctl what the container's other interfaces saved that have set it, too. Others are left out."""
+    keys = [key for key in saved.get("sysctl", {}) if is_shared(key, ifname)]
+    others = file.find_others(saved.get("netns", "")) if keys else []
+    found = {key: [each for each in others if key in each.get("sysctl", {})] for key in keys}
+    return {key: sharers for key, sharers in found.items() if sharers}
 
 
-def restore(netns: NetNS, ifname: str, file: StateFile, saved: Mapping[str, Any]) -> None:
+def choose(now: str, key: str, sharers: Iterable[Mapping[str, Any]]) -> str:
+    """Return the value that a sysctl keeps for those that share it: the one it has, or else one that they asked for."""
+    asked = [each["asked"][key] for each in sharers if key in each.get("asked", {})]
+    became = [each["became"][key] for each in sharers if key in each.get("became", {})]
+    return now if not asked or any(sysctl.same(now, each) for each in (*asked, *became)) else asked[-1]
+
+
+def restore(
+    netns: NetNS,
+    ifname: str,
+    file: StateFile,
+    saved: Mapping[str, Any],
+    found: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Give the interface and the sysctls the values they had before. What is gone is fine.
 
-    A sysctl that another interface of the container has set too is left to that.
+    A sysctl that another interface of the container has set too keeps, or gets, a value that one of these asked for.
+
+    Args:
+        netns: The container's namespace.
+        ifname: The interface.
+        file: Its state file.
+        saved: What was written to it.
+        found: Sysctls just before an ADD that failed, which another interface has set.
     """
     end = link.find(ifname, netns)
-    values = saved.get("sysctl", {})
-    kept = in_use(file, [key for key in values if is_shared(key, ifname)])
-    sysctls = reversed([(key, value) for key, value in values.items() if key not in kept])
+    values = dict(saved.get("sysctl", {}))
+    for key, sharers in find_sharers(file, saved, ifname).items():
+        values[key] = found[key] if key in found else choose(netns.call(sysctl.find, key) or "", key, sharers)
     run_all(
-        *(partial(netns.call, sysctl.ensure_if_present, key, value) for key, value in sysctls),
+        *(partial(netns.call, sysctl.ensure_if_present, key, value) for key, value in reversed(values.items())),
         *(partial(set_to, end, saved[key]) for key, set_to in SETTERS.items() if end is not None and key in saved),
     )
 

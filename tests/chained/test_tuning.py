@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from cnisdk import IOFailureError
+from cnisdk.linux.netns import NetNS
 from cnisdk.testing import Host, expect_error
 from cnisdk_plugins.tuning import Tuning
 
@@ -91,6 +93,66 @@ def test_a_sysctl_of_the_namespace_stays_until_no_interface_wants_it(host: Host,
     assert files(host) == {}
 
 
+@pytest.mark.parametrize("first", ["eth0", "net1"])
+def test_interfaces_that_ask_for_different_values_of_the_namespace(host: Host, first: str) -> None:
+    """What a failed ADD or a DEL leaves is what another interface asked for."""
+    container, result = attached(host)
+    second = "net1" if first == "eth0" else "eth0"
+    container.shell("ip link add net1 type veth peer name other")
+    result = {**result, "interfaces": [{"name": each, "sandbox": container.netns} for each in ("eth0", "net1")]}
+    ttl, before = "net/ipv4/ip_default_ttl", host.state("net/ipv4/ip_default_ttl")
+    tuning = host.plugin(Tuning, {"prevResult": result})
+    tuning.add(container, first, sysctl={ttl: "0x3d"})
+    with expect_error(5, "MTU"):
+        tuning.add(container, second, sysctl={ttl: "62"}, mtu=9)
+    assert container.sysctl(ttl) == "61"
+    container.shell(f"sysctl -qw {ttl}=70")
+    with expect_error(5, "MTU"):
+        tuning.add(container, second, sysctl={ttl: "62"}, mtu=9)
+    assert container.sysctl(ttl) == "70", "what was there, whoever has set it"
+    tuning.add(container, second, sysctl={ttl: "62"})
+    with expect_error(5, "MTU"):  # a retried one
+        tuning.add(container, second, sysctl={ttl: "62"}, mtu=9)
+    assert container.sysctl(ttl) == "61"
+    for goes, left in ((first, "62"), (second, "61")):
+        tuning.add(container, first, sysctl={ttl: "0x3d"})
+        tuning.add(container, second, sysctl={ttl: "62"})
+        tuning.delete(container, goes)
+        assert container.sysctl(ttl) == left
+    tuning.delete(container, first)
+    assert host.state(ttl) == before
+    assert files(host) == {}
+
+
+def test_a_late_file_of_an_earlier_namespace_is_not_in_use(host: Host) -> None:
+    """The container was made anew, with the same id; the DEL of its other interface has not come yet."""
+    container, result = attached(host)
+    ttl = "net/ipv4/ip_default_ttl"
+    before = container.sysctl(ttl)
+    tuning = host.plugin(Tuning, {"prevResult": result, "sysctl": {ttl: "63"}})
+    tuning.add(container)
+    (stale,) = files(host).values()
+    stale["cni"]["ifname"] = "net1"
+    stale |= {"netns": "0" * 16, "sysctl": {ttl: "1"}}
+    host.run(["tee", f"{FILES}/c1_net1.json"], input=json.dumps(stale))
+    tuning.add(container)
+    tuning.delete(container)
+    assert container.sysctl(ttl) == before
+
+
+def test_del_of_a_namespace_that_cannot_be_entered_leaves_no_file(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    container, result = attached(host)
+    tuning = host.plugin(Tuning, {**EVERYTHING, "prevResult": result})
+    tuning.add(container)
+
+    def refuse(*_: object) -> None:
+        raise IOFailureError("cannot enter the namespace: EPERM")
+
+    monkeypatch.setattr(NetNS, "call", refuse)
+    tuning.delete(container)
+    assert files(host) == {}
+
+
 def test_a_late_del_leaves_the_next_container_at_the_path_alone(host: Host) -> None:
     """The path of a namespace, such as that of a process, leads to another container by now."""
     container, result = attached(host)
@@ -107,13 +169,13 @@ def test_a_late_del_leaves_the_next_container_at_the_path_alone(host: Host) -> N
 
 def test_a_second_add_keeps_the_values_of_before(host: Host) -> None:
     container, result = attached(host)
-    before = link_of(host)
+    before, sysctls = link_of(host), [container.sysctl(ARP_NOTIFY), container.sysctl("net/ipv4/tcp_rmem")]
     tuning = host.plugin(Tuning, {**EVERYTHING, "prevResult": result})
     tuning.add(container)
     tuning.add(container)
     tuning.delete(container)
     assert link_of(host) == before
-    assert container.sysctl(ARP_NOTIFY) == "0"
+    assert [container.sysctl(ARP_NOTIFY), container.sysctl("net/ipv4/tcp_rmem")] == sysctls
 
 
 @pytest.mark.parametrize(

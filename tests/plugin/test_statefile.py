@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cnisdk import InvalidEnvironmentError
 from cnisdk.plugin.statefile import StateFile, delete_stale
 from cnisdk.spec.names import Attachment
 
@@ -43,3 +44,26 @@ def test_the_same_interface_in_another_network_takes_the_file_over(tmp_path: Pat
     assert (before.find(), now.find()) == (None, {"value": 2})
     before.delete()
     assert now.find() == {"value": 2}
+
+
+def test_a_container_id_that_is_too_long_for_a_file(tmp_path: Path) -> None:
+    """ADD says whose fault it is; CHECK, DEL and GC find no file."""
+    file = StateFile(str(tmp_path), Attachment("net", "c" * 250, "eth0"))
+    with pytest.raises(InvalidEnvironmentError, match="CNI_CONTAINERID has 250 characters") as caught:
+        file.write({})
+    assert caught.value.code == 4
+    assert (file.find(), file.find_others(), file.is_free()) == (None, [], True)
+    file.delete()
+    assert os.listdir(tmp_path) == []
+
+
+def test_files_of_an_earlier_namespace_are_no_other_interfaces(tmp_path: Path) -> None:
+    now, other, stale, silent = (
+        StateFile(str(tmp_path), Attachment("net", "c", f"eth{number}")) for number in range(4)
+    )
+    now.write({"netns": "2"})
+    other.write({"netns": "2", "value": 1})
+    stale.write({"netns": "1", "value": 2})
+    silent.write({"value": 3})
+    assert [each["value"] for each in now.find_others("2")] == [1, 3]
+    assert [each["value"] for each in now.find_others()] == [1, 2, 3]
