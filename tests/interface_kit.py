@@ -197,7 +197,7 @@ class CountRoundTrips(Fault):
 
     counted = Path("/run/cnisdk-testing/round-trips")
 
-    def arm(self) -> Callable[[], bool]:
+    def arm(self, on_strike: Callable[[], object] = bool) -> Callable[[], bool]:
         """Write a byte for each to a file on the host."""
         exchange, stream = rtnetlink.Socket.exchange, rtnetlink.Socket._stream
         note = os.open(self.counted, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,8 +30,11 @@ _SYSTEM_CALLS = (
     "bind,ftruncate,setns,unshare"
 )
 
-INJECTED = "(INJECTED)"
-"""What strace writes after a system call that it lets fail."""
+# What strace writes: after a system call that it lets fail; a system call; the end of a killed process. With each goes
+# the process (or thread) before it.
+_INJECTED = "(INJECTED)"
+_CALL = re.compile(r"^(\d+) +\w+\(", re.MULTILINE)
+_KILLED = re.compile(r"^(\d+) +\+\+\+ killed by SIGKILL", re.MULTILINE)
 
 
 class Fault(NamedTuple):
@@ -45,8 +50,11 @@ class Fault(NamedTuple):
     error: int = 0
     seconds: float = 0.0
 
-    def arm(self) -> Callable[[], bool]:
+    def arm(self, on_strike: Callable[[], object] = bool) -> Callable[[], bool]:
         """Have it happen in this process. For forked processes: an audit hook cannot be taken out again.
+
+        Args:
+            on_strike: What to call just before the process is killed at the step.
 
         Returns:
             A function to call at the end. It keeps the fault from happening later, and tells if it has happened.
@@ -64,6 +72,7 @@ class Fault(NamedTuple):
             if left == 0:
                 if self.error:
                     raise OSError(self.error, os.strerror(self.error), f"step {self.step}: {what}")
+                on_strike()
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def hook(event: str, args: tuple[object, ...]) -> None:
@@ -93,13 +102,26 @@ class Fault(NamedTuple):
         """The words before an executable's path that make it happen there. Needs ``strace``, or coreutils.
 
         Args:
-            log: File that strace writes: it contains :data:`INJECTED` after a step that failed.
+            log: File that strace writes, for :meth:`was_reached`.
         """
         if self.seconds:
             return ["timeout", "--signal=KILL", str(self.seconds)]
         what = f"error={errno.errorcode[self.error]}" if self.error else "signal=SIGKILL"
         inject = f"inject={_SYSTEM_CALLS}:{what}:when={self.step}"
-        return ["strace", "-f", "-qqq", "-o", log, "-e", f"trace={_SYSTEM_CALLS}", "-e", inject]
+        return ["strace", "-f", "-qq", "-o", log, "-e", f"trace={_SYSTEM_CALLS}", "-e", inject]
+
+    def was_reached(self, log: str) -> bool:
+        """Return True if a process of the executable reached the step, as strace tells it.
+
+        A process that was killed by another, at an earlier step of its own, has not.
+
+        Args:
+            log: Text that strace has written.
+        """
+        if self.error:
+            return _INJECTED in log
+        calls = Counter(_CALL.findall(log))
+        return any(calls[process] >= self.step for process in _KILLED.findall(log))
 
 
 def fail(step: int, error: int = errno.EIO) -> Fault:

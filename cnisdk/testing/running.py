@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from ..plugin.reply import refuse_own_netns
 from ..spec.codec import unstructure
 from ..spec.convert import parse_result, upgrade
 from ..spec.result import Result
-from .faults import INJECTED, Fault
+from .faults import Fault
 from .sandbox import ProcessEndedError, Sandbox, fork_call, take_answer
 from .stub import HOME
 
@@ -207,7 +208,9 @@ class PluginUnderTest:
                 done = subprocess.run(argv, env=variables, input=text, capture_output=True, text=True, check=False)
             else:
                 done = self.host.run(argv, env=variables, input=text, check=False)
-            struck = log is not None and (done.returncode < 0 or INJECTED in log.read())
+            struck = False
+            if self.fault and log:
+                struck = done.returncode < 0 if self.fault.seconds else self.fault.was_reached(log.read())
         return Answer(done.returncode, done.stdout, done.stderr, struck)
 
     def at_each_step(
@@ -265,9 +268,10 @@ class PluginUnderTest:
             return Answer(reply.status, reply.stdout.decode(), reply.stderr)
         fault = self.fault
         warm.up_for(plugin)  # here, not in each fork
+        reached = mmap.mmap(-1, 1)  # shared with the fork, which cannot answer when it is killed
 
         def work() -> tuple[bytes, int, str, bool]:
-            disarm = fault.arm() if fault is not None else bool
+            disarm = fault.arm(lambda: reached.write_byte(1)) if fault is not None else bool
             reply = respond(plugin, environ, stdin, guard=refuse_own_netns)
             return reply.stdout, reply.status, reply.stderr, disarm()
 
@@ -277,5 +281,7 @@ class PluginUnderTest:
             else:
                 stdout, status, stderr, struck = self.host.call(work)
         except ProcessEndedError as ended:
-            return Answer(-os.WTERMSIG(ended.status) if os.WIFSIGNALED(ended.status) else 70, "", "", fault is not None)
+            number = os.WTERMSIG(ended.status)
+            in_time = fault is not None and fault.seconds > 0 and number == signal.SIGALRM
+            return Answer(-number if number else 70, "", "", in_time or reached[0] == 1)
         return Answer(status, stdout.decode(), stderr, struck)

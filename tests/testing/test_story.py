@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from attrs import frozen
 
-from cnisdk import AddRequest, CNIError, DelRequest, NetConf, Plugin, Result
+from cnisdk import AddRequest, CNIError, DelRequest, NetConf, Plugin, Result, StatusRequest
 from cnisdk.errors import InternalError
 from cnisdk.linux import veth
 from cnisdk.testing import Container, Host, PluginUnderTest, describe_difference, expect_error, fail, kill, kill_after
@@ -44,6 +45,14 @@ class Cable(Plugin[CableConf]):
     def delete(self, request: DelRequest[CableConf]) -> None:
         request.ipam.delete()
         veth.delete(owner=request.attachment)
+
+
+class Suicidal(Cable):
+    """Looks at a file, and dies."""
+
+    def status(self, request: StatusRequest[CableConf]) -> None:
+        Path("/proc/self/status").read_text()
+        signal.raise_signal(signal.SIGKILL)
 
 
 @pytest.fixture
@@ -149,6 +158,28 @@ def test_an_executable_fails_at_each_step(bridged: Host, tmp_path: Path, line: s
     program = bridged.plugin(script)
     answers = [(answer.status, answer.struck) for answer in program.at_each_step(fail, "STATUS")]
     assert answers == [(status, True), (0, False)]
+
+
+def test_an_executable_or_its_helpers_die_at_each_step(bridged: Host, tmp_path: Path) -> None:
+    """The program copes with the death of the second helper. Each process has steps of its own."""
+    script = tmp_path / "program"
+    script.write_text("#!/bin/sh\nmkdir /run/a\nstatus=$?\nmkdir /run/b /run/c || true\nrmdir /run/?\nexit $status\n")
+    script.chmod(0o755)
+    program = bridged.plugin(script)
+    answers = [(answer.status, answer.struck) for answer in islice(program.at_each_step(kill, "STATUS"), 9)]
+    assert answers == [(137, True), (0, True), (0, False)]
+
+
+def test_a_plugin_that_dies_by_itself_reaches_no_step(bridged: Host, tmp_path: Path) -> None:
+    """Else there would be one more step for ever."""
+    script = tmp_path / "program"
+    script.write_text("#!/bin/sh\nmkdir /run/made\nrmdir /run/made\nkill -KILL $$\n")
+    script.chmod(0o755)
+    for plugin in (bridged.plugin(script), bridged.plugin(Suicidal)):
+        for fault in (kill, fail):
+            answers = list(islice(plugin.at_each_step(fault, "STATUS"), 9))
+            assert [answer.struck for answer in answers] == [True] * (len(answers) - 1) + [False]
+            assert answers[-1].status == -signal.SIGKILL
 
 
 def test_an_executable_dies_at_a_step(bridged: Host, plugin_directory: Path) -> None:
