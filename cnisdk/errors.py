@@ -174,7 +174,9 @@ def cause_of(exc: Exception) -> str:
     if isinstance(exc, OSError) and exc.errno:
         known = exc.strerror in (None, os.strerror(exc.errno))
         return describe_errno(exc.errno) if known else exc.strerror or text
-    return text if isinstance(exc, (CNIError, OSError, ValueError)) and text else f"{type(exc).__name__}: {text}"
+    if not text:
+        return type(exc).__name__
+    return text if isinstance(exc, (CNIError, OSError, ValueError)) else f"{type(exc).__name__}: {text}"
 
 
 def run_all(*steps: Callable[[], object]) -> None:

@@ -169,4 +169,6 @@ def test_causes_are_described_without_what_the_message_names() -> None:
     assert errors.cause_of(KeyError("member")) == "KeyError: 'member'"
     assert errors.cause_of(ValueError("not a number")) == "not a number"
     assert errors.cause_of(TimeoutError("timed out")) == "timed out"
-    assert errors.cause_of(ValueError()) == "ValueError: "
+    assert errors.cause_of(ValueError()) == "ValueError"
+    assert errors.cause_of(TimeoutError()) == "TimeoutError"
+    assert errors.cause_of(KeyError()) == "KeyError"
