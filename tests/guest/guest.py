@@ -276,7 +276,17 @@ def main() -> int:
         print(f"missing: apt-get install --no-install-recommends {' '.join(missing)}", file=sys.stderr)
         return 125
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    kept = ("CI", "CNISDK_TEST_KILLS", "HOME", "LANG", "NO_COLOR", "PATH", "PYTEST_ADDOPTS", "VIRTUAL_ENV")
+    kept = (
+        "CI",
+        "CNISDK_TEST_KILLS",
+        "CNISDK_TEST_WHOLE",
+        "HOME",
+        "LANG",
+        "NO_COLOR",
+        "PATH",
+        "PYTEST_ADDOPTS",
+        "VIRTUAL_ENV",
+    )
     environ = {name: os.environ[name] for name in kept if name in os.environ}
     environ["CNISDK_SPARE_CARD"] = SPARE_CARD
     return run(commands, os.getcwd(), environ)
