@@ -13,9 +13,8 @@ if __name__ == "__main__":  # VERSION needs nothing of what follows
 
 import posixpath
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType
 
 from cnisdk import (
     AddRequest,
@@ -123,8 +122,9 @@ class Tuning(Plugin[TuningConf]):
         netns = request.open_netns()
         end = link.get(request.ifname, netns)
         file = StateFile(request.conf.data_dir, request.attachment)
-        saved, found = values_before(wanted, netns, end, file.find() or {})
-        saved |= {"netns": netns.identify(), "asked": sysctls}
+        earlier = file.find() or {}
+        saved = values_before(wanted, netns, end, earlier) | {"netns": netns.identify(), "asked": sysctls}
+        found = dict(saved["sysctl"].items() - earlier.get("sysctl", {}).items())
         for key, others in find_sharers(file, saved, request.ifname).items():
             saved["sysctl"][key] = others[0]["sysctl"][key]  # of before the first of them
         request.undo(file.delete)
@@ -200,25 +200,15 @@ def sysctl_path(key: str, ifname: str) -> str:
     return path
 
 
-def values_before(
-    wanted: Wanted, netns: NetNS, end: Link, earlier: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what to restore, and those of the sysctls that an earlier ADD of the attachment has not set.
-
-    To restore are the values that are there, or that were before that `earlier` ADD.
-    """
+def values_before(wanted: Wanted, netns: NetNS, end: Link, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what to restore: the values that are there, or that were `earlier`, before an ADD that has run."""
     settings, sysctls = wanted
     saved = {key: getattr(end, key.lower()) for key in settings}
-    saved |= {key: earlier[key] for key, value in settings.items() if saved[key] == value and key in earlier}
     there = netns.call(sysctl.get_all, sysctls)
-    before, became = earlier.get("sysctl", {}), earlier.get("became", {})
-    set_earlier = {
-        key: before[key]
-        for key, value in sysctls.items()
-        if key in before and (sysctl.same(there[key], value) or there[key] == became.get(key))
-    }
-    found = {key: value for key, value in there.items() if key not in set_earlier}
-    return {**saved, "sysctl": there | set_earlier} if there else saved, found
+    ours = {**sysctls, **earlier.get("asked", {}), **earlier.get("became", {})}
+    for values, now, before in ((settings, saved, earlier), (ours, there, earlier.get("sysctl", {}))):
+        now |= {key: before[key] for key, value in now.items() if value == values[key] and key in before}
+    return {**saved, "sysctl": there}
 
 
 def is_shared(key: str, ifname: str) -> bool:
@@ -234,35 +224,20 @@ def find_sharers(file: StateFile, saved: Mapping[str, Any], ifname: str) -> dict
     return {key: sharers for key, sharers in found.items() if sharers}
 
 
-def choose(now: str, key: str, sharers: Iterable[Mapping[str, Any]]) -> str:
-    """Return the value that a sysctl keeps for those that share it: the one it has, or else one that they asked for."""
-    asked = [each["asked"][key] for each in sharers if key in each.get("asked", {})]
-    became = [each["became"][key] for each in sharers if key in each.get("became", {})]
-    return now if not asked or any(sysctl.same(now, each) for each in (*asked, *became)) else asked[-1]
-
-
 def restore(
-    netns: NetNS,
-    ifname: str,
-    file: StateFile,
-    saved: Mapping[str, Any],
-    found: Mapping[str, str] = MappingProxyType({}),
+    netns: NetNS, ifname: str, file: StateFile, saved: Mapping[str, Any], found: Mapping[str, str] | None = None
 ) -> None:
     """Give the interface and the sysctls the values they had before. What is gone is fine.
 
-    A sysctl that another interface of the container has set too keeps, or gets, a value that one of these asked for.
-
-    Args:
-        netns: The container's namespace.
-        ifname: The interface.
-        file: Its state file.
-        saved: What was written to it.
-        found: Sysctls just before an ADD that failed, which another interface has set.
+    A sysctl that another interface has set too gets what an ADD that failed `found`, or a value that another asked for.
     """
     end = link.find(ifname, netns)
     values = dict(saved.get("sysctl", {}))
     for key, sharers in find_sharers(file, saved, ifname).items():
-        values[key] = found[key] if key in found else choose(netns.call(sysctl.find, key) or "", key, sharers)
+        asked = [each[kind][key] for each in sharers for kind in ("became", "asked") if key in each.get(kind, {})]
+        there = netns.call(sysctl.find, key) or ""
+        kept = there if not asked or any(sysctl.same(there, each) for each in asked) else asked[-1]
+        values[key] = (found or {}).get(key, kept)
     run_all(
         *(partial(netns.call, sysctl.ensure_if_present, key, value) for key, value in reversed(values.items())),
         *(partial(set_to, end, saved[key]) for key, set_to in SETTERS.items() if end is not None and key in saved),
