@@ -171,10 +171,9 @@ def delete_stale(
     """
 
     def consider(name: str) -> None:
-        document = find_document(os.path.join(directory, name))
-        owner = None if document is None else _owner_of(document)
-        if owner is not None and owner.network == network and owner not in valid:
-            delete(StateFile(directory, owner, name))
+        file = find_file(directory, name)
+        if file is not None and file.owner.network == network and file.owner not in valid:
+            delete(file)
 
     run_all(*(partial(consider, name) for name in sorted(_list(directory)) if not name.startswith(".")))
 
@@ -186,6 +185,17 @@ def _list(directory: str) -> list[str]:
         return []
     except OSError as exc:
         raise IOFailureError(f"cannot read the directory {directory}: {cause_of(exc)}") from exc
+
+
+def find_file(directory: str, name: str) -> StateFile | None:
+    """Return the state file of a name; None when there is none, or it names no owner.
+
+    Raises:
+        IOFailureError: (5) It cannot be read.
+    """
+    document = find_document(os.path.join(directory, name))
+    owner = None if document is None else _owner_of(document)
+    return None if owner is None else StateFile(directory, owner, name)
 
 
 def find_document(path: str) -> dict[str, Any] | None:

@@ -5,7 +5,8 @@ beside it for each attachment that has the address, named by both. Two attachmen
 container that is gone without DEL, and that of the next one. The source goes with the last file.
 
 A source that was there before the first file is foreign: an administrator's, or the reference plugin's. The
-file notes that, and the source stays. So does one of the permanent configuration, which only an administrator changes.
+file notes that, and the source stays, until firewalld forgets it and ADD adds one of ours in its place. A source of the
+permanent configuration, which only an administrator changes, stays always.
 
 Files and sources change together, under the lock of the directory. ADD writes the file before it adds the source, and
 DEL deletes the file after the source: killed between the two, either leaves a file, which DEL and GC find. The
@@ -25,7 +26,7 @@ from ..errors import IOFailureError, PluginNotAvailableError, TryAgainLaterError
 from ..linux import firewalld, lock
 from ..spec.addresses import IPAddress
 from ..spec.names import Attachment, short_hash
-from .statefile import StateFile, delete_stale, find_document
+from .statefile import StateFile, delete_stale, find_file
 
 _DIRECTORY = "/run/cni/firewalld"
 
@@ -50,8 +51,7 @@ def admit(owner: Attachment, zone: str, addresses: Collection[IPAddress]) -> Non
             if address not in addresses or _zone_in(file) != zone:
                 _release(address, file)
         for address in addresses:
-            foreign = _is_foreign(zone, address)
-            _file(owner, address).write({"zone": zone, **({_FOREIGN: True} if foreign else {})})
+            _note(zone, address, owner)
             firewalld.add_source(zone, address)
 
 
@@ -159,13 +159,18 @@ def _is_source(zone: str, address: IPAddress) -> bool:
         return False  # nor will it be, when firewalld runs again
 
 
-def _is_foreign(zone: str, address: IPAddress) -> bool:
-    """Return whether an address is a source of the zone that another program, or an administrator, has added."""
-    paths = [os.path.join(_DIRECTORY, f"{each},{key}.json") for each, key in _records() if each == str(address)]
-    here = [each for path in paths if (each := find_document(path)) is not None and each.get("zone") == zone]
-    if here:
-        return any(each.get(_FOREIGN) for each in here)
-    return firewalld.find_zone(address) == zone
+def _note(zone: str, address: IPAddress, owner: Attachment) -> None:
+    """Write the file of a source that is about to be added, unless it is there: also if it is foreign."""
+    names = [f"{each},{key}.json" for each, key in _records() if each == str(address)]
+    files = [each for name in names if (each := find_file(_DIRECTORY, name)) is not None and _zone_in(each) == zone]
+    marked = [each for each in files if (each.find() or {}).get(_FOREIGN)]
+    is_there = firewalld.find_zone(address) == zone
+    foreign = is_there and (not files or bool(marked))
+    _file(owner, address).write({"zone": zone, **({_FOREIGN: True} if foreign else {})})
+    if not is_there:  # firewalld has forgotten the foreign one since, and that of this ADD takes its place
+        for each in marked:
+            if each.owner != owner:
+                each.write({"zone": zone})
 
 
 def _zone_in(file: StateFile) -> str:

@@ -141,6 +141,23 @@ def test_a_source_of_the_administrators_stays(host: Host, firewalld: Firewalld) 
         assert (firewalld.sources(), records(host)) == ([mine], [])
 
 
+def test_a_source_in_the_place_of_the_administrators_goes(host: Host, firewalld: Firewalld) -> None:
+    """A restart or reload of firewalld forgets the administrator's, and ADD adds one of its own."""
+    container, result = attached(host, "c1", 5)
+    other = host.container("c2")
+    plugin = plugin_for(host, result)
+    firewalld.cmd("--zone=trusted", f"--add-source={sources(5)[0]}")
+    plugin.add(container)
+    firewalld.cmd("--reload")
+    assert firewalld.sources() == []
+    plugin.add(other)
+    plugin.add(container)
+    assert firewalld.sources() == sources(5)
+    for each in (other, container):
+        plugin.delete(each)
+    assert (firewalld.sources(), records(host)) == ([], [])
+
+
 def test_late_dels_beside_adds_of_the_same_addresses(host: Host, firewalld: Firewalld) -> None:
     gone = [host.container(f"late{number}") for number in range(4)]
     made = [attached(host, f"c{number}", 10 + number) for number in range(4)]
