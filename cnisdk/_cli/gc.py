@@ -103,27 +103,37 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
             _say("keep", each)
     failures: list[CNIError] = []
     looked = time.monotonic()
-    for number, each in enumerate(dead):
-        if not args.dry_run and time.monotonic() > looked + min(args.pause, _PAUSE):
+    for number in range(len(dead)):
+        late = time.monotonic() > looked + min(args.pause, _PAUSE)
+        if late and not args.dry_run and dead[number].verdict.state == "dead":
             # Dropping many takes a while, in which runtimes go on.
-            now = {found.owner: found for found in _attachments(judge_host(args, network.name))}
+            try:
+                dead[number:] = _look_again(args, network, dead[number:])
+            except CNIError as exc:
+                failures.append(exc)
+                dead[number:] = [_keep(each, "it cannot be judged again") for each in dead[number:]]
             looked = time.monotonic()
-            before = {left.owner: left.stamps for left in dead[number:]}
-            dead[number:] = [_at_second_look(now.get(left.owner, left), before) for left in dead[number:]]
-            each = dead[number]
+        each = dead[number]
         if each.verdict.state != "dead":
             _say("keep", each)
             continue
         _say("would drop" if args.dry_run else "drop", each)
         if not args.dry_run:
             try:
-                _drop(args, network, each)
+                back = _drop(args, network, each)
             except CNIError as exc:
                 failures.append(type(exc)(f"{each.owner}: {exc.msg}", details=exc.details, code=exc.code))
+            else:
+                if back:
+                    print(f"keep {each.owner}: {back}")
+                    dead[number] = _keep(each, back)
+    judged = {each.owner: each for each in dead}
+    attachments = [judged.get(each.owner, each) for each in attachments]
     _sum_up(attachments)
     if args.plugins and not args.dry_run:
         try:
-            _run_plugins(args, network)
+            kept = [each for each in attachments if each.verdict.state != "dead"]
+            _run_plugins(args, network, kept)
         except CNIError as exc:
             failures.append(exc)
     for failure in failures[1:]:
@@ -141,19 +151,39 @@ def _at_second_look(now: JudgedAttachment, before: dict[Owner, frozenset[Hashabl
     """Keep an attachment that was not dead in the first judgement, or has been replaced by another since."""
     if now.verdict.state != "dead" or before.get(now.owner) == now.stamps:
         return now
-    return now._replace(verdict=Liveness("unknown", "the first judgement was different", "doubt"))
+    return _keep(now, "the first judgement was different")
 
 
-def _drop(args: argparse.Namespace, network: Network, each: JudgedAttachment) -> None:
-    """Run DEL for an attachment, then drop the leases and cached results that are left."""
+def _look_again(args: argparse.Namespace, network: Network, left: list[JudgedAttachment]) -> list[JudgedAttachment]:
+    """Judge again. What an earlier look has kept stays kept: dead is what all looks call dead.
+
+    Raises:
+        CNIError: The leases cannot be read.
+    """
+    now = {found.owner: found for found in _attachments(judge_host(args, network.name))}
+    before = {each.owner: each.stamps for each in left}
+    return [
+        each if each.verdict.state != "dead" else _at_second_look(now.get(each.owner, each), before) for each in left
+    ]
+
+
+def _keep(each: JudgedAttachment, why: str) -> JudgedAttachment:
+    return each._replace(verdict=Liveness("unknown", why, "doubt")) if each.verdict.state == "dead" else each
+
+
+def _drop(args: argparse.Namespace, network: Network, each: JudgedAttachment) -> str | None:
+    """Run DEL for an attachment, then drop the leases and cached results that are left.
+
+    Returns:
+        A reason to keep the attachment: it has come back. None when it was dropped.
+    """
     attachment = each.traces.attachment
     if attachment.ifname:
         entries: list[Remembered | None] = [*each.traces.entries]
         for entry in entries or [None]:
             back = _find_return(each)
             if back:
-                print(f"keep {each.owner}: {back}")
-                return
+                return back
             directory = DEFAULT_CACHE_DIR if entry is None else entry.cache_dir
             runtime = Runtime(split_path(args.cni_path), cache_dir=directory, on_warning=_warn)
             path = "" if entry is None else namespace_of(entry)
@@ -172,6 +202,7 @@ def _drop(args: argparse.Namespace, network: Network, each: JudgedAttachment) ->
             forget(entry)
         except OSError as exc:
             raise IOFailureError(f"cannot remove {entry.path}: {cause_of(exc)}") from exc
+    return None
 
 
 def _find_return(each: JudgedAttachment) -> str | None:
@@ -191,10 +222,11 @@ def _find_return(each: JudgedAttachment) -> str | None:
     return f"{working} works for it" if working else None
 
 
-def _run_plugins(args: argparse.Namespace, network: Network) -> None:
-    """Run the plugins' GC with the list of all attachments that are not dead."""
+def _run_plugins(args: argparse.Namespace, network: Network, kept: Iterable[JudgedAttachment]) -> None:
+    """Run the plugins' GC with the list of all attachments that are not dead, and of those that were kept."""
     host = judge_host(args, network.name)
     valid = {valid_name(each.traces.attachment) for each in _attachments(host) if each.verdict.state != "dead"}
+    valid |= {valid_name(each.traces.attachment) for each in kept}
     runtime = Runtime(split_path(args.cni_path), on_warning=_warn)
     # Keep every cached result: the dead ones have been dropped, and the others are alive or could not be judged.
     valid |= {valid_name(entry.attachment) for entry in runtime.cache.entries(network.name)[0]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -12,13 +13,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cnisdk._cli import gc
+from cnisdk._cli.attachments import HostState, JudgedAttachment, JudgedNetwork
+from cnisdk.errors import CNIError, IOFailureError
 from cnisdk.ipam import FileStore, Lease, Owner
 from cnisdk.linux import netns, veth
 from cnisdk.runtime import Cache, CachedAttachment, Network, Runtime
+from cnisdk.runtime.caches import Memory
+from cnisdk.runtime.liveness import Liveness, LivenessState, Survey, Traces
 from cnisdk.spec.addresses import parse_address
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Host
@@ -328,3 +335,74 @@ def test_gc_beside_add_and_del_of_the_reference_plugins(cluster: Cluster) -> Non
 def test_gc_beside_add_and_del(cluster: Cluster, plugins: Plugins) -> None:
     with plugins.on(cluster.host):
         run_beside_gc(cluster, plugins.directory, rounds=40, seed=12)
+
+
+class Script:
+    """Judgements in turn, and the time: each look takes a minute. One that is an error raises it."""
+
+    def __init__(self, *looks: dict[str, LivenessState] | CNIError) -> None:
+        self.looks, self.now = list(looks), 0.0
+        self.dropped: list[str] = []
+
+    def judge(self, *_: object) -> HostState:
+        self.now += 60
+        look = self.looks.pop(0)
+        if isinstance(look, CNIError):
+            raise look
+        judged = tuple(
+            JudgedAttachment(Traces(Attachment("net", name, "eth0")), (), Liveness(state, f"it is {state}"))
+            for name, state in look.items()
+        )
+        return HostState((JudgedNetwork("net", None, (), judged),), (), (), frozenset(), Memory(), Survey())
+
+    def drop(self, _: object, __: object, each: JudgedAttachment) -> str | None:
+        self.dropped.append(each.owner.container_id)
+        self.now += 60
+        return "it exists again" if each.owner.container_id == "back" else None
+
+
+@pytest.fixture
+def gc_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Script], int]:
+    def run(script: Script) -> int:
+        parser = argparse.ArgumentParser()
+        gc.add_arguments(parser)
+        monkeypatch.setattr(gc, "judge_host", script.judge)
+        monkeypatch.setattr(gc, "_drop", script.drop)
+        monkeypatch.setattr(gc, "load_network", lambda *_, **__: SimpleNamespace(name="net", disable_gc=False))
+        monkeypatch.setattr("cnisdk._cli.gc.time", SimpleNamespace(monotonic=lambda: script.now))
+        return gc.run(parser.parse_args(["net", "--inside"]), pause=bool)
+
+    return run
+
+
+DEAD: LivenessState = "dead"
+
+
+def test_what_a_repeated_look_keeps_stays_kept(
+    gc_with: Callable[[Script], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A namespace that is hidden for a moment, or a process that has just begun: one look doubts, the next does not."""
+    all_dead: dict[str, LivenessState] = {"a": DEAD, "b": DEAD, "c": DEAD, "d": DEAD}
+    script = Script(all_dead, all_dead, {**all_dead, "c": "unknown", "d": "alive"}, *[all_dead] * 9)
+    assert gc_with(script) == 0
+    assert script.dropped == ["a", "b"]
+    assert "attachments: 1 alive, 2 dead, 1 kept since they cannot be judged" in capsys.readouterr().out
+
+
+def test_what_came_back_does_not_count_as_dead(
+    gc_with: Callable[[Script], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Script(*[{"a": DEAD, "back": DEAD}] * 9)
+    assert gc_with(script) == 0
+    assert "attachments: 0 alive, 1 dead, 1 kept since they cannot be judged" in capsys.readouterr().out
+
+
+def test_gc_drops_no_more_when_it_cannot_look_again(
+    gc_with: Callable[[Script], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    all_dead: dict[str, LivenessState] = {"a": DEAD, "b": DEAD, "c": DEAD}
+    script = Script(all_dead, all_dead, IOFailureError("the table cannot be read"), *[all_dead] * 9)
+    with pytest.raises(IOFailureError, match="the table cannot be read"):
+        gc_with(script)
+    assert script.dropped == ["a"]
+    assert "attachments: 0 alive, 1 dead, 2 kept since they cannot be judged" in capsys.readouterr().out
