@@ -255,14 +255,15 @@ def test_an_interface_that_does_not_take_a_renewal(
     """It is tried again until it does, and meanwhile the daemon's status has the kernel's reason."""
     rogue.say(lease("10.1.0.50", {**SOON, 3: "0a010001"}))
     plugin.add(container)
-    # The kernel refuses a route over a router that it must not reach.
-    container.shell("ip route add unreachable 10.1.0.9")
+    # The kernel refuses a route over a router that is a broadcast address. This one must not go with the old address.
+    container.shell("echo 1 > /proc/sys/net/ipv4/conf/eth0/promote_secondaries")
+    container.shell("ip route add broadcast 10.1.0.9 dev eth0")
     told = daemon.drain()
     rogue.say({"REQUEST": [answer(ACK, "10.1.0.51", {3: "0a010009"})]})
     daemon.wait_for(r"c.*the interface does not have what the lease says: cannot add route", told)
     assert ("default", "10.1.0.9") not in routes(container)
     assert "cannot add route" in status(lan)["c"]["trouble"]
-    container.shell("ip route del unreachable 10.1.0.9")
+    container.shell("ip route del broadcast 10.1.0.9")
     daemon.wait_for("c.*the interface has what the lease says", told)
     assert status(lan)["c"]["trouble"] == ""
     assert container.addresses("eth0") == ["10.1.0.51/24"]
