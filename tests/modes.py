@@ -52,9 +52,13 @@ class Plugins:
     Attributes:
         directory: Where they are: what belongs in ``CNI_PATH``.
         resident: They are shims, and need a server on the host.
+
+    Args:
+        fork: Fork servers from a template where that can be done: not on a host that has processes of its own
+            (a pid namespace), whose server has to be one of them.
     """
 
-    def __init__(self, directory: Path, *types: str, resident: bool = False) -> None:
+    def __init__(self, directory: Path, *types: str, resident: bool = False, fork: bool = True) -> None:
         self.directory, self.resident = directory / "bin", resident
         # The shims' directory is not the server's, which therefore never takes away what they note: each request that
         # a shim ran by itself.
@@ -65,7 +69,7 @@ class Plugins:
             assert cnisdk.main(["install", "--dest", str(self.directory), *options, *types]) == 0
         self._start_server = shlex.join(SERVE)
         if resident:
-            if os.geteuid() == 0:
+            if fork and os.geteuid() == 0:
                 self._start_server = _start_template()
             self._shims.mkdir()
             (self._shims / Path(SOCKET).name).symlink_to(SOCKET)

@@ -28,7 +28,7 @@ def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         if os.environ.get("CI") and not os.geteuid():
             pytest.fail(reason)
         pytest.skip(reason)
-    plugins = Plugins(tmp_path_factory.mktemp("plugins"), resident=request.param == "resident")
+    plugins = Plugins(tmp_path_factory.mktemp("plugins"), resident=request.param == "resident", fork=False)
     with Node(plugins) as made:
         yield made
         plugins.assert_served()
