@@ -201,6 +201,45 @@ def test_the_reference_lent_it_and_the_namespace_is_gone(nic: Host) -> None:
     assert links(nic) == HOME
 
 
+PCI: dict[str, Any] = {"pciBusID": "0000:00:1f.6"}
+OTHER_PCI: dict[str, Any] = {"pciBusID": "0000:00:02.0"}
+OTHER_IPS = [{"interface": 0, "address": "10.9.0.77/24"}]
+NAMED: dict[str, tuple[dict[str, Any], list[Any] | None, str, bool]] = {
+    "by address": ({"hwaddr": MAC}, None, "", True),
+    "by address, layer 2": ({"hwaddr": MAC}, [], "", True),
+    "by address, the next container's": ({"hwaddr": "02:00:00:00:00:99"}, None, "", False),
+    "by PCI, not comparable": (PCI, None, "", True),
+    "by PCI, not comparable, the next container's": (PCI, OTHER_IPS, "", False),
+    "by PCI": (PCI, None, "0000:00:1f.6", True),
+    "by PCI, layer 2": (PCI, [], "0000:00:1f.6", True),
+    "by PCI, the next container has it": (PCI, OTHER_IPS, "0000:00:1f.6", False),
+    "by PCI, the next container's": (OTHER_PCI, None, "0000:00:1f.6", False),
+    "by a device that is gone": ({"runtimeConfig": {"deviceID": "x"}}, None, "0000:00:1f.6", True),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_the_reference_lent_it_and_its_hardware_address_is_another(
+    machine: Host, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Since the DEL of tuning has put it back; or else the path of the namespace leads to the next container."""
+    keys, ips, parent, goes = NAMED[case]
+    web = machine.container()
+    result = make(machine).run("ADD", web).document
+    machine.call(untag, "eth0", web.netns)
+    changed = {**result, "interfaces": [{**result["interfaces"][0], "mac": "02:00:00:00:00:99"}]}
+    find = link.find
+
+    def find_with_parent(name: str, space: netns.NetNS | None = None) -> link.Link | None:
+        found = find(name, space)
+        return found if found is None or space is None else found._replace(parent_device=parent)
+
+    monkeypatch.setattr(link, "find", find_with_parent)
+    late = {**changed, "ips": result["ips"] if ips is None else ips}
+    make(machine, **{"device": None, **keys}).run("DEL", web, prevResult=late).raise_for_error()
+    assert ("nic1" in links(machine)) == goes
+
+
 def test_another_network_of_the_container(nic: Host) -> None:
     """DEL of an ADD that failed because the name was taken leaves the other network's link alone."""
     web = nic.container()

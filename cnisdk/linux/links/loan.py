@@ -135,18 +135,27 @@ def find(owner: Attachment, netns: NetNS | None = None) -> Link | None:
     return link.parse(answer, netns)
 
 
-def find_lent(owner: Attachment, netns: NetNS, *, device: str = "", mac: str = "") -> Link | None:
+def find_lent(
+    owner: Attachment,
+    netns: NetNS,
+    *,
+    device: str = "",
+    mac: str = "",
+    is_own: Callable[[Link], bool] = lambda _: False,
+) -> Link | None:
     """Look up the link that an attachment has on loan in its container, also one that the reference plugin lent.
 
     The reference plugin tags nothing: its link has the attachment's name and an alias that is a name. If the container
-    has renamed it, the device or the hardware address tells. If both are known, and neither is right, it is another's:
-    the path of a namespace may lead to the next container by now.
+    has renamed it, the device or the hardware address tells. If the hardware address is known and another, and the
+    device is not the right one either, it is another's: the path of a namespace may lead to the next container by now.
 
     Args:
         owner: The attachment.
         netns: The container's namespace.
         device: Its name on the host, where the configuration has it.
         mac: Its hardware address, where the result of ADD has it.
+        is_own: Function that tells if a link of the attachment's name, with another hardware address, is the
+            attachment's nevertheless. It is asked where the device is not known.
 
     Returns:
         The link; None when there is none.
@@ -158,7 +167,11 @@ def find_lent(owner: Attachment, netns: NetNS, *, device: str = "", mac: str = "
     if tagged is not None:
         return tagged
     named = link.find(owner.ifname, netns)
-    if named is not None and _is_untagged(named) and (not mac or named.mac == mac or device in ("", named.alias)):
+    if (
+        named is not None
+        and _is_untagged(named)
+        and (not mac or named.mac == mac or (named.alias == device if device else is_own(named)))
+    ):
         return named
     for each in link.list_all(netns):
         if _is_untagged(each) and (each.alias == device or (mac and each.mac == mac)):
