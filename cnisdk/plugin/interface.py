@@ -365,11 +365,31 @@ def _is_own(request: AttachmentRequest[Any], there: Link, *, by_address: bool = 
     # A veth that ends with its container takes its other end along, so the one that is here is another's.
     if not by_address or any(link.find(each.name) is None for each in outside):
         return False
-    known = {ip.address.ip for ip in own_ips(result, request.ifname)}
-    present = {each.interface.ip for each in address.list_on(there)}
-    if says_nothing and (not known or all(ip.is_link_local for ip in present)):
-        return True
-    # Without addresses, the link goes with its namespace at the latest.
+    common = has_own_address(request, there)
+    # Without addresses, a link goes with its namespace at the latest.
+    return common is not False if says_nothing else bool(common)
+
+
+def is_own_device(request: AttachmentRequest[Any], there: Link, asked: bool | None) -> bool:
+    """Tell whether a device of the host that a container has, with another hardware address, is the attachment's.
+
+    Args:
+        request: The request.
+        there: The device, under the attachment's name.
+        asked: Whether it is the one that the configuration asks for; None if nothing tells.
+    """
+    if asked is None:
+        return is_own(request, there, there.kind)
+    return asked and has_own_address(request, there) is not False
+
+
+def has_own_address(request: AttachmentRequest[Any], there: Link) -> bool | None:
+    """Return whether a link has an address of ``prevResult``'s interface; None if either has none at all."""
+    result = request.prev_result
+    known = {ip.address.ip for ip in own_ips(result, request.ifname)} if result is not None else set()
+    present = {each.interface.ip for each in address.list_on(there)} if known else set()
+    if not known or all(ip.is_link_local and ip not in known for ip in present):
+        return None
     return not known.isdisjoint(present)
 
 

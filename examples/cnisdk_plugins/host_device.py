@@ -11,7 +11,6 @@ if __name__ == "__main__":  # VERSION needs nothing of what follows
 
 import os
 import sys
-from functools import partial
 
 from cnisdk import (
     AddRequest,
@@ -30,7 +29,7 @@ from cnisdk import (
     frozen,
     json_field,
 )
-from cnisdk.linux import address, device, link, loan, rtnetlink
+from cnisdk.linux import device, link, loan, rtnetlink
 from cnisdk.linux.links.link import Link
 from cnisdk.plugin import interface
 from cnisdk.spec.result import DNS
@@ -96,24 +95,11 @@ class HostDeviceConf(NetConf):
             return device.get_link(path)
         raise InvalidConfigError('specify either "device", "hwaddr", "kernelpath" or "pciBusID"')
 
-    def means(self, there: Link) -> bool | None:
-        """Return whether a link, wherever it is, is the one asked for by address or device; None if nothing tells."""
-        if self.hwaddr:
-            return device.plain_mac(self.hwaddr) in (there.mac, there.permanent_mac)
-        try:
-            path = self.path()
-        except InvalidConfigError:  # of a device that is not there any more
-            return None
-        return there.parent_device in device.names(path) if path and there.parent_device else None
-
     def find_borrower(self) -> str | None:
         """Return the path of the network namespace that has the link; None when none is known to have it."""
         if self.device:
             return loan.find_borrower(lambda each: each.alias == self.device)
-        if self.hwaddr:
-            return loan.find_borrower(lambda each: each.mac == device.plain_mac(self.hwaddr))
-        names = device.names(self.path())
-        return loan.find_borrower(lambda each: each.parent_device in names)
+        return loan.find_borrower(lambda each: bool(device.is_of(each, self.path, self.hwaddr)))
 
 
 class HostDevice(Plugin[HostDeviceConf]):
@@ -185,35 +171,22 @@ class HostDevice(Plugin[HostDeviceConf]):
         request.ipam.status()
 
 
-def may_be_own(request: DelRequest[HostDeviceConf], there: Link) -> bool:
-    """Tell whether a link on loan, with another hardware address than the result says, may be this attachment's.
-
-    The DEL of tuning, which comes first, has changed the address. Then the link is the one that the configuration asks
-    for, as far as that can be compared, and has an address of the result.
-    """
-    is_meant = request.conf.means(there)
-    if is_meant is None:
-        return interface.is_own(request, there, there.kind)
-    result = request.prev_result
-    known = {ip.address.ip for ip in interface.own_ips(result, request.ifname)} if result is not None else set()
-    present = {each.interface.ip for each in address.list_on(there) if not each.interface.ip.is_link_local}
-    return is_meant and (not known or not present or not known.isdisjoint(present))
-
-
 def give_back(request: DelRequest[HostDeviceConf]) -> None:
     """Bring the link home, wherever it is by now."""
-    owner, name = request.attachment, request.conf.device
-    netns, result = request.find_netns(), request.prev_result
+    conf, owner, netns, result = request.conf, request.attachment, request.find_netns(), request.prev_result
     described = interface.find_described(result, request.ifname) if result is not None else None
     mac = described.mac.lower() if described is not None else ""
-    is_own = partial(may_be_own, request)
-    there = loan.find_lent(owner, netns, device=name, mac=mac, is_own=is_own) if netns is not None else None
+
+    def is_own(each: Link) -> bool:
+        return interface.is_own_device(request, each, device.is_of(each, conf.path, conf.hwaddr))
+
+    there = loan.find_lent(owner, netns, device=conf.device, mac=mac, is_own=is_own) if netns is not None else None
     if there is not None:
-        home = loan.give_back(there, owner=owner, name="" if loan.name_at_home(there) else name)
+        home = loan.give_back(there, owner=owner, name="" if loan.name_at_home(there) else conf.device)
     else:
         # It is on the host when the kernel moved it there as the namespace ended, or when DEL was interrupted.
         home = loan.settle(owner)
-        if home is None and (returned := loan.find_returned(name, mac)) is not None:
+        if home is None and (returned := loan.find_returned(conf.device, mac)) is not None:
             home = loan.bring_home(returned)
     if home is not None and home.alias:
         sys.stderr.write(

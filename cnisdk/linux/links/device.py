@@ -8,6 +8,7 @@ where it does not fit, the links are searched for the device.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from ...errors import InvalidConfigError, IOFailureError
 from . import link
@@ -85,6 +86,25 @@ def get_link(path: str) -> Link:
 def names(path: str) -> set[str]:
     """Return the names of the devices that a link of a device may belong to, for :attr:`Link.parent_device`."""
     return {os.path.basename(os.path.realpath(each)) for each in _places(path)}
+
+
+def is_of(there: Link, path: Callable[[], str], mac: str = "") -> bool | None:
+    """Return whether a link, wherever it is, is one that was asked for by its hardware address or its device.
+
+    Args:
+        there: The link.
+        path: Function that returns where sysfs has the device; empty for none. It is called if there is no address.
+        mac: The hardware address, in any of the usual notations; empty for none.
+
+    Returns:
+        The answer; None if nothing tells, as for virtual links, or a device that is gone.
+    """
+    if mac:
+        return plain_mac(mac) in (there.mac, there.permanent_mac)
+    try:
+        return there.parent_device in names(path()) if there.parent_device and path() else None
+    except InvalidConfigError:
+        return None
 
 
 def get_by_mac(mac: str, json_path: str) -> Link:
