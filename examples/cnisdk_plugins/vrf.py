@@ -9,7 +9,9 @@ if __name__ == "__main__":  # VERSION needs nothing of what follows
 
     answer_version()
 
+import sys
 from collections.abc import Iterable
+from functools import partial
 
 from cnisdk import (
     AddRequest,
@@ -24,6 +26,7 @@ from cnisdk import (
     Result,
     StatusRequest,
     frozen,
+    run_all,
 )
 from cnisdk.linux import kinds, layer3, link, lock, route, sysctl, tables
 from cnisdk.linux.ip.route import TABLE_MAIN, KernelRoute
@@ -112,7 +115,7 @@ class Vrf(Plugin[VrfConf]):
                 # The name may be another one since ADD; whose VRF it is then, its alias says.
                 if request.conf.vrfname == domain.name or request.attachment.tag == domain.alias:
                     if end is not None and end.master == domain.index:
-                        move(end, None, tables.list_over(end, None), (table_of(domain), TABLE_MAIN))
+                        take_out(end, domain)
                     delete_unused(domain)
 
     def check(self, request: CheckRequest[VrfConf]) -> None:
@@ -173,11 +176,22 @@ def move(end: Link, domain: Link | None, routes: Iterable[KernelRoute], to: tupl
         if end.running:
             end.wait_running()  # before that, the kernel knows no way to IPv6 gateways
     tables.clear(end, source)
-    for each in routes:
-        if each.table == source:
-            route.copy(each, target, netns)
-        else:
-            route.copy(each, each.table, netns, src=domain is None)
+    copies = [(each, target, True) if each.table == source else (each, each.table, domain is None) for each in routes]
+    run_all(*(partial(route.copy, each, table, netns, src=src) for each, table, src in copies))
+
+
+def take_out(end: Link, domain: Link) -> None:
+    """Take a link out of its VRF. Routes that lead nowhere any more, such as by an address that is gone, are told of.
+
+    Raises:
+        IOFailureError: (5) The kernel left the link in the VRF.
+    """
+    try:
+        move(end, None, tables.list_over(end, None), (table_of(domain), TABLE_MAIN))
+    except IOFailureError as exc:
+        if end.refresh().master == domain.index:
+            raise
+        sys.stderr.write(f"vrf: not all routes of {end.name} are back: {exc}\n")
 
 
 def delete_unused(domain: Link) -> None:

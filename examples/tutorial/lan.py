@@ -14,8 +14,6 @@ class LanConf(NetConf):
 
 
 class Lan(Plugin[LanConf]):
-    """Give a container a hardware address of its own on a link of the host."""
-
     @classmethod
     def conformance(cls) -> dict[str, object]:  # `cnisdk conform` prepares a host with the link up0
         return {"kind": "interface", "conf": {"master": "up0", "ipam": {"type": "stub-ipam"}}}

@@ -135,7 +135,7 @@ def test_stopped_it_reports_what_has_ended(make: Make, tmp_path: Path, number: s
         while "passed" not in (line := process.stderr.readline()):
             assert line
         process.send_signal(number)
-        printed, told = process.communicate(timeout=60)
+        printed, told = process.communicate(timeout=240)
     assert process.returncode == 3, told
     (line,) = printed.splitlines()
     assert re.search(
