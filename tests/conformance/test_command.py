@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -130,7 +131,16 @@ def test_stopped_it_reports_what_has_ended(make: Make, tmp_path: Path, number: s
     command = [sys.executable, "-m", "cnisdk", "conform", *words, "--json", str(tmp_path / "json")]
     mark = f"CNISDK_TEST={tmp_path}"
     environ = {**os.environ, **dict([mark.split("=", 1)])}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
+    # A shell's background job ignores SIGINT, and hands that on.
+    heed = functools.partial(signal.signal, number, signal.SIG_DFL)
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environ,
+        preexec_fn=heed,  # noqa: PLW1509  # no threads
+    ) as process:
         assert process.stderr is not None
         while "passed" not in (line := process.stderr.readline()):
             assert line
