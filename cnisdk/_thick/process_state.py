@@ -3,11 +3,13 @@
 A worker serves again only if nothing of a request is left in its process. A plugin promises it
 (:attr:`cnisdk.Plugin.leaves_process_unchanged`), and the worker verifies what the kernel and Python show of a process:
 
-1. :meth:`RestingState.release` takes the caller's streams out of the process, and finds descriptors that the plugin
-   left open. It runs before the answer, so that the end of the caller's pipes comes with it.
-2. :meth:`RestingState.restore` runs after the answer. It finds out whether environment, directory, umask and network
-   namespace are still the caller's, as the worker had set them, and puts back those of the process at rest.
-3. It then compares everything else with the record.
+1. :meth:`RestingState.release_streams` takes the caller's streams out of the process. It runs before the answer, so
+   that the end of the caller's pipes comes with it. The steps after it run after the answer: no caller waits for them.
+2. :meth:`RestingState.close_leftovers` finds and closes descriptors that the plugin left open. Copies of the caller's
+   pipes are among them: then their end comes a moment after the answer.
+3. :meth:`RestingState.restore` finds out whether environment, directory, umask and network namespace are still the
+   caller's, as the worker had set them, and puts back those of the process at rest.
+4. It then compares everything else with the record.
 
 Each step names the first difference. A worker that finds one ends, as does one that cannot put something back. For
 state that no process shows, such as the values of a plugin's module, the plugin's promise has to do.
@@ -122,10 +124,16 @@ class RestingState:
         """Note the objects of the standard streams, which must be the same after the request."""
         self._streams = tuple(getattr(sys, name) for name in _STREAMS)
 
-    def release(self, connection: int) -> str | None:
-        """Take the standard streams out of the process, and close descriptors that the plugin left open.
+    def release_streams(self) -> None:
+        """Take the caller's streams out of the process.
 
         A runtime reads a plugin's output until its end. That end must come with the exit status.
+        """
+        for fd in range(3):
+            os.dup2(self._null, fd)
+
+    def close_leftovers(self, connection: int) -> str | None:
+        """Close descriptors that the plugin left open.
 
         Args:
             connection: Descriptor of the connection to the shim, which stays open.
@@ -134,8 +142,6 @@ class RestingState:
             The first difference; None if there is none.
         """
         difference = None
-        for fd in range(3):
-            os.dup2(self._null, fd)
         missing = dict(self._descriptors)
         for fd in map(int, os.listdir(self._listing)):
             if fd < 3 or fd == connection:

@@ -152,6 +152,9 @@ class Server:
                     notify_manager("STOPPING=1")
                     deadline = time.monotonic() + STOP_TIMEOUT
                     os.close(self._stop)
+                    # A worker that is stopped would not see it until the deadline.
+                    for pid in self._pool.idle | self._pool.busy:
+                        os.kill(pid, signal.SIGCONT)
                     # A worker that reported ``idle`` before may accept a connection yet. Later ones see the stop.
                     self._read_reports(reading)
                 if (not self._pool.idle and not self._pool.busy) or time.monotonic() > deadline:
@@ -203,11 +206,11 @@ class Server:
             event, pid, *rest = line.decode("ascii").split()
             if event == "busy":
                 self._pool.note_busy(int(pid), time.monotonic())
-            elif event == "idle":
-                self._pool.note_idle(int(pid))
             else:
-                type_, verb, status, took, waited = rest
+                state, type_, verb, status, took, waited = rest
                 self._pool.note_answered(int(pid), float(waited), time.monotonic())
+                if state == "idle":
+                    self._pool.note_idle(int(pid))
                 if status == "declined":
                     self.metrics.declined += 1
                 else:

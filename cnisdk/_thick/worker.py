@@ -5,15 +5,16 @@ A worker goes through these states:
 idle
     :func:`prepare_worker` makes what does not depend on a request. The worker waits on the accept queue.
 accepted
-    It has a connection from a shim, and reports ``busy`` to the server. It checks the caller (:mod:`.caller`) and the
-    offer, and either declines with a reason, or takes the request. From then on, the shim cannot run it.
+    It has a connection from a shim. It checks the caller (:mod:`.caller`), reports ``busy`` to the server, and checks
+    the offer. It either declines with a reason, or takes the request. From then on, the shim cannot run it.
 running
     :func:`run_request` takes over the caller's streams, working directory, umask, network namespace and environment,
     and calls the plugin. If the shim is killed, the kernel sends SIGKILL to the worker: F_SETSIG on the connection.
 answered
-    It closes every copy of the caller's streams, sends ``exit STATUS`` to the shim, and reports ``done`` to the server.
-    If the plugin leaves the process unchanged, and the process is as it was before (:mod:`.process_state`), the worker
-    reports ``idle`` and waits on the accept queue again. Otherwise it ends.
+    It has closed the caller's streams, and sends ``exit STATUS`` to the shim. The rest costs the caller no time: it
+    closes what the plugin left open. If the plugin leaves the process unchanged, and the process is as it was before
+    (:mod:`.process_state`), the worker reports ``done`` with ``idle`` to the server, and waits on the accept queue
+    again. Otherwise it reports ``done`` with ``ending``, and ends.
 
 When the server stops, a worker that has served ends. A new one accepts one of the connections that wait already.
 A worker also ends after :data:`_MOST_REQUESTS` requests, after one that was declined, ended by a signal or failed in a
@@ -23,6 +24,8 @@ When a worker dies, the shim notices the end of its connection, and the server r
 request, the shim runs the plugin itself. After that, the request is an error.
 
 Reports go through one pipe that all workers share. A report is one line, shorter than PIPE_BUF, so lines never mix.
+Each wakes the server, which then wants a processor: so there are two for each request, at times when the caller waits
+for something else, or for nothing.
 """
 
 from __future__ import annotations
@@ -152,13 +155,12 @@ def run_worker(
     while (connection := _accept(queue, served=requests > 0)) is not None:
         requests += 1
         start = time.monotonic()
-        _report_line(report, f"busy {worker.pid}")
         try:
-            taken = _take_from_shim(connection, plugins, policy, worker)
+            taken = _take_from_shim(connection, plugins, policy, worker, report)
         except (CNIError, OSError):
             taken = None  # the shim runs the plugin itself
         if taken is None:
-            _report_line(report, f"done {worker.pid} - - declined 0 0")
+            _report_line(report, f"done {worker.pid} ending - - declined 0 0")
             break
         plugin, offer, request = taken
         last = not _promises_reuse(plugin) or requests == _MOST_REQUESTS
@@ -171,12 +173,13 @@ def run_worker(
         verb = verb if verb.isalpha() and verb.isascii() and len(verb) < 16 else "-"
         waited = min(max(0.0, start - offer.since), SHIM_TIMEOUT)
         took = time.monotonic() - start
-        _report_line(report, f"done {worker.pid} {plugin.type} {verb} {status} {took:.6f} {waited:.6f}")
         reusable = not last and caller is not None and _wait_for_end(connection) and _is_as_before(rest, caller)
-        if not reusable or queue.is_stopped():
-            break
+        reusable = reusable and not queue.is_stopped()
+        state = "idle" if reusable else "ending"
         connection.close()
-        _report_line(report, f"idle {worker.pid}")
+        _report_line(report, f"done {worker.pid} {state} {plugin.type} {verb} {status} {took:.6f} {waited:.6f}")
+        if not reusable:
+            break
     os._exit(0)
 
 
@@ -208,13 +211,14 @@ def _run_and_answer(
     except BaseException:  # a worker that ends without an answer would be taken for one that died
         pass
     try:
-        if rest.release(connection.fileno()) is not None:
-            caller = None
+        rest.release_streams()
+        fcntl.fcntl(connection, fcntl.F_SETFL, 0)  # its end shall not kill this process any more
+        connection.send(b"exit %03d\n" % status)
     except OSError:
         caller = None
     try:
-        fcntl.fcntl(connection, fcntl.F_SETFL, 0)  # its end shall not kill this process any more
-        connection.send(b"exit %03d\n" % status)
+        if rest.close_leftovers(connection.fileno()) is not None:
+            caller = None
     except OSError:
         caller = None
     return status, caller
@@ -288,11 +292,20 @@ def _read_retirement(retire: int) -> bool:
 
 
 def _take_from_shim(
-    connection: socket.SocketType, plugins: Mapping[bytes, ServedPlugin], policy: CallerPolicy, worker: PreparedWorker
+    connection: socket.SocketType,
+    plugins: Mapping[bytes, ServedPlugin],
+    policy: CallerPolicy,
+    worker: PreparedWorker,
+    report: int,
 ) -> tuple[ServedPlugin, RequestOffer, ShimRequest] | None:
     """Take the request if this process can run it as the plugin's own process would; else decline, and return None."""
     # First the caller, while the shim is still preparing its offer. A caller that is declined is not waited for.
-    if (reason := policy.find_objection(connection)) is not None:
+    try:
+        reason = policy.find_objection(connection)
+    finally:
+        # Now the shim waits, and its processor is free for the server. Earlier, the server would take this worker's.
+        _report_line(report, f"busy {worker.pid}")
+    if reason is not None:
         connection.send(reason.encode() + b"\n")
         return None
     try:

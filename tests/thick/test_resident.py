@@ -369,6 +369,17 @@ def test_workers_that_are_stopped_are_replaced(machine: Machine) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
+def test_workers_that_are_stopped_do_not_keep_a_server_that_ends(machine: Machine) -> None:
+    server = machine.serve()
+    assert idle(machine, lambda count: count == 2) == 2
+    stopped = workers_of(server)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    server.terminate()
+    assert server.wait(timeout=60) == 0
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in stopped)
+
+
 def test_a_server_of_another_version(machine: Machine) -> None:
     machine.serve()
     installation = machine.installation
