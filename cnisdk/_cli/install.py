@@ -1,7 +1,7 @@
-"""``cnisdk install``: write an executable launcher for each registered plugin, as ``/opt/cni/bin`` expects it.
+"""``cnisdk install``: write an executable for each registered plugin, as ``/opt/cni/bin`` expects it.
 
-:mod:`..plugin._launch` describes launchers. This module finds what a launcher contains: the interpreter, the
-directories of its modules, and the plugin's answer to VERSION.
+An executable is a launcher (:mod:`..plugin._launch`), or a shim, which contains one (:mod:`.._thick.shim`). This module
+finds what a launcher contains: the interpreter, the directories of its modules, and the plugin's answer to VERSION.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import NamedTuple
 
 from .._thick.protocol import DIRECTORY
+from .._thick.shim import ShimTexts, render_start
 from ..errors import CNIError, InternalError, InvalidConfigError, IOFailureError, cause_of
 from ..invoke.call import interpret
 from ..invoke.process import execute
@@ -252,16 +254,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dest", metavar="DIR", help="directory to write to, such as /opt/cni/bin; made if it does not exist"
     )
-    parser.add_argument(
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--no-server",
+        action="store_true",
+        help="write launchers, which run each request in a process of its own (the default)",
+    )
+    kind.add_argument(
+        "--on-demand",
+        action="store_true",
+        help=argparse.SUPPRESS,  # not complete yet
+    )
+    kind.add_argument(
         "--thick",
         action="store_true",
-        help="write shims for the resident server (`cnisdk serve`); while no server runs, they do what launchers do",
+        help="write shims that use a resident server which is there (`cnisdk serve`), and start none",
     )
     parser.add_argument(
         "--directory",
         metavar="DIR",
         default=DIRECTORY,
-        help="directory of the server, with --thick (default %(default)s)",
+        help="directory of the server (default %(default)s)",
     )
     parser.add_argument(
         "--units",
@@ -304,13 +317,17 @@ def run(args: argparse.Namespace) -> int:
             raise IOFailureError(f"cannot make {destination}: {cause_of(exc)}") from exc
     interpreter = this_interpreter()
     paths = search_path(interpreter)
+    wants_shims = args.thick or args.on_demand
+    render_shim = _choose_shims(args.thick, interpreter_of(interpreter, paths)) if wants_shims else None
+    start = render_start(interpreter, args.directory) if args.on_demand else b""
     status = 0
     for plugin in plugins:
         try:
             versions = ask_versions(plugin, interpreter, paths)
-            wanted = InstalledFile(render_launcher(plugin, interpreter, versions, paths))
-            if args.thick:
-                wanted = _shim(plugin, interpreter_of(interpreter, paths), wanted.content, versions, args.directory)
+            launcher = render_launcher(plugin, interpreter, versions, paths)
+            wanted = InstalledFile(launcher)
+            if render_shim is not None:
+                wanted = _shim(render_shim, ShimTexts(plugin.type, launcher, versions, args.directory, start))
             path = os.path.join(destination, plugin.type)
             if not (_check(path, wanted) if args.check else _install(path, wanted, force=args.force)):
                 status = 1
@@ -353,20 +370,37 @@ class InstalledFile(NamedTuple):
         return present == self.content if self.stamp is None else self.stamp in present
 
 
-def _shim(
-    plugin: RegisteredPlugin, argv: Sequence[str], launcher: bytes, versions: bytes, directory: str
-) -> InstalledFile:
-    """Describe a plugin's shim. It is compiled only when needed, and compared by its stamp: compilers differ."""
+def _choose_shims(thick: bool, argv: Sequence[str]) -> Callable[[ShimTexts], bytes] | None:
+    """Choose how shims are made: from the program in this package, with the compiler, or in Python.
+
+    Args:
+        thick: Shims are wanted in any case.
+        argv: Interpreter and switches of shims in Python.
+
+    Returns:
+        Function that makes a shim; None if launchers are better. A shim in Python starts an interpreter to find out
+        that there is no server, so it pays only where a server is there always.
+    """
     from .._thick import shim
 
-    def make() -> bytes:
-        compiler = shim.find_compiler()
-        if compiler is None:
-            print("cnisdk install: no C compiler (cc): writing a shim in Python, which is slower", file=sys.stderr)
-            return shim.render_python_shim(argv, plugin.type, launcher, versions, directory)
-        return shim.compile_shim(compiler, plugin.type, launcher, versions, directory)
+    program, compiler = shim.find_prebuilt(), shim.find_compiler()
+    if program is None and compiler is None:
+        if not thick:
+            print("cnisdk install: no C compiler (cc): writing launchers, as with --no-server", file=sys.stderr)
+            return None
+        print("cnisdk install: no C compiler (cc): writing shims in Python, which are slower", file=sys.stderr)
+        return partial(shim.render_python_shim, argv)
 
-    return InstalledFile(b"", shim.shim_stamp(launcher, directory), make)
+    @cache
+    def make_program() -> bytes:
+        return program or shim.compile_program(compiler or "cc")
+
+    return lambda texts: shim.make_shim(make_program(), texts)
+
+
+def _shim(render: Callable[[ShimTexts], bytes], texts: ShimTexts) -> InstalledFile:
+    """Describe a plugin's shim. It is made only when needed, and compared by its record: compilers differ."""
+    return InstalledFile(b"", texts.record, partial(render, texts))
 
 
 def _write_units(directory: str, interpreter: str, runtime: str) -> None:

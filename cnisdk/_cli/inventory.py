@@ -17,7 +17,7 @@ from functools import cache
 from json import loads
 from typing import Literal, NamedTuple
 
-from .._thick import protocol
+from .._thick.shim import ON_DEMAND, ShimRecord, read_record
 from ..errors import CNIError
 from ..invoke.process import execute
 from ..invoke.version import plugin_versions
@@ -38,7 +38,6 @@ USUAL_DIRECTORIES = (
 _TIMEOUT = 5.0
 _GO_SET = b"\tgithub.com/containernetworking/plugins/plugins/"
 _ABOUT = re.compile(r"^CNI .* plugin (?:version )?(\S+)$", re.MULTILINE)
-_SOCKET = re.compile(rb"(/[^\0\n'\"]*)/" + re.escape(os.path.basename(protocol.SOCKET)).encode())
 
 Origin = Literal["cnisdk", "go", "unknown"]
 """Who made an executable: `cnisdk install` wrote it, it is of the Go set (containernetworking/plugins), or neither."""
@@ -56,7 +55,8 @@ class PluginFile(NamedTuple):
         supported: Versions of the specification it accepts; empty if it was not asked, or did not answer.
         program: Interpreter of a plugin of this SDK; empty for others.
         server: Directory of the server that a shim asks; empty for others.
-        mode: How it runs: ``one-shot``, ``resident``, or why a shim runs one-shot; empty if that is unknown.
+        mode: How it runs: ``one-shot``, ``resident``, ``on demand``, or why a shim runs one-shot; empty if that is
+            unknown.
         replaced: Path of the program that it replaced, which ``cnisdk uninstall`` puts back; empty if there is none.
         problem: Reason for which a runtime cannot run it; empty if there is none.
         executable: Runtimes find it: it is a regular file, or a link to one, that may be executed.
@@ -135,9 +135,8 @@ def _identify(found: PluginFile, named: bool) -> PluginFile:
 def _read_launcher(found: PluginFile, content: bytes) -> PluginFile:
     """Read what a launcher, or the launcher in a shim, tells of itself (:func:`..plugin._launch.render`)."""
     found = found._replace(origin="cnisdk", mode="one-shot")
-    if b"cnisdk-shim " in content and (socket := _SOCKET.search(content)):
-        server = os.fsdecode(socket[1])
-        found = found._replace(server=server, mode=_describe_mode(found.type, server, content))
+    if record := read_record(content):
+        found = found._replace(server=record.directory, mode=_describe_mode(found.type, record, content))
     # In a shim for machines without a compiler, the launcher is a word of the shell.
     text = (find_launcher(content) or b"").replace(quote("'")[1:-1].encode(), b"'")
     try:
@@ -186,17 +185,17 @@ def _ask_server(directory: str) -> dict[str, str] | CNIError:
         return exc
 
 
-def _describe_mode(type_: str, server: str, content: bytes) -> str:
+def _describe_mode(type_: str, record: ShimRecord, content: bytes) -> str:
     """Say how a shim runs now: a server takes only requests of shims that contain the identity it has loaded."""
-    plugins = _ask_server(server)
+    plugins = _ask_server(record.directory)
     if isinstance(plugins, CNIError):
-        return "one-shot: no server answers"
+        return "on demand: no server runs" if record.server == ON_DEMAND else "one-shot: no server answers"
     if type_ not in plugins or plugins[type_].encode() not in content:
         return "one-shot: the server has another version"
     return "resident"
 
 
 def server_problems(files: Sequence[PluginFile]) -> list[str]:
-    """Return why the servers of shims do not answer, one text for each."""
-    directories = dict.fromkeys(each.server for each in files if each.server)
+    """Return why the servers of shims that start none do not answer, one text for each."""
+    directories = dict.fromkeys(each.server for each in files if each.server and not each.mode.startswith("on demand"))
     return [str(answer) for each in directories if isinstance(answer := _ask_server(each), CNIError)]

@@ -1,14 +1,7 @@
 /* Shim: hands this process's request to a worker of `cnisdk serve`, and exits with the plugin's status.
  *
- * Compiled by `cnisdk install --thick` together with a header that defines, as strings:
- *   SHIM_TYPE      type of the plugin
- *   SHIM_ID        identity of the launcher, which the server must have loaded
- *   SHIM_SOCKET    path of the server's socket
- *   SHIM_FALLBACKS path of the file to which reasons for fallbacks are appended
- *   SHIM_VERSIONS  the plugin's answer to VERSION
- *   SHIM_LAUNCHER  the launcher: a shell script that runs the plugin in a process of its own
- * and as an integer:
- *   SHIM_TIMEOUT_MS milliseconds to wait for a worker
+ * One program serves all plugins. `cnisdk install` overwrites the bytes of `payload` in it with the texts of one plugin,
+ * each ended by a NUL, in the order of `enum text`. Compiled with SHIM_SOURCE: the digest of this file, in quotes.
  *
  * shim.py describes the steps, protocol.py the protocol. The request lies in a socket pair. The worker gets one end, and
  * the shim keeps it too. The side that receives the message runs the request; the other side never does.
@@ -25,6 +18,7 @@
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -32,10 +26,14 @@
 #include <sys/un.h>
 #include <time.h>
 
-#include SHIM_HEADER
-
 #ifndef SYS_pidfd_send_signal
 #define SYS_pidfd_send_signal 424
+#endif
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+#ifndef SYS_statx
+#define SYS_statx (-1) /* fails: no server is started */
 #endif
 
 /* --- system calls: the result, or minus the error's number --------------------------------------------------------- */
@@ -158,6 +156,15 @@ static char *append_number(char *at, unsigned long number, unsigned base)
     return at;
 }
 
+static long read_number(const char *text)
+{
+    long number = 0;
+
+    while (*text >= '0' && *text <= '9')
+        number = 10 * number + *text++ - '0';
+    return number;
+}
+
 static long print(int fd, const char *text)
 {
     size_t length = length_of(text);
@@ -168,6 +175,39 @@ static long print(int fd, const char *text)
         length -= (size_t)written;
     }
     return written < 0 ? written : 0;
+}
+
+/* --- texts of the plugin --------------------------------------------------------------------------------------------- */
+
+#define PAYLOAD_SIZE 32768
+
+enum text {
+    TYPE,      /* type of the plugin */
+    ID,        /* identity of the launcher, which the server must have loaded */
+    SOCKET,    /* path of the server's socket */
+    FALLBACKS, /* path of the file to which reasons for fallbacks are appended */
+    TIMEOUT,   /* milliseconds to wait for a worker */
+    VERSIONS,  /* the plugin's answer to VERSION, with a newline */
+    DIRECTORY, /* directory of the server */
+    START,     /* shell script that starts a server; empty if this shim starts none */
+    RECORD,    /* how the shim was installed, for programs that read this file */
+    LAUNCHER,  /* the launcher: a shell script that runs the plugin in a process of its own */
+    TEXTS
+};
+
+static const char payload[PAYLOAD_SIZE] __attribute__((used, aligned(64))) = "cnisdk-shim-payload " SHIM_SOURCE;
+static const char *texts[TEXTS];
+
+static void find_texts(void)
+{
+    const char *at = payload;
+
+    __asm__("" : "+r"(at)); /* the compiler knows other bytes than those that were installed */
+    for (size_t index = 0; index < TEXTS; index++) {
+        texts[index] = at;
+        if (index < LAUNCHER)
+            at += length_of(at) + 1;
+    }
 }
 
 /* --- signals: read from a descriptor, passed on to the worker -------------------------------------------------------- */
@@ -209,11 +249,11 @@ static char **arguments, **environment;
 static void note_fallback(const char *reason)
 {
     char line[300], *at;
-    long fd = CALL4(openat, AT_FDCWD, SHIM_FALLBACKS, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    long fd = CALL4(openat, AT_FDCWD, texts[FALLBACKS], O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
 
     if (fd < 0)
         return;
-    at = append(append(append(append(line, SHIM_TYPE), " "), reason), "\n");
+    at = append(append(append(append(line, texts[TYPE]), " "), reason), "\n");
     /* No server may be there to read the file: bound its size, since it lies in memory (tmpfs). */
     if (CALL3(lseek, fd, 0, SEEK_END) < 1 << 20)
         CALL3(write, fd, line, at - line);
@@ -224,8 +264,9 @@ static void note_fallback(const char *reason)
 static void run_launcher(void) __attribute__((noreturn));
 static void run_launcher(void)
 {
-    static char *script[64] = {"sh", "-c", SHIM_LAUNCHER};
+    static char *script[64] = {"sh", "-c"};
 
+    script[2] = (char *)texts[LAUNCHER];
     for (size_t index = 0; arguments[index] != NULL && index < 60; index++)
         script[index + 3] = arguments[index];
     CALL3(execve, "/bin/sh", script, environment);
@@ -240,13 +281,210 @@ static void fall_back(const char *reason, const char *why, const char *more)
 
     note_fallback(reason);
     at = append(append(at, "cnisdk: running the plugin in a process of its own instead: "), why);
-    while (*more != '\0' && *more != '\n')
+    while (*more != '\0' && *more != '\n' && at < line + sizeof line - 2)
         *at++ = *more++;
     at = append(at, "\n");
     *at = '\0';
     print(2, line);
     CALL4(rt_sigprocmask, SIG_SETMASK, &mask_before, NULL, sizeof mask_before);
     run_launcher();
+}
+
+/* --- starting a server ----------------------------------------------------------------------------------------------- */
+
+/* Seconds after an attempt to start a server in which there is no other. */
+#define PAUSE 10
+/* The lock's time may be so many seconds ahead; a later one is a mistake, such as of a clock that was put back. */
+#define LONGEST_PAUSE 3600
+
+#define ALL_CHILDREN 0x40000000 /* __WALL: those without a signal too */
+
+/* What statx(2) writes. */
+struct facts {
+    uint32_t mask, block_size;
+    uint64_t attributes;
+    uint32_t links, user, group;
+    uint16_t mode, unused;
+    uint64_t inode, size, blocks, attributes_mask;
+    struct {
+        int64_t seconds;
+        uint32_t nanoseconds, unused;
+    } accessed, born, changed, modified;
+    uint32_t special[2], device[2];
+    uint64_t mount, more[13];
+};
+
+static const char *find_variable(const char *start)
+{
+    for (char **each = environment; *each != NULL; each++)
+        if (starts_with(*each, start))
+            return *each + length_of(start);
+    return "";
+}
+
+static const char *find(const char *text, const char *wanted)
+{
+    while (*text != '\0' && !starts_with(text, wanted))
+        text++;
+    return text;
+}
+
+/* Read a small file whole; empty if that fails. */
+static void read_text(const char *path, char *text, size_t size)
+{
+    long fd = CALL4(openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
+    long length = fd < 0 ? fd : CALL3(read, fd, text, size - 1);
+
+    text[length > 0 ? length : 0] = '\0';
+    if (fd >= 0)
+        CALL1(close, fd);
+}
+
+/* Is this process in the namespace of PID 1? Kinds that the kernel does not know make no difference. */
+static int shares_namespace(const char *kind, const char *initial)
+{
+    char path[64], ours[64], theirs[64];
+    long length, other;
+
+    *append(append(path, "/proc/self/ns/"), kind) = '\0';
+    length = CALL4(readlinkat, AT_FDCWD, path, ours, sizeof ours - 1);
+    *append(append(path, "/proc/1/ns/"), kind) = '\0';
+    other = CALL4(readlinkat, AT_FDCWD, path, theirs, sizeof theirs - 1);
+    if (length < 0 || other < 0)
+        return length == -ENOENT && other == -ENOENT;
+    ours[length] = theirs[other] = '\0';
+    return equal(ours, theirs) && (initial == NULL || equal(ours, initial));
+}
+
+static int shares_root(void)
+{
+    struct facts ours, theirs;
+
+    return CALL5(statx, AT_FDCWD, "/", 0, 0x1100, &ours) == 0 &&
+           CALL5(statx, AT_FDCWD, "/proc/1/root", 0, 0x1100, &theirs) == 0 && ours.inode == theirs.inode &&
+           ours.device[0] == theirs.device[0] && ours.device[1] == theirs.device[1] && ours.mount == theirs.mount;
+}
+
+/* Has this process all rights of PID 1, and no filter that PID 1 has not? */
+static int has_all_rights(void)
+{
+    static const char *const lines[] = {"\nCapEff:\t", "\nNoNewPrivs:\t", "\nSeccomp:\t"};
+    static char ours[8192], theirs[8192];
+
+    read_text("/proc/self/status", ours, sizeof ours);
+    read_text("/proc/1/status", theirs, sizeof theirs);
+    for (size_t index = 0; index < 3; index++) {
+        const char *our = find(ours, lines[index]), *their = find(theirs, lines[index]);
+
+        if (*our == '\0')
+            return 0;
+        do
+            if (*our != *their)
+                return 0;
+        while (their++, *++our != '\n');
+        if (*their != '\n')
+            return 0;
+    }
+    return 1;
+}
+
+/* May this process start a server? Not in a container, nor with less than all rights; SECURITY.md says why. */
+static int may_start_server(void)
+{
+    static const char *const kinds[] = {"mnt", "pid", "net", "uts", "ipc", "cgroup", "time"};
+    const char *wish = find_variable("CNISDK_SERVER=");
+
+    if (equal(wish, "off") || CALL1(geteuid, 0) != 0 ||
+        CALL3(faccessat, AT_FDCWD, "/etc/cnisdk/no-server", 0) != -ENOENT)
+        return 0;
+    /* The numbers of the first namespaces are constants of the kernel. */
+    if (!shares_namespace("user", "user:[4026531837]") ||
+        !shares_namespace("pid", equal(wish, "on") ? NULL : "pid:[4026531836]"))
+        return 0;
+    for (size_t index = 0; index < sizeof kinds / sizeof *kinds; index++)
+        if (!shares_namespace(kinds[index], NULL))
+            return 0;
+    return shares_root() && has_all_rights();
+}
+
+/* Is the file root's alone, and of that kind? */
+static int is_private(long fd, unsigned kind, struct facts *found)
+{
+    return CALL5(statx, fd, "", 0x1000, 0x7ff, found) == 0 && found->user == 0 && (found->mode & 077) == 0 &&
+           (found->mode & 0170000) == kind;
+}
+
+/* Take the right to start a server. Negative if a server runs, another process starts one, or it is too early. */
+static long take_turn(void)
+{
+    struct facts found;
+    struct timespec now, times[2] = {{0, UTIME_OMIT}, {0, 0}};
+    long directory, lock = -1;
+
+    CALL3(mkdirat, AT_FDCWD, texts[DIRECTORY], 0700);
+    directory = CALL4(openat, AT_FDCWD, texts[DIRECTORY], O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+    if (directory < 0)
+        return directory;
+    if (is_private(directory, 0040000, &found))
+        lock = CALL4(openat, directory, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
+    CALL1(close, directory);
+    if (lock < 0)
+        return lock;
+    CALL2(clock_gettime, CLOCK_REALTIME, &now);
+    if (CALL2(flock, lock, LOCK_EX | LOCK_NB) == 0 && is_private(lock, 0100000, &found) &&
+        (found.modified.seconds <= now.tv_sec || found.modified.seconds > now.tv_sec + LONGEST_PAUSE)) {
+        times[1].tv_sec = now.tv_sec + PAUSE;
+        if (CALL4(utimensat, lock, NULL, times, 0) == 0)
+            return lock;
+    }
+    CALL1(close, lock);
+    return -1;
+}
+
+/* Run the script that starts a server, in a process that has nothing of this one. */
+static void run_start(void) __attribute__((noreturn));
+static void run_start(void)
+{
+    static char self[PATH_MAX];
+    static char *variables[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", NULL};
+    char *script[] = {"sh", "-c", (char *)texts[START], self, NULL};
+    struct kernel_action action = {.handler = (void *)SIG_DFL};
+    uint64_t mask = 0;
+    long null = CALL4(openat, AT_FDCWD, "/dev/null", O_RDWR, 0);
+
+    if (null < 0 || CALL4(readlinkat, AT_FDCWD, "/proc/self/exe", self, sizeof self - 1) < 0)
+        leave(1);
+    CALL1(setsid, 0);
+    for (int fd = 0; fd < 3; fd++)
+        CALL3(dup3, null, fd, 0);
+    if (CALL3(close_range, 3, ~0U, 0) < 0) /* before Linux 5.9 */
+        for (int fd = 3; fd < 1 << 20; fd++)
+            CALL1(close, fd);
+    CALL1(chdir, "/");
+    CALL1(umask, 022);
+    for (int number = 1; number <= 64; number++)
+        CALL4(rt_sigaction, number, &action, NULL, sizeof mask);
+    CALL4(rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof mask);
+    /* The second fork: this process's end, for which the shim waits, tells that no descriptor of the caller is left. */
+    if (CALL5(clone, SIGCHLD, 0, 0, 0, 0) != 0)
+        leave(0);
+    CALL3(execve, "/bin/sh", script, variables);
+    leave(1);
+}
+
+/* Start a server in the background, unless one may not, another process does, or an attempt has just been made. */
+static void start_server(void)
+{
+    long lock, child;
+
+    if (!may_start_server() || (lock = take_turn()) < 0)
+        return;
+    child = CALL5(clone, 0, 0, 0, 0, 0); /* its end sends no signal */
+    if (child == 0)
+        run_start();
+    while (child > 0 && CALL4(wait4, child, NULL, ALL_CHILDREN, NULL) == -EINTR)
+        ;
+    CALL1(close, lock);
 }
 
 /* --- messages -------------------------------------------------------------------------------------------------------- */
@@ -315,14 +553,14 @@ static int run(int argc)
 {
     static struct iovec parts[PARTS];
     static char text[512];
-    struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SHIM_SOCKET};
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct ucred peer;
     struct timespec time;
     socklen_t size = sizeof peer;
     const char *command = "";
     int files[4] = {0, 1, 2, -1}, pair[2], signals, worker = -1;
     size_t count = 1, total;
-    long connection, length, mask;
+    long connection, length, mask, milliseconds = read_number(texts[TIMEOUT]);
     char *at;
 
     total = length_of(arguments[0]) + 1;
@@ -337,19 +575,25 @@ static int run(int argc)
         count++;
     }
     if (equal(command, "VERSION"))
-        return print(1, SHIM_VERSIONS "\n") < 0;
+        return print(1, texts[VERSIONS]) < 0;
     if (*command == '\0' || !served(argc))
         run_launcher();
 
+    append(address.sun_path, texts[SOCKET]); /* `cnisdk install` has seen that it fits */
     connection = CALL3(socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     length = connection < 0 ? connection : CALL3(connect, connection, &address, sizeof address);
     if (length == -EAGAIN)
         fall_back("busy", "the server has too many requests waiting", "");
+    if ((length == -ENOENT || length == -ECONNREFUSED) && *texts[START] != '\0') {
+        start_server();
+        note_fallback("absent");
+        run_launcher();
+    }
     if (length < 0)
-        fall_back("absent", "no server listens at " SHIM_SOCKET, "");
+        fall_back("absent", "no server listens at ", texts[SOCKET]);
     if (CALL5(getsockopt, connection, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 ||
         (long)peer.uid != CALL1(geteuid, 0))
-        fall_back("stranger", "the server at " SHIM_SOCKET " is another user's", "");
+        fall_back("stranger", "the server is another user's: ", texts[SOCKET]);
 
     signals = catch_signals();
     files[3] = (int)CALL4(openat, AT_FDCWD, ".", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
@@ -358,7 +602,7 @@ static int run(int argc)
         fall_back("large", "the request cannot be handed over", "");
     mask = CALL1(umask, 0);
     CALL1(umask, mask);
-    at = append(text, "cnisdk4 " SHIM_TYPE " " SHIM_ID " ");
+    at = append(append(append(append(append(text, "cnisdk4 "), texts[TYPE]), " "), texts[ID]), " ");
     at = append_number(at, (unsigned long)CALL1(personality, 0xffffffff), 16);
     *at++ = ' ';
     at = append_number(at, (unsigned long)mask, 8);
@@ -374,7 +618,7 @@ static int run(int argc)
 
     do {
         struct pollfd events[2] = {{(int)connection, POLLIN, 0}, {signals, POLLIN, 0}};
-        struct timespec timeout = {SHIM_TIMEOUT_MS / 1000, SHIM_TIMEOUT_MS % 1000 * 1000000L};
+        struct timespec timeout = {milliseconds / 1000, milliseconds % 1000 * 1000000L};
         long ready = CALL5(ppoll, events, 2, pair[1] < 0 ? NULL : &timeout, NULL, 0);
         int number = ready > 0 ? read_signal(signals) : 0;
 
@@ -411,6 +655,7 @@ __attribute__((noreturn, used)) void begin(long *stack)
 {
     arguments = (char **)(stack + 1);
     environment = arguments + *stack + 1;
+    find_texts();
     leave(*stack > 0 ? run((int)*stack) : 1);
 }
 #else
@@ -418,6 +663,7 @@ int main(int argc, char **argv, char **envp)
 {
     arguments = argv;
     environment = envp;
+    find_texts();
     return argc > 0 ? run(argc) : 1;
 }
 #endif

@@ -12,31 +12,100 @@ A shim exists in C (``shim.c``) and, for machines without a compiler, in Python 
 
 A shim contains the text of its launcher, and an identity made of it. The server runs only requests of shims whose
 launcher is the one it has loaded. So after an upgrade, shims and server fall back until both are of one version.
+
+The program in C is the same for all plugins. ``cnisdk install`` writes the texts of a plugin into it. The program comes
+from the wheel, which has it for the usual processors (:mod:`.shim_build`); else the machine's compiler makes it.
+
+A shim in C may start a server on demand (:mod:`.ondemand`). Then it says nothing when none listens: that is no mistake.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from ..errors import IOFailureError
+from ..errors import InvalidConfigError, IOFailureError
 from ..invoke.process import execute
-from . import protocol
+from . import protocol, shim_build
 
 _TIMEOUT = 120.0
 _COMPILERS = ("cc", "gcc", "clang")
-_SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim.c")
+_PREBUILT = os.path.join(os.path.dirname(shim_build.SOURCE), "prebuilt")
 
-COMPILER_FLAGS = (
-    (
-        *("-DSHIM_ALONE", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-pie", "-no-pie"),
-        *("-Wl,-z,noseparate-code", "-Wl,--build-id=none"),
-    ),
-    ("-static",),
-    (),
-)
+COMPILER_FLAGS = (shim_build.FLAGS, ("-O2", "-Wall", "-s", "-static"), ("-O2", "-Wall", "-s"))
 """Compiler flags, best first: without any library on CPUs that ``shim.c`` knows; static; dynamic. A program without the
 dynamic loader starts in a fraction of the time, and runs in any container."""
+
+THICK, ON_DEMAND = "thick", "on-demand"
+"""Values of :attr:`ShimRecord.server`."""
+
+_RECORD_NAME = "cnisdk-shim "
+
+# Bytes of a record, at most: its directory is shorter than a socket's path.
+_MOST_RECORD = 4096
+
+# Bytes of a path in sockaddr_un, without the NUL.
+_MOST_SOCKET_BYTES = 107
+
+
+class ShimRecord(NamedTuple):
+    """How a shim was installed.
+
+    Attributes:
+        server: :data:`THICK` if it uses a server that is there; :data:`ON_DEMAND` if it starts one, too.
+        directory: Directory of the server.
+    """
+
+    server: str
+    directory: str
+
+
+class ShimTexts(NamedTuple):
+    """Texts that ``cnisdk install`` writes into a shim.
+
+    Attributes:
+        type: Type of the plugin.
+        launcher: Text of its launcher.
+        versions: Its answer to VERSION, in one line.
+        directory: Directory of the server.
+        start: Shell script that starts a server on demand; empty if the shim starts none.
+    """
+
+    type: str
+    launcher: bytes
+    versions: bytes
+    directory: str
+    start: bytes = b""
+
+    @property
+    def record(self) -> bytes:
+        """Line of JSON that says how the shim was installed. It differs if anything in the shim does."""
+        import json
+        from hashlib import sha256
+
+        parts = (_source(), self.launcher, os.fsencode(self.directory), self.start)
+        record = {
+            "server": ON_DEMAND if self.start else THICK,
+            "directory": self.directory,
+            "digest": sha256(b"\0".join(parts)).hexdigest()[:32],
+        }
+        return f"{_RECORD_NAME}{json.dumps(record)}".encode("ascii")
+
+
+def read_record(content: bytes) -> ShimRecord | None:
+    """Read how a shim was installed; None if the file is no shim."""
+    import json
+
+    start = content.find(f"{_RECORD_NAME}{{".encode())
+    if start < 0:
+        return None
+    try:
+        text = content[start + len(_RECORD_NAME) : start + _MOST_RECORD].decode("ascii", "replace")
+        record, _ = json.JSONDecoder().raw_decode(text)
+        return ShimRecord(str(record["server"]), str(record["directory"]))
+    except (KeyError, ValueError):
+        return None
 
 
 def launcher_id(launcher: bytes) -> str:
@@ -46,13 +115,6 @@ def launcher_id(launcher: bytes) -> str:
     return sha256(f"{protocol.PROTOCOL}\0".encode() + launcher).hexdigest()[:32]
 
 
-def shim_stamp(launcher: bytes, directory: str) -> bytes:
-    """Return the bytes by which ``cnisdk install --check`` recognises an up-to-date shim of this launcher."""
-    from hashlib import sha256
-
-    return b"cnisdk-shim " + sha256(b"\0".join((_source(), launcher, os.fsencode(directory)))).hexdigest()[:32].encode()
-
-
 def find_compiler() -> str | None:
     """Find a C compiler: ``$CC``, or one of the usual names. None if there is none."""
     from shutil import which
@@ -60,22 +122,24 @@ def find_compiler() -> str | None:
     return next(filter(None, map(which, filter(None, (os.environ.get("CC"), *_COMPILERS)))), None)
 
 
-def compile_shim(
-    compiler: str,
-    type_: str,
-    launcher: bytes,
-    versions: bytes,
-    directory: str,
-    choices: Sequence[Sequence[str]] = COMPILER_FLAGS,
-) -> bytes:
-    """Compile the shim of one plugin.
+def find_prebuilt() -> bytes | None:
+    """Find the program that came with this package for this machine's processor; None if there is none.
+
+    One that was made from another source, as in a checkout that was edited since, does not count.
+    """
+    try:
+        with open(os.path.join(_PREBUILT, shim_build.file_name(os.uname().machine)), "rb") as file:
+            program = file.read()
+    except OSError:
+        return None
+    return program if program.count(_payload_mark()) == 1 else None
+
+
+def compile_program(compiler: str, choices: Sequence[Sequence[str]] = COMPILER_FLAGS) -> bytes:
+    """Compile the program of all shims.
 
     Args:
         compiler: Path of a C compiler.
-        type_: Type of the plugin.
-        launcher: Text of its launcher.
-        versions: Its answer to VERSION, in one line.
-        directory: Directory of the server.
         choices: Sets of compiler flags. The first set that works is used.
 
     Raises:
@@ -83,25 +147,13 @@ def compile_shim(
     """
     from tempfile import TemporaryDirectory
 
-    strings = {
-        "SHIM_TYPE": type_.encode(),
-        "SHIM_ID": launcher_id(launcher).encode(),
-        "SHIM_SOCKET": os.fsencode(os.path.join(directory, os.path.basename(protocol.SOCKET))),
-        "SHIM_FALLBACKS": os.fsencode(os.path.join(directory, os.path.basename(protocol.FALLBACKS))),
-        "SHIM_VERSIONS": versions,
-        "SHIM_LAUNCHER": launcher,
-    }
-    header = "".join(f"#define {name} {_literal(value)}\n" for name, value in strings.items())
-    header += f"#define SHIM_TIMEOUT_MS {int(protocol.SHIM_TIMEOUT * 1000)}\n"
-    header += f"__attribute__((used)) static const char shim_stamp[] = {_literal(shim_stamp(launcher, directory))};\n"
     with TemporaryDirectory() as work:
-        path, output = os.path.join(work, "shim.h"), os.path.join(work, "shim")
-        with open(path, "w", encoding="ascii") as file:
-            file.write(header)
+        output = os.path.join(work, "shim")
+        environ = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C", "TMPDIR": work}
         failure = ""
         for flags in choices:
-            argv = [compiler, "-O2", "-Wall", "-s", *flags, f'-DSHIM_HEADER="{path}"', "-o", output, _SOURCE]
-            finished = execute(argv, environ=_environ(work), stdin=b"", timeout=_TIMEOUT, on_stderr=lambda _: None)
+            argv = shim_build.compiler_command([compiler], output, flags)
+            finished = execute(argv, environ=environ, stdin=b"", timeout=_TIMEOUT, on_stderr=lambda _: None)
             if finished.returncode == 0:
                 with open(output, "rb") as program:
                     return program.read()
@@ -109,52 +161,97 @@ def compile_shim(
     raise IOFailureError(f"{compiler} cannot compile the shim", details=failure)
 
 
-def _environ(work: str) -> dict[str, str]:
-    return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C", "TMPDIR": work}
+def make_shim(program: bytes, texts: ShimTexts) -> bytes:
+    """Write the texts of a plugin into the program of all shims.
+
+    Raises:
+        InvalidConfigError: (7) A text is too long for its place.
+    """
+    socket = os.fsencode(os.path.join(texts.directory, os.path.basename(protocol.SOCKET)))
+    if len(socket) > _MOST_SOCKET_BYTES:
+        raise InvalidConfigError(f"the path of the server's socket is too long: {os.fsdecode(socket)}")
+    fields = (
+        texts.type.encode(),
+        launcher_id(texts.launcher).encode(),
+        socket,
+        os.fsencode(os.path.join(texts.directory, os.path.basename(protocol.FALLBACKS))),
+        str(int(protocol.SHIM_TIMEOUT * 1000)).encode(),
+        texts.versions + b"\n",
+        os.fsencode(texts.directory),
+        texts.start,
+        texts.record,
+        texts.launcher,
+    )
+    payload = b"\0".join(fields)
+    if len(payload) >= shim_build.PAYLOAD_SIZE:
+        raise InvalidConfigError(
+            f"the launcher of plugin {texts.type} is too long for a shim ({len(payload)} bytes)",
+            details="install the Python environment at a shorter path, or use --no-server",
+        )
+    head, _, tail = program.partition(_payload_mark())
+    rest = shim_build.PAYLOAD_SIZE - len(_payload_mark())
+    return head + payload.ljust(shim_build.PAYLOAD_SIZE, b"\0") + tail[rest:]
+
+
+def _payload_mark() -> bytes:
+    return b"cnisdk-shim-payload " + shim_build.source_digest().encode()
 
 
 def _source() -> bytes:
-    with open(_SOURCE, "rb") as file:
+    with open(shim_build.SOURCE, "rb") as file:
         return file.read()
 
 
-def _literal(data: bytes) -> str:
-    """Write bytes as a C string literal. Bytes that are not plain are written with three octal digits."""
-    plain = frozenset(b" !#$%&()*+,-./0123456789:;<=>@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_`abcdefghijklmnopqrstuvwxyz{|}~")
-    return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data) + '"'
+def render_start(interpreter: str, directory: str) -> bytes:
+    """Render the shell script by which a shim starts a server on demand. The script's ``$0`` is the shim.
+
+    A service manager starts the server where there is one: then it is in a control group of its own, and inherits
+    nothing of the shim's caller. Elsewhere the script becomes the server (:mod:`.ondemand`).
+
+    Args:
+        interpreter: Absolute path of the Python that has the plugins installed.
+        directory: Directory of the server.
+    """
+    from ..plugin._launch import quote
+
+    package = (__package__ or "").rpartition(".")[0]
+    properties = ("Type=notify", "KillMode=process", "TimeoutStopSec=160")
+    service = " ".join(f"--property={each}" for each in properties)
+    return f"""set -- {quote(interpreter)} -I -m {package} serve --on-demand "$0" --directory {quote(directory)}
+[ -d /run/systemd/system ] && systemd-run --quiet --no-block --collect --unit=cnisdk-on-demand \\
+    --description='Resident CNI plugins, started on demand' {service} -- "$@" && exit
+exec "$@"
+""".encode(errors="surrogateescape")
 
 
-def render_python_shim(argv: Sequence[str], type_: str, launcher: bytes, versions: bytes, directory: str) -> bytes:
+def render_python_shim(argv: Sequence[str], texts: ShimTexts) -> bytes:
     """Render the shim of one plugin in Python, for machines without a compiler. It imports ``socket`` and ``signal``.
 
     Args:
         argv: Interpreter and switches, in front of ``-c``.
-        type_: Type of the plugin.
-        launcher: Text of its launcher.
-        versions: Its answer to VERSION, in one line.
-        directory: Directory of the server.
+        texts: Texts of the plugin. Such a shim starts no server: it would start two more interpreters.
     """
     from ..plugin._launch import MARK, quote
 
     program = _PYTHON.format(
-        type=type_,
-        id=launcher_id(launcher),
-        socket=os.path.join(directory, os.path.basename(protocol.SOCKET)),
-        fallbacks=os.path.join(directory, os.path.basename(protocol.FALLBACKS)),
+        type=texts.type,
+        id=launcher_id(texts.launcher),
+        socket=os.path.join(texts.directory, os.path.basename(protocol.SOCKET)),
+        fallbacks=os.path.join(texts.directory, os.path.basename(protocol.FALLBACKS)),
         timeout=protocol.SHIM_TIMEOUT,
     )
     text = f"""#!/bin/sh
 # CNI plugin, {MARK} --thick: change nothing here, it will be overwritten.
-# {shim_stamp(launcher, directory).decode()}
+# {texts.record.decode(errors="surrogateescape")}
 if [ "$CNI_COMMAND" = VERSION ]; then
-    printf '%s\\n' {quote(versions.decode())}
+    printf '%s\\n' {quote(texts.versions.decode())}
     exit
 fi
 run=''
 if [ -n "$CNI_COMMAND" ]; then
     run={quote(program)}
 fi
-launcher={quote(launcher.decode(errors="surrogateescape"))}
+launcher={quote(texts.launcher.decode(errors="surrogateescape"))}
 [ -n "$run" ] || exec /bin/sh -c "$launcher" "$0" "$@"
 exec {quote(argv[0])} {" ".join(argv[1:])} -c "$run" "$0" "$launcher"
 """

@@ -21,6 +21,8 @@ from cnisdk._thick.caller import CallerPolicy, ProcessCredentials
 from cnisdk.plugin._launch import code_of, interpreter_of, render
 from cnisdk.testing import Sandbox
 
+from .compiled import compiled_shim
+
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = b'{"cniVersion":"1.1.0","supportedVersions":["1.0.0"]}'
 DECLINES = "cnisdk: running the plugin in a process of its own instead: the server declines: the caller "
@@ -157,13 +159,11 @@ class Setting:
         launcher = render("facts: factual:main of a test", argv, code, VERSIONS.decode())
         (directory / "launcher").write_bytes(launcher)
         self.shim = directory / "facts"
-        compiler = shim.find_compiler()
-        assert compiler is not None
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(protocol, "SHIM_TIMEOUT", 30.0)  # a busy machine is no failure
             known, alone = shim.launcher_id(launcher), b"#!/bin/sh\necho {}\n"
             patch.setattr(shim, "launcher_id", lambda _: known)
-            self.shim.write_bytes(shim.compile_shim(compiler, "facts", alone, VERSIONS, self.runtime))
+            self.shim.write_bytes(compiled_shim(shim.ShimTexts("facts", alone, VERSIONS, self.runtime)))
         self.shim.chmod(0o755)
         told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         with told:

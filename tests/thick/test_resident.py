@@ -30,6 +30,8 @@ from cnisdk.errors import IOFailureError
 from cnisdk.plugin._launch import code_of, interpreter_of, render
 from cnisdk.testing import Sandbox
 
+from .compiled import compiled_shim
+
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = '{"cniVersion":"1.1.0","supportedVersions":["1.0.0"]}'
 
@@ -134,16 +136,14 @@ class Installation:
         """Write a launcher or a shim into a file."""
         launcher = self.launcher(name, attribute)
         text = launcher
+        texts = shim.ShimTexts(name, launcher, VERSIONS.encode(), self.runtime)
         if kind == "python":
-            argv = interpreter_of(sys.executable, None)
-            text = shim.render_python_shim(argv, name, launcher, VERSIONS.encode(), self.runtime)
+            text = shim.render_python_shim(interpreter_of(sys.executable, None), texts)
         elif kind != "launchers":
-            compiler = shim.find_compiler()
-            if compiler is None:
+            if shim.find_compiler() is None:
                 return  # whoever wants one is skipped
-            flags = shim.COMPILER_FLAGS if kind == "c" else shim.COMPILER_FLAGS[-1:]
-            text = shim.compile_shim(compiler, name, launcher, VERSIONS.encode(), self.runtime, flags)
-            assert shim.shim_stamp(launcher, self.runtime) in text
+            text = compiled_shim(texts, shim.COMPILER_FLAGS[0 if kind == "c" else -1])
+            assert shim.read_record(text) == (shim.THICK, self.runtime)
         (self.directory / kind / file).write_bytes(text)
         (self.directory / kind / file).chmod(0o755)
 
@@ -383,12 +383,11 @@ def test_workers_that_are_stopped_do_not_keep_a_server_that_ends(machine: Machin
 def test_a_server_of_another_version(machine: Machine) -> None:
     machine.serve()
     installation = machine.installation
-    compiler = shim.find_compiler()
-    if compiler is None:
+    if shim.find_compiler() is None:
         pytest.skip("no C compiler")
     launcher = installation.launcher("probe", "main", "a newer test")
     other = installation.directory / "c" / "newer"
-    other.write_bytes(shim.compile_shim(compiler, "probe", launcher, VERSIONS.encode(), installation.runtime))
+    other.write_bytes(compiled_shim(shim.ShimTexts("probe", launcher, VERSIONS.encode(), installation.runtime)))
     other.chmod(0o755)
     status, _, stderr = machine.run("c", "ADD", name="newer")
     assert status == 0

@@ -24,6 +24,7 @@ from cnisdk.plugin._launch import code_of, interpreter_of, render
 from cnisdk.testing import Host, Sandbox
 
 from ..modes import Plugins
+from .compiled import compiled_shim
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = b'{"cniVersion":"1.1.0","supportedVersions":["1.0.0"]}'
@@ -180,16 +181,14 @@ class Stage:
         self.host, self.directory, self.runtime = host, directory, str(directory / "run")
         (directory / "reusing.py").write_text(PLUGINS)
         paths = [str(directory), str(ROOT), *(search_path(sys.executable) or [path for path in sys.path if path])]
-        compiler = shim.find_compiler()
         for name in ("tidy", "silent", "plain"):
             argv, code = interpreter_of(sys.executable, paths), code_of("reusing", name, paths)
             launcher = render(f"{name}: reusing:{name} of a test", argv, code, VERSIONS.decode())
             (directory / f"{name}.launcher").write_bytes(launcher)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(protocol, "SHIM_TIMEOUT", 30.0)  # a busy machine is no failure
-                assert compiler is not None
                 path = directory / name
-                path.write_bytes(shim.compile_shim(compiler, name, launcher, VERSIONS, self.runtime))
+                path.write_bytes(compiled_shim(shim.ShimTexts(name, launcher, VERSIONS, self.runtime)))
                 path.chmod(0o755)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
             told.bind(str(directory / "told"))

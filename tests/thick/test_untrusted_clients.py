@@ -57,6 +57,7 @@ class Place:
         with pytest.MonkeyPatch.context() as patch:
             if kind == "python":
                 patch.setattr(shim, "find_compiler", lambda: None)
+                patch.setattr(shim, "find_prebuilt", lambda: None)
             patch.setattr(protocol, "SHIM_TIMEOUT", 30.0)  # a busy machine is no failure
             options = ["--thick", "--directory", str(self.run_directory), "host-local"]
             assert cnisdk.main(["install", "--dest", str(self.bin), *options]) == 0
