@@ -2,8 +2,8 @@
 
 ``links``
     Network interfaces, by kind: ``link``, ``veth``, ``bridge``, ``bridge_port``, ``vlan_gateway``, ``tap``; ``kinds``
-    has the simple ones. ``loan``: links of the host that a container has. ``device``: links by the device they
-    belong to. ``messages``: requests about links.
+    has the simple ones. ``loan``: links of the host that a container has. ``shared``: a link that several
+    attachments set up. ``device``: links by the device they belong to. ``messages``: requests about links.
 ``ip``
     Layer 3: ``address``, ``route``, ``rule``, ``tables``, and ``layer3``, which configures and verifies an interface's
     addresses and routes.
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         kinds as kinds,
         link as link,
         loan as loan,
+        shared as shared,
         tap as tap,
         veth as veth,
         vlan_gateway as vlan_gateway,
@@ -50,7 +51,7 @@ __all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".ip": "address layer3 route rule tables",
-        ".links": "bridge bridge_port device kinds link loan tap veth vlan_gateway",
+        ".links": "bridge bridge_port device kinds link loan shared tap veth vlan_gateway",
         ".netfilter": "conntrack firewall firewalld hostports iptables masquerade nft rules spoofcheck",
     },
     "attributes ip links lock netfilter netns program rtnetlink sysctl traffic",

@@ -24,7 +24,7 @@ from cnisdk import (
     StatusRequest,
     evolve,
 )
-from cnisdk.linux import address, layer3, link
+from cnisdk.linux import address, layer3, link, shared
 from cnisdk.linux.links.link import Link
 from cnisdk.plugin import interface
 
@@ -46,10 +46,9 @@ class Loopback(Plugin[NetConf]):
     def add(self, request: AddRequest[NetConf]) -> Result:
         netns = request.open_netns()
         lo = link.get("lo", netns)
-        if not lo.up:
-            with request.step():
-                lo.set_up()
-                request.undo(lo.set_down)
+        with request.step():
+            if shared.set_up(lo, request.attachment):
+                request.undo(shared.set_down, lo, request.attachment, keep_up=lo.up)
         ips = loopback_addresses(lo)
         result = request.prev_result
         return Result(ips=ips).with_interfaces(lo) if result is None else result
@@ -57,7 +56,7 @@ class Loopback(Plugin[NetConf]):
     def delete(self, request: DelRequest[NetConf]) -> None:
         netns = request.find_netns()
         if netns is not None:
-            link.get("lo", netns).set_down()
+            shared.set_down(link.get("lo", netns), request.attachment)
 
     def check(self, request: CheckRequest[NetConf]) -> None:
         netns, result = request.open_netns(), request.prev_result

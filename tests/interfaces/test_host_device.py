@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cnisdk.errors import CNIError, InvalidConfigError, InvalidEnvironmentError, IOFailureError, PluginNotAvailableError
-from cnisdk.linux import link, loan, netns, rtnetlink
+from cnisdk.linux import link, netns, rtnetlink
 from cnisdk.linux.links import messages
 from cnisdk.testing import Container, Host, PluginUnderTest
 from cnisdk_plugins.host_device import HostDevice
@@ -122,7 +122,7 @@ def untag(name: str, path: str = "") -> None:
     with netns.open(path or "/proc/thread-self/ns/net") as space:
         end = link.get(name, space)
         with rtnetlink.connect(space) as sock:
-            sock.send([loan._altname_request(loan._DELLINKPROP, each, index=end.index) for each in end.altnames])
+            sock.send([messages.altname_request(each, add=False, index=end.index) for each in end.altnames])
 
 
 def test_its_name_is_taken_meanwhile(nic: Host, capfd: pytest.CaptureFixture[str]) -> None:
@@ -272,7 +272,7 @@ def retag(name: str, path: str) -> None:
     with netns.open(path) as space:
         end = link.get(name, space)
         with rtnetlink.connect(space) as sock:
-            sock.send([loan._altname_request(loan._NEWLINKPROP, TAG, index=end.index)])
+            sock.send([messages.altname_request(TAG, add=True, index=end.index)])
 
 
 # --- ADD that fails ---------------------------------------------------------------------------------------------------

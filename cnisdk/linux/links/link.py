@@ -38,6 +38,7 @@ from .messages import (
     IFLA_PERM_ADDRESS,
     IFLA_PROP_LIST,
     IFLA_TXQLEN,
+    down_request,
     get_request,
     message,
     port_requests,
@@ -161,7 +162,7 @@ class Link(NamedTuple):
         Raises:
             KernelError: (5) The kernel refused.
         """
-        self._change(set_request(f"cannot set link {self.name} down", index=self.index, flags=0, change=IFF_UP))
+        self._change(down_request(self.index, self.name))
 
     def set_promisc(self, on: bool) -> None:
         """Make it receive all frames, or only those for it.

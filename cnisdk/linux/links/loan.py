@@ -27,16 +27,13 @@ from ..._light import NamedTuple
 from ...errors import CNIError, InvalidEnvironmentError, IOFailureError
 from ...spec.names import Attachment, check_ifname, network_tag_prefixes
 from .. import netns as namespaces, rtnetlink
-from ..attributes import attribute, text
+from ..attributes import attribute
 from ..netns import NetNS
 from ..rtnetlink import KernelError, Message, Socket
 from . import link, messages
 from .link import Link
 
-# linux/rtnetlink.h, linux/if.h
-_NEWLINKPROP, _DELLINKPROP = 108, 109
-_NESTED = 0x8000
-_ALTNAME_MAX = 127
+_ALTNAME_MAX = 127  # linux/if.h
 _PREFIX = "cni:"
 _NAMED = "/run/netns"
 # How a name is made that the kernel completes: a name has at most 15 bytes.
@@ -101,7 +98,7 @@ def lend(device: Link, netns: NetNS, name: str, *, owner: Attachment) -> Loan:
                 here.send(
                     [messages.set_request(what, index=device.index, rename=name, alias=device.name, netns=netns)],
                 )
-            for answer in there.exchange([_altname_request(_NEWLINKPROP, tag(owner), name=name), look]):
+            for answer in there.exchange([messages.altname_request(tag(owner), add=True, name=name), look]):
                 # Without alternative names (before Linux 5.5) the alias alone tells of the loan.
                 if isinstance(answer, KernelError) and answer.errno != errno.EOPNOTSUPP:
                     raise answer
@@ -262,7 +259,7 @@ def give_back(end: Link, *, owner: Attachment, name: str = "") -> Link | None:
     targets = [free, free] if not name or link.find(name) is not None else [name, name, free]
     with namespaces.current() as host, rtnetlink.connect(end.netns) as there:
         # Tagged first, so that it is found on the host whatever comes between.
-        there.exchange([_altname_request(_NEWLINKPROP, tag(owner), index=end.index)])
+        there.exchange([messages.altname_request(tag(owner), add=True, index=end.index)])
         while targets:
             target = targets.pop(0)
             alias = _NO_ALIAS if target == name else name or _NO_ALIAS
@@ -279,7 +276,7 @@ def give_back(end: Link, *, owner: Attachment, name: str = "") -> Link | None:
                 break  # it has moved, but this moment another link took the name
             # Another link of the host has one of its alternative names.
             names = [each for each in end.refresh().altnames if each != tag(owner)]
-            there.exchange([_altname_request(_DELLINKPROP, each, index=end.index) for each in names])
+            there.exchange([messages.altname_request(each, add=False, index=end.index) for each in names])
     return settle(owner)
 
 
@@ -335,7 +332,7 @@ def bring_home(home: Link) -> Link:
         what = f"cannot rename link {home.name} to {name}"
         requests.append(messages.set_request(what, index=home.index, rename=name, alias=_NO_ALIAS))
     tags = [each for each in home.altnames if each.startswith(_PREFIX)]
-    requests += [_altname_request(_DELLINKPROP, each, index=home.index) for each in tags]
+    requests += [messages.altname_request(each, add=False, index=home.index) for each in tags]
     with rtnetlink.connect() as sock:
         for answer in sock.exchange(requests):
             if isinstance(answer, KernelError) and answer.errno not in (errno.EEXIST, errno.EBUSY, errno.ENODEV):
@@ -370,11 +367,3 @@ def _explain(error: KernelError, device: Link, owner: Attachment) -> Exception:
 def tag(owner: Attachment) -> str:
     """Return the alternative name of a link that an attachment has on loan."""
     return owner.tag_within(_ALTNAME_MAX)
-
-
-def _altname_request(kind: int, altname: str, *, index: int = 0, name: str = "") -> Message:
-    """Add or delete an alternative name of a link, named by index or else by name."""
-    names = attribute(messages.IFLA_PROP_LIST | _NESTED, attribute(messages.IFLA_ALT_IFNAME, altname.encode(), b"\0"))
-    flags = rtnetlink.F_ACK | (rtnetlink.F_CREATE | rtnetlink.F_EXCL if kind == _NEWLINKPROP else 0)
-    body = messages.message(text(messages.IFLA_IFNAME, name) if name else b"", names, index=index)
-    return Message(kind, body, f"cannot change the alternative name {altname} of link {name or index}", flags)

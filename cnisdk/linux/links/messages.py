@@ -21,6 +21,8 @@ IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC = 13, 16,
 IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_NUM_TX_QUEUES = 28, 29, 31
 #: More attributes of a link.
 IFLA_PROP_LIST, IFLA_ALT_IFNAME, IFLA_PERM_ADDRESS, IFLA_PARENT_DEV_NAME = 52, 53, 54, 56
+_NEWLINKPROP, _DELLINKPROP = 108, 109
+_NESTED = 0x8000
 #: Attributes inside IFLA_LINKINFO.
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 #: Attribute inside IFLA_INFO_DATA of a bridge.
@@ -90,6 +92,15 @@ def set_request(
     return Message(rtnetlink.SETLINK, message(*attributes, index=index, flags=flags, change=change), what)
 
 
+def altname_request(altname: str, *, add: bool, index: int = 0, name: str = "") -> Message:
+    """Add or delete an alternative name of a link (Linux 5.5), named by index or else by name."""
+    names = attribute(IFLA_PROP_LIST | _NESTED, attribute(IFLA_ALT_IFNAME, altname.encode(), b"\0"))
+    flags = rtnetlink.F_ACK | (rtnetlink.F_CREATE | rtnetlink.F_EXCL if add else 0)
+    body = message(text(IFLA_IFNAME, name) if name else b"", names, index=index)
+    what = f"cannot change the alternative name {altname} of link {name or index}"
+    return Message(_NEWLINKPROP if add else _DELLINKPROP, body, what, flags)
+
+
 def mac_attribute(mac: str) -> bytes:
     """A hardware address: six bytes for Ethernet, but four for a tunnel and twenty for InfiniBand."""
     return attribute(IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
@@ -98,6 +109,11 @@ def mac_attribute(mac: str) -> bytes:
 def up_request(index: int, name: str) -> Message:
     """Set a link up."""
     return set_request(f"cannot set link {name} up", index=index, flags=IFF_UP, change=IFF_UP)
+
+
+def down_request(index: int, name: str) -> Message:
+    """Set a link down."""
+    return set_request(f"cannot set link {name} down", index=index, flags=0, change=IFF_UP)
 
 
 def promisc_request(index: int, name: str, on: bool) -> Message:

@@ -1,0 +1,62 @@
+"""A link that several attachments set up and down, such as a namespace's loopback interface.
+
+Each attachment leaves its mark, an alternative name of the link. The link goes down with the last mark. So a DEL that
+comes late takes its own mark, and nothing from the container that the path of the namespace leads to by now.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from ...spec.names import Attachment
+from .. import rtnetlink
+from ..rtnetlink import KernelError
+from . import link, loan, messages
+from .link import Link
+
+_PREFIX = "cni:"
+
+
+def set_up(shared: Link, owner: Attachment) -> bool:
+    """Mark a link as used by an attachment, and set it up.
+
+    Returns:
+        False if it had the mark: another ADD of the attachment has made it, and undo must leave it.
+
+    Raises:
+        KernelError: (5) The kernel refused. Kernels before 5.5 know no alternative names: that is fine.
+    """
+    mark = messages.altname_request(loan.tag(owner), add=True, index=shared.index)
+    with rtnetlink.connect(shared.netns) as sock:
+        marked, up = sock.exchange([mark, messages.up_request(shared.index, shared.name)])
+    if isinstance(up, KernelError):
+        raise up
+    if isinstance(marked, KernelError) and marked.errno not in (errno.EEXIST, errno.EOPNOTSUPP):
+        raise marked
+    return not isinstance(marked, KernelError) or marked.errno != errno.EEXIST
+
+
+def set_down(shared: Link, owner: Attachment, *, keep_up: bool = False) -> None:
+    """Take an attachment's mark off a link, and set the link down if no other attachment uses it.
+
+    A link with no mark at all is the reference plugin's. It is set down as well, unless another link of its namespace
+    is up: then the container may be alive.
+
+    Args:
+        shared: The link.
+        owner: The attachment.
+        keep_up: Take only the mark off: the link was up before it was marked.
+
+    Raises:
+        KernelError: (5) The kernel refused.
+    """
+    there = shared.refresh()
+    marks = {name for name in there.altnames if name.startswith(_PREFIX)}
+    if not marks and any(each.up and each.index != there.index for each in link.list_all(there.netns)):
+        return
+    own = loan.tag(owner)
+    requests = [messages.altname_request(own, add=False, index=there.index)] if own in marks else []
+    if marks <= {own} and not keep_up:
+        requests.append(messages.down_request(there.index, there.name))
+    with rtnetlink.connect(there.netns) as sock:
+        sock.send(requests)
