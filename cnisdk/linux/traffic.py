@@ -157,16 +157,25 @@ def check_redirect(link: Link, to: Link) -> None:
     Raises:
         IOFailureError: (5) It is not.
     """
+    if not redirects(link, to):
+        raise IOFailureError(f"packets that come in on link {link.name} are not redirected to link {to.name}")
+
+
+def redirects(link: Link, to: Link) -> bool:
+    """Tell whether what comes in on a link is redirected to another one.
+
+    Raises:
+        KernelError: (5) The kernel refused to tell.
+    """
     request = Message(_GETTFILTER, _message(link, 0, _INGRESS_HANDLE), f"cannot read the filters of link {link.name}")
     try:
         with rtnetlink.connect(link.netns) as sock:
             filters = sock.dump(request)
     except KernelError as error:
-        if error.errno not in (errno.ENOENT, errno.EINVAL):  # no ingress discipline, no filters
+        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):  # no ingress discipline, no filters
             raise
-        filters = []
-    if to.index not in {target for each in filters for target in _redirections(each)}:
-        raise IOFailureError(f"packets that come in on link {link.name} are not redirected to link {to.name}")
+        return False
+    return any(to.index in _redirections(each) for each in filters)
 
 
 def clear(link: Link) -> None:

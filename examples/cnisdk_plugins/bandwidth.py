@@ -134,15 +134,8 @@ class Bandwidth(Plugin[BandwidthConf]):
         return evolve(result, interfaces=(*result.interfaces, Interface(name=ifb.name, mac=ifb.mac)))
 
     def delete(self, request: DelRequest[BandwidthConf]) -> None:
-        ifb, result = find_ifb(request.attachment), request.prev_result
-        # Without alias it is the reference's, whose name for it leaves the interface out, so that the result must tell;
-        # or it is of an ADD that was killed before it could limit anything.
-        if ifb and (
-            ifb.alias
-            or result is None
-            or ifb.name in [each.name for each in result.interfaces]
-            or not traffic.has_limit(ifb)
-        ):
+        ifb = find_ifb(request.attachment)
+        if ifb and (ifb.alias or is_own(request, ifb)):
             ifb.delete()
 
     def check(self, request: CheckRequest[BandwidthConf]) -> None:
@@ -201,6 +194,21 @@ def find_ifb(owner: Attachment) -> Link | None:
     """Return the ifb link of an attachment: its alias says so. One without alias, if there is no other, is Go's."""
     found = [each for name in ifb_names(owner) if (each := link.find(name)) is not None and each.kind == "ifb"]
     return next((each for alias in (owner.tag, "") for each in found if each.alias == alias), None)
+
+
+def is_own(request: DelRequest[BandwidthConf], ifb: Link) -> bool:
+    """Tell whether an ifb link without alias is the attachment's. The reference's name for it leaves the interface out.
+
+    Without a result, the link that is redirected to it tells. Where it limits nothing, an ADD was killed.
+    """
+    result = request.prev_result
+    if result is not None:
+        return ifb.name in [each.name for each in result.interfaces] or not traffic.has_limit(ifb)
+    users = [each for each in link.list_all() if traffic.redirects(each, ifb)]
+    netns = request.find_netns() if users else None
+    end = None if netns is None else link.find(request.ifname, netns)
+    host = link.find_peer(end) if end and interface.is_own(request, end, "veth") else None
+    return not users or (host is not None and host.index in [each.index for each in users])
 
 
 main = PluginMain(Bandwidth, "CNI bandwidth plugin v1.9.1")

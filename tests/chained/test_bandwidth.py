@@ -224,3 +224,36 @@ def test_go_and_ours_check_and_delete_what_the_other_added(host: Host, go: Path,
             each.pop("mac", None)
         assert again.pop("dns", {}) == answered.pop("dns", {})
         assert again == answered
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("version", ["0.3.1", "1.0.0"])
+def test_a_del_without_result_keeps_the_limit_of_another_interface(host: Host, go: Path, version: str) -> None:
+    """The reference's name for the link leaves the interface out, and joins the names of network and container."""
+    container, result = attached(host)
+    del result["foreign"]
+    conf = {**EVERYTHING, "cniVersion": version, "prevResult": in_version(result, version)}
+    host.plugin(go / "bandwidth", conf).run("ADD", container).raise_for_error()
+    ours = host.plugin(Bandwidth, {**conf, "prevResult": None})
+    before = host.state()
+    second = {"CNI_IFNAME": "eth1"}
+    joined = {"CNI_CONTAINERID": f"t{container.id}", "CNI_NETNS": ""}
+    for environ, name in ((second, "net"), ({**second, "CNI_NETNS": ""}, "net"), (joined, "ne")):
+        ours.run("DEL", container, environ=environ, name=name).raise_for_error()
+        assert host.state() == before
+    ours.run("DEL", container).raise_for_error()
+    assert ifbs(host) == [], "the interface's own DEL needs no result"
+
+
+@pytest.mark.interop
+def test_a_del_without_result_after_the_namespace_is_gone(host: Host, go: Path) -> None:
+    """No link uses the reference's any more: it goes."""
+    container, result = attached(host)
+    del result["foreign"]
+    conf = {**EVERYTHING, "cniVersion": "1.0.0", "prevResult": in_version(result, "1.0.0")}
+    host.plugin(go / "bandwidth", conf).run("ADD", container).raise_for_error()
+    host.shell("ip link delete v-c1")
+    container.destroy()
+    assert len(ifbs(host)) == 1
+    host.plugin(Bandwidth, {**conf, "prevResult": None}).run("DEL", container).raise_for_error()
+    assert ifbs(host) == []

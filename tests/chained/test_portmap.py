@@ -327,6 +327,26 @@ def test_udp_flows_of_the_host_port_are_forgotten(host: Host, outside: Host, bac
             assert not any((8053).to_bytes(2, "big") in flow for flow in flows), "DEL forgets the flow, too"
 
 
+@pytest.mark.parametrize("holder", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_late_del_keeps_the_flows_of_the_next_container(host: Host, outside: Host, backend: str, holder: str) -> None:
+    """DEL comes once more, with the result of ADD, when another container has the port."""
+    (first, one), (second, two) = attached(host, "c1", 5), attached(host, "c2", 6)
+    late = host.plugin(Portmap, {"backend": backend, "prevResult": one, **ports(MAPPINGS[1])})
+    late.add(first)
+    late.delete(first)
+    host.plugin(Portmap, {"backend": holder, "prevResult": two, **ports(MAPPINGS[1])}).add(second)
+    client = outside.open_socket(socket.AF_INET, socket.SOCK_DGRAM, bind=("198.51.100.2", 5000))
+    server = second.open_socket(socket.AF_INET, socket.SOCK_DGRAM, bind=("0.0.0.0", 53))
+    with client, server:
+        server.settimeout(5)
+        client.sendto(b"hello", ("198.51.100.1", 8053))
+        assert server.recv(10) == b"hello"
+        assert len(host.call(udp_flows, 4)) == 1
+        late.delete(first)
+        assert len(host.call(udp_flows, 4)) == 1
+
+
 def udp_flows(version: int) -> list[bytes]:
     """The flows to ports 8053 and 8054."""
     numbers = [port.to_bytes(2, "big") for port in (8053, 8054)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
-from ...errors import InvalidConfigError, PluginNotAvailableError, run_all
+from ...errors import InvalidConfigError, PluginNotAvailableError, TryAgainLaterError, run_all
 from ...spec.names import Attachment, shorten
 from .. import program, sysctl
 from ..ip import route
@@ -112,7 +112,8 @@ def withdraw(owner: Attachment, ports: Iterable[HostPort] = ()) -> None:
 
     Args:
         owner: The attachment.
-        ports: Its ports, as far as they are known: flows to them are forgotten, too.
+        ports: Its ports, as far as they are known: flows to them are forgotten, too, unless another container has the
+            port by now.
 
     Raises:
         CNIError: Something failed; the rest was done nevertheless.
@@ -120,10 +121,21 @@ def withdraw(owner: Attachment, ports: Iterable[HostPort] = ()) -> None:
     known = set(ports)
 
     def clean(version: int) -> None:
-        gone = known | set(hostports_nft.delete(owner, version)) | set(hostports_iptables.delete(owner, version, known))
+        gone = {*hostports_nft.delete(owner, version), *hostports_iptables.delete(owner, version, known)}
+        gone |= {port for port in known - gone if udp_ports([port]) and _is_free(owner, port)}
         conntrack.forget_udp(version, udp_ports(port for port in gone if port.version == version))
 
     run_all(*(partial(clean, version) for version in (4, 6)))
+
+
+def _is_free(owner: Attachment, port: HostPort) -> bool:
+    """Return whether no other container has a port, in either backend."""
+    try:
+        hostports_nft.check_holders(owner, port.version, [port])
+        hostports_iptables.check_holders(owner, port.version, [port])
+    except TryAgainLaterError:
+        return False
+    return True
 
 
 def gc(network: str, valid: Collection[Attachment]) -> None:
