@@ -42,7 +42,7 @@ CNISDK = [os.path.abspath(sys.executable), "-I", "-m", "cnisdk"]
 START = [*CNISDK, "serve", "--background"]
 
 # Samples that are compared, and how much more the late ones may have: pages may be touched for the first time late.
-MAY_GROW = {"rss": 1024, "pss": 8192, "descriptors": 2, "workers": 2, "files": 2}
+MAY_GROW = {"rss": 1024, "pss": 8192, "descriptors": 2, "workers": 2, "threads": 0, "zombies": 0, "files": 2}
 PARTS = 20
 MAY_SLOW_DOWN = 3.0  # times; the machine has other things to do, too
 
@@ -54,8 +54,10 @@ class Sample(NamedTuple):
         requests: How many have ended.
         rss: Resident set size of the server, in KiB.
         pss: Proportional set size of the server and its workers, in KiB.
-        descriptors: Open ones of the server.
+        descriptors: Open ones of the server and its workers, for each process. They would hold namespaces, too.
         workers: Those that wait.
+        threads: Of the server and its workers, beyond one for each process.
+        zombies: Processes that have ended, and for which the server has not waited.
         files: In its directory.
         p50: Median of a request, from before its shim is started until that has ended, in milliseconds.
         p95: 95th percentile.
@@ -66,8 +68,10 @@ class Sample(NamedTuple):
     requests: int
     rss: int
     pss: int
-    descriptors: int
+    descriptors: float
     workers: int
+    threads: int
+    zombies: int
     files: int
     p50: float
     p95: float
@@ -132,18 +136,26 @@ def weigh(pid: int) -> dict[int, int]:
     return {each: memory(each, "Pss") for each in (pid, *map(int, workers))}
 
 
+def state_of(pid: int) -> str:
+    """Return the letter that the kernel shows for the state of a process."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def look(pid: int, requests: int, times: list[float], seconds: float) -> Sample:
     """Look at a server when it has come to rest."""
     deadline, now = time.monotonic() + 10, weigh(pid)
     while len(now) - 1 > DEFAULT_READY and time.monotonic() < deadline:
         time.sleep(0.2)
         now = weigh(pid)
+    alive = [each for each in now if state_of(each) != "Z"]
     return Sample(
         requests,
         memory(pid, "Rss"),
         sum(now.values()),
-        len(os.listdir(f"/proc/{pid}/fd")),
+        statistics.mean(len(os.listdir(f"/proc/{each}/fd")) for each in alive),
         len(now) - 1,
+        sum(len(os.listdir(f"/proc/{each}/task")) - 1 for each in alive),
+        len(now) - len(alive),
         len(os.listdir(DIRECTORY)),
         percentile(times, 0.5) * 1000,
         percentile(times, 0.95) * 1000,
@@ -318,10 +330,9 @@ def many_requests(plugins: Path, alone: Path, requests: int, flight: int) -> lis
     mixture = Mixture(plugins, alone, flight)
     links = {name for _, name in socket.if_nameindex()}
     samples: list[Sample] = []
-    print(
-        "\n| requests | RSS KiB | all PSS KiB | descriptors | workers | files | p50 ms | p95 | longest | per second |"
-    )
-    print("|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    units = {"rss": "RSS KiB", "pss": "all PSS KiB", "p50": "p50 ms", "most": "longest", "rate": "per second"}
+    print(f"\n| {' | '.join(units.get(name, name) for name in Sample._fields)} |")
+    print(f"|{'--:|' * len(Sample._fields)}")
     ended = 0
     with server() as pid:
         for _ in range(PARTS):

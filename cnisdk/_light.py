@@ -100,13 +100,18 @@ def _make_new(made: type, fields: tuple[str, ...], defaults: dict[str, Any]) -> 
     def __new__(cls: Any, /, *given: Any, **named: Any) -> Any:
         if len(given) == count and not named:
             return new(cls, given)
-        values = dict(zip(fields, given, strict=False))
-        if len(given) <= count and values.keys().isdisjoint(named):
-            values.update(named)
-            values = {**defaults, **values}
-            if len(values) == count and all(field in values for field in fields):
-                return new(cls, [values[field] for field in fields])
-        return _slow_twin(made)(*given, **named)  # which says what is wrong
+        values = {**defaults, **named}
+        if given:
+            positional = dict(zip(fields, given, strict=False))
+            if len(given) > count or not positional.keys().isdisjoint(named):
+                return _slow_twin(made)(*given, **named)  # which says what is wrong
+            values.update(positional)
+        if len(values) == count:
+            try:
+                return new(cls, map(values.__getitem__, fields))
+            except KeyError:
+                pass
+        return _slow_twin(made)(*given, **named)
 
     __new__.__qualname__ = f"{made.__qualname__}.__new__"
     return __new__
