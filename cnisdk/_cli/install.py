@@ -318,7 +318,7 @@ def run(args: argparse.Namespace) -> int:
     interpreter = this_interpreter()
     paths = search_path(interpreter)
     wants_shims = args.thick or args.on_demand
-    render_shim = _choose_shims(args.thick, interpreter_of(interpreter, paths)) if wants_shims else None
+    render_shim = _choose_shims(args.thick) if wants_shims else None
     start = render_start(interpreter, args.directory) if args.on_demand else b""
     status = 0
     for plugin in plugins:
@@ -370,26 +370,30 @@ class InstalledFile(NamedTuple):
         return present == self.content if self.stamp is None else self.stamp in present
 
 
-def _choose_shims(thick: bool, argv: Sequence[str]) -> Callable[[ShimTexts], bytes] | None:
-    """Choose how shims are made: from the program in this package, with the compiler, or in Python.
+def _choose_shims(thick: bool) -> Callable[[ShimTexts], bytes] | None:
+    """Choose how shims are made: from the program in this package, or with the compiler.
 
     Args:
         thick: Shims are wanted in any case.
-        argv: Interpreter and switches of shims in Python.
 
     Returns:
-        Function that makes a shim; None if launchers are better. A shim in Python starts an interpreter to find out
-        that there is no server, so it pays only where a server is there always.
+        Function that makes a shim; None if there is no program for one. Then launchers do the work: a shim in Python
+        would start an interpreter itself, and takes as long as a plugin that runs one-shot.
+
+    Raises:
+        IOFailureError: (5) Shims are wanted in any case, and there is no program for them.
     """
     from .._thick import shim
 
     program, compiler = shim.find_prebuilt(), shim.find_compiler()
     if program is None and compiler is None:
-        if not thick:
-            print("cnisdk install: no C compiler (cc): writing launchers, as with --no-server", file=sys.stderr)
-            return None
-        print("cnisdk install: no C compiler (cc): writing shims in Python, which are slower", file=sys.stderr)
-        return partial(shim.render_python_shim, argv)
+        if thick:
+            raise IOFailureError(
+                "there is no C compiler (cc), and no ready-made shim for this processor",
+                details="install a compiler; or leave out --thick, and plugins run one-shot",
+            )
+        print("cnisdk install: no C compiler (cc): writing launchers, as with --no-server", file=sys.stderr)
+        return None
 
     @cache
     def make_program() -> bytes:

@@ -21,7 +21,7 @@ from .._thick.shim import ON_DEMAND, ShimRecord, read_record
 from ..errors import CNIError
 from ..invoke.process import execute
 from ..invoke.version import plugin_versions
-from ..plugin._launch import find_launcher, quote
+from ..plugin._launch import find_launcher
 from .install import BACKUP_SUFFIX, discard, is_launcher, read_program
 
 USUAL_DIRECTORIES = (
@@ -137,8 +137,7 @@ def _read_launcher(found: PluginFile, content: bytes) -> PluginFile:
     found = found._replace(origin="cnisdk", mode="one-shot")
     if record := read_record(content):
         found = found._replace(server=record.directory, mode=_describe_mode(found.type, record, content))
-    # In a shim for machines without a compiler, the launcher is a word of the shell.
-    text = (find_launcher(content) or b"").replace(quote("'")[1:-1].encode(), b"'")
+    text = find_launcher(content) or b""
     try:
         told = loads(text.split(b"\n", 4)[3].removeprefix(b"# "))
         about, argv, versions = told["about"], told["argv"], loads(told["versions"])

@@ -1,6 +1,6 @@
 """Make the shims: the programs in the place of launchers that hand their request to the resident server.
 
-A shim exists in C (``shim.c``) and, for machines without a compiler, in Python (:data:`_PYTHON`). Both do the same:
+What a shim (``shim.c``) does:
 
 1. VERSION is answered at once, from a text in the shim. A shim without CNI_COMMAND, with arguments, or with a closed
    standard stream becomes the launcher.
@@ -13,10 +13,10 @@ A shim exists in C (``shim.c``) and, for machines without a compiler, in Python 
 A shim contains the text of its launcher, and an identity made of it. The server runs only requests of shims whose
 launcher is the one it has loaded. So after an upgrade, shims and server fall back until both are of one version.
 
-The program in C is the same for all plugins. ``cnisdk install`` writes the texts of a plugin into it. The program comes
+The program is the same for all plugins. ``cnisdk install`` writes the texts of a plugin into it. The program comes
 from the wheel, which has it for the usual processors (:mod:`.shim_build`); else the machine's compiler makes it.
 
-A shim in C may start a server on demand (:mod:`.ondemand`). Then it says nothing when none listens: that is no mistake.
+A shim may start a server on demand (:mod:`.ondemand`). Then it says nothing when none listens: that is no mistake.
 """
 
 from __future__ import annotations
@@ -222,145 +222,3 @@ def render_start(interpreter: str, directory: str) -> bytes:
     --description='Resident CNI plugins, started on demand' {service} -- "$@" && exit
 exec "$@"
 """.encode(errors="surrogateescape")
-
-
-def render_python_shim(argv: Sequence[str], texts: ShimTexts) -> bytes:
-    """Render the shim of one plugin in Python, for machines without a compiler. It imports ``socket`` and ``signal``.
-
-    Args:
-        argv: Interpreter and switches, in front of ``-c``.
-        texts: Texts of the plugin. Such a shim starts no server: it would start two more interpreters.
-    """
-    from ..plugin._launch import MARK, quote
-
-    program = _PYTHON.format(
-        type=texts.type,
-        id=launcher_id(texts.launcher),
-        socket=os.path.join(texts.directory, os.path.basename(protocol.SOCKET)),
-        fallbacks=os.path.join(texts.directory, os.path.basename(protocol.FALLBACKS)),
-        timeout=protocol.SHIM_TIMEOUT,
-    )
-    text = f"""#!/bin/sh
-# CNI plugin, {MARK} --thick: change nothing here, it will be overwritten.
-# {texts.record.decode(errors="surrogateescape")}
-if [ "$CNI_COMMAND" = VERSION ]; then
-    printf '%s\\n' {quote(texts.versions.decode())}
-    exit
-fi
-run=''
-if [ -n "$CNI_COMMAND" ]; then
-    run={quote(program)}
-fi
-launcher={quote(texts.launcher.decode(errors="surrogateescape"))}
-[ -n "$run" ] || exec /bin/sh -c "$launcher" "$0" "$@"
-exec {quote(argv[0])} {" ".join(argv[1:])} -c "$run" "$0" "$launcher"
-"""
-    return text.encode(errors="surrogateescape")
-
-
-_PYTHON = '''\
-import os, socket, sys, time
-name, launcher = sys.argv[1:]
-handled = []
-def fall_back(reason, why):
-    try:
-        fd = os.open({fallbacks!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        if os.fstat(fd).st_size < 1 << 20:
-            os.write(fd, f"{type} {{reason}}\\n".encode())
-        os.close(fd)
-    except OSError:
-        pass
-    os.write(2, f"cnisdk: running the plugin in a process of its own instead: {{why}}\\n".encode(errors="replace"))
-    for number in handled:
-        signal.signal(number, signal.SIG_DFL)
-    os.execv("/bin/sh", ["sh", "-c", launcher, name])
-for fd in (0, 1, 2):
-    try:
-        os.fstat(fd)
-    except OSError:
-        os.execv("/bin/sh", ["sh", "-c", launcher, name])
-connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-connection.settimeout({timeout!r})
-def receive():
-    try:
-        return connection.recv(512)
-    except ConnectionResetError:
-        return connection.recv(512)
-def take_back():
-    try:
-        return bool(end is None or end.recv(8, socket.MSG_DONTWAIT))
-    except OSError:
-        return False
-end = None
-try:
-    connection.connect({socket!r})
-    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    if int.from_bytes(peer[4:8], sys.byteorder) != os.geteuid():
-        fall_back("stranger", "the server is another user's")
-except TimeoutError:
-    fall_back("busy", "the server has too many requests waiting")
-except OSError as error:
-    fall_back("absent", f"no server takes the request: {{error}}")
-import signal
-worker = None
-def handle(number, _):
-    global worker
-    if worker is None and take_back():
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)
-    end.close()
-    if worker is None:
-        files = socket.recv_fds(here, 64, 1)[1]
-        worker = files[0] if files else None
-    if worker is not None:
-        signal.pidfd_send_signal(worker, number)
-handled = [each for each in (1, 2, 15) if signal.getsignal(each) is not signal.SIG_IGN]
-try:
-    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    entries = [os.fsencode(name), *(key + b"=" + value for key, value in os.environb.items())]
-    request = b"".join(entry + b"\\0" for entry in entries)
-    files = [0, 1, 2, os.open(".", os.O_PATH)]
-    socket.send_fds(here, [request], files)
-    mask = os.umask(0)
-    os.umask(mask)
-    kind = int(open("/proc/self/personality").read(), 16)
-except OSError as error:
-    fall_back("large", f"the request cannot be handed over: {{error}}")
-try:
-    offer = f"cnisdk4 {type} {id} {{kind:x}} {{mask:o}} {{len(request)}} {{time.monotonic_ns() // 1000}}"
-    end = there
-    for number in handled:
-        signal.signal(number, handle)
-    try:
-        socket.send_fds(connection, [offer.encode()], [there.fileno()])
-    except (BrokenPipeError, ConnectionResetError):
-        pass
-    text = receive()
-except TimeoutError:
-    if take_back():
-        fall_back("late", "the server does not answer in time")
-    end.close()
-    connection.settimeout(None)
-    try:
-        text = receive()
-    except OSError:
-        text = b""
-except OSError:
-    text = b""
-if not text.startswith(b"exit ") and take_back():
-    if text:
-        fall_back("declined", "the server declines: " + text.decode(errors="replace").strip())
-    fall_back("lost", "the server ended before it took the request")
-try:
-    status = int(text.split()[1])
-except (IndexError, ValueError):
-    os.write(2, b"cnisdk: the worker died while it ran the request; it is not run again\\n")
-    os.write(1, b"""{{
-    "cniVersion": "1.0.0",
-    "code": 999,
-    "msg": "the resident server's worker died while it ran this request",
-    "details": "it is not known how far it came: DEL takes back what it did"
-}}""")
-    status = 1
-os._exit(status)
-'''

@@ -92,11 +92,7 @@ def test_what_networks_use_and_lack(node: Node, capsys: pytest.CaptureFixture[st
     assert document["missing"] == missing
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "python"])
-def test_shims_and_their_server(node: Node, host: Host, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
-    if not compiled:
-        monkeypatch.setattr("cnisdk._thick.shim.find_compiler", lambda: None)
-        monkeypatch.setattr("cnisdk._thick.shim.find_prebuilt", lambda: None)
+def test_shims_and_their_server(node: Node, host: Host) -> None:
     node.install("--thick", "bridge", "vlan")
     # Another version has another identity.
     node.write("vlan", re.sub(rb"[0-9a-f]{32}", b"0" * 32, (node.bin / "vlan").read_bytes()))

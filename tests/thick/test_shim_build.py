@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cnisdk._cli import cnisdk
 from cnisdk._thick import shim, shim_build
 from cnisdk._thick.shim import ON_DEMAND, THICK, ShimTexts
 from cnisdk.errors import InvalidConfigError
@@ -105,6 +106,17 @@ def test_a_program_of_another_source_is_not_used(tmp_path: Path, monkeypatch: py
     assert shim.find_prebuilt() is None
     path.write_bytes(shim._payload_mark())
     assert shim.find_prebuilt() == shim._payload_mark()
+
+
+def test_where_there_is_no_program_thick_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shim in Python was tried: it took as long as the plugin in a process of its own."""
+    for find in ("find_compiler", "find_prebuilt"):
+        monkeypatch.setattr(shim, find, lambda: None)
+    assert cnisdk.main(["install", "--dest", str(tmp_path), "--thick", "static"]) == 1
+    assert "there is no C compiler (cc), and no ready-made shim for this processor" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
