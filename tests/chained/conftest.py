@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cnisdk.linux import attributes
+from cnisdk.linux import _sockets, attributes
 from cnisdk.linux.netfilter import nfnetlink
 from cnisdk.testing import Container, Host, PluginUnderTest, kill_after
 
@@ -48,6 +48,30 @@ def attached(host: Host, name: str = "c1", address: str = "10.1.0.2/24") -> tupl
         "foreign": {"key": [1]},
     }
     return container, result
+
+
+def received_bytes(function: Callable[..., Any], *arguments: Any) -> int:
+    """Return how much a call reads of the packet filter's rules."""
+    received = 0
+
+    class Counting(_sockets.Socket):
+        def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+            nonlocal received
+            data = super().recv(bufsize, flags)
+            received += len(data)
+            return data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_sockets, "Socket", Counting)
+        function(*arguments)
+    return received
+
+
+def renumber_iptables() -> None:
+    """Save and restore all rules of iptables, which gives them other handles."""
+    for version in ("", "6"):
+        saved = subprocess.run([f"ip{version}tables-save"], check=True, stdout=subprocess.PIPE)
+        subprocess.run([f"ip{version}tables-restore"], check=True, input=saved.stdout)
 
 
 def two_networks(host: Host) -> tuple[Container, dict[str, Any]]:

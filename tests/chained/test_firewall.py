@@ -17,6 +17,7 @@ from cnisdk import AddRequest, Attachment, CNIError, runtime
 from cnisdk.linux import firewall
 from cnisdk.linux.netfilter import firewall_iptables, sets, xt_rules
 from cnisdk.linux.netfilter.firewall import Ingress
+from cnisdk.linux.netfilter.nft import NftTable
 from cnisdk.plugin._repair import repair
 from cnisdk.plugin.request import parse_request
 from cnisdk.runtime import Survey, survey_host
@@ -25,7 +26,16 @@ from cnisdk.testing import Container, Host, expect_error
 from cnisdk_plugins.firewall import Firewall, FirewallConf
 
 from ..programs import started_programs
-from .conftest import check_old_programs_read, find_by_iptables, in_version, kill_adds, listing, read_iptables
+from .conftest import (
+    check_old_programs_read,
+    find_by_iptables,
+    in_version,
+    kill_adds,
+    listing,
+    read_iptables,
+    received_bytes,
+    renumber_iptables,
+)
 
 pytestmark = pytest.mark.kernel
 
@@ -554,26 +564,75 @@ def test_an_address_of_several_goes_with_the_last(host: Host, order: tuple[str, 
     assert own(host) == []
 
 
-def test_two_dels_of_one_address_leave_no_rule(host: Host) -> None:
+@pytest.mark.parametrize("reader", ["_list_accepts", "_find_beside"])
+def test_two_dels_of_one_address_leave_no_rule(host: Host, reader: str) -> None:
     """The other one finishes after this one has read whose rules there are, and before it reads the rules."""
     one, other = (Attachment("net", name, "eth0") for name in ("c1", "c2"))
     address = [ip_address("10.1.0.5")]
-    list_accepts = firewall_iptables._list_accepts
+    read = getattr(firewall_iptables, reader)
 
     def late(*arguments: Any) -> Any:
         patch.undo()
         firewall.withdraw(other)
-        return list_accepts(*arguments)
+        return read(*arguments)
 
     def add_and_delete() -> None:
         for owner in (one, other):
             firewall.admit("iptables", owner, address, "CNI-ADMIN")
-        patch.setattr(firewall_iptables, "_list_accepts", late)
+        if reader == "_list_accepts":
+            renumber_iptables()  # or that would not be called
+        patch.setattr(firewall_iptables, reader, late)
         firewall.withdraw(one)
 
     with pytest.MonkeyPatch.context() as patch:
         host.call(add_and_delete)
     assert own(host) == []
+
+
+def test_check_and_del_read_few_rules_of_others(host: Host) -> None:
+    """One chain has the rules of all attachments. Those of one are found without reading it, but for records."""
+    owner, both = Attachment("net", "c0", "eth0"), [ip_address("10.1.0.5"), ip_address("2001:db8::5")]
+
+    def read() -> tuple[int, int]:
+        firewall.admit("iptables", owner, both, "CNI-ADMIN")
+        checked = received_bytes(firewall.check, "iptables", owner, both, "CNI-ADMIN")
+        return checked, received_bytes(firewall.withdraw, owner, both)
+
+    def add_others(first: int, last: int) -> tuple[int, int]:
+        for number in range(first, last):
+            others = [ip_address(f"10.2.0.{number}"), ip_address(f"2001:db8:2::{number}")]
+            firewall.admit("iptables", Attachment("net", f"c{number}", "eth0"), others, "CNI-ADMIN")
+        return read()
+
+    def all_bytes() -> int:
+        return sum(received_bytes(NftTable(family, "filter").list_rules, "CNI-FORWARD") for family in ("ip", "ip6"))
+
+    few, many = (host.call(add_others, *each) for each in ((1, 4), (4, 65)))
+    assert many[0] - few[0] < host.call(all_bytes) / 8, "some records are read"
+    assert many[1] - few[1] < host.call(all_bytes) * 0.7, "all records are read"
+
+
+def test_rules_with_other_numbers_are_found(host: Host) -> None:
+    """Somebody has saved and restored all rules: those of an attachment no longer come next to its record."""
+    attachments = [
+        (Attachment("net", f"c{number}", "eth0"), [ip_address(f"10.1.0.{number}"), ip_address(f"2001:db8::{number}")])
+        for number in (5, 6, 7)
+    ]
+
+    def admit_and_withdraw() -> None:
+        for owner, both in attachments:
+            firewall.admit("iptables", owner, both, "CNI-ADMIN")
+        renumber_iptables()
+        owner, both = attachments[1]
+        firewall.check("iptables", owner, both, "CNI-ADMIN")
+        firewall.withdraw(owner)
+        with expect_error(5, "missing"):
+            firewall.check("iptables", owner, both, "CNI-ADMIN")
+        for owner, both in (attachments[0], attachments[2]):
+            firewall.check("iptables", owner, both, "CNI-ADMIN")
+
+    host.call(admit_and_withdraw)
+    assert own(host, 6) == [line for line in own(host, 6) if "id: c6" not in line]
 
 
 def test_busy_hosts_refuse_nothing(host: Host) -> None:

@@ -24,7 +24,16 @@ from cnisdk.testing import Container, Host, expect_error
 from cnisdk_plugins.portmap import Portmap, PortmapConf
 
 from ..programs import started_programs
-from .conftest import check_old_programs_read, find_by_iptables, in_version, kill_adds, listing, read_iptables
+from .conftest import (
+    check_old_programs_read,
+    find_by_iptables,
+    in_version,
+    kill_adds,
+    listing,
+    read_iptables,
+    received_bytes,
+    renumber_iptables,
+)
 
 pytestmark = pytest.mark.kernel
 
@@ -614,6 +623,52 @@ def test_programs_started(host: Host, backend: str, first: list[str], later: lis
     assert host.call(started_programs, hostports.check, backend, owner, mapped, options, listed) == []
     assert host.call(started_programs, hostports.withdraw, owner) == []
     assert host.call(started_programs, hostports.gc, "net", frozenset()) == []
+
+
+Published = tuple[Attachment, list[HostPort], dict[int, Options], list[tuple[str, int]]]
+
+
+def published(name: str, port: int) -> Published:
+    """Return an attachment with three ports, and the other arguments of :func:`.hostports.publish`."""
+    both = ("10.1.0.5/24", "2001:db8::5/64")
+    ports = [HostPort("tcp", port + each, None, ip_interface(address), 80) for each in range(3) for address in both]
+    listed = [(each.protocol, each.port) for each in ports if each.version == 4]
+    return Attachment("net", name, "eth0"), ports, {4: Options(), 6: Options()}, listed
+
+
+def test_check_and_del_read_no_rules_of_others(host: Host) -> None:
+    """One chain has the jumps of all attachments. Those of one are found without reading it."""
+
+    def read() -> tuple[int, int]:
+        asked = published("c0", 8080)
+        hostports.publish("iptables", *asked)
+        checked = received_bytes(hostports.check, "iptables", *asked)
+        return checked, received_bytes(hostports.withdraw, asked[0])
+
+    def add_others(first: int, last: int) -> tuple[int, int]:
+        for number in range(first, last):
+            hostports.publish("iptables", *published(f"c{number}", 8080 + 10 * number))
+        return read()
+
+    few, many = (host.call(add_others, *each) for each in ((1, 4), (4, 40)))
+    assert many == few
+
+
+def test_rules_with_other_numbers_are_found(host: Host) -> None:
+    """Somebody has saved and restored all rules: the jumps no longer come next to the rules of their chain."""
+
+    def publish_and_withdraw() -> None:
+        for name, port in (("c1", 8080), ("c2", 8090), ("c3", 8100)):
+            hostports.publish("iptables", *published(name, port))
+        renumber_iptables()
+        asked = published("c2", 8090)
+        hostports.check("iptables", *asked)
+        hostports.withdraw(asked[0])
+        assert not any("8090" in line or "8091" in line for line in listing())
+        for name, port in (("c1", 8080), ("c3", 8100)):
+            hostports.check("iptables", *published(name, port))
+
+    host.call(publish_and_withdraw)
 
 
 @pytest.mark.parametrize("options", [Options(), Options(snat=False), Options(masq_all=True, mark_chain="MARKED")])

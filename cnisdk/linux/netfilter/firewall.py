@@ -122,7 +122,7 @@ def check(
         if backend == "nftables":
             firewall_iptables.check_accepted(version, admin)
         else:
-            firewall_iptables.check(version, own, admin, ingress)
+            firewall_iptables.check(owner, version, own, admin, ingress)
 
 
 def withdraw(

@@ -8,6 +8,9 @@ packet gets to, ``CNI-FORWARD-OWNERS-0`` to ``-f``: one rule for each address of
 comment. Each ADD adds rules of its own, also where another attachment's are the same, and DEL deletes as many as it
 had: so the DEL of a container that is gone leaves alone the rules of the next one with its address.
 
+A record and its two rules are made in this order, in one transaction, so the kernel numbers them one after the other:
+CHECK and DEL find the rules by the number of the record. Only where they are not there is the long chain read.
+
 The record also names the bridge for which the attachment asks for a policy: see :mod:`.ingress_iptables`.
 
 The reference deletes rules of ours without their record. A record none of whose rules is left goes with the next ADD of
@@ -118,10 +121,14 @@ def _accepts_replies(rule: Rule, address: IPAddress) -> bool:
 _KINDS = (_accepts_replies, _accepts_source)
 
 
+def _is_plain(rule: Rule) -> bool:
+    return rule.verdict == "accept" and not rule.comment
+
+
 def _list_accepts(table: Table, addresses: Collection[IPAddress]) -> dict[IPAddress, list[list[Rule]]]:
     """List the rules of addresses: for each those for the replies to it, and those for what it sends."""
     there = table.list_rules(_PRIVATE, *_words(table, addresses)) if addresses else []
-    plain = [rule for rule in there if rule.verdict == "accept" and not rule.comment]
+    plain = [*filter(_is_plain, there)]
     return {each: [[rule for rule in plain if kind(rule, each)] for kind in _KINDS] for each in addresses}
 
 
@@ -132,6 +139,24 @@ def _words(table: Table, addresses: Collection[IPAddress]) -> list[str]:
     if isinstance(table, iptables.LegacyTable):
         return list(map(str, addresses))
     return [address.packed.decode(errors="surrogateescape") for address in addresses]
+
+
+def _find_beside(table: Table, records: Iterable[Rule]) -> dict[Rule, list[Rule]]:
+    """Find the rules that were made with records, without reading others: two for each record, if they are there.
+
+    The kernel numbers the rules of a table in the order in which they are made.
+    """
+    found: dict[Rule, list[Rule]] = {each: [] for each in records}
+    if not isinstance(table, NftTable):
+        return found
+    handles = [each.handle + place for each in found for place in (1, 2)]
+    there = {each.handle: each for each in table.find_rules(_PRIVATE, handles)}
+    for record, beside in found.items():
+        for place, kind in enumerate(_KINDS, 1):
+            rule, address = there.get(record.handle + place), _address_of(record)
+            if rule is not None and address is not None and _is_plain(rule) and kind(rule, address):
+                beside.append(rule)
+    return found
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -198,9 +223,14 @@ def _with_rules(
             continue
         for rules_there in kinds:
             found += rules_there[: max(min(wanted[address], len(rules_there) - needed[address]), 0)]
+    return [*_list_policies(table, going, kept), *found, *going]
+
+
+def _list_policies(table: Table, going: Collection[Rule], kept: str = "") -> list[Rule]:
+    """List the rules of policies that no attachment asks for when these records are gone, but of the kept bridge."""
     bridges = {bridge for each in going if (bridge := _bridge_of(each)) not in ("", kept)}
     unused = {each for each in bridges if not _is_needed(table, each, going)}
-    return [*ingress_iptables.list_own(table, unused), *found, *going]
+    return ingress_iptables.list_own(table, unused)
 
 
 def _is_needed(table: Table, bridge: str, going: Collection[Rule]) -> bool:
@@ -247,8 +277,10 @@ def apply(
     base = _base(table, admin, ingress)
     mark, bridge = rules.mark(owner, XT_COMMENT_MAX), ingress.bridge if ingress is not None else ""
     option = f" -i {bridge}" if bridge else ""
-    lines = [f"-A {_chain_of(each)} -s {each}{option} -m comment --comment {quote(mark)}" for each in addresses]
-    lines += [f"-A {_PRIVATE} {text}" for each in addresses for text in _texts(each)]
+    lines: list[str] = []
+    for each in addresses:
+        lines.append(f"-A {_chain_of(each)} -s {each}{option} -m comment --comment {quote(mark)}")
+        lines += [f"-A {_PRIVATE} {text}" for text in _texts(each)]
     chains = {_PRIVATE, admin, *_OWNERS, *(ingress_iptables.STAGES if ingress is not None else ())}
     with rules.alone(owner) as sign:
         # What was there before goes afterwards: killed in between, an ADD leaves records of all that there is.
@@ -307,7 +339,9 @@ def _list_replaced(table: Table, before: _Before, ingress: Ingress | None) -> li
     return [*outdated, *_with_rules(table, own, [each for each in there if each not in void], kept=kept), *void]
 
 
-def check(version: int, addresses: Collection[IPAddress], admin: str, ingress: Ingress | None = None) -> None:
+def check(
+    owner: Attachment, version: int, addresses: Collection[IPAddress], admin: str, ingress: Ingress | None = None
+) -> None:
     """Verify that what is forwarded for addresses is accepted, and the policy, by our rules or the reference's.
 
     Raises:
@@ -315,7 +349,8 @@ def check(version: int, addresses: Collection[IPAddress], admin: str, ingress: I
     """
     written = str(current(version, "filter"))
     problems = {
-        str(table): _problem(table, addresses, _base(table, admin, ingress)) for table in tables(version, "filter")
+        str(table): _missing_base(table, _base(table, admin, ingress)) or _missing_accept(table, owner, addresses)
+        for table in tables(version, "filter")
     }
     if all(problems.values()):
         raise IOFailureError(problems.get(written) or f"{written} does not exist")
@@ -325,11 +360,20 @@ def check(version: int, addresses: Collection[IPAddress], admin: str, ingress: I
         )
 
 
-def _problem(table: Table, addresses: Collection[IPAddress], base: Iterable[BaseRule]) -> str:
-    for rule in base:
-        if not rule.is_in(table):
-            return f"a rule is missing or was changed: {rule.text} in chain {rule.chain} of {table}"
-    for address, kinds in _list_accepts(table, addresses).items():
+def _missing_base(table: Table, base: Iterable[BaseRule]) -> str:
+    lacking = [rule for rule in base if not rule.is_in(table)]
+    if not lacking:
+        return ""
+    return f"a rule is missing or was changed: {lacking[0].text} in chain {lacking[0].chain} of {table}"
+
+
+def _missing_accept(table: Table, owner: Attachment, addresses: Collection[IPAddress]) -> str:
+    own = [each for each in _list_for(table, addresses) if rules.is_of(each, owner)]
+    accepted = {
+        _address_of(record) for record, beside in _find_beside(table, own).items() if len(beside) == len(_KINDS)
+    }
+    others = [each for each in addresses if each not in accepted]
+    for address, kinds in _list_accepts(table, others).items():
         for text, there in zip(_texts(address), kinds, strict=True):
             if not there:
                 return f"a rule is missing or was changed: {text} in chain {_PRIVATE} of {table}"
@@ -358,6 +402,9 @@ def delete(
 
     def look(table: Table) -> list[Rule]:
         found = [each for each in _list_all(table, rules.key(owner)) if rules.is_of(each, owner)]
+        beside = _find_beside(table, found)
+        if found and all(len(each) == len(_KINDS) for each in beside.values()):
+            return [*_list_policies(table, found), *(rule for each in beside.values() for rule in each), *found]
         there = _list_for(table, {*own, *_addresses_of(found)})
         return _with_rules(table, [each for each in there if rules.is_of(each, owner)], there, own, is_used=is_used)
 
@@ -408,5 +455,5 @@ def check_accepted(version: int, admin: str) -> None:
         IOFailureError: (5) A rule for that is missing.
     """
     table = current(version, "filter")
-    if table.has_chain(_FORWARD) and (problem := _problem(table, (), _accepting(table, admin))):
+    if table.has_chain(_FORWARD) and (problem := _missing_base(table, _accepting(table, admin))):
         raise IOFailureError(problem)

@@ -12,7 +12,7 @@ accepts what came through a host port.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 from ...errors import CNIError, IOFailureError, run_all
@@ -255,14 +255,14 @@ def check(
         IOFailureError: (5) A rule is missing, or was changed.
     """
     written = str(current(version, "nat"))
+    owned = [(table, _chains(table, owner)) for table in tables(version, "nat")]
     problems = {
-        str(table): _problem(table, owner, ports, options, listed) or _missing_base(table, options)
-        for table in tables(version, "nat")
+        str(table): _problem(table, owner, chains, ports, options, listed) or _missing_base(table, options)
+        for table, chains in owned
     }
     if all(problems.values()):
         raise IOFailureError(f"{owner} has no rule like this: {problems.get(written) or next(iter(problems.values()))}")
-    ours = (_reference_name(owner), _own_name(owner))
-    if any(rules.has_rule_of(table, name, owner) for table in tables(version, "nat") for name in ours):
+    if any(has and rules.is_of(has[0], owner) for _, chains in owned for has in chains.values()):
         check_accepted(version)
 
 
@@ -275,21 +275,17 @@ def _missing_base(table: Table, options: Options) -> str:
 def _problem(
     table: Table,
     owner: Attachment,
+    chains: Mapping[str, Sequence[Rule]],
     ports: Iterable[HostPort],
     options: Options,
     listed: Iterable[tuple[str, int]],
 ) -> str:
-    found = _chains(table, owner)
-    chain = found[0] if found else _reference_name(owner)
-    inside = table.list_rules(chain)
-    if inside and rules.is_marked(inside[0]):
-        inside = inside[1:]
-    expected = list(wanted_rules(ports, options))
-    shown = [show(rule) for rule in inside]
-    for index, rule in enumerate(expected):
+    chain, inside = next(iter(chains.items()), (_reference_name(owner), ()))
+    shown = [show(rule) for rule in (inside[1:] if inside and rules.is_marked(inside[0]) else inside)]
+    for index, rule in enumerate(wanted_rules(ports, options)):
         if index >= len(shown) or shown[index] != rule.shown:
             return f"{rule.text} in chain {chain} of {table}"
-    jumps = [show(rule) for rule in table.list_rules(_ENTRY, chain) if rule.target == chain]
+    jumps = [show(rule) for rule in _list_jumps(table, {chain: inside})]
     for protocol, some in group_ports(listed):
         if not any(
             (each.protocol, each.ports) == (PROTOCOLS[protocol], frozenset(some))
@@ -300,21 +296,53 @@ def _problem(
     return ""
 
 
-def _chains(table: Table, owner: Attachment) -> list[str]:
-    """List the chains of an attachment: those that its mark is in, or else the reference's for its container."""
+def _chains(table: Table, owner: Attachment) -> dict[str, list[Rule]]:
+    """Find the chains of an attachment, with their rules: those its mark is in, or else the reference's."""
     named = _reference_name(owner)
-    there = table.find_chains(named, _own_name(owner))
-    inside = {name: table.list_rules(name) for name in sorted(there)}
-    ours = [name for name, has in inside.items() if has and rules.is_of(has[0], owner)]
-    foreign = named in inside and not any(map(rules.is_marked, inside[named])) and _leads_to(table, named, owner)
-    return ours or ([named] if foreign else [])
+    inside = {name: table.list_rules(name) for name in sorted(table.find_chains(named, _own_name(owner)))}
+    ours = {name: has for name, has in inside.items() if has and rules.is_of(has[0], owner)}
+    foreign = {named: inside[named]} if named in inside and not any(map(rules.is_marked, inside[named])) else {}
+    return ours or (foreign if foreign and _lead_to(table, foreign, owner) else {})
 
 
-def _leads_to(table: Table, chain: str, owner: Attachment) -> bool:
-    """Return whether the reference's jumps to a chain name the owner: a hash of joined names may be another's, too."""
+def _lead_to(table: Table, chains: Mapping[str, Sequence[Rule]], owner: Attachment) -> bool:
+    """Return whether the reference's jumps to chains name the owner: a hash of joined names may be another's, too."""
     comment = f'dnat name: "{owner.network}" id: "{owner.container_id}"'[:_COMPARED]
-    jumps = [rule for rule in table.list_rules(_ENTRY, chain) if rule.target == chain]
-    return all(rule.comment[:_COMPARED] == comment for rule in jumps)
+    return all(rule.comment[:_COMPARED] == comment for rule in _list_jumps(table, chains))
+
+
+def _list_jumps(table: Table, chains: Mapping[str, Sequence[Rule]]) -> list[Rule]:
+    """List the jumps to chains of attachments.
+
+    The shared chain has the jumps of all attachments, so reading it takes long. It is read only for chains whose jumps
+    are not all found without.
+
+    Args:
+        table: The table.
+        chains: The chains, each with its rules.
+    """
+    found: list[Rule] = []
+    others: list[str] = []
+    for chain, inside in chains.items():
+        jumps = _find_jumps(table, chain, inside)
+        if jumps is None:
+            others.append(chain)
+        else:
+            found += jumps
+    return found + [rule for rule in (table.list_rules(_ENTRY, *others) if others else ()) if rule.target in others]
+
+
+def _find_jumps(table: Table, chain: str, inside: Sequence[Rule]) -> list[Rule] | None:
+    """Find the jumps to a chain by their handles; None if these are not all.
+
+    The kernel numbers the rules of a table in the order in which they are made. ADD makes the jumps directly after the
+    rules of the chain, in one transaction. The kernel also counts the rules that are in a chain, or lead to it.
+    """
+    if not inside or not isinstance(table, nft.NftTable):
+        return None
+    first, number = inside[-1].handle + 1, table.count_uses(chain) - len(inside)
+    found = [rule for rule in table.find_rules(_ENTRY, range(first, first + number)) if rule.target == chain]
+    return found if len(found) == number else None
 
 
 def delete(owner: Attachment, version: int, known: Collection[HostPort] = ()) -> list[HostPort]:
@@ -340,26 +368,26 @@ def _delete(owner: Attachment, version: int, known: Collection[HostPort] = ()) -
     gone: list[HostPort] = []
     own = {port.target.ip for port in known if port.version == version}
 
-    def look(table: Table) -> list[str]:
-        return [name for name in _chains(table, owner) if not _is_of_another(table, name, own)]
+    def look(table: Table) -> dict[str, list[Rule]]:
+        return {name: has for name, has in _chains(table, owner).items() if not _is_of_another(has, own)}
 
     for table in tables(version, "nat"):
         rules.delete_found(table, partial(_found, table, partial(look, table), gone))
     return gone
 
 
-def _is_of_another(table: Table, chain: str, own: Collection[IPAddress]) -> bool:
-    inside = table.list_rules(chain)
+def _is_of_another(inside: Sequence[Rule], own: Collection[IPAddress]) -> bool:
     leads_to = {port.target.ip for rule in inside if (port := read_port(rule)) is not None}
     return not any(map(rules.is_marked, inside)) and bool(own and leads_to) and leads_to.isdisjoint(own)
 
 
-def _found(table: Table, look: Callable[[], Sequence[str]], ports: list[HostPort]) -> tuple[Sequence[str], list[Rule]]:
+def _found(
+    table: Table, look: Callable[[], dict[str, list[Rule]]], ports: list[HostPort]
+) -> tuple[Collection[str], list[Rule]]:
     """Find chains and the jumps to them, and note the ports that lead there."""
     chains = look()
-    ports += [port for chain in chains for rule in table.list_rules(chain) if (port := read_port(rule)) is not None]
-    jumps = [rule for rule in table.list_rules(_ENTRY, *chains) if rule.target in chains] if chains else []
-    return chains, jumps
+    ports += [port for has in chains.values() for rule in has if (port := read_port(rule)) is not None]
+    return chains.keys(), _list_jumps(table, chains)
 
 
 def gc(network: str, valid: Collection[Attachment]) -> list[HostPort]:
@@ -376,18 +404,18 @@ def gc(network: str, valid: Collection[Attachment]) -> list[HostPort]:
     start = f"{short_hash(network, digits=16)}-"
     foreign = f'dnat name: "{network}" id: "'
 
-    def stale(table: Table) -> list[str]:
-        found = []
+    def stale(table: Table) -> dict[str, list[Rule]]:
+        found = {}
         for name in table.list_chains(_PREFIX):
             inside = table.list_rules(name)
             comment = inside[0].comment if inside else ""
             if comment.startswith(start):
                 if comment not in kept:
-                    found.append(name)
+                    found[name] = inside
             elif not rules.is_marked(Rule(name, 0, comment, (), "")) and name not in kept_names:
-                jumps = table.list_rules(_ENTRY, name)
-                if jumps and all(rule.comment.startswith(foreign) for rule in jumps if rule.target == name):
-                    found.append(name)
+                jumps = _list_jumps(table, {name: inside})
+                if jumps and all(rule.comment.startswith(foreign) for rule in jumps):
+                    found[name] = inside
         return found
 
     gone: list[HostPort] = []

@@ -23,7 +23,7 @@ _SUBSYSTEM = 10
 _GET_CHAIN, _DELETE_CHAIN, _NEW_RULE, _GET_RULE, _DELETE_RULE = (_SUBSYSTEM << 8 | number for number in (4, 5, 6, 7, 8))
 _APPEND = 0x800
 _COMMENT_TYPE = 0  # libnftnl's own number
-_CHAIN_TABLE, _CHAIN_NAME = 1, 3
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_USE = 1, 3, 6
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _PAYLOAD_BASES = ("link", "network", "transport")
 _META_IIFNAME, _META_NFPROTO = 6, 15
@@ -139,12 +139,7 @@ class NftTable(NamedTuple):
         Raises:
             IOFailureError: (5) The kernel refused to answer (EPERM: no CAP_NET_ADMIN).
         """
-        family, table = _FAMILIES[self.family], attributes.text(_CHAIN_TABLE, f"{self.name}\0")
-        requests = [(_GET_CHAIN, 0, family, table + attributes.text(_CHAIN_NAME, f"{name}\0")) for name in names]
-        try:
-            answers = nfnetlink.ask(requests, _NO_NFTABLES | {errno.ERANGE})  # the latter: too long for a name
-        except OSError as exc:
-            raise IOFailureError(f"cannot read {self}: {cause_of(exc)}") from exc
+        answers = self._find_all(_GET_CHAIN, map(self._chain, names))
         return {name for name, answer in zip(names, answers, strict=True) if answer is not None}
 
     def has_chain(self, chain: str) -> bool:
@@ -203,6 +198,26 @@ class NftTable(NamedTuple):
 
         return next(iter(self._ask(_GET_RULE, self._rules_of(chain), words, read, bool)), None)
 
+    def find_rules(self, chain: str, handles: Iterable[int]) -> list[Rule]:
+        """Find those rules of a chain that have these handles, with one request for all: no other rule is read.
+
+        Raises:
+            IOFailureError: (5) The kernel refused to answer.
+        """
+        where = self._rules_of(chain)
+        wanted = [where + attributes.attribute(_RULE_HANDLE, handle.to_bytes(8, "big")) for handle in handles]
+        answers = self._find_all(_GET_RULE, wanted)
+        return [_rule(attributes.read(answer)) for answer in answers if answer is not None]
+
+    def count_uses(self, chain: str) -> int:
+        """Return how many rules are in a chain, and jump or go to it; 0 if there is no such chain.
+
+        Raises:
+            IOFailureError: (5) The kernel refused to answer.
+        """
+        (answer,) = self._find_all(_GET_CHAIN, [self._chain(chain)])
+        return _number(attributes.read(answer)[_CHAIN_USE]) if answer is not None else 0
+
     def list_leading(self, *chains: str) -> list[Rule]:
         """Return the rules of chains, in order, with one request.
 
@@ -219,6 +234,9 @@ class NftTable(NamedTuple):
 
         found = self._ask(_GET_RULE, self._rules_of(""), (), lambda message: _rule(attributes.read(message)), enough)
         return [each for each in found if each.chain in wanted]
+
+    def _chain(self, name: str) -> bytes:
+        return attributes.text(_CHAIN_TABLE, f"{self.name}\0") + attributes.text(_CHAIN_NAME, f"{name}\0")
 
     def _rules_of(self, chain: str) -> bytes:
         wanted = attributes.text(_RULE_TABLE, f"{self.name}\0")
@@ -286,6 +304,14 @@ class NftTable(NamedTuple):
         if error in (0, errno.ENOENT):
             return not error
         raise IOFailureError(f"cannot delete rules of {self}: {describe_errno(error)}")
+
+    def _find_all(self, number: int, wanted: Iterable[bytes]) -> list[bytes | None]:
+        """Return the attributes of single objects, None for one that does not exist."""
+        requests = [(number, 0, _FAMILIES[self.family], each) for each in wanted]
+        try:
+            return nfnetlink.ask(requests, _NO_NFTABLES | {errno.ERANGE})  # the latter: too long for a name
+        except OSError as exc:
+            raise IOFailureError(f"cannot read {self}: {cause_of(exc)}") from exc
 
     def _ask(
         self,
