@@ -230,7 +230,7 @@ def _text_reduce(self: Any, _: int) -> tuple[Any, ...]:
 if TYPE_CHECKING:
 
     class TextEnum(str, Enum):
-        """Base of enumerations whose members are texts."""
+        """Base of enumerations whose members are texts, which str() returns."""
 
 else:
     # A class attribute that is annotated with Any may have any value.
@@ -240,7 +240,7 @@ else:
         """Counterpart of :class:`typing.NamedTuple`."""
 
     class TextEnum(str, metaclass=_TextMaker):  # noqa: SLOT000 - members have names
-        """Base of enumerations whose members are texts."""
+        """Base of enumerations whose members are texts, which str() returns."""
 
         __repr__ = _text_repr
         __reduce_ex__ = _text_reduce

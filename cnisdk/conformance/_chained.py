@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from . import _sentences as spec
-from ._terms import CHAINED, MUST, OPINION, SHOULD
+from ._terms import CHAINED
 from .case import Chapter
 from .case_run import CaseRun
 from .judgement import Broken
 
 chapter = Chapter(kinds=CHAINED)
-case = chapter.case
 
 _FOREIGN: dict[str, Any] = {
     "interfaces": [{"name": "foreign0", "mac": "02:00:00:00:0f:01", "sandbox": "/run/netns/foreign"}],
@@ -21,8 +20,8 @@ _FOREIGN: dict[str, Any] = {
 }
 
 
-@case(
-    MUST, spec.PREV_RESULT, means="The runtime does not learn the container's addresses: no pod IP, no published ports."
+@chapter.must(
+    spec.PREV_RESULT, means="The runtime does not learn the container's addresses: no pod IP, no published ports."
 )
 def prev_result_is_passed_through(run: CaseRun) -> None:
     container = run.container()
@@ -45,8 +44,7 @@ def prev_result_is_passed_through(run: CaseRun) -> None:
             raise Broken(f"the address {each['address']} of prevResult in the result", response.show())
 
 
-@case(
-    MUST,
+@chapter.must(
     spec.ADD_HANDLES_PREV_RESULT,
     means="Routes or name servers of the plugins before get lost on the way to the runtime.",
 )
@@ -74,10 +72,8 @@ def every_part_of_prev_result_survives(run: CaseRun) -> None:
             raise Broken(f"{key} {values} of prevResult in the result", str(after.get("dns")))
 
 
-@case(
-    SHOULD,
-    spec.DEL_UNDOES,
-    note="A chained plugin did not make the interface, so it is left to undo what it changed.",
+@chapter.should(
+    spec.DEL_UNDOES.with_note("A chained plugin did not make the interface, so it is left to undo what it changed."),
     means="A network that is changed while containers run keeps MTU and hardware addresses of the old one.",
 )
 def del_undoes_changes(run: CaseRun) -> None:
@@ -92,10 +88,10 @@ def del_undoes_changes(run: CaseRun) -> None:
                 raise Broken(f"after ADD and DEL, as before: {old}", str(new))
 
 
-@case(
-    OPINION,
-    spec.ADD_HANDLES_PREV_RESULT,
-    note="A chained plugin cannot work without the result of the plugins before it, and does well to say so.",
+@chapter.opinion(
+    spec.ADD_HANDLES_PREV_RESULT.with_note(
+        "A chained plugin cannot work without the result of the plugins before it, and does well to say so."
+    ),
     means="A list with the plugins in the wrong order seems to work.",
 )
 def add_without_prev_result(run: CaseRun) -> None:

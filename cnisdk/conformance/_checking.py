@@ -8,27 +8,25 @@ from typing import NamedTuple
 from ..spec.result import Result
 from ..testing.hosts import Container
 from . import _sentences as spec
-from ._terms import ATTACHING, CHAINED, INTERFACE, MUST, OPINION, SHOULD
+from ._terms import ATTACHING, CHAINED, INTERFACE, SHOULD
 from .case import Chapter
 from .case_run import CaseRun
 from .judgement import Kind, NotApplicable, Sentence, listed
 
 chapter = Chapter()
-case = chapter.case
+interfaces = chapter.of(INTERFACE)
 
 
-@case(MUST, spec.CHECK_AFTER_ADD, means="A runtime that checks (CRI-O) takes healthy containers for broken ones.")
+@chapter.must(spec.CHECK_AFTER_ADD, means="A runtime that checks (CRI-O) takes healthy containers for broken ones.")
 def check_after_add(run: CaseRun) -> None:
     container = run.container()
     run.add(container)
     run.check(container).must_succeed("success right after ADD")
 
 
-@case(
-    MUST,
+@interfaces.must(
     spec.CHECK_AFTER_ADD,
     means="Networks without addresses (bridge with `ipam: {}`) cannot be used with a runtime that checks.",
-    kinds=INTERFACE,
 )
 def check_without_ipam(run: CaseRun) -> None:
     if not run.subject.delegates:
@@ -39,13 +37,12 @@ def check_without_ipam(run: CaseRun) -> None:
     run.check(container, ipam=None).must_succeed("success right after an ADD without ipam")
 
 
-@case(
-    MUST,
-    spec.CHECK_AFTER_ADD,
-    note="A route without gw goes by the default gateway of its subnet: the result is right, and so is the kernel's "
-    "route that has one.",
+@interfaces.must(
+    spec.CHECK_AFTER_ADD.with_note(
+        "A route without gw goes by the default gateway of its subnet: the result is right, and so is the kernel's "
+        "route that has one."
+    ),
     means="Networks with routes to other subnets cannot be used with a runtime that checks.",
-    kinds=INTERFACE,
 )
 def check_of_a_route_without_gateway(run: CaseRun) -> None:
     run.stub.answer("ADD", run.leased(routes=[{"dst": "10.98.0.0/16"}]))
@@ -55,7 +52,9 @@ def check_of_a_route_without_gateway(run: CaseRun) -> None:
     run.check(container).must_succeed("success right after an ADD with a route without gw")
 
 
-@case(OPINION, spec.CHECK_PROBES, note="It does not change it.", means="CHECK hides what is wrong, or makes it worse.")
+@chapter.opinion(
+    spec.CHECK_PROBES.with_note("It does not change it."), means="CHECK hides what is wrong, or makes it worse."
+)
 def check_changes_nothing(run: CaseRun) -> None:
     run.need_check()
     container, ifname = run.container(), run.subject.ifname

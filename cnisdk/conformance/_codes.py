@@ -7,22 +7,20 @@ from typing import Any
 
 from . import _sentences as spec
 from ._protocol import ask_what_fails
-from ._terms import INTERFACE, MUST, OPINION, SHOULD
+from ._terms import INTERFACE
 from .case import Chapter
 from .case_run import CaseRun
 from .judgement import Broken
 
 chapter = Chapter()
-case = chapter.case
+interfaces = chapter.of(INTERFACE)
 
 # 8 (a namespace that cannot be used) is in the reference SDK's table only.
 _WELL_KNOWN = {1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51}
 
 
-@case(
-    SHOULD,
-    spec.ERROR_CODES,
-    note="8, a namespace that cannot be used, is in the table of the reference SDK.",
+@chapter.should(
+    spec.ERROR_CODES.with_note("8, a namespace that cannot be used, is in the table of the reference SDK."),
     means="Callers that act on the code do the wrong thing; code 0 looks like no error at all.",
     shares="failures",
 )
@@ -41,7 +39,7 @@ def codes_are_of_the_table(run: CaseRun) -> None:
             raise Broken("a code of the table, or one from 100 on", response.show())
 
 
-@case(MUST, spec.error_code(2), means="Nobody can tell which line of the configuration to change.")
+@chapter.must(spec.error_code(2), means="Nobody can tell which line of the configuration to change.")
 def unsupported_fields_are_named(run: CaseRun) -> None:
     key: dict[str, Any] = {"org.example/unsupported": "value-7"}
     response = run.request("ADD", run.container(), **key)
@@ -49,11 +47,8 @@ def unsupported_fields_are_named(run: CaseRun) -> None:
         raise Broken("the key org.example/unsupported and its value in the message", response.show())
 
 
-@case(
-    OPINION,
-    spec.error_code(3),
-    means="The runtime is told that there is nothing to clean up, and what is left stays.",
-    kinds=INTERFACE,
+@interfaces.opinion(
+    spec.error_code(3), means="The runtime is told that there is nothing to clean up, and what is left stays."
 )
 def after_code_3_nothing_is_left(run: CaseRun) -> None:
     container, known = run.fresh_container()
@@ -62,10 +57,8 @@ def after_code_3_nothing_is_left(run: CaseRun) -> None:
         run.must_be_nothing(run.remains(known), "by an ADD that failed with code 3")
 
 
-@case(
-    SHOULD,
-    spec.error_code(5),
-    means="A runtime that passes the wrong descriptor is told that its configuration is damaged.",
+@chapter.should(
+    spec.error_code(5), means="A runtime that passes the wrong descriptor is told that its configuration is damaged."
 )
 def unreadable_stdin_has_code_5(run: CaseRun) -> None:
     container = run.container()

@@ -10,17 +10,16 @@ from ..testing.hosts import Container
 from . import _sentences as spec
 from ._processes import feed, wait_until
 from ._response import Response
-from ._terms import INTERFACE, MUST, OPINION, SHOULD
+from ._terms import INTERFACE
 from .case import Chapter
 from .case_run import CaseRun
 from .judgement import Broken, NotApplicable
 
 chapter = Chapter(kinds=INTERFACE)
-case = chapter.case
 
 
-@case(
-    SHOULD, spec.DELEGATE_CONFIGURED, means="An IPAM plugin does not see keys, capabilities or arguments meant for it."
+@chapter.should(
+    spec.DELEGATE_CONFIGURED, means="An IPAM plugin does not see keys, capabilities or arguments meant for it."
 )
 def the_delegate_gets_the_same_configuration(run: CaseRun) -> None:
     stub, container = run.stub, run.container()
@@ -36,7 +35,7 @@ def the_delegate_gets_the_same_configuration(run: CaseRun) -> None:
         raise Broken("the delegate's environment to be the same", str(stub.calls[0]))
 
 
-@case(MUST, spec.DELEGATE_EXECUTED, means="Addresses are never freed, or their loss goes unnoticed.")
+@chapter.must(spec.DELEGATE_EXECUTED, means="Addresses are never freed, or their loss goes unnoticed.")
 def del_and_check_reach_the_delegate(run: CaseRun) -> None:
     stub, container = run.stub, run.container()
     run.add(container)
@@ -49,7 +48,7 @@ def del_and_check_reach_the_delegate(run: CaseRun) -> None:
         raise Broken("DEL of the delegate", f"calls {stub.verbs}, leases {stub.leases}")
 
 
-@case(SHOULD, spec.DELEGATE_FAILS, means="A container runs on with an address that may be given to another one.")
+@chapter.should(spec.DELEGATE_FAILS, means="A container runs on with an address that may be given to another one.")
 def errors_of_the_delegate_are_returned(run: CaseRun) -> None:
     stub, container = run.stub, run.container()
     run.add(container)
@@ -90,10 +89,8 @@ def _fail_to_add(run: CaseRun) -> FailedAdd:
     return FailedAdd(added, verbs, left, deleted, run.remains(known))
 
 
-@case(
-    SHOULD,
-    spec.DELEGATE_FAILS,
-    note="The error, not another one.",
+@chapter.should(
+    spec.DELEGATE_FAILS.with_note("The error, not another one."),
     means='Runtimes act on code 11 ("try again later"); they cannot when it gets lost.',
     shares="failed delegate",
 )
@@ -103,7 +100,7 @@ def the_delegates_code_is_kept(run: CaseRun) -> None:
         raise Broken("the delegate's code 11 and message", response.show())
 
 
-@case(SHOULD, spec.DELEGATE_FAILS_TO_ADD, means="An address leaks with each failed ADD.", shares="failed delegate")
+@chapter.should(spec.DELEGATE_FAILS_TO_ADD, means="An address leaks with each failed ADD.", shares="failed delegate")
 def a_failed_delegate_is_told_to_del(run: CaseRun) -> None:
     failed = run.once(_fail_to_add)
     failed.added.must_fail()
@@ -111,10 +108,8 @@ def a_failed_delegate_is_told_to_del(run: CaseRun) -> None:
         raise Broken("DEL of the delegate after its ADD failed", f"calls {failed.verbs}")
 
 
-@case(
-    OPINION,
-    spec.DELETE_AFTER_FAILED_ADD,
-    note="A runtime that only tries again finds what the first try left.",
+@chapter.opinion(
+    spec.DELETE_AFTER_FAILED_ADD.with_note("A runtime that only tries again finds what the first try left."),
     means="A second try fails because the interface exists, or links leak with each try.",
     shares="failed delegate",
 )
@@ -124,8 +119,7 @@ def a_failed_add_leaves_nothing(run: CaseRun) -> None:
     run.must_be_nothing(failed.left, "by an ADD that failed")
 
 
-@case(
-    SHOULD,
+@chapter.should(
     spec.DEL_UNDOES,
     means="What a failed ADD left cannot be removed by any means the runtime has.",
     shares="failed delegate",
@@ -137,10 +131,8 @@ def del_after_a_failed_add_leaves_nothing(run: CaseRun) -> None:
     run.must_be_nothing(failed.remaining, "after a failed ADD and DEL")
 
 
-@case(
-    OPINION,
-    spec.DELETE_AFTER_FAILED_ADD,
-    note="A runtime that only tries again finds what the first try left.",
+@chapter.opinion(
+    spec.DELETE_AFTER_FAILED_ADD.with_note("A runtime that only tries again finds what the first try left."),
     means="A route that the kernel refuses leaks an address and a link with each try.",
 )
 def an_add_that_fails_late_leaves_nothing(run: CaseRun) -> None:
@@ -155,10 +147,8 @@ def an_add_that_fails_late_leaves_nothing(run: CaseRun) -> None:
         raise Broken("DEL of the delegate after an ADD that failed late", f"calls {run.stub.verbs[calls:]}")
 
 
-@case(
-    SHOULD,
-    spec.SUCCESS_OF_A_DELEGATE,
-    means="A container starts without an address, though its configuration asks for one.",
+@chapter.should(
+    spec.SUCCESS_OF_A_DELEGATE, means="A container starts without an address, though its configuration asks for one."
 )
 def a_delegate_that_prints_garbage(run: CaseRun) -> None:
     container = run.container()
@@ -176,7 +166,7 @@ def a_delegate_that_prints_garbage(run: CaseRun) -> None:
         run.request("DEL", container)
 
 
-@case(SHOULD, spec.DELEGATE_LOOKED_UP, means="A plugin that is missing on a node is noticed late, or never.")
+@chapter.should(spec.DELEGATE_LOOKED_UP, means="A plugin that is missing on a node is noticed late, or never.")
 def a_delegate_that_is_missing(run: CaseRun) -> None:
     if not run.subject.delegates:
         raise NotApplicable("it leases no addresses from the suite's IPAM plugin")
@@ -187,7 +177,7 @@ def a_delegate_that_is_missing(run: CaseRun) -> None:
         raise Broken("no plugin outside CNI_PATH executed", str(run.stub.calls))
 
 
-@case(SHOULD, spec.DELEGATE_STDERR, means="The reason for a failure is in no log.")
+@chapter.should(spec.DELEGATE_STDERR, means="The reason for a failure is in no log.")
 def the_delegates_stderr_is_passed_on(run: CaseRun) -> None:
     run.stub.answer("ADD", run.leased(), stderr="a word from the delegate\n")
     response = run.request("ADD", run.container()).must_succeed()
@@ -195,10 +185,10 @@ def the_delegates_stderr_is_passed_on(run: CaseRun) -> None:
         raise Broken("the delegate's stderr on stderr", f"stderr {response.stderr.decode(errors='replace')!r}")
 
 
-@case(
-    OPINION,
-    spec.DELEGATE_CONFIGURED,
-    note="The specification sets no time; runtimes give up after minutes, and a delegate may take some seconds.",
+@chapter.opinion(
+    spec.DELEGATE_CONFIGURED.with_note(
+        "The specification sets no time; runtimes give up after minutes, and a delegate may take some seconds."
+    ),
     means="A slow DHCP server looks like a broken plugin.",
 )
 def a_delegate_that_is_slow(run: CaseRun) -> None:
@@ -224,11 +214,11 @@ def _hang(run: CaseRun, number: signal.Signals) -> tuple[Container, frozenset[st
     return container, known, response
 
 
-@case(
-    OPINION,
-    spec.DELEGATE_CONFIGURED,
-    note="The specification sets no time; runtimes give up after minutes, and end the plugin. What it was waiting for "
-    "is its own process, and its pipes are the runtime's: they end with it.",
+@chapter.opinion(
+    spec.DELEGATE_CONFIGURED.with_note(
+        "The specification sets no time; runtimes give up after minutes, and end the plugin. What it was waiting for "
+        "is its own process, and its pipes are the runtime's: they end with it."
+    ),
     means="Each time-out leaves a process on the node, or the runtime waits for ever.",
 )
 def a_delegate_that_hangs(run: CaseRun) -> None:
@@ -240,8 +230,7 @@ def a_delegate_that_hangs(run: CaseRun) -> None:
     run.undo(container, known, "an ADD whose delegate hung")
 
 
-@case(
-    SHOULD,
+@chapter.should(
     spec.DEL_UNDOES,
     means="Each time-out of the runtime, which ends plugins with SIGKILL, leaks a link, a rule or an address.",
 )

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from . import _sentences as spec
 from ._footprint import TEMPORARY
-from ._terms import ATTACHING, IPAM, OPINION, SHOULD
+from ._terms import ATTACHING, IPAM
 from .case import Chapter
 from .case_run import CaseRun
 from .judgement import Broken, NotApplicable, listed
 
 chapter = Chapter()
-case = chapter.case
 
 
-@case(
-    OPINION,
-    spec.error_code(5),
-    note="A full disk is one, not a success.",
+@chapter.opinion(
+    spec.error_code(5).with_note("A full disk is one, not a success."),
     means="After a disk was full, addresses are lost for ever, or two containers have the same.",
     kinds=IPAM,
 )
@@ -48,10 +45,8 @@ def a_full_disk(run: CaseRun) -> None:
 _STATE = ("/var/lib/cni", "/run/cni", TEMPORARY)
 
 
-@case(
-    SHOULD,
-    spec.DEL_UNDOES,
-    note="As much after an ADD while the disk was full.",
+@chapter.should(
+    spec.DEL_UNDOES.with_note("As much after an ADD while the disk was full."),
     means="After a disk was full, links and rules of dead containers stay for ever, or containers cannot be removed.",
     kinds=ATTACHING,
 )

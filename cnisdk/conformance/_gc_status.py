@@ -6,13 +6,13 @@ import json
 from typing import Any, NamedTuple
 
 from . import _sentences as spec
-from ._terms import INTERFACE, MUST, OPINION, SHOULD
+from ._terms import INTERFACE, MUST, OPINION
 from .case import Chapter
 from .case_run import CaseRun
 from .judgement import Broken, Kind, NotApplicable, listed
 
 chapter = Chapter()
-case = chapter.case
+interfaces = chapter.of(INTERFACE)
 
 VALID, OLD_VALID = "cni.dev/valid-attachments", "cni.dev/attachments"
 _BEFORE_1_1 = "came with 1.1.0: a plugin that does not claim 1.1.0 breaks no rule;"
@@ -22,10 +22,8 @@ def _valid(run: CaseRun, *names: str, key: str = VALID) -> dict[str, Any]:
     return {key: [{"containerID": name, "ifname": run.subject.ifname} for name in names]}
 
 
-@case(
-    SHOULD,
-    spec.GC_DROPS,
-    means="Addresses and rules of containers that vanished without DEL (node crash) are lost for ever.",
+@chapter.should(
+    spec.GC_DROPS, means="Addresses and rules of containers that vanished without DEL (node crash) are lost for ever."
 )
 def gc_drops_what_is_stale(run: CaseRun) -> None:
     run.need("1.1.0")
@@ -89,7 +87,7 @@ for _kept in (
         for container in containers if run.subject.checks and not kept.network else ():
             run.check(container).must_succeed("success for an attachment that GC was told to keep")
 
-    chapter.add(_kept.case, OPINION, spec.GC_IS_FOR, _keeps, note=_kept.note, means=_kept.means)
+    chapter.add(_kept.case, OPINION, spec.GC_IS_FOR.with_note(_kept.note), _keeps, means=_kept.means)
 
 
 for _verb, _name, _sentence, _means in (
@@ -117,26 +115,22 @@ for _verb, _name, _sentence, _means in (
     chapter.add(_name, MUST, _sentence, _forwards, means=_means, kinds=INTERFACE)
 
 
-@case(MUST, spec.STATUS_READY, means="The node stays NotReady.")
+@chapter.must(spec.STATUS_READY, means="The node stays NotReady.")
 def status_is_ready(run: CaseRun) -> None:
     run.need("1.1.0")
     run.add(run.container())
     run.request("STATUS", prevResult=None).must_succeed("success, since ADD works")
 
 
-@case(
-    SHOULD, spec.STATUS_OF_THE_DELEGATE, means="Pods are scheduled to a node on which none can start.", kinds=INTERFACE
-)
+@interfaces.should(spec.STATUS_OF_THE_DELEGATE, means="Pods are scheduled to a node on which none can start.")
 def the_delegates_status_is_returned(run: CaseRun) -> None:
     run.need("1.1.0")
     run.stub.fail("STATUS", 50, "no address is left")
     run.request("STATUS").must_fail("an error, since the delegate is not ready")
 
 
-@case(
-    OPINION,
-    spec.GC_DROPS,
-    note=f"GC {_BEFORE_1_1} its leaks are there for good all the same.",
+@chapter.opinion(
+    spec.GC_DROPS.with_note(f"GC {_BEFORE_1_1} its leaks are there for good all the same."),
     means="After a crash of the node or the runtime, addresses and rules of containers that are gone stay for ever.",
 )
 def leaks_can_be_collected(run: CaseRun) -> None:
@@ -167,10 +161,8 @@ def _one_that_is_gone(run: CaseRun) -> tuple[str, frozenset[str]]:
     return kept.id, known
 
 
-@case(
-    OPINION,
-    spec.STATUS_READY,
-    note=f"STATUS {_BEFORE_1_1} no runtime can ask it all the same.",
+@chapter.opinion(
+    spec.STATUS_READY.with_note(f"STATUS {_BEFORE_1_1} no runtime can ask it all the same."),
     means="The node is reported as ready whatever state its network is in.",
 )
 def readiness_can_be_asked(run: CaseRun) -> None:

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 from ..spec.addresses import IPInterface
 from . import _sentences as spec
 from ._response import Response
-from ._terms import IPAM, OPINION, SHOULD
+from ._terms import IPAM
 from .case import Chapter
 from .case_run import CaseRun
 from .judgement import Broken, NotApplicable
 
 chapter = Chapter(kinds=IPAM)
-case = chapter.case
 
 _MANY = 70
 # Keys of well-known IPAM plugins.
@@ -37,7 +36,7 @@ def _keeps_account(run: CaseRun) -> tuple[IPInterface, IPInterface]:
     return first, second
 
 
-@case(SHOULD, spec.CHECK_BESIDE_THE_RESULT, means="Two containers get the same address, unnoticed.")
+@chapter.should(spec.CHECK_BESIDE_THE_RESULT, means="Two containers get the same address, unnoticed.")
 def check_notices_a_missing_lease(run: CaseRun) -> None:
     run.need_check()
     _keeps_account(run)
@@ -49,8 +48,7 @@ def check_notices_a_missing_lease(run: CaseRun) -> None:
     run.check(container, prevResult=known).must_fail("an error, since the address is not leased any more")
 
 
-@case(
-    SHOULD,
+@chapter.should(
     spec.CHECK_CONSULTS,
     means="After state was lost and addresses were handed out anew, two containers share one, unnoticed.",
 )
@@ -64,10 +62,8 @@ def check_compares_the_address(run: CaseRun) -> None:
     run.check(container, prevResult=other).must_fail("an error, since the address in prevResult is another's")
 
 
-@case(
-    SHOULD,
-    spec.DEL_RELEASES,
-    note="Those, and no others.",
+@chapter.should(
+    spec.DEL_RELEASES.with_note("Those, and no others."),
     means="A DEL that comes late frees the address of another container, which is then given to a third.",
 )
 def a_second_del_frees_nothing_of_others(run: CaseRun) -> None:
@@ -139,11 +135,8 @@ def _list_pools(value: Any) -> Iterator[tuple[int, str]]:
                     yield 0 if limited else ip_network(each, strict=False).num_addresses - 2, each
 
 
-@case(
-    SHOULD,
-    spec.STATUS_EXHAUSTED,
-    means="Pods are scheduled to a node on which none can start.",
-    shares="exhausted pool",
+@chapter.should(
+    spec.STATUS_EXHAUSTED, means="Pods are scheduled to a node on which none can start.", shares="exhausted pool"
 )
 def status_of_an_exhausted_pool(run: CaseRun) -> None:
     run.need("1.1.0")
@@ -152,11 +145,11 @@ def status_of_an_exhausted_pool(run: CaseRun) -> None:
     run.request("STATUS").must_fail(f"an error, since all {taken} addresses are taken and ADD fails")
 
 
-@case(
-    OPINION,
-    spec.STATUS_EXHAUSTED,
-    note="STATUS came with 1.1.0: a plugin that does not claim 1.1.0 breaks no rule; runtimes take the node for ready "
-    "all the same, whether or not an address is left.",
+@chapter.opinion(
+    spec.STATUS_EXHAUSTED.with_note(
+        "STATUS came with 1.1.0: a plugin that does not claim 1.1.0 breaks no rule; runtimes take the node for ready "
+        "all the same, whether or not an address is left."
+    ),
     means="Pods are scheduled to a node on which none can start.",
     shares="exhausted pool",
 )
@@ -167,8 +160,7 @@ def an_exhausted_pool_can_be_noticed(run: CaseRun) -> None:
         raise Broken(f"STATUS: code 50 or 51, since all {taken} addresses are taken and ADD fails", response.show())
 
 
-@case(
-    OPINION,
+@chapter.opinion(
     spec.error_code(11),
     means="The runtime gives up, instead of waiting for an address to be freed.",
     shares="exhausted pool",
@@ -178,8 +170,7 @@ def an_exhausted_pool_has_code_11(run: CaseRun) -> None:
     run.request("ADD", run.container("last")).must_have_code(11, f", since all {taken} addresses are taken")
 
 
-@case(
-    SHOULD,
+@chapter.should(
     spec.DEL_RELEASES,
     means="The pool shrinks with every container that comes and goes, until no container starts.",
     shares="exhausted pool",
@@ -194,8 +185,7 @@ def addresses_are_used_again(run: CaseRun) -> None:
         )
 
 
-@case(
-    SHOULD,
+@chapter.should(
     spec.PRIMARY_KEY,
     means="Removing one interface of a pod frees the address of the other, which is then given to a third.",
 )

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from . import _sentences as spec
-from ._terms import INTERFACE, OPINION
+from ._terms import INTERFACE
 from .case import Chapter
 from .case_run import CaseRun
 from .judgement import Broken, Sentence, listed
 
 chapter = Chapter()
-case = chapter.case
+interfaces = chapter.of(INTERFACE)
 
 
-@case(
-    OPINION,
-    Sentence('§2 "Overview"', "The CNI protocol is based on execution of binaries invoked by the container runtime."),
-    note="A binary ends; what goes on belongs to the system, not to a request.",
+@chapter.opinion(
+    Sentence(
+        '§2 "Overview"', "The CNI protocol is based on execution of binaries invoked by the container runtime."
+    ).with_note("A binary ends; what goes on belongs to the system, not to a request."),
     means="Processes pile up on the node, or hold files of containers that are gone.",
 )
 def no_processes_are_left(run: CaseRun) -> None:
@@ -26,11 +26,11 @@ def no_processes_are_left(run: CaseRun) -> None:
             raise Broken(f"no process left by {verb}", f"{len(response.left)} that live on")
 
 
-@case(
-    OPINION,
-    spec.STDOUT,
-    note="It is complete when no process can write to it any more: runtimes read to its end, and so to the end of "
-    "every process that has inherited it.",
+@chapter.opinion(
+    spec.STDOUT.with_note(
+        "It is complete when no process can write to it any more: runtimes read to its end, and so to the end of "
+        "every process that has inherited it."
+    ),
     means="The runtime waits for ever for a plugin that ended long ago.",
 )
 def no_descriptors_are_left_open(run: CaseRun) -> None:
@@ -44,13 +44,12 @@ def no_descriptors_are_left_open(run: CaseRun) -> None:
             )
 
 
-@case(
-    OPINION,
-    spec.DELEGATE_CONFIGURED,
-    note="And with nothing else: what is open beside the standard streams is a lock, a namespace or a socket of the "
-    "plugin that delegates.",
+@interfaces.opinion(
+    spec.DELEGATE_CONFIGURED.with_note(
+        "And with nothing else: what is open beside the standard streams is a lock, a namespace or a socket of the "
+        "plugin that delegates."
+    ),
     means="A delegate that lives on (a DHCP client) keeps the namespaces of dead containers, and locks, for ever.",
-    kinds=INTERFACE,
 )
 def the_delegate_inherits_no_descriptors(run: CaseRun) -> None:
     stub, container = run.stub, run.container()
@@ -62,10 +61,10 @@ def the_delegate_inherits_no_descriptors(run: CaseRun) -> None:
             raise Broken(f"{verb}: nothing open in the delegate beside its standard streams", listed(inherited))
 
 
-@case(
-    OPINION,
-    spec.DEL_UNDOES,
-    note="The specification is silent on temporary files; a node has thousands of containers in its life.",
+@chapter.opinion(
+    spec.DEL_UNDOES.with_note(
+        "The specification is silent on temporary files; a node has thousands of containers in its life."
+    ),
     means="/tmp fills up, with a directory for every container that ever ran.",
 )
 def no_temporary_files_and_mounts(run: CaseRun) -> None:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import Any, NamedTuple
 
 from . import _sentences as spec
 from ._processes import feed, wait_until
-from ._terms import ATTACHING, INTERFACE, MUST, OPINION, SHOULD
+from ._terms import ATTACHING, INTERFACE, SHOULD
 from .case import Chapter
 from .case_run import CaseRun
 from .judgement import Broken, Kind, NotApplicable, Sentence, listed
 
 chapter = Chapter()
-case = chapter.case
-interface_case = partial(case, kinds=INTERFACE)
+interfaces = chapter.of(INTERFACE)
 
 _STUCK = "The container cannot be removed: kubelet retries for ever, and its address is not freed."
 
 
-@interface_case(SHOULD, spec.ADD_CREATES, means="The container has no interface, or one of another name.")
+@interfaces.should(spec.ADD_CREATES, means="The container has no interface, or one of another name.")
 def add_creates_the_interface(run: CaseRun) -> None:
     container = run.container()
     run.request("ADD", container).must_succeed()
@@ -29,9 +27,7 @@ def add_creates_the_interface(run: CaseRun) -> None:
         raise Broken(f"a link {run.subject.ifname} in the container", f"links {listed(inside)}")
 
 
-@interface_case(
-    SHOULD, spec.SUCCESS_SANDBOX, means="The runtime does not find the container's addresses in the result."
-)
+@interfaces.should(spec.SUCCESS_SANDBOX, means="The runtime does not find the container's addresses in the result.")
 def the_sandbox_is_the_netns(run: CaseRun) -> None:
     container = run.container()
     result = run.add(container)
@@ -40,7 +36,7 @@ def the_sandbox_is_the_netns(run: CaseRun) -> None:
         raise Broken(f"{run.subject.ifname} with sandbox {container.netns} in the result", str(result.interfaces))
 
 
-@interface_case(MUST, spec.SUCCESS_IPS, means="What `kubectl` and `podman inspect` show is not what the container has.")
+@interfaces.must(spec.SUCCESS_IPS, means="What `kubectl` and `podman inspect` show is not what the container has.")
 def the_result_is_what_the_kernel_has(run: CaseRun) -> None:
     container = run.container()
     result = run.add(container)
@@ -63,10 +59,8 @@ def the_result_is_what_the_kernel_has(run: CaseRun) -> None:
             raise Broken(f"a route to {route.dst} in the container", f"routes to {listed(ways)}")
 
 
-@interface_case(
-    MUST,
-    spec.SUCCESS_INTERFACES,
-    means="Tools that look for a container's interface, or for its host end, do not find it.",
+@interfaces.must(
+    spec.SUCCESS_INTERFACES, means="Tools that look for a container's interface, or for its host end, do not find it."
 )
 def interfaces_of_the_result_exist(run: CaseRun) -> None:
     container = run.container()
@@ -85,8 +79,8 @@ def interfaces_of_the_result_exist(run: CaseRun) -> None:
             raise Broken(expected, listed(map(str, links)) or "no such link")
 
 
-@interface_case(
-    MUST, spec.ADD_TAKES_EXISTING, means="An interface that another program made is taken over, and deleted later."
+@interfaces.must(
+    spec.ADD_TAKES_EXISTING, means="An interface that another program made is taken over, and deleted later."
 )
 def the_interface_exists_already(run: CaseRun) -> None:
     if run.subject.ifname == "lo":
@@ -96,7 +90,7 @@ def the_interface_exists_already(run: CaseRun) -> None:
     run.request("ADD", container).must_fail(f"an error, since {run.subject.ifname} exists")
 
 
-@case(SHOULD, spec.DEL_UNDOES, means="Interfaces, rules and addresses of dead containers pile up.")
+@chapter.should(spec.DEL_UNDOES, means="Interfaces, rules and addresses of dead containers pile up.")
 def del_leaves_nothing(run: CaseRun) -> None:
     run.warm()
     container = run.container()
@@ -105,7 +99,7 @@ def del_leaves_nothing(run: CaseRun) -> None:
         run.delete(container)
 
 
-@case(MUST, spec.DEL_AGAIN, means=_STUCK)
+@chapter.must(spec.DEL_AGAIN, means=_STUCK)
 def del_twice(run: CaseRun) -> None:
     container = run.container()
     run.add(container)
@@ -115,7 +109,7 @@ def del_twice(run: CaseRun) -> None:
     run.request("DEL", container, prevResult=conf.get("prevResult")).must_succeed("success the third time")
 
 
-@case(MUST, spec.DEL_AGAIN, means=_STUCK)
+@chapter.must(spec.DEL_AGAIN, means=_STUCK)
 def del_of_a_container_never_added(run: CaseRun) -> None:
     run.request("DEL", run.container(), prevResult=None).must_succeed("success for a container never added")
 
@@ -188,8 +182,8 @@ for _less in (
     chapter.add(_less.case, SHOULD, _less.sentence, _with_less, means=_less.means)
 
 
-@case(
-    OPINION, spec.SAME_CONFIGURATION, note="But administrators edit configurations while containers run.", means=_STUCK
+@chapter.opinion(
+    spec.SAME_CONFIGURATION.with_note("But administrators edit configurations while containers run."), means=_STUCK
 )
 def del_with_a_changed_configuration(run: CaseRun) -> None:
     container, known = run.fresh_container()
@@ -199,10 +193,8 @@ def del_with_a_changed_configuration(run: CaseRun) -> None:
         run.request("DEL", container, **{**changed, "mtu": 1280}).must_succeed("success with other keys")
 
 
-@case(
-    OPINION,
-    spec.NOT_PARALLEL,
-    note="Kubelet does, when an ADD takes longer than it waits.",
+@chapter.opinion(
+    spec.NOT_PARALLEL.with_note("Kubelet does, when an ADD takes longer than it waits."),
     means="What an ADD does after the DEL that came too early is never taken back.",
 )
 def del_before_add_has_finished(run: CaseRun) -> None:
@@ -226,7 +218,7 @@ def del_before_add_has_finished(run: CaseRun) -> None:
     run.undo(container, known, "an ADD, and a DEL before it had finished")
 
 
-@case(SHOULD, spec.PRIMARY_KEY, means="Removing one interface of a pod cuts off the other.", kinds=ATTACHING)
+@chapter.should(spec.PRIMARY_KEY, means="Removing one interface of a pod cuts off the other.", kinds=ATTACHING)
 def two_attachments_of_one_container(run: CaseRun) -> None:
     if run.subject.ifname == "lo":
         raise NotApplicable("it works on lo, of which there is one")
@@ -246,11 +238,11 @@ def two_attachments_of_one_container(run: CaseRun) -> None:
     run.delete(container, "net1")
 
 
-@interface_case(
-    SHOULD,
-    spec.ONE_DOCUMENT,
-    note="One of the two: a runtime parses all of stdout. The reference SDK finds out that the namespace is the "
-    "plugin's own when the result is printed already.",
+@interfaces.should(
+    spec.ONE_DOCUMENT.with_note(
+        "One of the two: a runtime parses all of stdout. The reference SDK finds out that the namespace is the "
+        "plugin's own when the result is printed already."
+    ),
     means="The runtime shows a parse error in place of the reason.",
 )
 def the_plugins_own_netns_gets_one_document(run: CaseRun) -> None:
@@ -262,10 +254,8 @@ def the_plugins_own_netns_gets_one_document(run: CaseRun) -> None:
 _NOT_WRITTEN = "That it must not be the plugin's own namespace is not written; later reference SDKs"
 
 
-@interface_case(
-    OPINION,
-    spec.ADD_CREATES,
-    note=f"{_NOT_WRITTEN} refuse it, with code 8.",
+@interfaces.opinion(
+    spec.ADD_CREATES.with_note(f"{_NOT_WRITTEN} refuse it, with code 8."),
     means="A runtime that passes its own namespace by mistake changes the network of the node.",
 )
 def the_plugins_own_netns_is_refused(run: CaseRun) -> None:
@@ -276,10 +266,8 @@ def the_plugins_own_netns_is_refused(run: CaseRun) -> None:
         response.must_fail("an error when CNI_NETNS is the plugin's own")
 
 
-@interface_case(
-    OPINION,
-    spec.DEL_UNDOES,
-    note=f"{_NOT_WRITTEN} say so, with code 8, when it is done.",
+@interfaces.opinion(
+    spec.DEL_UNDOES.with_note(f"{_NOT_WRITTEN} say so, with code 8, when it is done."),
     means="A runtime that passes its own namespace by mistake takes the node off the network.",
 )
 def del_spares_the_plugins_own_netns(run: CaseRun) -> None:
@@ -291,10 +279,8 @@ def del_spares_the_plugins_own_netns(run: CaseRun) -> None:
         run.request("DEL", container, environ={"CNI_NETNS": "/proc/self/ns/net"})
 
 
-@case(
-    OPINION,
-    spec.DEL_AGAIN,
-    note="And so for a container that was never added: there is nothing to change.",
+@chapter.opinion(
+    spec.DEL_AGAIN.with_note("And so for a container that was never added: there is nothing to change."),
     means="Each DEL of an unknown container, which runtimes send after a restart, leaves something on the node.",
 )
 def del_of_a_container_never_added_changes_nothing(run: CaseRun) -> None:

@@ -9,19 +9,18 @@ from typing import Any, NamedTuple
 from ..testing.hosts import Container
 from . import _sentences as spec
 from ._response import Response
-from ._terms import INTERFACE, IPAM, MUST, OPINION, SHOULD
+from ._terms import INTERFACE, IPAM, MUST, SHOULD
 from .case import Chapter
 from .case_run import CaseRun
 from .judgement import Broken, Kind, Level, NotApplicable, Sentence, listed
 
 chapter = Chapter()
-case = chapter.case
+interfaces = chapter.of(INTERFACE)
 
 _MAC = "02:00:00:00:be:ef"
 
 
-@case(
-    MUST,
+@chapter.must(
     spec.VERSION_RESULT,
     means="Runtimes cannot learn what the plugin speaks; Podman drops a network whose plugin fails VERSION.",
 )
@@ -34,8 +33,7 @@ def version_lists_what_it_supports(run: CaseRun) -> None:
         raise Broken("an object with cniVersion and a list supportedVersions", response.show())
 
 
-@case(
-    MUST,
+@chapter.must(
     spec.VERSION_NEEDS,
     means="Runtimes that ask with little in the environment (Podman, libcni) believe the plugin is broken.",
 )
@@ -47,8 +45,7 @@ def version_needs_only_the_command(run: CaseRun) -> None:
     run.request("VERSION", environ=dummy, stdin=data).must_succeed("success with dummy values")
 
 
-@case(
-    MUST,
+@chapter.must(
     spec.SUCCESS,
     means="The runtime cannot parse the result: the container does not start, though it has been attached.",
 )
@@ -58,10 +55,10 @@ def success_prints_one_document(run: CaseRun) -> None:
         raise Broken("one JSON object on stdout", response.show())
 
 
-@case(
-    OPINION,
-    spec.STDOUT,
-    note="Only ADD and VERSION have a result; DEL, CHECK, GC and STATUS have nothing to say when they succeed.",
+@chapter.opinion(
+    spec.STDOUT.with_note(
+        "Only ADD and VERSION have a result; DEL, CHECK, GC and STATUS have nothing to say when they succeed."
+    ),
     means="Today's runtimes ignore it; stricter ones may not.",
 )
 def other_verbs_print_nothing(run: CaseRun) -> None:
@@ -210,10 +207,8 @@ for _refusal in (
     chapter.add(_refusal.case, _refusal.level, _refusal.sentence, _refuses, means=_refusal.means)
 
 
-@case(
-    SHOULD,
-    spec.ERROR_KEYS,
-    note="And nothing else: a runtime parses all of stdout.",
+@chapter.should(
+    spec.ERROR_KEYS.with_note("And nothing else: a runtime parses all of stdout."),
     means="The runtime shows a parse error in place of the plugin's reason, or nothing at all.",
     shares="failures",
 )
@@ -227,10 +222,8 @@ def failure_prints_one_error_object(run: CaseRun) -> None:
             raise Broken("text in details, where there are any", response.show())
 
 
-@case(
-    SHOULD,
-    spec.ERROR_VERSION,
-    note="The reference SDK never prints it, so no runtime relies on it.",
+@chapter.should(
+    spec.ERROR_VERSION.with_note("The reference SDK never prints it, so no runtime relies on it."),
     means="Nothing today.",
     shares="failures",
 )
@@ -241,7 +234,7 @@ def error_objects_tell_the_version(run: CaseRun) -> None:
             raise Broken("cniVersion in the error object", response.show())
 
 
-@case(MUST, spec.error_code(4), means="A mistake of the runtime is taken for another failure, and is hard to find.")
+@chapter.must(spec.error_code(4), means="A mistake of the runtime is taken for another failure, and is hard to find.")
 def required_variables(run: CaseRun) -> None:
     container = run.container()
     required = {"ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), "DEL": ("CNI_CONTAINERID", "CNI_IFNAME")}
@@ -256,8 +249,8 @@ def required_variables(run: CaseRun) -> None:
                     raise Broken(f"{verb}: an error that names {name}", response.show())
 
 
-@case(
-    SHOULD, spec.error_code(1), means="A configuration of a later specification is half understood, instead of refused."
+@chapter.should(
+    spec.error_code(1), means="A configuration of a later specification is half understood, instead of refused."
 )
 def unsupported_version(run: CaseRun) -> None:
     for version in ("99.0.0", "0.0.1", "one"):
@@ -267,8 +260,7 @@ def unsupported_version(run: CaseRun) -> None:
             response.must_have_code(1)
 
 
-@case(
-    MUST,
+@chapter.must(
     spec.SUCCESS_VERSION,
     means="With a version the plugin claims, the runtime gets a result it cannot read.",
     shares="every version",
@@ -288,11 +280,11 @@ def every_version_it_claims(run: CaseRun) -> None:
         run.parse(response, version)
 
 
-@case(
-    OPINION,
-    spec.VERSION_RESULT,
-    note="A version that a plugin claims is one that it works with. Before 0.3.0 a result without addresses cannot be "
-    "told: an error is right then.",
+@chapter.opinion(
+    spec.VERSION_RESULT.with_note(
+        "A version that a plugin claims is one that it works with. Before 0.3.0 a result without addresses cannot be "
+        "told: an error is right then."
+    ),
     means="Networks of an older version, or of a newer one, do not work with the plugin.",
     shares="every version",
 )
@@ -317,16 +309,14 @@ def _try_every_version(run: CaseRun) -> list[tuple[str, Response, Response]]:
     return tried
 
 
-@case(SHOULD, spec.ARGS, means="Runtimes that pass labels or annotations cannot use the plugin.")
+@chapter.should(spec.ARGS, means="Runtimes that pass labels or annotations cannot use the plugin.")
 def unknown_arguments_are_ignored(run: CaseRun) -> None:
     args = {"org.example": {"labels": {"a": None}}}
     run.request("ADD", run.container(), args=args).must_succeed("success with unknown args")
 
 
-@case(
-    OPINION,
-    spec.CAPABILITIES,
-    note="Judged are mac, ips and portMappings, if declared.",
+@chapter.opinion(
+    spec.CAPABILITIES.with_note("Judged are mac, ips and portMappings, if declared."),
     means="The address or port that a pod asked for is silently another one.",
 )
 def declared_capabilities_are_used(run: CaseRun) -> None:
@@ -354,10 +344,10 @@ def declared_capabilities_are_used(run: CaseRun) -> None:
         raise Broken(f"rules for port {listed(ports)} of the host, as asked for", listed(rules) or "no rules")
 
 
-@case(
-    OPINION,
-    spec.OTHER_KEYS,
-    note="Every runtime leaves keys in that plugins do not know: capabilities, cniVersions, keys of other versions.",
+@chapter.opinion(
+    spec.OTHER_KEYS.with_note(
+        "Every runtime leaves keys in that plugins do not know: capabilities, cniVersions, keys of other versions."
+    ),
     means="A configuration that other plugins accept does not work with this one.",
 )
 def unknown_keys_are_ignored(run: CaseRun) -> None:
@@ -368,7 +358,7 @@ def unknown_keys_are_ignored(run: CaseRun) -> None:
     run.request("ADD", container, environ=labels, **keys).must_succeed("success with unknown keys")
 
 
-@case(MUST, spec.ABBREVIATED, means="The plugin that delegated puts addresses on the wrong interface.", kinds=IPAM)
+@chapter.must(spec.ABBREVIATED, means="The plugin that delegated puts addresses on the wrong interface.", kinds=IPAM)
 def ipam_result_is_abbreviated(run: CaseRun) -> None:
     response = run.request("ADD", run.container()).must_succeed()
     document = _one_document(response)
@@ -376,8 +366,7 @@ def ipam_result_is_abbreviated(run: CaseRun) -> None:
         raise Broken("a result without interfaces", response.show())
 
 
-@case(
-    MUST,
+@chapter.must(
     spec.IPAM_DETERMINES,
     means="The container has no address, though its network's configuration asks for one.",
     kinds=IPAM,
@@ -388,24 +377,18 @@ def ipam_returns_addresses(run: CaseRun) -> None:
         raise Broken("a result with addresses", response.show())
 
 
-@case(
-    MUST,
-    spec.EXIT_STATUS,
-    note="An ADD without a container is a failure.",
+@interfaces.must(
+    spec.EXIT_STATUS.with_note("An ADD without a container is a failure."),
     means="A file that is not a namespace is taken for one: the host's own network is changed.",
-    kinds=INTERFACE,
 )
 def netns_is_no_namespace(run: CaseRun) -> None:
     for response in _adds_without_namespace(run, run.container()):
         response.must_fail("an error, since CNI_NETNS is no network namespace")
 
 
-@case(
-    OPINION,
-    spec.ADD_TAKES_EXISTING,
-    note="What it returns with an error for is not touched by it.",
+@interfaces.opinion(
+    spec.ADD_TAKES_EXISTING.with_note("What it returns with an error for is not touched by it."),
     means="An interface that another program made is taken over, or the host's own network is changed.",
-    kinds=INTERFACE,
 )
 def a_refused_add_changes_nothing(run: CaseRun) -> None:
     run.warm()

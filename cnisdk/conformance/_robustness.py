@@ -11,13 +11,11 @@ import time
 
 from . import _sentences as spec
 from ._processes import feed
-from ._terms import MUST, OPINION, SHOULD
 from .case import Chapter
 from .case_run import CaseRun
 from .judgement import Broken, Kind, Unprepared
 
 chapter = Chapter()
-case = chapter.case
 
 _PARALLEL = 16
 # An ADD is ended at so many points at the most; and where it has fewer than this, the work is another process's.
@@ -47,10 +45,8 @@ def _together(run: CaseRun, verb: str, names: list[str]) -> list[tuple[str, int,
     return responses
 
 
-@case(
-    MUST,
-    spec.CONCURRENT,
-    means="Pods that start at the same time (every node after a reboot) fail, or get the same address.",
+@chapter.must(
+    spec.CONCURRENT, means="Pods that start at the same time (every node after a reboot) fail, or get the same address."
 )
 def parallel_attachments(run: CaseRun) -> None:
     before = run.warm()
@@ -110,8 +106,7 @@ def _interrupt(run: CaseRun, number: signal.Signals) -> None:
         run.undo(container, known, f"an ADD that {number.name} ended {where}")
 
 
-@case(
-    SHOULD,
+@chapter.should(
     spec.DEL_UNDOES,
     means="Each runtime time-out or OOM kill in the middle of an ADD leaks a link, a rule or an address.",
 )
@@ -119,15 +114,13 @@ def killed_in_add(run: CaseRun) -> None:
     _interrupt(run, signal.SIGKILL)
 
 
-@case(SHOULD, spec.DEL_UNDOES, means="A node shutdown in the middle of an ADD leaks a link, a rule or an address.")
+@chapter.should(spec.DEL_UNDOES, means="A node shutdown in the middle of an ADD leaks a link, a rule or an address.")
 def terminated_in_add(run: CaseRun) -> None:
     _interrupt(run, signal.SIGTERM)
 
 
-@case(
-    MUST,
-    spec.STREAMED,
-    note="A pipe: it comes in pieces, whenever the runtime has time.",
+@chapter.must(
+    spec.STREAMED.with_note("A pipe: it comes in pieces, whenever the runtime has time."),
     means="On a loaded node, configurations are taken for damaged.",
 )
 def slow_stdin(run: CaseRun) -> None:
@@ -142,10 +135,8 @@ def slow_stdin(run: CaseRun) -> None:
         raise Broken("success with a configuration in pieces", f"exit status {process.returncode}, {stdout[:300]!r}")
 
 
-@case(
-    OPINION,
-    spec.STDIN,
-    note="The specification sets no limit to it.",
+@chapter.opinion(
+    spec.STDIN.with_note("The specification sets no limit to it."),
     means="Long lists of ranges, rules or annotations do not work.",
 )
 def a_configuration_of_a_megabyte(run: CaseRun) -> None:
@@ -153,10 +144,8 @@ def a_configuration_of_a_megabyte(run: CaseRun) -> None:
     run.request("ADD", run.container(), args={"org.example": big}).must_succeed("success with 1 MB of args")
 
 
-@case(
-    OPINION,
-    spec.SUCCESS,
-    note="A runtime that has died gets none.",
+@chapter.opinion(
+    spec.SUCCESS.with_note("A runtime that has died gets none."),
     means="A runtime that restarts in the middle of an ADD does not know of the attachment, and never sends DEL.",
 )
 def stdout_is_closed(run: CaseRun) -> None:
@@ -172,10 +161,8 @@ def stdout_is_closed(run: CaseRun) -> None:
     run.undo(container, known, "an ADD whose result could not be read")
 
 
-@case(
-    OPINION,
-    spec.ERROR,
-    note="A low limit of open files is one reason to fail.",
+@chapter.opinion(
+    spec.ERROR.with_note("A low limit of open files is one reason to fail."),
     means="On a node that is short of files, containers start half attached.",
 )
 def few_open_files(run: CaseRun) -> None:
@@ -187,10 +174,8 @@ def few_open_files(run: CaseRun) -> None:
         run.undo(container, known, f"an ADD with {limit} open files")
 
 
-@case(
-    OPINION,
-    spec.STDIN,
-    note="So that it may hold what must not be seen; standard error is for logs.",
+@chapter.opinion(
+    spec.STDIN.with_note("So that it may hold what must not be seen; standard error is for logs."),
     means="Credentials in network configurations end up in the node's log, or in a file.",
 )
 def secrets_stay_secret(run: CaseRun) -> None:

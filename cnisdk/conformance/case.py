@@ -56,17 +56,37 @@ class Case(NamedTuple):
 class Chapter:
     """Collector of the cases of one module, in their order.
 
+    A case is a function below :meth:`must`, :meth:`should` or :meth:`opinion`; the function's name is the case's.
+
+    Attributes:
+        cases: The cases so far.
+
     Args:
         kinds: The kinds of plugins that a case applies to, unless it says otherwise.
+        cases: The list to add to; None means a new one.
     """
 
-    def __init__(self, kinds: frozenset[Kind] = EVERY) -> None:
-        self.cases: list[Case] = []
+    def __init__(self, kinds: frozenset[Kind] = EVERY, cases: list[Case] | None = None) -> None:
+        self.cases: list[Case] = [] if cases is None else cases
         self._kinds = kinds
 
-    def case(self, level: Level, sentence: Sentence, **options: Any) -> Callable[[Check], Check]:
-        """Make a case of a function; its name is the case's. The options are those of :meth:`add`."""
+    def of(self, kinds: frozenset[Kind]) -> Chapter:
+        """Return a collector for the same chapter, of cases for other kinds of plugins."""
+        return Chapter(kinds, self.cases)
 
+    def must(self, sentence: Sentence, **options: Any) -> Callable[[Check], Check]:
+        """Make a case of a *must*. The options are those of :meth:`add`."""
+        return self._collect(Level.MUST, sentence, options)
+
+    def should(self, sentence: Sentence, **options: Any) -> Callable[[Check], Check]:
+        """Make a case of a *should*. The options are those of :meth:`add`."""
+        return self._collect(Level.SHOULD, sentence, options)
+
+    def opinion(self, sentence: Sentence, **options: Any) -> Callable[[Check], Check]:
+        """Make a case of the suite's own opinion. The options are those of :meth:`add`."""
+        return self._collect(Level.OPINION, sentence, options)
+
+    def _collect(self, level: Level, sentence: Sentence, options: dict[str, Any]) -> Callable[[Check], Check]:
         def collect(check: Check) -> Check:
             self.add(check.__name__.replace("_", "-"), level, sentence, check, **options)
             return check
@@ -81,7 +101,6 @@ class Chapter:
         check: Check,
         *,
         means: str,
-        note: str = "",
         kinds: frozenset[Kind] | None = None,
         shares: str = "",
     ) -> None:
@@ -93,9 +112,9 @@ class Chapter:
             sentence: The sentence of the specification.
             check: As :class:`Case` has it.
             means: What a failure means for an operator.
-            note: The suite's own note.
             kinds: The kinds of plugins it applies to; None means the chapter's.
             shares: As :class:`Case` has it.
         """
         kinds = self._kinds if kinds is None else kinds
-        self.cases.append(Case(id, level, sentence.section, sentence.words, note, means, kinds, shares, check))
+        section, says, note = sentence
+        self.cases.append(Case(id, level, section, says, note, means, kinds, shares, check))

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import Enum
 from typing import NamedTuple
 
+from .._light import TextEnum
 
-class Kind(str, Enum):
+
+class Kind(TextEnum):
     """Kind of a plugin. It decides which cases apply."""
 
     INTERFACE = "interface"
     CHAINED = "chained"
     IPAM = "ipam"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class Level(str, Enum):
+class Level(TextEnum):
     """Word of the specification. An opinion is the suite's own: the specification is silent, operators are not."""
 
     MUST = "MUST"
     SHOULD = "SHOULD"
     OPINION = "opinion"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class Sentence(NamedTuple):
@@ -35,10 +30,16 @@ class Sentence(NamedTuple):
     Attributes:
         section: Where they stand; the version, if a later one has left them out.
         words: The words, ``[...]`` for what is left out.
+        note: The suite's own note.
     """
 
     section: str
     words: str
+    note: str = ""
+
+    def with_note(self, note: str) -> Sentence:
+        """Return the sentence with a note of the suite's own."""
+        return self._replace(note=note)
 
 
 class Broken(AssertionError):

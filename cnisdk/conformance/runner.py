@@ -14,13 +14,13 @@ import select
 import signal
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from enum import Enum
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from attrs import evolve, fields, frozen
 
+from .._light import TextEnum
 from ..testing.hosts import Host
 from ..testing.sandbox import fork_call, take_answer
 from ._footprint import watched_for
@@ -30,16 +30,13 @@ from .judgement import Broken, Level, NotApplicable
 from .subject import Subject
 
 
-class Verdict(str, Enum):
+class Verdict(TextEnum):
     """Result of a case."""
 
     PASSED = "passed"
     FAILED = "failed"
     SKIPPED = "not applicable"
     ERROR = "error"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @frozen(kw_only=True)

@@ -18,9 +18,6 @@ class Verb(TextEnum):
     STATUS = "STATUS"
     VERSION = "VERSION"
 
-    def __str__(self) -> str:
-        return self.value
-
 
 class SpecVersion(NamedTuple):
     """A version of the specification. Compares as numbers: 0.10.0 is newer than 0.9.0."""
