@@ -8,12 +8,16 @@ import os
 import sys
 
 from .._thick import server
+from .._thick.ondemand import OnDemand
 from .._thick.protocol import DIRECTORY
 from ..errors import InvalidConfigError
 from ..plugin._launch import load_main
 from ..plugin.main import PluginMain
 from ..plugin.reply import respond
 from .install import RegisteredPlugin, ask_versions, registered_plugins, render_launcher, search_path, this_interpreter
+
+# Nice value of a server on demand while it loads.
+_LOADING_NICE = 10
 
 DESCRIPTION = (
     "Keep the registered plugins loaded, and run each request that a shim hands over in "
@@ -46,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="file for its counters, in the format of Prometheus (default metrics.prom in DIR)",
     )
+    parser.add_argument(
+        "--on-demand",
+        metavar="SHIM",
+        help="end when the server is not needed, or when this shim's installation changes; shims start it like this",
+    )
     parser.add_argument("--status", action="store_true", help="print the status of the running server as JSON")
 
 
@@ -62,14 +71,48 @@ def run(args: argparse.Namespace) -> int:
         status = _leave_running(args.directory)
         if status is not None:
             return status
+    if args.on_demand:
+        return _serve_on_demand(args)
+    _serve(args, _render_launchers())
+    return 0
+
+
+def _serve(args: argparse.Namespace, launchers: dict[str, bytes], on_demand: OnDemand | None = None) -> None:
     from .._thick.load import load_plugins
 
-    plugins = load_plugins(_render_launchers())
+    plugins = load_plugins(launchers)
     print(f"cnisdk serve: {', '.join(plugins) or 'no plugin'}, in {args.directory}", file=sys.stderr)
     # Workers replace stdin by the caller's.
     os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
-    serving = server.Server(plugins, args.directory, ready=args.ready, limit=args.limit, metrics=args.metrics)
+    serving = server.Server(
+        plugins, args.directory, ready=args.ready, limit=args.limit, metrics=args.metrics, on_demand=on_demand
+    )
     serving.run(server.find_inherited_listener())
+
+
+def _serve_on_demand(args: argparse.Namespace) -> int:
+    """Serve as a shim starts it, unless another server does, or this one would be of no use.
+
+    Returns:
+        The exit status.
+    """
+    from .._thick import departure, ondemand
+
+    server.ensure_directory(args.directory)
+    lock = ondemand.take_lock(args.directory)
+    if lock is None:
+        return 0
+    for kept in departure.leave_caller(args.directory):
+        print(f"cnisdk serve: it keeps {kept}", file=sys.stderr)
+    launchers = _render_launchers()
+    problem = ondemand.find_mismatch(args.on_demand, launchers)
+    if problem is not None or ondemand.is_memory_short():
+        ondemand.postpone(lock, ondemand.PRESSURE_PAUSE if problem is None else ondemand.MISMATCH_PAUSE)
+        print(f"cnisdk serve: it ends, since {problem or 'memory is short'}", file=sys.stderr)
+        return 1
+    # Requests that run one-shot meanwhile go first.
+    os.setpriority(os.PRIO_PROCESS, 0, _LOADING_NICE)
+    _serve(args, launchers, OnDemand(args.on_demand, lock))
     return 0
 
 

@@ -11,8 +11,10 @@ not wake it; it looks once a round, at least once a second, if one waits that no
 
 Workers beyond what is needed are retired: each that reads a byte from a pipe ends.
 
-SIGTERM and SIGINT stop the server: workers take no further request, and it waits up to :data:`STOP_TIMEOUT` seconds for
-those that run. If the server is killed, running requests end normally; idle workers end when the stop pipe closes.
+SIGTERM and SIGINT stop the server: it deletes its socket, workers take no further request, and it waits up to
+:data:`STOP_TIMEOUT` seconds for those that run. Connections that wait then are closed, unless a service manager holds
+the socket. If the server is killed, running requests end normally; idle workers end when the stop pipe closes. A server
+on demand also stops by itself (:mod:`.ondemand`).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from types import FrameType
@@ -34,6 +37,7 @@ from . import protocol
 from .accept_queue import AcceptQueue
 from .caller import CallerPolicy
 from .metrics import Metrics
+from .ondemand import OnDemand
 from .pool import Pool
 from .protocol import get_peer_ids
 from .worker import ServedPlugin, find_outputs, run_worker
@@ -63,6 +67,7 @@ class Server:
         ready: Workers that are kept, at least.
         limit: Idle and busy workers, at most.
         metrics: Path of the metrics file; None means ``metrics.prom`` in the directory.
+        on_demand: End of a server that was started on demand; None for one that ends by a signal only.
     """
 
     def __init__(
@@ -73,12 +78,14 @@ class Server:
         ready: int = DEFAULT_READY,
         limit: int = DEFAULT_LIMIT,
         metrics: str | None = None,
+        on_demand: OnDemand | None = None,
     ) -> None:
         self._plugins = plugins
         self._directory = directory
         self._pool = Pool(ready, choose_crowd(), limit, time.monotonic())
         self._buffer = b""
         self._stopping = False
+        self._on_demand = on_demand
         self.metrics = Metrics(metrics or self._path(protocol.METRICS), self._path(protocol.FALLBACKS))
 
     def run(self, listener: socket.socket | None = None) -> None:
@@ -115,10 +122,16 @@ class Server:
         gc.collect()
         gc.freeze()  # else a worker's garbage collector would write to, and so copy, all these pages
         gc.set_threshold(100_000)
-        self._own_files = (self._stop, self._retire, reading, wake, waker, control.fileno())
+        self._own_files = [self._stop, self._retire, reading, wake, waker, control.fileno()]
+        if self._on_demand is not None:
+            self._own_files.append(self._on_demand.lock)
         watched = waiting = False
         look = select.poll()
         look.register(listener, select.POLLIN)
+        if self._on_demand is not None:
+            self._on_demand.note_start()
+            with contextlib.suppress(PermissionError):
+                os.setpriority(os.PRIO_PROCESS, 0, 0)  # it was lower while the plugins were loaded
         notify_manager("READY=1")
         deadline: float | None = None
         poll = select.poll()
@@ -147,6 +160,7 @@ class Server:
             self._pool.note_waiting(waiting, time.monotonic())
             if control.fileno() in events:
                 self._answer_status(control)
+            self._end_if_not_needed()
             if self._stopping:
                 if deadline is None:
                     notify_manager("STOPPING=1")
@@ -155,18 +169,31 @@ class Server:
                     # A worker that is stopped would not see it until the deadline.
                     for pid in self._pool.idle | self._pool.busy:
                         os.kill(pid, signal.SIGCONT)
+                    self._unlink_socket(identity)
                     # A worker that reported ``idle`` before may accept a connection yet. Later ones see the stop.
                     self._read_reports(reading)
+                if own and not self._pool.idle:
+                    turn_away(listener)
                 if (not self._pool.idle and not self._pool.busy) or time.monotonic() > deadline:
                     break
             self.metrics.write(len(self._pool.idle), len(self._pool.busy))
         self._read_reports(reading)
         self.metrics.write(0, 0, now=True)
-        # Another server may listen at this path by now: delete the socket only if it is still this server's.
+
+    def _unlink_socket(self, identity: int | None) -> None:
+        """Delete the socket, so that shims no longer connect; unless another server listens at this path by now."""
         path = self._path(protocol.SOCKET)
         with contextlib.suppress(OSError):
             if identity is not None and os.stat(path).st_ino == identity:
                 os.unlink(path)
+
+    def _end_if_not_needed(self) -> None:
+        if self._on_demand is None or self._stopping:
+            return
+        reason = self._on_demand.find_reason(busy=bool(self._pool.busy))
+        if reason is not None:
+            sys.stderr.write(f"cnisdk serve: it ends, since {reason}\n")
+            self._stopping = True
 
     def _path(self, default: str) -> str:
         return os.path.join(self._directory, os.path.basename(default))
@@ -215,6 +242,8 @@ class Server:
                     self.metrics.declined += 1
                 else:
                     self.metrics.count(type_, verb, int(status), float(took))
+                    if self._on_demand is not None:
+                        self._on_demand.note_request()
 
     def _reap(self, reading: int, queue: AcceptQueue) -> None:
         while True:
@@ -246,6 +275,7 @@ class Server:
                     status = {
                         "pid": os.getpid(),
                         "stopping": self._stopping,
+                        "onDemand": self._on_demand is not None,
                         "plugins": {name: plugin.id for name, plugin in sorted(self._plugins.items())},
                         "idle": len(self._pool.idle),
                         "busy": len(self._pool.busy),
@@ -300,6 +330,13 @@ def listen_at(path: str, kind: socket.SocketKind) -> socket.socket:
             os.unlink(temporary)
         raise IOFailureError(f"cannot listen at {path}: {cause_of(exc)}") from exc
     return listener
+
+
+def turn_away(listener: socket.socket) -> None:
+    """Close the connections that wait. Their shims then run the plugins."""
+    with contextlib.suppress(OSError):
+        while True:
+            listener.accept()[0].close()
 
 
 def find_inherited_listener(kind: socket.SocketKind = socket.SOCK_SEQPACKET) -> socket.socket | None:

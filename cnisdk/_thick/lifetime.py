@@ -1,0 +1,69 @@
+"""Policy: when a server that was started on demand ends. It looks at nothing, and reads no clock.
+
+It ends when one of these holds, the first of which is the reason it gives:
+
+1. A file of its installation has changed or is gone. Its code is then of another version than new shims, and modules
+   that it imports later would be, too.
+2. Memory is short. What it gives back is small, but it is not needed: shims run their requests without it.
+3. No request came for :data:`IDLE` seconds, and none runs.
+"""
+
+from __future__ import annotations
+
+IDLE = 600.0
+"""Seconds without a request after which the server ends."""
+
+MOST_WAITING = 20.0
+"""Per cent of the last ten seconds in which some process waited for memory, and above which memory is short."""
+
+LEAST_AVAILABLE = 0.05
+"""Part of all memory below which available memory is short, on a kernel that does not measure the waiting."""
+
+
+class Lifetime:
+    """Life of a server.
+
+    Args:
+        now: The time, in seconds, of a clock that never goes back. All methods take it of the same clock.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._last = now
+
+    def note_request(self, now: float) -> None:
+        """Note that a worker has answered a request. One that was declined does not count."""
+        self._last = max(self._last, now)
+
+    def find_reason(self, now: float, *, busy: bool, changed: str | None, short: bool) -> str | None:
+        """Find a reason to end.
+
+        Args:
+            now: The time.
+            busy: A worker runs a request.
+            changed: Path of a file of the installation that has changed or is gone; None if there is none.
+            short: Memory is short.
+
+        Returns:
+            The reason, for people; None if the server goes on.
+        """
+        if changed is not None:
+            return f"{changed} was changed or removed"
+        if short:
+            return "memory is short"
+        if not busy and now >= self._last + IDLE:
+            return f"no request came for {IDLE:.0f} seconds"
+        return None
+
+
+def is_memory_short(pressure: str, meminfo: str) -> bool:
+    """Return True if processes wait for memory, or, where the kernel does not measure that, if little is available.
+
+    Args:
+        pressure: Text of ``/proc/pressure/memory``; empty if the kernel has none.
+        meminfo: Text of ``/proc/meminfo``.
+    """
+    if pressure.startswith("some avg10="):
+        return float(pressure.split()[1].partition("=")[2]) > MOST_WAITING
+    lines = [line.split() for line in meminfo.splitlines()]
+    sizes = {words[0]: int(words[1]) for words in lines if words and words[0] in ("MemTotal:", "MemAvailable:")}
+    return len(sizes) == 2 and sizes["MemAvailable:"] < LEAST_AVAILABLE * sizes["MemTotal:"]

@@ -1,0 +1,201 @@
+"""Server on demand: started by a shim that finds none, and ended by itself when it is not needed.
+
+Theory of operation. A shim that finds no server runs its request one-shot, at once, and before that starts a server in
+the background (``start_server`` in ``shim.c``). Whether it may, only the shim decides: here it is too late, since this
+interpreter has been started already. Shim and server share the file ``lock`` in the server's directory:
+
+- A shim holds a lock on it (flock(2)) while it starts a server, and the server for its life. A process that does not
+  get the lock starts nothing. So a burst of requests starts one server.
+- Its time of modification is the earliest time of the next attempt. A shim puts it some seconds ahead, so that a server
+  that fails at its start is not started again for each request. The server puts it further ahead when the next attempt
+  would fail likewise: :func:`postpone`.
+
+Between the shim's lock and the server's, the time alone holds others off. If the machine takes longer than that to
+start an interpreter, two servers may start, of which the second does not get the lock, and ends.
+
+The server ends by itself when it is not needed (:mod:`.lifetime`). It stops as for SIGTERM: it finishes the requests
+that run. Its socket goes first, so that shims that come meanwhile run their requests one-shot. The first of them after
+its end starts another server.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from ..errors import IOFailureError, cause_of
+from ..plugin._launch import find_launcher
+from . import lifetime
+from .lifetime import Lifetime
+
+LOCK = "lock"
+"""Name of the file of which shims and servers hold a lock."""
+
+PRESSURE_PAUSE = 60
+"""Seconds without an attempt to start a server after memory was short."""
+
+MISMATCH_PAUSE = 600
+"""Seconds without an attempt after a server found that the shim which started it is not of its installation."""
+
+# Seconds to wait for the lock of the shim that started this server.
+_LOCK_TIMEOUT = 5.0
+
+# Seconds between two looks at files and memory.
+_LOOK = 1.0
+
+
+class FileState(NamedTuple):
+    """Identity and state of a file: another file in its place has another."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+
+
+class Installation:
+    """Files by which a server sees that its installation has changed: shim, interpreter and modules.
+
+    Args:
+        paths: Paths of the files. Links are followed.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._files: dict[str, FileState | None] = {}
+        self.add(paths)
+
+    def add(self, paths: Iterable[str]) -> None:
+        """Add files, as they are now; those that are there already stay as they were."""
+        for path in paths:
+            if path not in self._files:
+                self._files[path] = _examine(path)
+
+    def find_change(self) -> str | None:
+        """Find a file that is not as it was; None if all are."""
+        for path, state in self._files.items():
+            if state is None or _examine(path) != state:
+                return path
+        return None
+
+
+def _examine(path: str) -> FileState | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return FileState(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def is_memory_short() -> bool:
+    """Return True if the memory of this machine is short (:mod:`.lifetime`)."""
+    return lifetime.is_memory_short(_read_proc("pressure/memory"), _read_proc("meminfo"))
+
+
+def _read_proc(name: str) -> str:
+    """Read a file in ``/proc``; empty if this kernel has none."""
+    try:
+        with open(f"/proc/{name}", encoding="ascii") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+class OnDemand:
+    """Life of a server on demand: asks the policy, once in a while, with what this process sees.
+
+    Args:
+        shim: Path of the shim that started this server.
+        lock: Descriptor of the lock, which this process holds.
+    """
+
+    def __init__(self, shim: str, lock: int) -> None:
+        self.lock = lock
+        self._installation = Installation([shim, sys.executable])
+        self.note_start()
+
+    def note_start(self) -> None:
+        """Note that the server begins to serve: all modules are loaded, and no request has come."""
+        modules = {getattr(each, "__file__", None) for each in list(sys.modules.values())}
+        self._installation.add(path for path in modules if path)
+        now = time.monotonic()
+        self._lifetime, self._looked = Lifetime(now), now
+
+    def note_request(self) -> None:
+        """Note that a worker has answered a request."""
+        self._lifetime.note_request(time.monotonic())
+
+    def find_reason(self, *, busy: bool) -> str | None:
+        """Find a reason to end; None if the server goes on. It looks once a second at most.
+
+        Args:
+            busy: A worker runs a request.
+        """
+        now = time.monotonic()
+        if now < self._looked + _LOOK:
+            return None
+        self._looked = now
+        short = is_memory_short()
+        if short:
+            postpone(self.lock, PRESSURE_PAUSE)
+        return self._lifetime.find_reason(now, busy=busy, changed=self._installation.find_change(), short=short)
+
+
+def take_lock(directory: str) -> int | None:
+    """Take the lock that a server holds for its life.
+
+    Args:
+        directory: Directory of the server, which exists and is this user's alone.
+
+    Returns:
+        Descriptor of the lock; None if another server holds it.
+
+    Raises:
+        IOFailureError: (5) The file cannot be opened, or is no file of this user alone.
+    """
+    path = os.path.join(directory, LOCK)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        lock = os.open(path, flags, 0o600)
+        status = os.fstat(lock)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o170077 != 0o100000:
+            raise IOFailureError(f"{path} is not a file of this user alone", details="remove it")
+    except OSError as exc:
+        raise IOFailureError(f"cannot open {path}: {cause_of(exc)}") from exc
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(lock)
+                return None
+            time.sleep(0.05)  # flock(2) has no timeout, and an alarm would need a handler
+
+
+def postpone(lock: int, seconds: int) -> None:
+    """Let shims start no server for some seconds."""
+    now = time.time()
+    os.utime(lock, (now, now + seconds))
+
+
+def find_mismatch(shim: str, launchers: Mapping[str, bytes]) -> str | None:
+    """Look for a reason why a server would decline the requests of a shim, and so would be of no use to it.
+
+    Args:
+        shim: Path of the shim.
+        launchers: Launchers of the installation, by type.
+    """
+    try:
+        with open(shim, "rb") as file:
+            content = file.read(1 << 20)
+    except OSError as exc:
+        return f"cannot read the shim {shim}: {cause_of(exc)}"
+    theirs = find_launcher(content)
+    if theirs is None or theirs not in launchers.values():
+        return f"the shim {shim} is of another version: run `cnisdk install` again"
+    return None
