@@ -117,13 +117,14 @@ class RequestProcesses:
         for entry in os.listdir("/proc"):
             if not entry.isdigit() or int(entry) == self._host.pid:
                 continue
+            pid = int(entry)
+            # All processes of the machine are looked at after each request: what takes least comes first.
             try:
-                fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
-                session = int(fields[3])
-                if fields[0] in "ZX":
+                if os.getsid(pid) != leader and os.stat(f"/proc/{pid}/ns/mnt").st_ino != mounts:
                     continue
-                if session == leader or os.stat(f"/proc/{entry}/ns/mnt").st_ino == mounts:
-                    yield int(entry), session
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                if fields[0] not in "ZX":
+                    yield pid, int(fields[3])
             except OSError:
                 continue
 

@@ -87,15 +87,15 @@ class Sandbox:
 
     def __enter__(self) -> Self:
         visible = {os.getcwd(), sys.prefix, sys.base_prefix, tempfile.gettempdir(), *filter(os.path.isabs, sys.path)}
-        wanted = {
-            "private": _PRIVATE,
-            "keep": sorted(os.path.realpath(path) for path in visible),
-            "watched": self._watched,
-            "user": self._beside is None,
-        }
+        wanted = [
+            *(["user"] if self._beside is None else []),
+            *(f"private={path}" for path in _PRIVATE),
+            *(f"keep={path}" for path in sorted({os.path.realpath(path) for path in visible})),
+            *(f"watched={path}" for path in self._watched),
+        ]
         with _forking():
             self._holder = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(__file__).with_name("_holder.py")), json.dumps(wanted)],
+                [sys.executable, "-I", "-S", str(Path(__file__).with_name("_holder.py")), *wanted],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -105,10 +105,9 @@ class Sandbox:
             )
         try:
             assert self._holder.stdout is not None
-            line = self._holder.stdout.readline()
-            answer = json.loads(line) if line else {"ready": False, "error": "the holder process died"}
-            if not answer["ready"]:
-                raise SandboxUnavailable(f"cannot make a sandbox: {answer['error']}{_advice()}")
+            answer = self._holder.stdout.readline().rstrip("\n")
+            if answer != "ready":
+                raise SandboxUnavailable(f"cannot make a sandbox: {answer or 'the holder process died'}{_advice()}")
             # The user namespace first: the capabilities it brings are what the others ask for. It is left out where
             # the holder made none, since a process cannot enter the one it is in.
             for kind in _KINDS:
