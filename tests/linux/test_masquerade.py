@@ -9,6 +9,7 @@ import pytest
 
 from cnisdk import Attachment, CNIError, InvalidConfigError
 from cnisdk.linux import masquerade, nft, rules, spoofcheck
+from cnisdk.linux.netfilter import sets
 from cnisdk.spec.addresses import IPInterface
 from cnisdk.testing import Sandbox
 
@@ -182,6 +183,16 @@ def test_spoof_rules_are_collected(host: Sandbox) -> None:
     host.call(spoofcheck.check, Attachment("net2", "c3", "eth0"), "veth0", MAC)
     with pytest.raises(CNIError):
         host.call(spoofcheck.check, OTHER_CONTAINER, "veth0", MAC)
+
+
+def test_status_of_the_spoof_check_asks_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No program is needed."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(sets, "read_generation", lambda: 1)
+    spoofcheck.status()
+    monkeypatch.setattr(sets, "read_generation", lambda: 0)
+    with pytest.raises(CNIError, match="needs nf_tables, which this kernel lacks"):
+        spoofcheck.status()
 
 
 def test_spoof_rules_name_their_owner(host: Sandbox) -> None:

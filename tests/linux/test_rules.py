@@ -18,7 +18,7 @@ from cnisdk.linux import attributes, firewall, iptables, masquerade, nft, progra
 from cnisdk.linux.netfilter import nfnetlink
 from cnisdk.linux.netfilter.ingress import Ingress
 from cnisdk.spec.addresses import IPInterface
-from cnisdk.testing import Host
+from cnisdk.testing import Host, expect_error
 
 from ..programs import started_programs
 
@@ -180,9 +180,10 @@ def test_few_programs_are_started(host: Host) -> None:
     owner, other = Attachment("net", "c1", "eth0"), Attachment("net", "c2", "eth0")
     both: list[IPInterface] = [ip_interface("10.1.0.5/24"), ip_interface("2001:db8::5/64")]
     spoof = [spoofcheck.wanted(PORTS[0], MACS[0])]
-    for backend, expected in (("nftables", ["nft"]), ("iptables", ["iptables-restore", "ip6tables-restore", "nft"])):
+    restores = ["iptables-restore", "ip6tables-restore"]
+    for backend, first, second in (("nftables", ["nft"], []), ("iptables", restores, restores)):
         parts = [*spoof, *masquerade.wanted(backend, both)]
-        for _ in range(2):  # a second ADD replaces what a killed one left
+        for expected in (first, second):  # a second ADD replaces what a killed one left
             assert host.call(started_programs, rules.apply, owner, parts) == expected
         assert host.call(started_programs, masquerade.check, backend, owner, both) == []
         assert host.call(started_programs, delete, other) == []
@@ -216,6 +217,42 @@ def test_what_netlink_masquerades_is_what_nft_would(host: Host, prefixlen: int) 
         masquerade.check("nftables", owner, both)
 
     host.call(add_twice)
+
+
+def test_the_spoof_check_of_netlink_is_what_nft_would_make(host: Host) -> None:
+    """To the last byte, the table and the chains with it; no program is started."""
+    owner = Attachment("net", "c" * 200, "eth0")
+    asked = [spoofcheck.wanted(PORTS[0], MACS[0])]
+
+    def rules_there() -> list[tuple[bytes, bytes, bytes]]:
+        listed = [attributes.read(each) for each in nfnetlink.dump(10 << 8 | 7, 7, b"")]
+        return [(each[2], each[4], each[7]) for each in listed]
+
+    def chains_there() -> list[dict[int, bytes]]:
+        listed = [attributes.read(each) for each in nfnetlink.dump(10 << 8 | 4, 7, b"")]
+        return [{key: value for key, value in each.items() if key != 2} for each in listed]  # but for handles
+
+    def add_twice() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nft.NftTable, "replace", lambda *_: False)
+            assert started_programs(rules.apply, owner, asked) == ["nft"]
+        by_program = rules_there(), chains_there()
+        assert [len(each) for each in by_program] == [3, 2]
+        subprocess.run(["nft", "flush", "ruleset"], check=True)
+        for _ in range(2):  # the second replaces the first
+            assert started_programs(rules.apply, owner, asked) == []
+            assert (rules_there(), chains_there()) == by_program
+        spoofcheck.check(owner, PORTS[0], MACS[0])
+
+    host.call(add_twice)
+
+
+def test_a_chain_of_others_in_the_place_of_the_spoof_checks(host: Host) -> None:
+    """It is reported, and nothing is made beside it."""
+    host.shell("nft 'add table bridge nat; add chain bridge nat PREROUTING'")
+    with expect_error(5, "nft"):
+        host.call(rules.apply, Attachment("net", "c1", "eth0"), [spoofcheck.wanted(PORTS[0], MACS[0])])
+    assert "cni-macspoofchk" not in host.shell("nft list ruleset")
 
 
 @pytest.mark.parametrize("name", ["iptables-restore", "nft"])

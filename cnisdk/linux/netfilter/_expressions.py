@@ -15,12 +15,13 @@ SOURCE, DESTINATION = {4: 12, 6: 8}, {4: 16, 6: 24}
 META_IIFNAME, META_NFPROTO, META_L4PROTO = 6, 15, 16
 """Keys of :func:`compare_meta`."""
 
-ACCEPT, JUMP = 1, 0x100000000 - 3
+DROP, ACCEPT, JUMP, RETURN = 0, 1, 0x100000000 - 3, 0x100000000 - 5
 """Codes of :func:`verdict`."""
 
 _REGISTER = 1
 _LIST_ITEM, _NAME, _PARTS = 1, 1, 2
-_NETWORK_HEADER = 1
+_LINK_HEADER, _NETWORK_HEADER = 0, 1
+_SOURCE_MAC = 6  # offset in the Ethernet header
 
 
 def join(expressions: tuple[bytes, ...]) -> bytes:
@@ -52,6 +53,11 @@ def compare_network(
     numbers = (number(1, _REGISTER), number(2, _REGISTER), number(3, len(value)))
     bits = expression("bitwise", *numbers, _nested(4, attribute(1, mask)), _nested(5, attribute(1, bytes(len(mask)))))
     return whole, bits, _compare(value, equal=equal)
+
+
+def compare_source_mac(mac: bytes) -> tuple[bytes, bytes]:
+    """Compare the hardware address that a frame comes from."""
+    return _payload(_LINK_HEADER, _SOURCE_MAC, len(mac)), _compare(mac)
 
 
 @lru_cache(maxsize=64)

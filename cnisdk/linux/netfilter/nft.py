@@ -2,7 +2,8 @@
 
 This module reads and deletes by netlink: that takes tens of microseconds where starting ``nft`` takes milliseconds, and
 does not list all rules. ``iptables`` based on nftables keeps its rules in tables of the same kind (``ip nat``,
-``ip6 nat``), so this module reads and deletes these, too. Only adding needs ``nft``, which compiles rules.
+``ip6 nat``), so this module reads and deletes these, too. Adding needs ``nft``, which compiles rules, but for those few whose
+expressions the caller has (:class:`NewRule`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from . import _expressions, nfnetlink, xt
 # linux/netfilter.h, linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 _SUBSYSTEM = 10
-_GET_CHAIN, _DELETE_CHAIN, _NEW_RULE, _GET_RULE, _DELETE_RULE = (_SUBSYSTEM << 8 | number for number in (4, 5, 6, 7, 8))
+_NEW_TABLE, _NEW_CHAIN, _GET_CHAIN, _DELETE_CHAIN = (_SUBSYSTEM << 8 | number for number in (0, 3, 4, 5))
+_NEW_RULE, _GET_RULE, _DELETE_RULE = (_SUBSYSTEM << 8 | number for number in (6, 7, 8))
 _APPEND = 0x800
 _COMMENT_TYPE = 0  # libnftnl's own number
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_USE = 1, 3, 6
+_TABLE_NAME = 1
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE, _CHAIN_TYPE = 1, 3, 4, 5, 6, 7
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _PAYLOAD_BASES = ("link", "network", "transport")
 _META_IIFNAME, _META_NFPROTO = 6, 15
@@ -117,6 +120,20 @@ class NewRule(NamedTuple):
     chain: str
     expressions: tuple[bytes, ...]
     comment: str
+
+
+class BaseChain(NamedTuple):
+    """A chain of type filter that packets come to from a hook of the kernel, and that accepts them in the end.
+
+    Attributes:
+        name: Its name.
+        hook: Number of the hook: 0 is prerouting.
+        priority: Its place among the chains of the hook; the least comes first.
+    """
+
+    name: str
+    hook: int
+    priority: int
 
 
 class NftTable(NamedTuple):
@@ -269,14 +286,28 @@ class NftTable(NamedTuple):
             for start in range(0, len(messages), _DELETIONS_AT_ONCE)
         )
 
-    def replace(self, rules: Iterable[Rule], added: Iterable[NewRule]) -> bool:
+    def replace(
+        self, rules: Iterable[Rule], added: Iterable[NewRule], base: BaseChain | None = None, own: str = ""
+    ) -> bool:
         """Delete rules, and add others behind all rules of their chains, in one transaction.
+
+        Args:
+            rules: The rules to delete.
+            added: The rules to add.
+            base: Chain to make with the table, if they are not there.
+            own: Chain to make, or to empty if it is there; empty for none.
 
         Returns:
             False if the kernel refused, such as for a rule that is gone, or a chain that is not there.
         """
         table, family = attributes.text(_RULE_TABLE, f"{self.name}\0"), _FAMILIES[self.family]
         messages: list[nfnetlink.FilterMessage] = []
+        if base is not None:
+            messages.append((_NEW_TABLE, nfnetlink.CREATE, family, attributes.text(_TABLE_NAME, f"{self.name}\0")))
+            messages.append((_NEW_CHAIN, nfnetlink.CREATE, family, self._chain(base.name) + _hook(base)))
+        if own:
+            messages.append((_NEW_CHAIN, nfnetlink.CREATE, family, self._chain(own)))
+            messages.append((_DELETE_RULE, 0, family, self._rules_of(own)))
         for rule in rules:
             handle = attributes.attribute(_RULE_HANDLE, rule.handle.to_bytes(8, "big"))
             where = attributes.text(_RULE_CHAIN, f"{rule.chain}\0")
@@ -356,6 +387,13 @@ def commit(commands: Iterable[str], inherited: Sequence[int] = ()) -> None:
 
 
 # --- netlink ----------------------------------------------------------------------------------------------------------
+
+
+def _hook(base: BaseChain) -> bytes:
+    """Return the attributes that make a chain a base chain."""
+    priority = attributes.attribute(2, base.priority.to_bytes(4, "big", signed=True))
+    hook = attributes.attribute(_CHAIN_HOOK | nfnetlink.NESTED, _expressions.number(1, base.hook), priority)
+    return hook + _expressions.number(_CHAIN_POLICY, _expressions.ACCEPT) + attributes.text(_CHAIN_TYPE, "filter\0")
 
 
 def _number(payload: bytes) -> int:

@@ -13,7 +13,7 @@ This module alone decides which attachment owns a rule, by the rule as the kerne
 * A rule that jumps to an attachment's chain belongs to that attachment.
 
 :func:`apply` makes all parts of an attachment with one run of ``nft``, and one of ``iptables-restore`` per protocol;
-without ``nft`` where the table is there, and this module knows the bytes of the rules.
+without ``nft`` where this module knows the bytes of the rules, and the table is there or is made by netlink, too.
 Reading and deleting start no program, since they use netlink. The legacy variant of iptables is the exception: only a
 program can read it.
 
@@ -33,7 +33,7 @@ from ..._light import NamedTuple
 from ...errors import IOFailureError, TryAgainLaterError, run_all
 from ...spec.names import Attachment, short_hash
 from .. import _sockets
-from . import iptables, nft
+from . import _expressions, iptables, nft
 from .nft import Match, Rule
 
 Table = nft.NftTable | iptables.LegacyTable
@@ -41,6 +41,9 @@ Table = nft.NftTable | iptables.LegacyTable
 
 OWN = "own chain"
 """In a :class:`Wanted`: the chain of the attachment itself."""
+
+JUMP_TO_OWN = "jump {chain}"
+"""In a :class:`Wanted`: the verdict of a rule that jumps there."""
 
 # Attempts. Other processes may change the same rules meanwhile: an ADD, a DEL and a GC at the same time.
 _ATTEMPTS = 100
@@ -56,7 +59,9 @@ class Layout(NamedTuple):
         table: Name of the table.
         base: Commands that make the shared table and chains.
         made: The rules that ``base`` makes, all in one chain. An ADD that finds just these there does not carry
-            ``base`` out again; without any it always does.
+            ``base`` out again.
+        base_chain: The chain that ``base`` makes, if that is all. Without this and ``made``, an ADD always carries
+            ``base`` out.
         shared: Chains that have rules of several attachments.
         fixed: Rules that ``base`` makes, for CHECK.
         prefix: Beginning of the names of single attachments' chains; empty if there are none.
@@ -71,6 +76,7 @@ class Layout(NamedTuple):
     shared: tuple[str, ...]
     base: tuple[str, ...] = ()
     made: tuple[Wanted, ...] = ()
+    base_chain: nft.BaseChain | None = None
     fixed: tuple[Wanted, ...] = ()
     prefix: str = ""
     digits: int = 32
@@ -105,7 +111,7 @@ class Wanted(NamedTuple):
         text: The rule for ``nft`` or ``iptables-restore``, without comment. ``{chain}`` is the own chain.
         matches: Its conditions as the kernel shows them, in order.
         verdict: Its verdict as the kernel shows it; ``{chain}`` as above.
-        expressions: The rule as netlink adds it; empty if only a program can make it.
+        expressions: The rule as netlink adds it, without a jump to the own chain; empty if only a program can make it.
     """
 
     chain: str
@@ -232,15 +238,24 @@ def alone(owner: Attachment) -> Iterator[int]:
 def _add_at_once(owner: Attachment, part: Part) -> bool:
     """Make the rules of a part without a program; return whether that could be done."""
     layout, table = part.layout, nft.NftTable(part.layout.family, part.layout.table)
-    if not layout.made or not all(rule.expressions for rule in part.wanted):
+    if not all(rule.expressions for rule in part.wanted) or not (layout.base_chain or _is_made(layout, table)):
         return False
-    there = table.list_rules(layout.made[0].chain)
-    if len(there) != len(layout.made) or not all(
-        wanted.is_like(rule, "") for wanted, rule in zip(layout.made, there, strict=True)
-    ):
-        return False
-    added = [nft.NewRule(rule.chain, rule.expressions, mark(owner)) for rule in part.wanted]
-    return table.replace(_list_owned(layout, table, owner).rules, added)
+    own = layout.own_chain(owner) if layout.prefix else ""
+    added = []
+    for rule in part.wanted:
+        jump = (_expressions.verdict(_expressions.JUMP, own),) if rule.verdict == JUMP_TO_OWN else ()
+        chain = own if rule.chain == OWN else rule.chain
+        added.append(nft.NewRule(chain, (*rule.expressions, *jump), mark(owner)))
+    return table.replace(_list_owned(layout, table, owner).rules, added, layout.base_chain, own)
+
+
+def _is_made(layout: Layout, table: nft.NftTable) -> bool:
+    there = table.list_rules(layout.made[0].chain) if layout.made else []
+    return (
+        bool(layout.made)
+        and len(there) == len(layout.made)
+        and all(wanted.is_like(rule, "") for wanted, rule in zip(layout.made, there, strict=True))
+    )
 
 
 def _nft_commands(owner: Attachment, part: Part) -> list[str]:

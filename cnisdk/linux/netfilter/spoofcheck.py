@@ -12,15 +12,16 @@ from collections.abc import Collection
 
 from ...errors import IOFailureError, PluginNotAvailableError
 from ...spec.names import Attachment
-from .. import program
 from ..links import link
 from . import nft, rules
-from .nft import NftTable, Rule, match, match_interface
-from .rules import OWN, Layout, Part, Wanted
+from ._expressions import DROP, META_IIFNAME, RETURN, compare_meta, compare_source_mac, verdict
+from .nft import BaseChain, NftTable, Rule, match, match_interface
+from .rules import JUMP_TO_OWN, OWN, Layout, Part, Wanted
 
 _BASE = "PREROUTING"
 _TABLE = NftTable("bridge", "nat")
 _SOURCE_MAC = 6  # offset in the Ethernet header
+_IFNAME_SIZE = 16  # IFNAMSIZ, with the NUL
 #: Layout of the rules.
 LAYOUT = Layout(
     family="bridge",
@@ -30,6 +31,7 @@ LAYOUT = Layout(
         "add table bridge nat",
         f"add chain bridge nat {_BASE} {{ type filter hook prerouting priority -300 ; policy accept ; }}",
     ),
+    base_chain=BaseChain(_BASE, hook=0, priority=-300),
     prefix="cni-macspoofchk-",
 )
 
@@ -41,12 +43,14 @@ def wanted(port: str, mac: str) -> Part:
         port: Name of the host's end, the port of the bridge.
         mac: Hardware address of the container's end.
     """
+    passes = (*compare_source_mac(_bytes_of(mac)), verdict(RETURN))
+    from_port = compare_meta(META_IIFNAME, port.encode(errors="surrogateescape").ljust(_IFNAME_SIZE, b"\0"))
     return Part(
         LAYOUT,
         (
-            Wanted(OWN, f"ether saddr {mac} return", (_match_mac(mac),), "return"),
-            Wanted(OWN, "drop", (), "drop"),
-            Wanted(_BASE, f'iifname "{port}" jump {{chain}}', (match_interface(port),), "jump {chain}"),
+            Wanted(OWN, f"ether saddr {mac} return", (_match_mac(mac),), "return", passes),
+            Wanted(OWN, "drop", (), "drop", (verdict(DROP),)),
+            Wanted(_BASE, f'iifname "{port}" jump {{chain}}', (match_interface(port),), JUMP_TO_OWN, from_port),
         ),
     )
 
@@ -98,12 +102,22 @@ def gc(network: str, valid: Collection[Attachment]) -> None:
 
 def status() -> None:
     """Raise :class:`PluginNotAvailableError` (50) unless rules can be added."""
-    if program.find("nft") is None:
-        raise PluginNotAvailableError("macspoofchk needs the program nft, which is not installed")
+    from . import sets  # for STATUS alone
+
+    try:
+        generation = sets.read_generation()
+    except IOFailureError as exc:
+        raise PluginNotAvailableError(f"the kernel's nf_tables cannot be used: {exc.msg}") from exc
+    if not generation:
+        raise PluginNotAvailableError("macspoofchk needs nf_tables, which this kernel lacks")
 
 
 def _match_mac(mac: str) -> nft.Match:
-    return match("link", _SOURCE_MAC, bytes.fromhex(mac.replace(":", "")))
+    return match("link", _SOURCE_MAC, _bytes_of(mac))
+
+
+def _bytes_of(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
 
 
 # --- the reference's layout: PREROUTING jumps to cni-br-iface-ID-IFNAME, that one to cni-br-iface-ID-IFNAME-mac -------
