@@ -20,7 +20,7 @@ from ..runtime.load import load_networks
 from ..runtime.network import Network
 from ..runtime.survey import survey_host
 from ..spec.names import Attachment
-from .options import add_cache_dir, add_conf_dir, add_inside
+from .options import add_cache_dir, add_conf_dir, add_inside, add_seconds
 from .tables import search_tables
 
 _GRACE = 600.0
@@ -151,22 +151,14 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="directory with leases, for networks whose configuration names none (the IPAM plugin's default)",
     )
-    parser.add_argument(
+    add_seconds(
+        parser,
         "--grace",
-        metavar="SECONDS",
-        type=float,
-        default=_GRACE,
-        help="judge no attachment that is younger, with or without a cached result: its ADD may still be running "
-        "(%(default)g)",
+        _GRACE,
+        "judge no attachment that is younger, with or without a cached result: its ADD may still be running",
     )
     add_inside(parser)
-    parser.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=float,
-        default=30.0,
-        help="longest time to wait for the lock of the leases (%(default)g)",
-    )
+    add_seconds(parser, "--timeout", 30.0, "longest time to wait for the lock of the leases")
 
 
 def judge_host(args: argparse.Namespace, only: str = "") -> HostState:

@@ -23,7 +23,7 @@ from .clusternetworks import (
 )
 from .clusterstate import ClusterState, NodeState, read_state
 from .leases import bar
-from .options import add_conf_dir
+from .options import add_conf_dir, add_seconds
 
 _WAIT = 10.0
 
@@ -49,12 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     release.add_argument("node", metavar="NODE")
     release.add_argument("--yes", action="store_true", help="do it; without, only say what would be released")
-    release.add_argument(
+    add_seconds(
+        release,
         "--wait",
-        metavar="SECONDS",
-        type=float,
-        default=_WAIT,
-        help="look twice, with this time in between: a node that changes anything meanwhile lives (%(default)g)",
+        _WAIT,
+        "look twice, with this time in between: a node that changes anything meanwhile lives",
     )
     forget = _add_action(actions, "forget", _forget, "keep no addresses for a pod any more")
     forget.add_argument("pod", metavar="NAMESPACE/NAME[/IFNAME]")

@@ -8,8 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from .. import __version__
 from .._light import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +23,7 @@ from ..spec.codec import dumps_compact, loads
 from ..spec.config import parse_args
 from ..spec.convert import print_result
 from ..spec.names import Attachment, digest, shorten
+from .stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
     import argparse
@@ -100,13 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     args = read_arguments(arguments)
     try:
-        with _signals_raise():
+        with stoppable(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             _run(args)
     except CNIError as exc:
         print(f"cnitool: {exc.describe()}", file=sys.stderr)
         return 1
-    except _Stopped as exc:
-        return 128 + exc.signum
+    except Stopped as exc:  # the plugin was stopped, and a started add undone
+        return 128 + exc.number
     return 0
 
 
@@ -121,6 +121,7 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the program."""
+    from .options import add_seconds
     from .parsers import Parser
 
     defaults = Arguments("", "")
@@ -145,13 +146,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache-dir", metavar="DIR", default=defaults.cache_dir, help="directory of cached results (%(default)s)"
     )
-    parser.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=_seconds,
-        default=defaults.timeout,
-        help="longest time for one call of a plugin; 0 means no limit (%(default)g)",
-    )
+    add_seconds(parser, "--timeout", defaults.timeout, "longest time for one call of a plugin; 0 means no limit")
     parser.add_argument(
         "-v",
         "--verbose",
@@ -168,18 +163,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="gc: keep this attachment; may be given several times",
     )
     return parser
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1
-    if not 0 <= seconds < 1e9:
-        import argparse
-
-        raise argparse.ArgumentTypeError(f"expected a number of seconds, not {text!r}")
-    return seconds
 
 
 def _attachment(text: str) -> tuple[str, str]:
@@ -310,34 +293,6 @@ def _one_line(document: bytes) -> str:
 
 def _warn(text: str) -> None:
     print(f"cnitool: warning: {text}", file=sys.stderr)
-
-
-class _Stopped(BaseException):
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into an exception: the plugin is stopped, and a started add undone."""
-    received = False
-
-    def handle(signum: int, _: object) -> None:
-        nonlocal received
-        if not received:  # a second signal must not interrupt the undoing
-            received = True
-            raise _Stopped(signum)
-
-    before = {}
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
-            before[each] = signal.signal(each, handle)
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 if __name__ == "__main__":

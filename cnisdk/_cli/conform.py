@@ -8,15 +8,14 @@ import os
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidConfigError, cause_of
+from .stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
     from ..conformance.case import Case
@@ -110,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     reports: list[Report] = []
     waiting = list(args.plugin)
     try:
-        with _stoppable():
+        with stoppable(signal.SIGTERM, signal.SIGINT):
             while waiting:
                 started = time.monotonic()
                 options = {"search": args.ipam, "ifname": args.ifname, "setup": args.setup}
@@ -118,10 +117,10 @@ def run(args: argparse.Namespace) -> int:
                 reports.append(_judge(subject, select(subject.kind, args.only), args, started))
                 del waiting[0]
                 if reports[-1].stopped:
-                    raise Stopped(reports[-1].stopped)
+                    raise Stopped(signal.Signals[reports[-1].stopped])
     except Stopped as stopped:
         rest = f"; not judged: {', '.join(waiting)}" if waiting else ""
-        print(f"cnisdk conform: stopped by {stopped.name}{rest}", file=sys.stderr)
+        print(f"cnisdk conform: stopped by {signal.Signals(stopped.number).name}{rest}", file=sys.stderr)
         return UNFINISHED
     except (SandboxUnavailable, InvalidConfigError) as exc:
         print(f"cnisdk conform: {exc}", file=sys.stderr)
@@ -130,42 +129,6 @@ def run(args: argparse.Namespace) -> int:
         _write(args, reports)
     level = {"must": Level.MUST, "should": Level.SHOULD, "opinion": Level.OPINION}[args.fail_on]
     return max(UNJUDGED if each.subject.problem else exit_status(each.outcomes, level) for each in reports)
-
-
-class Stopped(BaseException):
-    """Raised by :func:`_stoppable`; ``name`` is the signal's."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turn the first SIGTERM or SIGINT into :class:`Stopped`, and ignore more of them.
-
-    timeout(1) sends its signal twice, and nothing that follows takes long.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    received: list[int] = []
-
-    def stop(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        if len(received) == 1:
-            raise Stopped(signal.Signals(number).name)
-
-    handled = [number for number, handler in former.items() if handler not in (signal.SIG_IGN, None)]
-    for number in handled:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        if not received:
-            for number in handled:
-                signal.signal(number, former[number])
 
 
 def _described(args: argparse.Namespace) -> str:
@@ -194,7 +157,7 @@ def _judge(subject: Subject, cases: Sequence[Case], args: argparse.Namespace, st
                     outcomes.append(outcome)
                     advance(outcome)
         except Stopped as exc:
-            stopped = exc.name
+            stopped = signal.Signals(exc.number).name
     ended = {each.case.id for each in outcomes}
     report = Report(
         subject,

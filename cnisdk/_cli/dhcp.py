@@ -14,6 +14,7 @@ from ..dhcp._daemon import Daemon, Settings
 from ..dhcp._machine import Timing
 from ..dhcp._store import directory_beside
 from ..errors import InvalidConfigError, IOFailureError, cause_of
+from .options import add_seconds
 
 DESCRIPTION = (
     "Obtain, renew and release the leases of the plugin dhcp, for all containers of this host. The leases are in files "
@@ -35,27 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", metavar="DIR", help="directory of the leases (default: PATH without .sock)")
     parser.add_argument("--hostprefix", metavar="DIR", default="", help="put before the paths of network namespaces")
     parser.add_argument("--broadcast", action="store_true", help="have servers broadcast their answers")
-    parser.add_argument(
-        "--resendtimeout",
-        metavar="SECONDS",
-        type=float,
-        default=client.PATIENCE,
-        help="how long an ADD waits for a lease, at most (default %(default)g)",
+    add_seconds(parser, "--resendtimeout", client.PATIENCE, "longest time that an ADD waits for a lease")
+    add_seconds(
+        parser, "--resendmax", timing.longest, "longest delay between two messages to a server that does not answer"
     )
-    parser.add_argument(
-        "--resendmax",
-        metavar="SECONDS",
-        type=float,
-        default=timing.longest,
-        help="longest delay between two messages to a server that does not answer (default %(default)g)",
-    )
-    parser.add_argument(
-        "--probe",
-        metavar="SECONDS",
-        type=float,
-        default=timing.probe,
-        help="how long another host has to object to an address (RFC 5227; default %(default)g)",
-    )
+    add_seconds(parser, "--probe", timing.probe, "time that another host has to object to an address (RFC 5227)")
     parser.add_argument("--pidfile", metavar="FILE", help="file for the id of the process")
     parser.add_argument("--status", action="store_true", help="print the leases of the running daemon as JSON")
 
@@ -65,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     if args.status:
         print(json.dumps(client.get_status(args.socket), indent=4))
         return 0
-    if min(args.resendtimeout, args.resendmax) <= 0 or args.probe < 0:
-        raise InvalidConfigError("--resendtimeout and --resendmax must be more than 0, and --probe 0 or more")
+    if not args.resendtimeout or not args.resendmax:
+        raise InvalidConfigError("--resendtimeout and --resendmax must be more than 0")
     daemon = Daemon(
         Settings(
             directory=args.state or directory_beside(args.socket),

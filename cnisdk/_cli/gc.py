@@ -30,7 +30,7 @@ from ..runtime.runner import Runtime
 from ..runtime.survey import find_obstacle, find_working, look_at
 from ..spec.names import Attachment
 from .attachments import HostState, JudgedAttachment, add_shared_arguments, judge_host
-from .options import add_cni_path
+from .options import add_cni_path, add_seconds
 
 _PAUSE = 1.0
 # No process has the id 0, so no namespace will ever be at this path.
@@ -56,9 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "being added meanwhile is not on the list, and would lose what it has. Use it only while no container is being "
         "started (spec §3)",
     )
-    parser.add_argument(
-        "--pause", metavar="SECONDS", type=float, default=_PAUSE, help="time between the two judgements (%(default)g)"
-    )
+    add_seconds(parser, "--pause", _PAUSE, "time between the two judgements")
     add_cni_path(parser, "plugins")
     add_shared_arguments(parser)
 

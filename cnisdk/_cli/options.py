@@ -47,6 +47,21 @@ def add_cni_path(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def add_seconds(parser: argparse.ArgumentParser, option: str, default: float, help: str) -> None:
+    """Add an option for a time in seconds, 0 or more; its help ends with the default."""
+    parser.add_argument(option, metavar="SECONDS", type=_seconds, default=default, help=f"{help} (%(default)g)")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, not {text!r}")
+    return seconds
+
+
 def add_inside(parser: argparse.ArgumentParser) -> None:
     """Add ``--inside``, for a judgement of namespaces from within a container."""
     parser.add_argument(

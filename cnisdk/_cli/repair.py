@@ -30,7 +30,7 @@ from ..runtime.network import Network
 from ..runtime.survey import find_obstacle
 from ..spec.names import Attachment
 from .install import registered_plugins
-from .options import add_cache_dir, add_cni_path, add_inside
+from .options import add_cache_dir, add_cni_path, add_inside, add_seconds
 from .tables import guard, load_plugin
 
 _PAUSE = 2.0
@@ -64,13 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_cache_dir(parser)
     add_cni_path(parser, "plugins that others delegate to")
-    parser.add_argument(
-        "--pause",
-        metavar="SECONDS",
-        type=float,
-        default=_PAUSE,
-        help="time until it looks whether a repaired attachment was being deleted (%(default)g)",
-    )
+    add_seconds(parser, "--pause", _PAUSE, "time until it looks whether a repaired attachment was being deleted")
     add_inside(parser)
 
 

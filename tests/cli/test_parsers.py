@@ -37,6 +37,26 @@ def test_a_mistake_in_the_arguments_ends_with_2(command: tuple[str, ...], capsys
     assert err.startswith(f"usage: {' '.join(command)} "), "what it says is how this command is used"
 
 
+@pytest.mark.parametrize("seconds", ["-1", "nan", "soon"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("cluster", "release-node", "worker", "--wait"),
+        ("dhcp", "--probe"),
+        ("gc", "net", "--grace"),
+        ("gc", "net", "--pause"),
+        ("leases", "net", "--timeout"),
+        ("repair", "--pause"),
+    ],
+    ids=" ".join,
+)
+def test_a_time_is_a_number_of_seconds(
+    command: tuple[str, ...], seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of("cnisdk", *command, seconds) == 2
+    assert f"argument {command[-1]}: expected a number of seconds, not {seconds!r}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("program", ["cnisdk", "cnitool"])
 def test_version(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(program, "--version") == 0
