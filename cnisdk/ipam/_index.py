@@ -488,13 +488,14 @@ class Index(View):
 def delete_index(path: str) -> None:
     """Delete an index, and with the last one the directory of indexes. A file that cannot be deleted stays."""
     try:
-        for folder in (f"{path}/{_OWNERS}", f"{path}/{_USED}", path):
-            if os.path.isdir(folder) and not os.path.islink(folder):
-                for name in os.listdir(folder):
-                    _remove(f"{folder}/{name}")
-                os.rmdir(folder)
         if os.path.lexists(path):
-            _remove(path)
+            for folder in (f"{path}/{_OWNERS}", f"{path}/{_USED}", path):
+                if os.path.isdir(folder) and not os.path.islink(folder):
+                    for name in os.listdir(folder):
+                        _remove(f"{folder}/{name}")
+                    os.rmdir(folder)
+            if os.path.lexists(path):
+                _remove(path)
         os.rmdir(os.path.dirname(path))
     except OSError:
         pass  # another network's index is there, or another process makes this one anew

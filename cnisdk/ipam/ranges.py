@@ -6,6 +6,7 @@ The rules and their order are those of the reference's host-local; so are the te
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Network
 from itertools import pairwise
 
@@ -177,8 +178,9 @@ def _address(text: str, path: str) -> IPAddress:
         raise _invalid(f"invalid IP address: {text}", path, text, "an IP address") from exc
 
 
+@lru_cache(maxsize=64)
 def parse_subnet(text: str, path: str = "$.ipam.subnet") -> IPNetwork:
-    """Read a subnet to hand out addresses of.
+    """Read a subnet to hand out addresses of. The requests of a worker name the same ones again and again.
 
     Raises:
         InvalidConfigError: (7) It is no network, has host bits, or is too small.

@@ -6,6 +6,7 @@ is checked first. As in the reference, an IPv4-mapped IPv6 address is the IPv4 a
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
 
 #: An address.
@@ -67,8 +68,9 @@ def parse_interface(text: str) -> IPInterface:
     return IPv4Interface((int(address.ipv4_mapped), length - _MAPPED_BITS))
 
 
+@lru_cache(maxsize=64)
 def parse_network(text: str) -> IPNetwork:
-    """Read a network; host bits are cleared.
+    """Read a network; host bits are cleared. The requests of a worker name the same subnets and routes again and again.
 
     Raises:
         ValueError: As :func:`parse_interface`.
