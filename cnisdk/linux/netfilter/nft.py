@@ -2,8 +2,8 @@
 
 This module reads and deletes by netlink: that takes tens of microseconds where starting ``nft`` takes milliseconds, and
 does not list all rules. ``iptables`` based on nftables keeps its rules in tables of the same kind (``ip nat``,
-``ip6 nat``), so this module reads and deletes these, too. Adding needs ``nft``, which compiles rules, but for those few whose
-expressions the caller has (:class:`NewRule`).
+``ip6 nat``), so this module reads and deletes these, too. Adding needs ``nft``, which compiles rules,
+but for those few whose expressions the caller has (:class:`NewRule`).
 """
 
 from __future__ import annotations
