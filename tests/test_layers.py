@@ -18,7 +18,7 @@ PACKAGE = ROOT / "cnisdk"
 LAYERS = [
     {"_lazy", "_light"},
     {"errors", "_files", "classes", "_signals"},
-    {"spec"},
+    {"spec", "_releasing"},
     {"invoke", "ipam", "linux"},
     {"plugin", "runtime", "dhcp"},
     {"testing", "_thick"},

@@ -4,7 +4,7 @@
 2. Pause, and judge again. An attachment counts as dead only if both judgements say so, about the same leases and cached
    results: their stamps are compared.
 3. For each dead attachment, check that it has not come back, run DEL of the network's plugins, then drop the leases and
-   cached results that are left.
+   cached results that are left. An ADD of our plugins that begins meanwhile waits (:mod:`cnisdk._releasing`).
 4. With ``--plugins``, run the plugins' GC with the list of all attachments that are not dead.
 
 The command may run beside ADD and DEL. An attachment that is being added is younger than ``--grace``, and is kept.
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Iterable
 
+from .._releasing import releasing
 from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, cause_of
 from ..invoke.find import split_path
 from ..ipam.store import Owner
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
         _say("would drop" if args.dry_run else "drop", each)
         if not args.dry_run:
             try:
-                back = _drop(args, network, each)
+                back = _drop_alone(args, host, network, each)
             except CNIError as exc:
                 failures.append(type(exc)(f"{each.owner}: {exc.msg}", details=exc.details, code=exc.code))
             else:
@@ -169,7 +170,16 @@ def _keep(each: JudgedAttachment, why: str) -> JudgedAttachment:
     return each._replace(verdict=Liveness("unknown", why, "doubt")) if each.verdict.state == "dead" else each
 
 
-def _drop(args: argparse.Namespace, network: Network, each: JudgedAttachment) -> str | None:
+def _drop_alone(args: argparse.Namespace, host: HostState, network: Network, each: JudgedAttachment) -> str | None:
+    """Drop an attachment, as :func:`_drop` does, while an ADD of its names waits."""
+    try:
+        with releasing(each.traces.attachment) as alone:
+            return _drop(args, host, network, each) if alone else "another process is about to attach or release it"
+    except OSError as exc:
+        raise IOFailureError(f"cannot make {exc.filename}: {cause_of(exc)}") from exc
+
+
+def _drop(args: argparse.Namespace, host: HostState, network: Network, each: JudgedAttachment) -> str | None:
     """Run DEL for an attachment, then drop the leases and cached results that are left.
 
     Returns:
@@ -179,7 +189,7 @@ def _drop(args: argparse.Namespace, network: Network, each: JudgedAttachment) ->
     if attachment.ifname:
         entries: list[Remembered | None] = [*each.traces.entries]
         for entry in entries or [None]:
-            back = _find_return(each)
+            back = _find_return(args, host, each)
             if back:
                 return back
             directory = DEFAULT_CACHE_DIR if entry is None else entry.cache_dir
@@ -203,12 +213,16 @@ def _drop(args: argparse.Namespace, network: Network, each: JudgedAttachment) ->
     return None
 
 
-def _find_return(each: JudgedAttachment) -> str | None:
+def _find_return(args: argparse.Namespace, host: HostState, each: JudgedAttachment) -> str | None:
     """Find out that an attachment was added again since the last judgement, or is being added; return how that shows.
 
-    Nothing keeps a runtime from beginning an ADD after this. What that ADD makes before the DEL ends may be deleted.
+    An ADD of our plugins or our runtime that begins after this waits until the DEL has ended. Nothing keeps another
+    plugin from beginning one. What that makes before the DEL ends may be deleted.
     """
     attachment, entries = each.traces.attachment, each.traces.entries
+    working = find_working(attachment.container_id)
+    if working:
+        return f"{working} works for it"
     if veth.find_host_end(attachment) is not None:
         return "it exists again"
     paths = [path for path in map(namespace_of, entries) if path and not path.startswith("/proc/")]
@@ -216,8 +230,11 @@ def _find_return(each: JudgedAttachment) -> str | None:
         return "it exists again"
     if any(was_replaced(entry) for entry in entries):
         return "a runtime has attached it again"
-    working = find_working(attachment.container_id)
-    return f"{working} works for it" if working else None
+    tables = [judged.table for state in host.networks if state.name == attachment.network for judged in state.tables]
+    leases = [lease for table in tables for lease in table.find(each.owner, timeout=args.timeout)]
+    if any(lease.stamp not in each.stamps for lease in leases):
+        return "it has another lease now"
+    return None
 
 
 def _run_plugins(args: argparse.Namespace, network: Network, kept: Iterable[JudgedAttachment]) -> None:

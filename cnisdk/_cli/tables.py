@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ..errors import CNIError, InternalError
-from ..ipam.store import LOCK_TIMEOUT
+from ..ipam.store import LOCK_TIMEOUT, Owner
 from ..ipam.table import Examination, Finding, LeaseRecord, LeaseTable
 from ..plugin._launch import load_main
 from ..plugin._program import Program
@@ -150,6 +150,9 @@ class _GuardedTable(LeaseTable):
 
     def drop(self, leases: Iterable[LeaseRecord], *, timeout: float = LOCK_TIMEOUT) -> tuple[LeaseRecord, ...]:
         return guard(self._kind, lambda: self._table.drop(leases, timeout=timeout))
+
+    def find(self, owner: Owner, *, timeout: float = LOCK_TIMEOUT) -> tuple[LeaseRecord, ...]:
+        return guard(self._kind, lambda: self._table.find(owner, timeout=timeout))
 
     def repair(self, findings: Iterable[Finding], *, timeout: float = LOCK_TIMEOUT) -> tuple[Finding, ...]:
         return guard(self._kind, lambda: self._table.repair(findings, timeout=timeout))

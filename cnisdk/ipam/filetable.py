@@ -14,7 +14,7 @@ from ._index import DIRECTORY, Index, IndexWrong
 from ._records import LAST_RESERVED, Record, parse_name, read_record
 from .filestore import SPARE, FileStore
 from .ranges import Pool
-from .store import LOCK_TIMEOUT, NOBODY, Lease, insist
+from .store import LOCK_TIMEOUT, NOBODY, Lease, Owner, insist
 from .table import Examination, Finding, LeaseRecord, LeaseTable
 
 _DELETE = "delete"
@@ -48,6 +48,25 @@ class FileTable(LeaseTable):
                 return Examination()
 
         return insist(attempt, timeout)
+
+    def find(self, owner: Owner, *, timeout: float = LOCK_TIMEOUT) -> tuple[LeaseRecord, ...]:
+        """See :class:`LeaseTable`. One of an earlier boot that counts as free is not found."""
+        store = self._store
+        addresses = store.read(lambda view: view.find_addresses(owner), timeout=timeout)
+
+        def attempt(deadline: float) -> tuple[LeaseRecord, ...]:
+            with store.locked(deadline, write=False) as directory:
+                if directory is None:
+                    return ()
+                exclusive = is_exclusive(directory)
+                records = [(str(each), read_record(directory, str(each), with_boot=True)) for each in addresses]
+                return tuple(
+                    _read_lease(store, directory, name, record, exclusive=exclusive)
+                    for name, record in records
+                    if record is not None and record.owner == owner
+                )
+
+        return insist(attempt, timeout) if addresses else ()
 
     def drop(self, leases: Iterable[LeaseRecord], *, timeout: float = LOCK_TIMEOUT) -> tuple[LeaseRecord, ...]:
         """See :class:`LeaseTable`. A store reclaims leases of earlier boots when it writes; this does not."""

@@ -112,6 +112,15 @@ class LeaseTable(ABC):
             IOFailureError: (5) A lease cannot be deleted.
         """
 
+    def find(self, owner: Owner, *, timeout: float = LOCK_TIMEOUT) -> tuple[LeaseRecord, ...]:
+        """Read the leases of one owner. Override it where that takes less than to read all.
+
+        Raises:
+            TryAgainLaterError: (11) Other processes kept the table busy until the timeout.
+            IOFailureError: (5) It cannot be read.
+        """
+        return tuple(each for each in self.examine(timeout=timeout).leases if each.owner == owner)
+
     def repair(self, findings: Iterable[Finding], *, timeout: float = LOCK_TIMEOUT) -> tuple[Finding, ...]:
         """Carry out the repairs of findings, as far as things still are as they were found.
 

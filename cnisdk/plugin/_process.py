@@ -15,7 +15,7 @@ from ..spec.codec import dumps, loads
 from ..spec.versions import SpecVersion, Verb
 from ._launch import Launcher, this_launcher
 from ._signals import Signals, Terminated
-from .reply import Reply, ended_by_signal, mark_spent, print_error, refuse_own_netns, respond
+from .reply import Reply, check_may_begin, ended_by_signal, mark_spent, print_error, respond
 from .undo import UndoStack
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def serve(main: Program, launcher: Launcher | None = None, signals: Signals | No
         return _answer(Reply(print_error(ended_by_signal(exc, None)), 1, "", UndoStack()), _take_stdout(), signals)
     stdout = _take_stdout()
     run_delegates_here(signals, launcher)
-    reply = respond(main.plugin, os.environ, stdin, guard=refuse_own_netns, interruptible=signals)
+    reply = respond(main.plugin, os.environ, stdin, guard=check_may_begin, interruptible=signals)
     return _answer(reply, stdout, signals)
 
 

@@ -23,7 +23,7 @@ from ._environment import environment as environment_of
 from ._launch import Launcher, find_launcher, load_main, parse_launcher
 from ._program import Program
 from ._signals import Signals, Terminated
-from .reply import refuse_own_netns, respond
+from .reply import check_may_begin, respond
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
@@ -60,7 +60,7 @@ def run_within(
     armed = signals.armed
     handler = _Handler(signals if armed else None)
     with environment_of(environ), _working_directory(), _alarm(timeout, handler.miss):
-        reply = respond(main.plugin, dict(environ), stdin, guard=refuse_own_netns, interruptible=handler)
+        reply = respond(main.plugin, dict(environ), stdin, guard=check_may_begin, interruptible=handler)
     reply.undo.commit()
     stderr = reply.stderr.encode(errors="replace")
     pass_on(stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
+from .. import _releasing
 from .._light import Any, NamedTuple
 from ..classes import evolve
 from ..errors import CNIError, InternalError, InvalidNetNSError, IOFailureError, TryAgainLaterError
@@ -217,6 +218,18 @@ def print_error(error: CNIError, version: SpecVersion = CURRENT) -> bytes:
 def _version_document(supported: tuple[SpecVersion, ...]) -> bytes:
     listed = [str(version) for version in sorted(supported)]
     return dumps_compact({"cniVersion": str(CURRENT), "supportedVersions": listed}) + b"\n"
+
+
+def check_may_begin(request: Request[Any]) -> None:
+    """Refuse what :func:`refuse_own_netns` does. Let an ADD wait while gc releases what is left under its names.
+
+    Raises:
+        InvalidNetNSError: (8) The container's network namespace is the plugin's own.
+        TryAgainLaterError: (11) The gc took too long.
+    """
+    refuse_own_netns(request)
+    if isinstance(request, AddRequest):
+        _releasing.wait(request.attachment)
 
 
 def refuse_own_netns(request: Request[Any]) -> None:

@@ -206,13 +206,27 @@ class Cache:
             raise ForeignEntryError(f"cached result {path} is not of {attachment}, but of {entry.attachment}")
         return entry
 
-    def delete(self, attachment: Attachment) -> None:
+    def stamp(self, attachment: Attachment) -> tuple[int, int] | None:
+        """Return what tells the file of an entry from a later one of its name; None if there is none."""
+        try:
+            about = os.lstat(self.path(attachment))
+        except OSError:
+            return None
+        return about.st_ino, about.st_ctime_ns
+
+    def delete(self, attachment: Attachment, *, unless_changed: tuple[int, int] | None = None) -> None:
         """Remove the entry of an attachment, torn or not. One that is not there, or is another's, is left alone.
+
+        Args:
+            attachment: The attachment.
+            unless_changed: The :meth:`stamp` of the entry to remove: a later one stays. None removes any.
 
         Raises:
             IOFailureError: (5) It cannot be removed.
         """
         path = self.path(attachment)
+        if unless_changed is not None and self.stamp(attachment) != unless_changed:
+            return
         try:
             self.find(attachment)
         except ForeignEntryError:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from .. import _releasing
 from .._light import Any, NamedTuple, cast
 from ..errors import (
     CNIError,
@@ -164,6 +165,7 @@ class Runtime:
             InvalidConfigError: (7) A plugin, or the network's name, is not valid or not there: no plugin was run.
             InvalidEnvironmentError: (4) Another argument is not valid: no plugin was run.
             IOFailureError: (5) The attachment cannot be cached.
+            TryAgainLaterError: (11) ``cnisdk gc`` has been releasing what is left under these names for a minute.
         """
         return upgrade(
             self.add_in_version(
@@ -201,6 +203,7 @@ class Runtime:
         environ = self._variables(attachment, netns, args)
         started: list[NetworkPlugin] = []
         result: Mapping[str, Any] | None = None
+        _releasing.wait(attachment)
         try:
             for plugin, path in zip(network.plugins, paths, strict=True):
                 started.append(plugin)
@@ -311,7 +314,8 @@ class Runtime:
     ) -> None:
         """Detach a container from a network. It is fine if it is not attached, or if its cached result is torn.
 
-        All plugins are run, also after one failed; if none did, the cached result is removed.
+        All plugins are run, also after one failed; if none did, the cached result is removed. One that an ADD has
+        written meanwhile stays.
 
         Args:
             network: The network.
@@ -329,6 +333,7 @@ class Runtime:
         self.cache.path(attachment)
         entry: CachedAttachment | None = None
         result: Mapping[str, Any] | None = None
+        stamp = self.cache.stamp(attachment)
         try:
             entry = self.cache.find(attachment)
             if entry is not None and network.version >= PREV_RESULT_SINCE[Verb.DEL]:
@@ -340,8 +345,10 @@ class Runtime:
         environ = self._variables(attachment, netns, _args_or_cached(cni_args, entry))
         problems = self._delete_all(network, network.plugins, environ, capability_args, result, _until(deadline))
         raise_first(problems)
+        if stamp is None:
+            return  # one that is there now is of a later ADD
         try:
-            self.cache.delete(attachment)
+            self.cache.delete(attachment, unless_changed=stamp)
         except CNIError as exc:
             self._on_warning(str(exc))
 

@@ -48,7 +48,7 @@ class Loopback(Plugin[NetConf]):
         lo = link.get("lo", netns)
         with request.step():
             if shared.set_up(lo, request.attachment):
-                request.undo(shared.set_down, lo, request.attachment, keep_up=lo.up)
+                request.undo(lambda: shared.set_down(lo.refresh(), request.attachment, keep_up=lo.up))
         ips = loopback_addresses(lo)
         result = request.prev_result
         return Result(ips=ips).with_interfaces(lo) if result is None else result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import binascii
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from cnisdk import _releasing
 from cnisdk._cli import gc
 from cnisdk._cli.attachments import HostState, JudgedAttachment, JudgedNetwork
 from cnisdk.errors import CNIError, IOFailureError
@@ -29,6 +31,7 @@ from cnisdk.runtime.liveness import Liveness, LivenessState, Survey, Traces
 from cnisdk.spec.addresses import parse_address
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Host
+from cnisdk.testing.launchers import write_launchers
 from cnisdk.testing.stores import everything, reserve
 
 from ..modes import Plugins
@@ -48,7 +51,7 @@ class Cluster:
         self.host, self.root = host, root
         self.elsewhere = root / "runtime"
         ipam = {"type": "host-local", "ranges": [[{"subnet": SUBNET}]]}
-        self.conf = {
+        self.conf: dict[str, Any] = {
             "cniVersion": "1.0.0",
             "name": "net",
             "plugins": [{"type": "bridge", "bridge": "cni0", "ipam": ipam}],
@@ -163,13 +166,82 @@ def test_what_is_attached_again_while_gc_works_stays(cluster: Cluster, shows: st
         "by its lease": f"rm {cluster.store.path}/10.111.0.3; printf 'c2\\r\\neth0' > {cluster.store.path}/10.111.0.3",
     }
     cluster.plugin.write_text(f"#!/bin/sh\necho $CNI_CONTAINERID >> {deleted}\n{again[shows]}\n")
-    # Without a pause, each one is judged again before it is dropped.
-    out = cluster.gc("--grace", "0", pause="0" if shows == "by its lease" else "1")
+    out = cluster.gc("--grace", "0", pause="1")
     if shows == "by its plugin":
         os.kill(int((cluster.root / "pid").read_text()), signal.SIGKILL)
     assert deleted.read_text() == "c1\n"
     assert "c2" in cluster.held().values()
     assert out.count("keep ") >= 1
+
+
+ADD_IN_THE_BACKGROUND = """
+[ "$CNI_COMMAND" = DEL ] || exit 0
+CNI_COMMAND=ADD CNI_NETNS=/run/netns/c1 {host_local} < {conf} > {answer} 2>&1 &
+# Until it waits, or has ended: then it would have won the race, and the DEL below would release its lease.
+while kill -0 $! 2>/dev/null && ! ls -l /proc/$!/fd 2>/dev/null | grep -q /run/cni/releasing/; do :; done
+{host_local} < {conf}
+"""
+
+
+def test_an_add_that_begins_while_gc_deletes_keeps_its_address(cluster: Cluster) -> None:
+    """It begins after gc has looked for the last time, and before the plugins' DEL has ended."""
+    (cluster.root / "real").mkdir()
+    write_launchers(cluster.root / "real")
+    conf = {**cluster.conf["plugins"][0], "cniVersion": "1.0.0", "name": "net"}
+    (cluster.root / "net.conf").write_text(json.dumps(conf))
+    places = {"conf": cluster.root / "net.conf", "answer": cluster.root / "answer"}
+    script = ADD_IN_THE_BACKGROUND.format(host_local=cluster.root / "real" / "host-local", **places)
+    cluster.plugin.write_text(f"#!/bin/bash\n{script}")
+    cluster.lease("c1", "10.111.0.2")
+    out = cluster.gc("--grace", "0")
+    assert "drop 10.111.0.2" in out
+    cluster.host.shell(f"while [ ! -s {places['answer']} ]; do :; done")
+    (given,) = json.loads(places["answer"].read_text())["ips"]
+    assert cluster.held() == {given["address"].partition("/")[0]: "c1"}
+    assert not cluster.host.call(os.path.exists, "/run/cni/releasing")
+
+
+def test_gc_keeps_what_another_gc_releases(cluster: Cluster) -> None:
+    cluster.lease("c1", "10.111.0.2")
+    script = f"exec 3<>{_releasing.DIRECTORY}/$0; flock -x 3; echo; read end"
+    cluster.host.call(os.makedirs, _releasing.DIRECTORY)
+    with cluster.host.popen(["sh", "-c", script, _name("c1")], stdin=-1, stdout=-1) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert "another process is about to attach or release it" in cluster.gc("--grace", "0")
+        assert cluster.held() == {"10.111.0.2": "c1"}
+        other.communicate()
+    cluster.gc("--grace", "0")
+    assert cluster.held() == {}
+
+
+def test_a_gc_that_was_killed_stops_no_add(cluster: Cluster) -> None:
+    def leave_a_file() -> None:
+        child = os.fork()
+        if not child:
+            with _releasing.releasing(("net", "c1", "eth0")):
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert os.listdir(_releasing.DIRECTORY) == [_name("c1")]
+        _releasing.wait(("net", "c1", "eth0"))
+        with _releasing.releasing(("net", "c1", "eth0")) as held:
+            assert held
+        assert not os.path.exists(_releasing.DIRECTORY)
+
+    cluster.host.call(leave_a_file)
+
+
+def _name(container: str) -> str:
+    return f"{binascii.crc32(f'net{chr(0)}{container}{chr(0)}eth0'.encode()):08x}"
+
+
+def test_a_cached_result_of_a_later_add_survives_the_del_of_the_dead(cluster: Cluster) -> None:
+    """libcni knows no lock: it attaches while the plugins' DEL is running."""
+    cluster.remember("c1", "10.111.0.2", "/var/lib/cni", "/run/netns/c1")
+    path = "/var/lib/cni/results/net-c1-eth0"
+    cluster.plugin.write_text(f"#!/bin/sh\ncp {path} {path}.new; mv {path}.new {path}\n")
+    cluster.gc("--grace", "0")
+    assert cluster.host.call(os.path.exists, path)
 
 
 def test_del_of_the_dead_does_not_get_the_namespace_of_another_process(cluster: Cluster) -> None:
@@ -355,7 +427,7 @@ class Script:
         )
         return HostState((JudgedNetwork("net", None, (), judged),), (), (), frozenset(), Memory(), Survey())
 
-    def drop(self, _: object, __: object, each: JudgedAttachment) -> str | None:
+    def drop(self, _: object, __: object, ___: object, each: JudgedAttachment) -> str | None:
         self.dropped.append(each.owner.container_id)
         self.now += 60
         return "it exists again" if each.owner.container_id == "back" else None
@@ -367,7 +439,7 @@ def gc_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Script], int]:
         parser = argparse.ArgumentParser()
         gc.add_arguments(parser)
         monkeypatch.setattr(gc, "judge_host", script.judge)
-        monkeypatch.setattr(gc, "_drop", script.drop)
+        monkeypatch.setattr(gc, "_drop_alone", script.drop)
         monkeypatch.setattr(gc, "load_network", lambda *_, **__: SimpleNamespace(name="net", disable_gc=False))
         monkeypatch.setattr("cnisdk._cli.gc.time", SimpleNamespace(monotonic=lambda: script.now))
         return gc.run(parser.parse_args(["net", "--inside"]), pause=bool)

@@ -43,20 +43,19 @@ def set_down(shared: Link, owner: Attachment, *, keep_up: bool = False) -> None:
     is up: then the container may be alive.
 
     Args:
-        shared: The link.
+        shared: The link as it is now, with its marks.
         owner: The attachment.
         keep_up: Take only the mark off: the link was up before it was marked.
 
     Raises:
         KernelError: (5) The kernel refused.
     """
-    there = shared.refresh()
-    marks = {name for name in there.altnames if name.startswith(_PREFIX)}
-    if not marks and any(each.up and each.index != there.index for each in link.list_all(there.netns)):
+    marks = {name for name in shared.altnames if name.startswith(_PREFIX)}
+    if not marks and any(each.up and each.index != shared.index for each in link.list_all(shared.netns)):
         return
     own = loan.tag(owner)
-    requests = [messages.altname_request(own, add=False, index=there.index)] if own in marks else []
+    requests = [messages.altname_request(own, add=False, index=shared.index)] if own in marks else []
     if marks <= {own} and not keep_up:
-        requests.append(messages.down_request(there.index, there.name))
-    with rtnetlink.connect(there.netns) as sock:
+        requests.append(messages.down_request(shared.index, shared.name))
+    with rtnetlink.connect(shared.netns) as sock:
         sock.send(requests)
