@@ -118,7 +118,9 @@ for _verb, _name, _sentence, _means in (
 @chapter.must(spec.STATUS_READY, means="The node stays NotReady.")
 def status_is_ready(run: CaseRun) -> None:
     run.need("1.1.0")
-    run.add(run.container())
+    container = run.container()
+    run.add(container)
+    run.delete(container)  # it may have had the only address
     run.request("STATUS", prevResult=None).must_succeed("success, since ADD works")
 
 

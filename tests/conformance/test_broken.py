@@ -399,6 +399,23 @@ def test_ipam_plugins(make: Make, what: str, case: str, old: str, new: str) -> N
     assert caught(run(make(Kind.IPAM, (old, new)), case)), what
 
 
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_small_pool_is_no_fault(make: Make, size: int) -> None:
+    outcomes = run(make(Kind.IPAM, *pool_of(size)), "parallel-attachments", "status-is-ready")
+    assert [each.verdict for each in outcomes if each.case.id == "status-is-ready"] == [Verdict.PASSED]
+    together = Verdict.SKIPPED if size == 1 else Verdict.PASSED
+    assert [each.verdict for each in outcomes if each.case.id == "parallel-attachments"] == [together], outcomes
+
+
+def test_a_small_pool_is_shared_without_a_race(make: Make) -> None:
+    _, case, old, new = next(row for row in POOLS if row[0] == "looks before it leaps")
+    assert caught(run(make(Kind.IPAM, (old, new), *pool_of(5)), case))
+
+
+def pool_of(size: int) -> list[tuple[str, str]]:
+    return [(f"-gt 50 ] && {what}", f"-gt {size + 1} ] && {what}") for what in ("rm", "fail 50")]
+
+
 @pytest.mark.parametrize(("what", "case", "old", "new"), ECHOES, ids=named(ECHOES))
 def test_chained_plugins(make: Make, what: str, case: str, old: str, new: str) -> None:
     assert caught(run(make(Kind.CHAINED, (old, new)), case)), what
