@@ -15,6 +15,7 @@ from .._light import TYPE_CHECKING, Any, NamedTuple
 from .._signals import signal
 from ..errors import CNIError, InvalidEnvironmentError, IOFailureError
 from ..invoke.find import split_path
+from ..invoke.process import pass_on
 from ..runtime.cache import DEFAULT_CACHE_DIR
 from ..runtime.load import DEFAULT_CONF_DIR, load_network
 from ..runtime.network import Network
@@ -99,14 +100,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_parser().print_help()
         return 0
     args = read_arguments(arguments)
+    stderr = _HeldStderr(args.verbose)
     try:
         with stoppable(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            _run(args)
+            _run(args, stderr)
     except CNIError as exc:
         print(f"cnitool: {exc.describe()}", file=sys.stderr)
         return 1
     except Stopped as exc:  # the plugin was stopped, and a started add undone
         return 128 + exc.number
+    finally:
+        stderr.release()
     return 0
 
 
@@ -174,7 +178,7 @@ def _attachment(text: str) -> tuple[str, str]:
     return container, ifname
 
 
-def _run(args: Arguments) -> None:
+def _run(args: Arguments, stderr: _HeldStderr) -> None:
     if not args.netns and args.verb in ("add", "check", "del"):
         make_parser().error(f"{args.verb} needs NETNS, the path of a network namespace")
     if (
@@ -192,7 +196,8 @@ def _run(args: Arguments) -> None:
         timeout=args.timeout or None,
         rollback=not args.no_rollback,
         on_warning=_warn,
-        on_call=_show if args.verbose else _show_nothing,
+        on_stderr=stderr.add,
+        on_call=stderr.on_call,
     )
     ifname = _choose(args.ifname, "CNI_IFNAME", "eth0")
     try:
@@ -268,8 +273,38 @@ def _print(data: bytes) -> None:
         data = data[os.write(1, data) :]
 
 
-def _show_nothing(_: PluginCall) -> None:
-    """Print nothing about a call."""
+class _HeldStderr:
+    """Standard error of the plugins, each of which is told after the error that it belongs to.
+
+    What a plugin says is held back until its call has ended. Once a call has failed, all of it waits for the end of the
+    program: an ADD that fails is followed by DELs, and their words would come before the error.
+    """
+
+    _MOST = 64 * 1024  # bytes to hold back
+
+    def __init__(self, verbose: bool) -> None:
+        self._verbose = verbose
+        self._pieces: list[bytes] = []
+        self._failed = False
+
+    def add(self, piece: bytes) -> None:
+        """Hold a piece back; if there are too many, print all."""
+        self._pieces.append(piece)
+        if sum(map(len, self._pieces)) > self._MOST:
+            self.release()
+
+    def on_call(self, call: PluginCall) -> None:
+        """Print what a call that has ended said, unless it belongs to an error that is not printed yet."""
+        if self._verbose:
+            _show(call)  # with the error, if it failed
+        self._failed |= call.error is not None
+        if self._verbose or (call.printed is not None and not self._failed):
+            self.release()
+
+    def release(self) -> None:
+        """Print what was held back."""
+        pieces, self._pieces = self._pieces, []
+        pass_on(b"".join(pieces))
 
 
 def _show(call: PluginCall) -> None:

@@ -225,6 +225,42 @@ def test_errors_go_to_stderr_with_code_and_status_1(tool: Tool, capfd: pytest.Ca
     assert tool.cached == []
 
 
+@pytest.mark.parametrize("options", [[], ["-v"]])
+def test_what_plugins_say_stands_after_the_error_it_belongs_to(
+    tool: Tool, capfd: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    for name in ("first", "last"):
+        program = tool.bin / name
+        program.write_text(PLUGIN.replace("#!/bin/sh\n", f'#!/bin/sh\necho "{name}: $CNI_COMMAND" >&2\n'))
+        program.chmod(0o755)
+    (tool.conf / "10-mynet.conflist").write_text(
+        json.dumps({"cniVersion": "0.4.0", "name": "chain", "plugins": [{"type": "first"}, {"type": "last"}]})
+    )
+    (tool.bin / "last").write_text((tool.bin / "last").read_text().replace("$here/fail.", "$here/last.fail."))
+    (tool.bin / "last.fail.ADD").touch()
+    assert tool(*options, "add", "chain", NETNS) == 1
+    lines = capfd.readouterr().err.splitlines()
+    error = lines.index('cnitool: plugin type="last" failed (add): full (code 11); try tomorrow')
+    said = [line for line in lines if line.startswith(("first: ", "last: "))]
+    assert said == ["first: ADD", "last: ADD", "last: DEL", "first: DEL"]
+    if options:  # here the error stands first where the call ends
+        answers = [line for line in lines if line.startswith(("< ", "first: ", "last: "))]
+        assert [answers[0][:7], answers[1], answers[2][:13], answers[3]] == (
+            ["< first", "first: ADD", "< last failed", "last: ADD"]
+        )
+    else:
+        assert lines[0] == "first: ADD"  # what belongs to no error is not kept back
+        assert error == 1
+
+
+def test_what_a_plugin_says_at_length_comes_at_once(tool: Tool, capfd: pytest.CaptureFixture[str]) -> None:
+    (tool.bin / "fail.ADD").touch()
+    plugin = tool.bin / "fake"
+    plugin.write_text(PLUGIN.replace("#!/bin/sh\n", "#!/bin/sh\nprintf %070000d 0 >&2\n"))
+    assert tool("--no-rollback", "add", "mynet", NETNS) == 1
+    assert capfd.readouterr().err.startswith("0000")
+
+
 def test_no_rollback(tool: Tool) -> None:
     (tool.bin / "fail.ADD").touch()
     assert tool("--no-rollback", "add", "mynet", NETNS) == 1
