@@ -38,10 +38,7 @@ def check_without_ipam(run: CaseRun) -> None:
 
 
 @interfaces.must(
-    spec.CHECK_AFTER_ADD.with_note(
-        "A route without gw goes by the default gateway of its subnet: the result is right, and so is the kernel's "
-        "route that has one."
-    ),
+    spec.CHECK_AFTER_ADD.with_note("Without gw, a route goes by the default gateway of its subnet."),
     means="Networks with routes to other subnets cannot be used with a runtime that checks.",
 )
 def check_of_a_route_without_gateway(run: CaseRun) -> None:

@@ -215,10 +215,7 @@ def _hang(run: CaseRun, number: signal.Signals) -> tuple[Container, frozenset[st
 
 
 @chapter.opinion(
-    spec.DELEGATE_CONFIGURED.with_note(
-        "The specification sets no time; runtimes give up after minutes, and end the plugin. What it was waiting for "
-        "is its own process, and its pipes are the runtime's: they end with it."
-    ),
+    spec.DELEGATE_CONFIGURED.with_note("A runtime ends a plugin that takes too long. The plugin ends its delegate."),
     means="Each time-out leaves a process on the node, or the runtime waits for ever.",
 )
 def a_delegate_that_hangs(run: CaseRun) -> None:

@@ -27,10 +27,7 @@ def no_processes_are_left(run: CaseRun) -> None:
 
 
 @chapter.opinion(
-    spec.STDOUT.with_note(
-        "It is complete when no process can write to it any more: runtimes read to its end, and so to the end of "
-        "every process that has inherited it."
-    ),
+    spec.STDOUT.with_note("Runtimes read to its end, and so until no process that inherited it is left."),
     means="The runtime waits for ever for a plugin that ended long ago.",
 )
 def no_descriptors_are_left_open(run: CaseRun) -> None:
@@ -45,10 +42,7 @@ def no_descriptors_are_left_open(run: CaseRun) -> None:
 
 
 @interfaces.opinion(
-    spec.DELEGATE_CONFIGURED.with_note(
-        "And with nothing else: what is open beside the standard streams is a lock, a namespace or a socket of the "
-        "plugin that delegates."
-    ),
+    spec.DELEGATE_CONFIGURED.with_note("And nothing else: other open files are the plugin's own, such as its locks."),
     means="A delegate that lives on (a DHCP client) keeps the namespaces of dead containers, and locks, for ever.",
 )
 def the_delegate_inherits_no_descriptors(run: CaseRun) -> None:

@@ -239,10 +239,7 @@ def two_attachments_of_one_container(run: CaseRun) -> None:
 
 
 @interfaces.should(
-    spec.ONE_DOCUMENT.with_note(
-        "One of the two: a runtime parses all of stdout. The reference SDK finds out that the namespace is the "
-        "plugin's own when the result is printed already."
-    ),
+    spec.ONE_DOCUMENT.with_note("One of the two. The reference SDK prints the error behind the result."),
     means="The runtime shows a parse error in place of the reason.",
 )
 def the_plugins_own_netns_gets_one_document(run: CaseRun) -> None:
