@@ -214,18 +214,13 @@ class LeaseFiles:
             IOFailureError: (5) The directory cannot be read.
         """
         try:
-            names = sorted(os.listdir(self.directory))
+            paths = self._list(_SUFFIX)
         except FileNotFoundError:
             return []
         except OSError as exc:
             raise IOFailureError(f"cannot read the directory {self.directory}: {cause_of(exc)}") from exc
         boot, records = boot_id(), []
-        for name in names:
-            path = os.path.join(self.directory, name)
-            if name.startswith(".") and name.endswith(TEMPORARY):
-                self._delete(path)
-            if not name.endswith(_SUFFIX):
-                continue
+        for path in paths:
             try:
                 record = self._read(path)
             except _DAMAGED as exc:
@@ -295,12 +290,7 @@ class LeaseFiles:
         """
         found: dict[Attachment, str] = {}
         with suppress(OSError):
-            for name in sorted(os.listdir(self.directory)):
-                path = os.path.join(self.directory, name)
-                if name.startswith(".") and name.endswith(TEMPORARY):
-                    self._delete(path)
-                if not name.endswith(_NOTE):
-                    continue
+            for path in self._list(_NOTE):
                 try:
                     document = loads(read_file(path, follow=False))
                     if document["boot"] == boot_id():
@@ -322,6 +312,19 @@ class LeaseFiles:
         self._delete(path)
 
     # --- inner --------------------------------------------------------------------------------------------------------
+
+    def _list(self, suffix: str) -> list[str]:
+        """Return the paths of the files whose names end so. Files that a killed daemon left half written are deleted.
+
+        Raises:
+            OSError: The directory cannot be read.
+            IOFailureError: (5) A half-written file cannot be deleted.
+        """
+        names = sorted(os.listdir(self.directory))
+        for name in names:
+            if name.startswith(".") and name.endswith(TEMPORARY):
+                self._delete(os.path.join(self.directory, name))
+        return [os.path.join(self.directory, name) for name in names if name.endswith(suffix)]
 
     def _path(self, owner: Attachment, suffix: str = _SUFFIX) -> str:
         return os.path.join(self.directory, short_hash(*owner, digits=32) + suffix)
