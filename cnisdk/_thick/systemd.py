@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from . import protocol
 
@@ -22,45 +23,25 @@ def render_units(interpreter: str, directory: str) -> dict[str, bytes]:
     Returns:
         Content of the units, by file name.
     """
-    package = (__package__ or "").rpartition(".")[0]
     socket = os.path.join(directory, os.path.basename(protocol.SOCKET))
-    service = f"""\
-# Written by `cnisdk install --units`.
-[Unit]
-Description=Resident CNI plugins
-Documentation=https://www.cni.dev
-Requires={SOCKET}
-After={SOCKET}
-# Always start it again: meanwhile the shims run the plugins, and a start takes half a second.
-StartLimitIntervalSec=0
-
-[Service]
-Type=notify
-ExecStart={_quote(interpreter)} -I -m {package} serve --directory {_quote(directory)}
-Restart=always
-RestartSec=100ms
-# Signal the server alone, so that running requests can end, also when the server has died.
-KillMode=process
-TimeoutStopSec=160
-OOMScoreAdjust=-900
-# Plugins need the host's namespaces: no PrivateTmp, ProtectSystem or PrivateNetwork. Each of these makes a mount or
-# network namespace, in which the paths of a request mean something else.
-NoNewPrivileges=yes
-CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_KILL
-CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH
-RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6 AF_PACKET
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=no
-SystemCallArchitectures=native
-
-[Install]
-Also={SOCKET}
-WantedBy=multi-user.target
-"""
+    service = _render_service(
+        description="Resident CNI plugins",
+        documentation="https://www.cni.dev",
+        socket=SOCKET,
+        always="meanwhile the shims run the plugins, and a start takes half a second.",
+        command=f"serve --directory {_quote(directory)}",
+        interpreter=interpreter,
+        options=(
+            "# Signal the server alone, so that running requests can end, also when the server has died.",
+            "KillMode=process",
+            "TimeoutStopSec=160",
+            "MemoryDenyWriteExecute=no",
+        ),
+        capabilities="CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_KILL",
+        families="AF_UNIX AF_NETLINK AF_INET AF_INET6 AF_PACKET",
+    )
     return {
-        SERVICE: service.encode(),
+        SERVICE: service,
         SOCKET: _render_socket("Socket of the resident CNI plugins", f"ListenSequentialPacket={socket}"),
     }
 
@@ -75,42 +56,81 @@ def render_dhcp_units(interpreter: str, socket: str) -> dict[str, bytes]:
     Returns:
         Content of the units, by file name.
     """
+    service = _render_service(
+        description="DHCP leases of containers",
+        documentation="https://www.cni.dev/plugins/current/ipam/dhcp/",
+        socket=DHCP_SOCKET,
+        always="leases must be renewed.",
+        command=f"dhcp --socket {_quote(socket)}",
+        interpreter=interpreter,
+        capabilities="CAP_NET_BIND_SERVICE CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH",
+        families="AF_UNIX AF_NETLINK AF_INET AF_PACKET",
+    )
+    return {
+        DHCP_SERVICE: service,
+        DHCP_SOCKET: _render_socket("Socket of the DHCP leases of containers", f"ListenStream={socket}"),
+    }
+
+
+def _render_service(
+    *,
+    description: str,
+    documentation: str,
+    socket: str,
+    always: str,
+    command: str,
+    interpreter: str,
+    capabilities: str,
+    families: str,
+    options: Sequence[str] = (),
+) -> bytes:
+    """Render a service that systemd starts with its socket, and again whenever it ends.
+
+    Args:
+        description: The service, in words.
+        documentation: Address of its documentation.
+        socket: Name of the socket's unit.
+        always: Reason to start it again always.
+        command: Arguments of `cnisdk`, quoted.
+        interpreter: Path of Python.
+        capabilities: Capabilities beside those for entering and changing network namespaces.
+        families: Families of the sockets that it opens.
+        options: Further lines of the section [Service].
+    """
     package = (__package__ or "").rpartition(".")[0]
-    service = f"""\
+    further = "".join(f"{line}\n" for line in options)
+    return f"""\
 # Written by `cnisdk install --units`.
 [Unit]
-Description=DHCP leases of containers
-Documentation=https://www.cni.dev/plugins/current/ipam/dhcp/
-Requires={DHCP_SOCKET}
-After={DHCP_SOCKET}
-# Always start it again: leases must be renewed.
+Description={description}
+Documentation={documentation}
+Requires={socket}
+After={socket}
+# Always start it again: {always}
 StartLimitIntervalSec=0
 
 [Service]
 Type=notify
-ExecStart={_quote(interpreter)} -I -m {package} dhcp --socket {_quote(socket)}
+ExecStart={_quote(interpreter)} -I -m {package} {command}
 Restart=always
 RestartSec=100ms
 OOMScoreAdjust=-900
-# It enters the namespaces of containers by their paths: no PrivateTmp, ProtectSystem or PrivateNetwork, each of which
-# makes a mount or network namespace.
+{further}\
+# It needs the host's namespaces, and enters those of containers by their paths: no PrivateTmp, ProtectSystem or
+# PrivateNetwork. Each of these makes a mount or network namespace, in which a path means something else.
 NoNewPrivileges=yes
-CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE CAP_SYS_ADMIN CAP_SYS_PTRACE
-CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH
-RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_PACKET
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_ADMIN CAP_SYS_PTRACE
+CapabilityBoundingSet={capabilities}
+RestrictAddressFamilies={families}
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
 SystemCallArchitectures=native
 
 [Install]
-Also={DHCP_SOCKET}
+Also={socket}
 WantedBy=multi-user.target
-"""
-    return {
-        DHCP_SERVICE: service.encode(),
-        DHCP_SOCKET: _render_socket("Socket of the DHCP leases of containers", f"ListenStream={socket}"),
-    }
+""".encode()
 
 
 def _render_socket(description: str, listen: str) -> bytes:
