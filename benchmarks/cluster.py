@@ -35,6 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 from cnisdk.ipam import FileStore, Owner  # noqa: E402 - the checkout comes first
 from cnisdk.ipam.blocks import BlockAllocator  # noqa: E402
+from cnisdk.ipam.blocktable import BlockTable  # noqa: E402
 from cnisdk.ipam.cluster import Cluster  # noqa: E402
 from cnisdk.ipam.etcdclient import Compare, EtcdClient, EtcdConf  # noqa: E402
 from cnisdk.ipam.holdings import Holdings  # noqa: E402
@@ -64,7 +65,7 @@ class Node:
 
     def __init__(self, url: str, network: str, name: str, root: Path) -> None:
         self.client = CountingClient(EtcdConf(endpoints=(url,), timeout=60))
-        self.cluster = Cluster(self.client, network, name)
+        self.cluster = Cluster(BlockTable(self.client, network, name))
         self.store = FileStore(str(root / network / name), "net")
         self.holdings = Holdings(self.store, self.cluster, str(root / network / name / "share"))
         self.allocator = BlockAllocator(self.holdings, POOL)

@@ -6,7 +6,7 @@ place of its own on. In the usual case a claim is one request, and an extension 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from os import urandom
@@ -15,8 +15,7 @@ from ..classes import evolve
 from ..errors import TryAgainLaterError
 from ..spec.addresses import IPAddress
 from ..spec.names import short_hash
-from .blocktable import BLOCK_LENGTHS, Block, BlockTable
-from .etcdclient import EtcdClient
+from .blocktable import Block, BlockTable
 from .ranges import Span
 
 
@@ -24,26 +23,11 @@ class Cluster:
     """The blocks of one network, as one node changes them.
 
     Args:
-        client: The connection.
-        network: Name of the network.
-        node: Name of this node.
-        prefix: Beginning of all keys, with a slash at the end.
-        lengths: Prefix length of a block, by IP version. All nodes need the same.
-
-    Attributes:
-        table: The keys in etcd.
+        table: The keys in etcd, of the network and the node.
     """
 
-    def __init__(
-        self,
-        client: EtcdClient,
-        network: str,
-        node: str,
-        *,
-        prefix: str = "/cnisdk/",
-        lengths: Mapping[int, int] = BLOCK_LENGTHS,
-    ) -> None:
-        self.table = BlockTable(client, network, node, prefix=prefix, lengths=lengths)
+    def __init__(self, table: BlockTable) -> None:
+        self.table = table
 
     @property
     def node(self) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from .._light import Protocol
 from ..errors import InvalidConfigError
+from .blocktable import BlockTable
 from .cluster import Cluster
 from .etcdclient import EtcdClient, EtcdConf
 from .filestore import FileStore
@@ -80,7 +81,7 @@ def open_cluster(conf: ClusterConf, network: str, *, operator: bool = False) -> 
     etcd = conf.etcd
     prefix = etcd.prefix if etcd.prefix.endswith("/") else f"{etcd.prefix}/"
     with EtcdClient(etcd) as client:
-        yield Cluster(client, network, node, prefix=prefix, lengths=lengths)
+        yield Cluster(BlockTable(client, network, node, prefix=prefix, lengths=lengths))
 
 
 def open_holdings(conf: ClusterConf, store: FileStore, cluster: Cluster) -> Holdings:

@@ -21,7 +21,7 @@ from cnisdk.ipam._records import Boot
 from cnisdk.ipam._share import Share, ShareFile
 from cnisdk.ipam.allocator import release
 from cnisdk.ipam.blocks import BlockAllocator
-from cnisdk.ipam.blocktable import Block, NotMemberError
+from cnisdk.ipam.blocktable import Block, BlockTable, NotMemberError
 from cnisdk.ipam.cluster import Cluster
 from cnisdk.ipam.etcdclient import EtcdClient, EtcdConf
 from cnisdk.ipam.holdings import Holdings
@@ -60,7 +60,7 @@ class Node:
     ) -> None:
         self.client = CountingClient(EtcdConf(endpoints=(url,), timeout=30))
         self.store = FileStore(str(root / name), "net")
-        self.cluster = Cluster(self.client, network, name)
+        self.cluster = Cluster(BlockTable(self.client, network, name))
         cool_down = options.pop("cool_down", 0.0)
         self.directory = str(root / name / "share")
         self.holdings = Holdings(self.store, self.cluster, self.directory, cool_down=cool_down)

@@ -17,6 +17,7 @@ from cnisdk.errors import (
     TryAgainLaterError,
     UnknownContainerError,
 )
+from cnisdk.ipam.blocktable import BlockTable
 from cnisdk.ipam.cluster import Cluster
 from cnisdk.ipam.etcdclient import EtcdClient, EtcdConf
 from cnisdk.testing import PluginUnderTest
@@ -85,7 +86,7 @@ def test_check_asks_whose_an_address_is(member: Member, network: str, tmp_path: 
     one = node("one", member.url, network, tmp_path)
     one.add(WEB)
     with EtcdClient(EtcdConf(endpoints=(member.url,))) as client:
-        cluster = Cluster(client, network, "one")
+        cluster = Cluster(BlockTable(client, network, "one"))
         cluster.give_back(blocks=[block.first for block in cluster.blocks()])
         with pytest.raises(
             UnknownContainerError, match=r"10\.0\.0\.\d+ is leased to container web, but belongs to no node"
@@ -129,7 +130,7 @@ def test_a_pod_that_moves_keeps_its_addresses(member: Member, network: str, tmp_
     two.check(DB)
     other = two.add(WEB, args=f"{web}2".replace("web-0", "web-6bf9d44f6-x2k7q"))
     with EtcdClient(EtcdConf(endpoints=(member.url,))) as client:
-        kept = {address for block in Cluster(client, network, "").blocks() for address in block.kept}
+        kept = {address for block in Cluster(BlockTable(client, network, "")).blocks() for address in block.kept}
     assert kept == {each.address.ip for each in first.ips}
     assert not kept & {each.address.ip for each in other.ips}
     for bad in ("K8S_POD_NAMESPACE=a/b;K8S_POD_NAME=c-0", "K8S_POD_NAMESPACE=default"):

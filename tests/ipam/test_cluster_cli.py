@@ -14,7 +14,7 @@ from cnisdk._cli import cluster as command, cnisdk
 from cnisdk.classes import evolve, frozen
 from cnisdk.errors import TryAgainLaterError
 from cnisdk.ipam import FileStore, Lease, Owner
-from cnisdk.ipam.blocktable import Block
+from cnisdk.ipam.blocktable import Block, BlockTable
 from cnisdk.ipam.cluster import Cluster
 from cnisdk.ipam.etcdclient import EtcdClient
 from cnisdk.runtime import Cache, CachedAttachment
@@ -42,7 +42,7 @@ class Site:
     def __init__(self, member: Member, name: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.member, self.name, self.root, self.capsys = member, name, root, capsys
         self.client = EtcdClient(member.conf)
-        self.cluster = Cluster(self.client, name, "")
+        self.cluster = Cluster(BlockTable(self.client, name, ""))
 
     def node(self, name: str, **keys: Any) -> PluginUnderTest:
         ipam: dict[str, Any] = {"type": "cnisdk-cluster", "node": name, "dataDir": str(self.root / name / "leases")}

@@ -12,6 +12,7 @@ import pytest
 
 from cnisdk.ipam import FileStore, Owner, RangeSet
 from cnisdk.ipam.blocks import BlockAllocator
+from cnisdk.ipam.blocktable import BlockTable
 from cnisdk.ipam.cluster import Cluster
 from cnisdk.ipam.etcdclient import EtcdClient
 from cnisdk.ipam.holdings import Holdings
@@ -35,7 +36,7 @@ class Node:
 
     def __init__(self, member: Member, network: str, name: str, root: Path, pool: tuple[RangeSet, ...]) -> None:
         self.client = EtcdClient(member.conf)
-        self.cluster = Cluster(self.client, network, name, lengths=LENGTHS)
+        self.cluster = Cluster(BlockTable(self.client, network, name, lengths=LENGTHS))
         self.store = FileStore(str(root / name), "net")
         self.holdings = Holdings(self.store, self.cluster, str(root / name / "share"))
         self.allocator = BlockAllocator(self.holdings, pool)

@@ -19,6 +19,7 @@ from cnisdk.errors import CNIError
 from cnisdk.ipam import FileStore, Owner
 from cnisdk.ipam.allocator import release
 from cnisdk.ipam.blocks import BlockAllocator
+from cnisdk.ipam.blocktable import BlockTable
 from cnisdk.ipam.cluster import Cluster
 from cnisdk.ipam.etcdclient import EtcdClient, EtcdConf
 from cnisdk.ipam.holdings import Holdings
@@ -84,7 +85,7 @@ class Node:
         self.name, self.root = name, root
         self.client = EtcdClient(EtcdConf(endpoints=urls, timeout=timeout))
         self.store = FileStore(str(root / name), "net")
-        self.cluster = Cluster(self.client, "net", name, lengths=LENGTHS)
+        self.cluster = Cluster(BlockTable(self.client, "net", name, lengths=LENGTHS))
         self.holdings = Holdings(self.store, self.cluster, str(root / name / "share"), timeout=timeout)
         self.allocator = BlockAllocator(self.holdings, POOL)
         self.history = root / f"{name}.history"
@@ -184,7 +185,7 @@ def look_back(root: Path, urls: tuple[str, ...], made: Counter[str]) -> Outcome:
     """Delete everything, and return what was found on the way."""
     events = read_history(root.glob("*.history"))
     left: list[str] = []
-    operator = Cluster(EtcdClient(EtcdConf(endpoints=urls, timeout=60)), "net", "", lengths=LENGTHS)
+    operator = Cluster(BlockTable(EtcdClient(EtcdConf(endpoints=urls, timeout=60)), "net", "", lengths=LENGTHS))
     for number in range(NODES):
         node = Node(f"n{number}", root, urls, 60)
         with node.client:
