@@ -19,8 +19,9 @@ from .version import PluginVersions, parse_versions
 _HURRY = 5.0
 _UNDO_TIMEOUT = 20.0
 
-# The reference's host-local refuses an attachment that has addresses already in these words, with code 999.
-_DUPLICATE = "duplicate allocation is not allowed"
+# The reference's host-local refuses an attachment that has addresses already in these words, and its bridge and ptp one
+# that has its interface, with code 999.
+_REFUSALS = ("duplicate allocation is not allowed", "container veth name provided (")
 
 
 class Delegate:
@@ -66,15 +67,18 @@ class Delegate:
             self._path = get_plugin_path(self.type, split_path(self._environ.get("CNI_PATH", "")))
         return self._path
 
-    def add(self) -> Result:
+    def add(self, *, keep: Callable[[], bool] = bool) -> Result:
         """Run its ADD. If that fails, run its DEL, so that nothing of it is left (spec §4).
 
-        An ADD that was refused since the attachment has addresses already is the exception: they are those of another
-        ADD, whose container may be alive, and DEL would release them. Code 4 says so, since CNI_CONTAINERID and
-        CNI_IFNAME are what such an ADD may not have.
+        An ADD that was refused since the attachment has addresses or its interface already is the exception: they are
+        those of another ADD, whose container may be alive, and DEL would release them. Code 4 says so, since
+        CNI_CONTAINERID and CNI_IFNAME are what such an ADD may not have.
 
         If it is interrupted by an exception such as a signal handler's, it is stopped, and its DEL is the caller's to
         run (see :meth:`delete_soon`).
+
+        Args:
+            keep: Called before that DEL. If it returns True, what the attachment has is another ADD's, and no DEL runs.
 
         Returns:
             Its result in the shape of 1.1.0, whatever version it has.
@@ -87,7 +91,8 @@ class Delegate:
             printed = self._run(path, Verb.ADD)
             return upgrade(parse_result(printed, self._cni_version(), what=f'result of plugin "{self.type}"'))
         except CNIError as exc:
-            if not isinstance(exc, InvalidEnvironmentError) and _DUPLICATE not in exc.msg:
+            refused = isinstance(exc, InvalidEnvironmentError) or any(each in exc.msg for each in _REFUSALS)
+            if not refused and not keep():
                 self._undo(path, exc)
             raise
 

@@ -104,7 +104,11 @@ class IPAM:
             raise InvalidConfigError("the network configuration names no IPAM plugin", details="$.ipam.type is not set")
 
     def add(self) -> Result:
-        """Lease addresses. They are released again if this request fails later.
+        """Lease addresses. They are released again if this request fails later, unless they are another ADD's.
+
+        A runtime may send two ADDs of one attachment. Make the link first, where you can: the second ADD ends there.
+        If nothing to undo has been registered before this call, the addresses stay when the request has failed and
+        the container has the interface all the same.
 
         The result of an IPAM plugin is abbreviated (spec §5, "Delegated plugins (IPAM)"): this plugin fills in the
         interfaces, and the interface of each address. Some IPAM plugins send interfaces nevertheless. They describe
@@ -120,7 +124,25 @@ class IPAM:
         """
         if not self._type:
             return _empty_result()
-        return _abbreviate(_add_through(self.delegate, self._undo))
+        # A plugin that has made a link by now has won the interface. One that has made nothing may still lose it.
+        return _abbreviate(_add_through(self.delegate, self._undo, bool if self._undo else self._is_attached))
+
+    def _is_attached(self) -> bool:
+        """Return whether the container has the interface, after what this request has made is undone.
+
+        Then another ADD of the attachment made it. The addresses are its own: many IPAM plugins give an attachment
+        that has some the same again.
+        """
+        from ..linux import link, netns
+
+        try:
+            opened = netns.find(self._environ.get("CNI_NETNS", ""))
+            if opened is None:
+                return False
+            with opened:
+                return link.find(self._environ["CNI_IFNAME"], opened) is not None
+        except CNIError:
+            return True  # nothing tells; the DEL that a runtime sends after a failed ADD releases them
 
     def check(self) -> None:
         """Have the IPAM plugin check its leases."""
@@ -143,19 +165,24 @@ class IPAM:
             self.delegate.status()
 
 
-def _add_through(delegate: Delegate, undo: UndoStack) -> Result:
-    """Run a delegate's ADD; its DEL, if the request fails later."""
-    forget = undo.push(delegate.delete)
+def _add_through(delegate: Delegate, undo: UndoStack, keep: Callable[[], bool] = bool) -> Result:
+    """Run a delegate's ADD; its DEL, if the request fails later, unless `keep` returns True then."""
+    forget = undo.push(_unless, keep, delegate.delete)
     try:
-        return delegate.add()
+        return delegate.add(keep=keep)
     except CNIError:
         forget()  # the delegate has been told to DEL already
         raise
     except BaseException:
         # A signal or a deadline leaves little time, and the delegate may hang: its DEL runs last.
         forget()
-        undo.push_last(delegate.delete_soon)
+        undo.push_last(_unless, keep, delegate.delete_soon)
         raise
+
+
+def _unless(keep: Callable[[], bool], step: Callable[[], object]) -> None:
+    if not keep():
+        step()
 
 
 def _abbreviate(result: Result) -> Result:

@@ -16,6 +16,10 @@ class UndoStack:
         self._steps: list[Callable[[], object]] = []
         self._closers: list[Callable[[], object]] = []
 
+    def __bool__(self) -> bool:
+        """True if there is something to undo."""
+        return bool(self._steps)
+
     def push(self, inverse: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs) -> Callable[[], None]:
         """Remember an inverse. Push it *before* a step that may be interrupted; it must accept that there is no object.
 

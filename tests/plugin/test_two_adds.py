@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
+from cnisdk import AddRequest, CNIError, DelRequest, IOFailureError, NetConf, Plugin, Result
+from cnisdk.invoke import Delegate
 from cnisdk.ipam import FileStore
+from cnisdk.linux import veth
+from cnisdk.spec.codec import dumps
+from cnisdk.testing import Host
 from cnisdk.testing.launchers import write_launchers
 from cnisdk.testing.stores import everything
 
@@ -114,3 +119,83 @@ def test_two_adds_at_the_same_moment(network: Network) -> None:
         (result,) = (document for status, document in answers if status == 0)
         winners[container] = result["ips"][0]["address"].partition("/")[0]
     assert network.held() == winners
+
+
+class LeasesFirst(Plugin[NetConf]):
+    """Lease an address, and then make the link that only one of two ADDs can make."""
+
+    def add(self, request: AddRequest[NetConf]) -> Result:
+        leased = request.ipam.add()
+        with request.step():
+            pair = veth.create(request.open_netns(), request.ifname, owner=request.attachment)
+            request.undo(pair.delete)
+        if request.conf.extra.get("fails"):
+            raise IOFailureError("a later step fails")
+        return leased.with_interfaces(pair.host, pair.container)
+
+    def delete(self, request: DelRequest[NetConf]) -> None:
+        request.ipam.delete()
+        veth.delete(owner=request.attachment)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("verdict", ["the same again", "it fails", "it is too late"])
+def test_an_add_that_loses_the_interface_releases_no_address(
+    host: Host, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IPAM gives an attachment the same addresses again, as with ``onDuplicate: return``, or runs out of time."""
+    container, stub = host.container(), host.stub()
+    plugin = host.plugin(LeasesFirst, {"ipam": stub.conf})
+    plugin.add(container)
+    before, leased = host.state(), stub.leases
+    if verdict == "the same again":
+        stub.answer("ADD", {"cniVersion": "1.1.0", "ips": [{"address": "10.9.0.2/24"}]})
+    elif verdict == "it fails":
+        stub.fail("ADD", 11, "not now")
+    else:
+        monkeypatch.setattr("cnisdk.plugin.request.IPAM_TIMEOUT", 0.5)
+        stub.hang("ADD")
+    with pytest.raises(CNIError):
+        plugin.add(container)
+    stub.recover("ADD")
+    assert (host.state(), stub.leases) == (before, leased)
+    plugin.delete(container)
+    assert stub.leases == {}
+
+
+@pytest.mark.kernel
+def test_an_add_that_fails_alone_releases_its_address(host: Host) -> None:
+    container, stub = host.container(), host.stub()
+    with pytest.raises(IOFailureError, match="a later step fails"):
+        host.plugin(LeasesFirst, {"ipam": stub.conf, "fails": True}).add(container)
+    assert stub.leases == {}
+
+
+@pytest.mark.kernel
+@pytest.mark.interop
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_a_delegate_that_finds_the_interface_taken_gets_no_del(host: Host, kind: str) -> None:
+    """Flannel with the reference's bridge: the second of two ADDs takes nothing of the first one's away."""
+    if not (GO / kind).exists():
+        pytest.skip(f"there is no {GO}/{kind}")
+    container, stub = host.container(), host.stub()
+    conf = {"delegate": {"type": kind, "bridge": "cni7", "ipam": stub.conf}}
+    plugin = host.plugin(Through, conf, path=[GO])
+    plugin.add(container)
+    before, leased = host.state(), stub.leases
+    with pytest.raises(CNIError, match="already exists"):
+        plugin.add(container)
+    assert host.state() == before
+    assert kind == "ptp" or stub.leases == leased, "the reference's ptp runs the DEL of IPAM itself"
+
+
+class Through(Plugin[NetConf]):
+    """Have another plugin attach the container."""
+
+    def add(self, request: AddRequest[NetConf]) -> Result:
+        delegate: dict[str, Any] = dict(request.conf.extra["delegate"])  # type: ignore[call-overload]
+        conf = {"cniVersion": "1.0.0", "name": request.network, **delegate}
+        return request.add_through(Delegate(delegate["type"], request.environ, dumps(conf)))
+
+    def delete(self, request: DelRequest[NetConf]) -> None:
+        """Nothing that this test needs."""
