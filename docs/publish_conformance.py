@@ -24,7 +24,6 @@ EXAMPLES: dict[str, dict[str, Any] | None] = {"patch": {"bridge": "up1", "ipam":
 TUTORIAL = PAGE.parents[1] / "examples" / "tutorial"
 UNFINISHED = {Verdict.ERROR: " (not finished)"}
 Reports = Mapping[str, Mapping[str, Report]]
-UNJUDGED = {"dhcp": "it needs its daemon and a DHCP server"}
 
 HEAD = """<!-- Made by `nox -s conformance`; edit docs/publish_conformance.py instead. -->
 
@@ -45,6 +44,7 @@ $ cnisdk conform --list
 | `--ipam DIR` | a directory with the plugins it delegates to |
 | `--kind` | `interface`, `chained` or `ipam`; found out by asking when not given |
 | `--ifname NAME`, `--setup COMMANDS` | `CNI_IFNAME`; shell commands that prepare each host, where `up0` is a link and `up1` a bridge already |
+| `--container-setup COMMANDS` | shell commands, run on the host, that prepare each new container; `{{container}}` in them becomes the name of its namespace. A plugin that is named `dhcp` needs none of this: its hosts have dnsmasq and its own daemon (`dhcp daemon`), and its containers interfaces |
 | `--only PATTERN`, `--list` | some cases; what there is |
 | `-j N`, `-v` | how many cases run at the same time, by default as many as there are processors; a line on standard error for each case as it ends, and in the report why cases do not apply |
 | `--json`, `--junit`, `--html FILE` | reports for programs, CI systems and people. Each failure has the command line that shows it again, and as shell commands what the case did; a `prevResult` in them is that of the run, and may name other hardware addresses than the next |
@@ -111,9 +111,6 @@ def main(names: Sequence[str]) -> None:
         for maker, path in ((maker, path) for maker, found in paths.items() for path in found):
             name = path.name
             if names and name not in names:
-                continue
-            if name in UNJUDGED:
-                not_judged[maker, name] = UNJUDGED[name]
                 continue
             subject = identify(str(path), conf=EXAMPLES.get(name))
             if "not supported" in subject.problem:

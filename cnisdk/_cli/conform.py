@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ifname", default="", help="CNI_IFNAME of the requests (default: eth0)")
     parser.add_argument("--setup", metavar="COMMANDS", help="shell commands that prepare each host")
     parser.add_argument(
+        "--container-setup",
+        metavar="COMMANDS",
+        help="shell commands on the host that prepare each container; {container} becomes the name of its namespace",
+    )
+    parser.add_argument(
         "--only", metavar="PATTERN", action="append", default=[], help="only cases of this name; * and ? (repeatable)"
     )
     parser.add_argument(
@@ -112,8 +117,15 @@ def run(args: argparse.Namespace) -> int:
         with stoppable(signal.SIGTERM, signal.SIGINT):
             while waiting:
                 started = time.monotonic()
-                options = {"search": args.ipam, "ifname": args.ifname, "setup": args.setup}
-                subject = identify(waiting[0], conf=conf, kind=kind, **options)
+                subject = identify(
+                    waiting[0],
+                    conf=conf,
+                    kind=kind,
+                    search=args.ipam,
+                    ifname=args.ifname,
+                    setup=args.setup,
+                    container_setup=args.container_setup,
+                )
                 reports.append(_judge(subject, select(subject.kind, args.only), args, started))
                 del waiting[0]
                 if reports[-1].stopped:
@@ -134,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
 def _described(args: argparse.Namespace) -> str:
     """Return the options that describe the plugin, for the command lines in a report."""
     given = [("--conf", args.conf), *(("--ipam", each) for each in args.ipam), ("--kind", args.kind)]
-    given += [("--ifname", args.ifname), ("--setup", args.setup)]
+    given += [("--ifname", args.ifname), ("--setup", args.setup), ("--container-setup", args.container_setup)]
     return shlex.join(word for option, value in given if value for word in (option, value))
 
 

@@ -24,7 +24,7 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command. The reference's daemon has those named in one word, too."""
+    """Add the arguments of the command. Those named in one word are the reference's, and mean the same."""
     timing = Timing()
     parser.add_argument(
         "--socket",
@@ -34,28 +34,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="socket that plugins connect to (default %(default)s)",
     )
     parser.add_argument("--state", metavar="DIR", help="directory of the leases (default: PATH without .sock)")
-    parser.add_argument("--hostprefix", metavar="DIR", default="", help="put before the paths of network namespaces")
+    parser.add_argument(
+        "--hostprefix",
+        metavar="DIR",
+        default="",
+        help="where the host's files are: put before the paths of the socket and of network namespaces",
+    )
     parser.add_argument("--broadcast", action="store_true", help="have servers broadcast their answers")
     add_seconds(parser, "--resendtimeout", client.PATIENCE, "longest time that an ADD waits for a lease")
     add_seconds(
         parser, "--resendmax", timing.longest, "longest delay between two messages to a server that does not answer"
     )
     add_seconds(parser, "--probe", timing.probe, "time that another host has to object to an address (RFC 5227)")
+    # The reference's, for one exchange with a server: here, that is not limited by itself.
+    parser.add_argument("--timeout", help=argparse.SUPPRESS)
     parser.add_argument("--pidfile", metavar="FILE", help="file for the id of the process")
     parser.add_argument("--status", action="store_true", help="print the leases of the running daemon as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the daemon, or print what the one that runs says of itself."""
+    path = args.hostprefix + args.socket
     if args.status:
-        print(json.dumps(client.get_status(args.socket), indent=4))
+        print(json.dumps(client.get_status(path), indent=4))
         return 0
     if not args.resendtimeout or not args.resendmax:
         raise InvalidConfigError("--resendtimeout and --resendmax must be more than 0")
     daemon = Daemon(
         Settings(
-            directory=args.state or directory_beside(args.socket),
-            beside=directory_beside(args.socket),
+            directory=args.state or directory_beside(path),
+            beside=directory_beside(path),
             timing=Timing(longest=args.resendmax, probe=args.probe),
             patience=args.resendtimeout,
             prefix=args.hostprefix,
@@ -66,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
     listener = server.find_inherited_listener(socket.SOCK_STREAM)
     own = listener is None
     if listener is None:
-        _make_directory(os.path.dirname(os.path.abspath(args.socket)))
-        listener = server.listen_at(args.socket, socket.SOCK_STREAM)
+        _make_directory(os.path.dirname(os.path.abspath(path)))
+        listener = server.listen_at(path, socket.SOCK_STREAM)
     if args.pidfile:
         _write_pid(args.pidfile)
     # Listening first: what plugins ask meanwhile waits, and no DEL takes the file of a lease that is being read.
@@ -75,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     server.notify_manager("READY=1")
     daemon.run(listener)
     if own:
-        os.unlink(args.socket)
+        os.unlink(path)
     return 0
 
 

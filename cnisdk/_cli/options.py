@@ -53,13 +53,25 @@ def add_seconds(parser: argparse.ArgumentParser, option: str, default: float, he
 
 
 def _seconds(text: str) -> float:
+    """Read a number of seconds, or a duration as Go programs write it: ``1m2s``."""
     try:
         seconds = float(text)
     except ValueError:
-        seconds = -1
+        seconds = _go_duration(text)
     if not 0 <= seconds < 1e9:
         raise argparse.ArgumentTypeError(f"expected a number of seconds, not {text!r}")
     return seconds
+
+
+def _go_duration(text: str) -> float:
+    """Return the seconds of a duration; -1 if it is none."""
+    import re
+
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+    parts = re.findall(r"(\d+(?:\.\d*)?)(h|ms|m|s)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        return -1
+    return sum(float(number) * units[unit] for number, unit in parts)
 
 
 def add_inside(parser: argparse.ArgumentParser) -> None:

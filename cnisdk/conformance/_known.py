@@ -26,17 +26,33 @@ class Trial:
             number of the attachment.
         ifname: ``CNI_IFNAME``; empty means ``eth0``.
         setup: Shell commands that prepare a host, which has the link ``up0`` and the bridge ``up1`` already.
+            ``{plugin}`` in them becomes the path of the plugin.
+        container_setup: Shell commands, run on the host, that prepare each new container. ``{container}`` in them
+            becomes the name of its namespace.
     """
 
     kind: Kind | None = None
     conf: Mapping[str, Any] = field(factory=dict)
     ifname: str = ""
     setup: str = ""
+    container_setup: str = ""
 
 
 _LEASED = {"ipam": {"type": STUB}}
 # A container has one device: no case has more.
 _DEVICES = "seq 1 20 | sed 's/.*/link add dev& type veth peer name dev&x/' | ip -batch -"
+
+_DHCP_SERVER = (
+    "{ command -v dnsmasq >/dev/null || { echo 'dnsmasq, the DHCP server, is not installed' >&2; false; }; } && "
+    "ip netns add server && ip link set up0x netns server && ip -n server addr add 10.25.0.1/24 dev up0x && "
+    "ip -n server link set up0x up && mkdir -p /run/cni && { ip netns exec server dnsmasq --no-daemon "
+    "--conf-file=/dev/null --port=0 --interface=up0x --bind-interfaces --no-ping --dhcp-authoritative --pid-file= "
+    "--dhcp-leasefile=/run/dnsmasq.leases --dhcp-range=10.25.0.2,10.25.0.254,1h </dev/null >/dev/null 2>&1 & }"
+)
+# Without either, each ADD would say why it fails.
+_DHCP_READY = (
+    "timeout 30 sh -c 'until [ -e /run/dnsmasq.leases ] && [ -S /run/cni/dhcp.sock ]; do sleep 0.02; done' || true"
+)
 
 KNOWN: dict[str, Trial] = {
     # Interface plugins. A stub leases their addresses.
@@ -85,6 +101,14 @@ KNOWN: dict[str, Trial] = {
         kind=Kind.IPAM,
         conf={"ipam": {"type": "static", "addresses": [{"address": "10.23.0.5/24", "gateway": "10.23.0.1"}]}},
     ),
-    # It needs its daemon and a server of the network: --setup has to bring them.
-    "dhcp": Trial(kind=Kind.IPAM, conf={"ipam": {"type": "dhcp"}}),
+    # The network has a server, and each container interfaces on that network, as an interface plugin makes them.
+    "dhcp": Trial(
+        kind=Kind.IPAM,
+        conf={"ipam": {"type": "dhcp"}},
+        setup=f"{_DHCP_SERVER} && {{ {{plugin}} daemon </dev/null >/dev/null 2>&1 & }} && {_DHCP_READY}",
+        container_setup=(
+            "for name in eth0 net1; do ip link add link up0 name $name netns {container} type macvlan mode bridge; "
+            "ip -n {container} link set $name up; done"
+        ),
+    ),
 }

@@ -73,6 +73,8 @@ class Requests:
         """Make a container. For a chained plugin it gets an interface, as a plugin before it would have made it."""
         self.script.append(f"ip netns add {name}")
         container = self.containers[name] = self.host.container(name)
+        if self.subject.container_setup:
+            self.shell(self.subject.container_setup.replace("{container}", container.name))
         self._numbers.setdefault(name, len(self._numbers) + 1)
         if self.subject.kind is Kind.CHAINED:
             self.attach(container, self.subject.ifname)

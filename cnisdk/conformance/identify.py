@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ def identify(
     search: Sequence[str] = (),
     ifname: str = "",
     setup: str | None = None,
+    container_setup: str | None = None,
 ) -> Subject:
     """Find the kind and the configuration of a plugin.
 
@@ -42,7 +44,9 @@ def identify(
         kind: What it is; None means to find out.
         search: Directories with the plugins it delegates to.
         ifname: ``CNI_IFNAME``; empty means what it declares, or ``eth0``.
-        setup: Shell commands to prepare a host with, beside those the suite needs.
+        setup: Shell commands to prepare a host with, beside those the suite needs and those it declares.
+        container_setup: Shell commands to prepare a container with, beside those it declares. ``{container}`` in them
+            becomes its name.
 
     Returns:
         It. If :attr:`Subject.problem` is not empty, it cannot be started, or its ADD does not work, and there is
@@ -70,7 +74,8 @@ def identify(
             conf=trial.conf if conf is None else given,
             search=(*map(os.path.abspath, search), os.path.dirname(path)),
             ifname=ifname or trial.ifname or "eth0",
-            setup=" && ".join(filter(None, [SETUP, trial.setup, setup])),
+            setup=" && ".join(filter(None, [SETUP, trial.setup.replace("{plugin}", shlex.quote(path)), setup])),
+            container_setup=" && ".join(filter(None, [trial.container_setup, container_setup])),
         )
         subject = evolve(subject, versions=_ask_versions(host, subject))
         kind = kind or trial.kind
@@ -113,7 +118,11 @@ def _ask_versions(host: Host, subject: Subject) -> tuple[str, ...]:
 def _find_declared(host: Host, path: str) -> Trial | None:
     """Ask a plugin for its declaration (``--conformance``); None if it has none, as plugins made without this SDK."""
     document = _run(host, path, {}, "--conformance")
-    if not isinstance(document, dict) or not document.keys() <= {"kind", "conf", "ifname", "setup"}:
+    if (
+        not document
+        or not isinstance(document, dict)
+        or not document.keys() <= {"kind", "conf", "ifname", "setup", "container_setup"}
+    ):
         return None
     try:
         return Trial(**{**document, "kind": Kind(document["kind"]) if "kind" in document else None})
@@ -126,9 +135,9 @@ def _try(host: Host, subject: Subject, *, known: bool) -> Subject:
     run = CaseRun(host, subject)
     try:
         run.prepare()
+        container = run.container("try1")
     except AssertionError as exc:
         return evolve(subject, problem=f"the host cannot be prepared for it: {exc}")
-    container = run.container("try1")
     before = _visible(run, container) if subject.kind is Kind.CHAINED else []
     response = run.request("ADD", container)
     if response.status != 0 and response.code is None and not subject.versions:

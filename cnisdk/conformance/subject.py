@@ -30,6 +30,7 @@ class Subject:
         search: Directories with the plugins it delegates to.
         ifname: ``CNI_IFNAME`` of requests.
         setup: Shell commands that prepare a host.
+        container_setup: Shell commands, run on the host, that prepare a container, with ``{container}`` for its name.
         problem: The error of its ADD with this configuration, for which it cannot be judged; empty for none.
         starts: False if it cannot be started at all, for the reason in ``problem``.
         remark: A warning about the configuration, for readers of the verdict.
@@ -43,6 +44,7 @@ class Subject:
     search: tuple[str, ...] = ()
     ifname: str = "eth0"
     setup: str = SETUP
+    container_setup: str = ""
     problem: str = ""
     starts: bool = True
     remark: str = ""

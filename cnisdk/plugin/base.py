@@ -130,9 +130,11 @@ class Plugin(ABC, Generic[ConfT]):
             All optional: ``conf``, the configuration without ``cniVersion``, ``name`` and ``type``, in which the
             plugin ``stub-ipam`` leases addresses, and ``{number}`` in a text becomes the number of the attachment;
             ``kind``: ``interface``, ``chained`` or ``ipam``; ``ifname``, if not ``eth0``; ``setup``, shell commands
-            that prepare a host on which the link ``up0`` and the bridge ``up1`` are already. For a chained plugin the
-            suite makes an interface, and the ``prevResult`` that tells of it. An IPAM plugin needs a small subnet, a
-            ``/26`` at most: the cases about an exhausted pool do not apply to more than 70 addresses.
+            that prepare a host on which the link ``up0`` and the bridge ``up1`` are already; ``container_setup``, shell
+            commands, run on the host, that prepare each new container, and in which ``{container}`` becomes the name of
+            its namespace. For a chained plugin the suite makes an interface, and the ``prevResult`` that tells of it.
+            An IPAM plugin needs a small subnet, a ``/26`` at most: the cases about an exhausted pool do not apply to
+            more than 70 addresses.
         """
         return {}
 

@@ -1,8 +1,12 @@
 """dhcp: the address that a DHCP server of the network leases (IPAM plugin).
 
 Takes the configuration of the reference plugin of this name, and returns its results. The leases are kept by a daemon,
-``cnisdk dhcp``, since a lease must be renewed long after ADD. IPv4 only.
+``cnisdk dhcp``, since a lease must be renewed long after ADD. IPv4 only. As the reference's, the executable is the
+daemon, too: ``dhcp daemon``.
 """
+
+import os
+import sys
 
 from cnisdk import (
     AddRequest,
@@ -22,6 +26,10 @@ from cnisdk import (
     frozen,
 )
 from cnisdk.dhcp import client, options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 CLIENT_ID_MAX = 254
 TIMEOUT_MAX = 80  # seconds; a plugin that delegates to this one waits for 90
@@ -190,7 +198,20 @@ def client_id(attachment: Attachment) -> bytes:
     return (b"\0" + f"{container_id}/{network}/{ifname}".encode())[:CLIENT_ID_MAX]
 
 
-main = PluginMain(DHCP, "CNI dhcp plugin v1.9.1")
+class DHCPMain(PluginMain):
+    """The program: the plugin, or with the argument ``daemon`` the daemon."""
+
+    def __call__(self) -> "NoReturn":
+        """Serve the request of this process and exit, or become the daemon."""
+        words = sys.argv[2:] if sys.argv[0] == "-c" else sys.argv[1:]  # a launcher gives its own path first
+        if words[:1] == ["daemon"] and not os.environ.get("CNI_COMMAND"):
+            # The reference's options may have one dash.
+            options = [f"-{each}" if each.startswith("-") and each[1:2] != "-" else each for each in words[1:]]
+            os.execv(sys.executable, [sys.executable, "-I", "-m", "cnisdk", "dhcp", *options])
+        super().__call__()
+
+
+main = DHCPMain(DHCP, "CNI dhcp plugin v1.9.1")
 
 if __name__ == "__main__":
     main()

@@ -1,5 +1,6 @@
 """Help, mistakes, completion and manual pages: the same for every command."""
 
+import argparse
 import runpy
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cnisdk._cli import cnisdk, cnitool
+from cnisdk._cli.options import add_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [("cnisdk", name) for name in cnisdk.available_commands()] + [("cnisdk",), ("cnitool",)]
@@ -79,3 +81,10 @@ def test_the_manual_page_is_made_of_the_parser(program: str, monkeypatch: pytest
     monkeypatch.setenv("COLUMNS", "80")
     rendered = runpy.run_path(str(ROOT / "docs" / "publish_man.py"))["render"](program)
     assert rendered.split() == (ROOT / "docs" / "man" / f"{program}.1").read_text().split()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("62s", 62), ("1m2.5s", 62.5), ("500ms", 0.5), ("2h", 7200), ("3", 3)])
+def test_durations_of_go_programs(text: str, seconds: float) -> None:
+    parser = argparse.ArgumentParser()
+    add_seconds(parser, "--wait", 1.0, "time")
+    assert parser.parse_args(["--wait", text]).wait == seconds

@@ -267,6 +267,9 @@ def test_a_plugin_that_dies_at_its_start_says_why(tmp_path: Path, capsys: pytest
 def test_a_host_that_cannot_be_prepared_says_so(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     assert cnisdk.main(["conform", make(Kind.INTERFACE).path, "--setup", "echo no such fabric >&2; false"]) == 4
     assert "no such fabric" in capsys.readouterr().out
+    prepare = "echo no such port of {container} >&2; false"
+    assert cnisdk.main(["conform", make(Kind.INTERFACE).path, "--container-setup", prepare]) == 4
+    assert "no such port of try1" in capsys.readouterr().out
 
 
 @pytest.mark.kernel

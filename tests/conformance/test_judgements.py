@@ -95,8 +95,14 @@ def test_the_reference_plugins(go: Path, name: str) -> None:
     json.dumps([each.script for each in outcomes])
 
 
-# dhcp asks a server of the network through an interface that a main plugin has made: tests/dhcp has those.
-OURS = sorted({entry.name for entry in entry_points(group="cnisdk.plugins")} - {"dhcp"})
+@pytest.mark.interop
+def test_the_reference_dhcp(go: Path) -> None:
+    """A server, the plugin's daemon and the containers' interfaces are there without a word from the caller."""
+    outcomes = run(identify(str(go / "dhcp")), "check-after-add", "check-notices-a-missing-lease")
+    assert [each.verdict for each in outcomes] == [Verdict.PASSED, Verdict.FAILED]
+
+
+OURS = sorted({entry.name for entry in entry_points(group="cnisdk.plugins")})
 
 # What these make is a kind of link that small kernels lack. Where the kernel has them, they are judged as all others.
 # In the guest of `nox -s kernel` each request takes a second: there it is by some cases about links only.
@@ -132,14 +138,16 @@ SERVED = (
 )
 
 # Each case starts what these ask, which takes a second; their tests are elsewhere.
-BEHIND_DAEMONS = {"cnisdk-cluster"}
+BEHIND_DAEMONS = {"cnisdk-cluster": ("one-shot",), "dhcp": ("one-shot", "resident")}
 
 
 def rows() -> Iterator[Any]:
     for name in OURS:
         kinds = [pytest.mark.kinds, IN_A_GUEST] if name in LACKING_KINDS else []
         if name in BEHIND_DAEMONS:
-            yield pytest.param("one-shot", name, SERVED, id=name)
+            for mode in BEHIND_DAEMONS[name]:
+                marks = [pytest.mark.resident] if mode == "resident" else []
+                yield pytest.param(mode, name, SERVED, id=f"{name}-{mode}", marks=marks)
             continue
         served = () if name in WHOLE else SERVED
         yield pytest.param("one-shot", name, (), id=name, marks=kinds)

@@ -27,7 +27,8 @@ from cnisdk_plugins.macvlan import Macvlan
 from cnisdk_plugins.vlan import Vlan
 
 from ..interface_kit import GO
-from .network import LAN, LEASES, PATIENCE, SOCKET, Daemon, Dnsmasq, address_of, ipam, wait_for_address
+from ..modes import Plugins
+from .network import LAN, LEASES, PATIENCE, SOCKET, Daemon, Dnsmasq, Logged, address_of, ipam, wait_for_address
 
 pytestmark = [pytest.mark.kernel]
 
@@ -407,6 +408,20 @@ def test_a_plugin_that_ends_gives_up_its_lease(lan: Host, daemon: Daemon) -> Non
     lan.call(exchange, json.dumps(request).encode() + b"\n", wait=False)
     daemon.wait_for("the plugin has ended", since)
     assert client_status(lan)["leases"] == []
+
+
+def test_the_executable_is_the_daemon_too(host: Host, plugins: Plugins) -> None:
+    """With the words of the reference's units and manifests: one dash, durations, and where the host's files are."""
+    words = ["-hostprefix", "/host", "-socketpath=/run/cni/other.sock", "-pidfile", "/run/pid"]
+    words += ["-timeout", "10s", "-resendmax", "1m2s"]
+    daemon = Logged(host, [str(plugins.directory / "dhcp"), "daemon", *words])
+    try:
+        daemon.wait_for("cnisdk dhcp: ready, with 0 leases in /host/run/cni/other")
+        plugin = host.plugin(DHCP, {"type": "dhcp", "ipam": ipam(daemonSocketPath="/host/run/cni/other.sock")})
+        plugin.status()
+        assert host.shell("cat /run/pid") == f"{daemon.process.pid}\n"
+    finally:
+        daemon.stop()
 
 
 @pytest.mark.interop
