@@ -202,7 +202,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         install = [PYTHON, "-I", "-m", "cnisdk", "install", "dhcp", "macvlan", "--dest"]
         shot, thick = f"{directory}/one-shot", f"{directory}/resident"
-        subprocess.run([*install, shot], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*install, shot, "--no-server"], check=True, stdout=subprocess.DEVNULL)
         subprocess.run([*install, thick, "--thick"], check=True, stdout=subprocess.DEVNULL)
         modes = [
             Mode(ONE_SHOT, shot, "/run/cni/dhcp.sock"),

@@ -463,7 +463,7 @@ def main() -> None:
         types = ["bridge", "firewall", "host-device", "host-local", "loopback", "macvlan", "portmap", "ptp", "tuning"]
         install = [PYTHON, "-I", "-m", "cnisdk", "install", *types, "--dest"]
         modes.append(Mode("one-shot", Path(directory, "one-shot")))
-        subprocess.run([*install, str(modes[-1].directory)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*install, str(modes[-1].directory), "--no-server"], check=True, stdout=subprocess.DEVNULL)
         if importlib.util.find_spec("cnisdk._cli.serve") is not None:
             modes.append(Mode("resident", Path(directory, "resident")))
             subprocess.run([*install, str(modes[-1].directory), "--thick"], check=True, stdout=subprocess.DEVNULL)

@@ -435,7 +435,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, Sandbox() as host:
         plugins, alone = Path(directory, "resident"), Path(directory, "one-shot")
-        for where, options in ((plugins, ["--thick"]), (alone, [])):
+        for where, options in ((plugins, ["--thick"]), (alone, ["--no-server"])):
             install = [*CNISDK, "install", *ALONE, *CHAINED, *options, "--dest", str(where)]
             subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
         wrong = host.call(work, plugins, alone, arguments)

@@ -100,7 +100,7 @@ On the reference plugins as Debian packages them (`containernetworking-plugins` 
 def main(names: Sequence[str]) -> None:
     """Judge the plugins of these names, or all, and write the page."""
     with tempfile.TemporaryDirectory() as directory:
-        subprocess.run([sys.executable, "-m", "cnisdk", "install", "--dest", directory], check=True)
+        subprocess.run([sys.executable, "-m", "cnisdk", "install", "--no-server", "--dest", directory], check=True)
         for name in EXAMPLES:
             program = Path(directory) / name
             program.write_text(f"#!{sys.executable}\n{(TUTORIAL / name).with_suffix('.py').read_text()}")

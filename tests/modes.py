@@ -63,7 +63,7 @@ class Plugins:
         # The shims' directory is not the server's, which therefore never takes away what they note: each request that
         # a shim ran by itself.
         self._shims = directory / "run"
-        options = ["--thick", "--directory", str(self._shims)] if resident else []
+        options = ["--thick", "--directory", str(self._shims)] if resident else ["--no-server"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(protocol, "SHIM_TIMEOUT", 30.0)  # a machine that is busy with other tests is no failure
             assert cnisdk.main(["install", "--dest", str(self.directory), *options, *types]) == 0

@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from collections.abc import Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import NamedTuple
 
@@ -231,7 +230,7 @@ def is_launcher(content: bytes) -> bool:
 
 
 DESCRIPTION = (
-    "Write an executable launcher for each plugin that an installed Python package registers under the "
+    "Write an executable for each plugin that an installed Python package registers under the "
     f"entry point group {ENTRY_POINT_GROUP}, under the name that runtimes look for. An older launcher of that name "
     "is replaced, even while it runs; another program only with --force. Run it again after upgrading or "
     "moving the Python installation; --check tells when that is necessary."
@@ -258,12 +257,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument(
         "--no-server",
         action="store_true",
-        help="write launchers, which run each request in a process of its own (the default)",
-    )
-    kind.add_argument(
-        "--on-demand",
-        action="store_true",
-        help=argparse.SUPPRESS,  # not complete yet
+        help="write launchers, which run each request in a process of its own; without this option, shims that use a "
+        "resident server, and start one on demand where they may",
     )
     kind.add_argument(
         "--thick",
@@ -317,17 +312,17 @@ def run(args: argparse.Namespace) -> int:
             raise IOFailureError(f"cannot make {destination}: {cause_of(exc)}") from exc
     interpreter = this_interpreter()
     paths = search_path(interpreter)
-    wants_shims = args.thick or args.on_demand
-    render_shim = _choose_shims(args.thick) if wants_shims else None
-    start = render_start(interpreter, args.directory) if args.on_demand else b""
+    program = None if args.no_server else _find_program(args.thick)
+    server = os.path.abspath(args.directory)
+    start = b"" if args.thick else render_start(interpreter, server)
     status = 0
     for plugin in plugins:
         try:
             versions = ask_versions(plugin, interpreter, paths)
             launcher = render_launcher(plugin, interpreter, versions, paths)
-            wanted = InstalledFile(launcher)
-            if render_shim is not None:
-                wanted = _shim(render_shim, ShimTexts(plugin.type, launcher, versions, args.directory, start))
+            wanted = launcher
+            if program is not None:
+                wanted = _make_executable(program, ShimTexts(plugin.type, launcher, versions, server, start))
             path = os.path.join(destination, plugin.type)
             if not (_check(path, wanted) if args.check else _install(path, wanted, force=args.force)):
                 status = 1
@@ -352,59 +347,40 @@ def _choose(registered: dict[str, RegisteredPlugin], types: Sequence[str]) -> li
     return [registered[name] for name in dict.fromkeys(types)] or list(registered.values())
 
 
-class InstalledFile(NamedTuple):
-    """File to install.
-
-    Attributes:
-        content: Content to write; empty if ``make`` makes it.
-        stamp: Bytes that an up-to-date file contains; None means that the file must equal the content.
-        make: Makes the content when it is needed.
-    """
-
-    content: bytes
-    stamp: bytes | None = None
-    make: Callable[[], bytes] | None = None
-
-    def is_in(self, present: bytes) -> bool:
-        """Return True if the present content is up to date."""
-        return present == self.content if self.stamp is None else self.stamp in present
-
-
-def _choose_shims(thick: bool) -> Callable[[ShimTexts], bytes] | None:
-    """Choose how shims are made: from the program in this package, or with the compiler.
+def _find_program(thick: bool) -> bytes | None:
+    """Find the program of all shims, or compile it.
 
     Args:
         thick: Shims are wanted in any case.
 
     Returns:
-        Function that makes a shim; None if there is no program for one. Then launchers do the work: a shim in Python
-        would start an interpreter itself, and takes as long as a plugin that runs one-shot.
+        The program; None if launchers are to do the work.
 
     Raises:
         IOFailureError: (5) Shims are wanted in any case, and there is no program for them.
     """
     from .._thick import shim
 
-    program, compiler = shim.find_prebuilt(), shim.find_compiler()
-    if program is None and compiler is None:
+    try:
+        return shim.find_prebuilt() or shim.compile_program()
+    except IOFailureError as exc:
         if thick:
-            raise IOFailureError(
-                "there is no C compiler (cc), and no ready-made shim for this processor",
-                details="install a compiler; or leave out --thick, and plugins run one-shot",
-            )
-        print("cnisdk install: no C compiler (cc): writing launchers, as with --no-server", file=sys.stderr)
+            raise
+        print(f"cnisdk install: writing launchers, as with --no-server: {exc.describe()}", file=sys.stderr)
         return None
 
-    @cache
-    def make_program() -> bytes:
-        return program or shim.compile_program(compiler or "cc")
 
-    return lambda texts: shim.make_shim(make_program(), texts)
+def _make_executable(program: bytes, texts: ShimTexts) -> bytes:
+    """Make a shim; or return the launcher, if the texts do not fit into a shim that would start servers on demand."""
+    from .._thick import shim
 
-
-def _shim(render: Callable[[ShimTexts], bytes], texts: ShimTexts) -> InstalledFile:
-    """Describe a plugin's shim. It is made only when needed, and compared by its record: compilers differ."""
-    return InstalledFile(b"", texts.record, partial(render, texts))
+    try:
+        return shim.make_shim(program, texts)
+    except InvalidConfigError as exc:
+        if not texts.start:
+            raise
+        print(f"cnisdk install: writing a launcher, as with --no-server: {exc.describe()}", file=sys.stderr)
+        return texts.launcher
 
 
 def _write_units(directory: str, interpreter: str, runtime: str) -> None:
@@ -436,10 +412,10 @@ def _warn_of_default_gc(plugin: RegisteredPlugin) -> None:
         )
 
 
-def _install(path: str, wanted: InstalledFile, *, force: bool) -> bool:
+def _install(path: str, wanted: bytes, *, force: bool) -> bool:
     present = read_program(path)
     ours = present is not None and not os.path.islink(path) and is_launcher(present)
-    if present is not None and ours and wanted.is_in(present) and os.access(path, os.X_OK):
+    if present is not None and ours and present == wanted and os.access(path, os.X_OK):
         print(f"{path}: up to date")
         return True
     foreign = os.path.lexists(path) and not ours
@@ -448,10 +424,9 @@ def _install(path: str, wanted: InstalledFile, *, force: bool) -> bool:
             f"{path} is {_describe(path)}, nothing was changed",
             details=f"--force replaces it and keeps it as {path}{BACKUP_SUFFIX}",
         )
-    content = wanted.make() if wanted.make else wanted.content
     if foreign:
         _keep_backup(path)
-    write_executable(path, content)
+    write_executable(path, wanted)
     if foreign:
         print(f"{path}: installed; the other program is kept as {path}{BACKUP_SUFFIX}")
     else:
@@ -475,13 +450,13 @@ def _keep_backup(path: str) -> None:
         raise IOFailureError(f"cannot keep {path} as {path}{BACKUP_SUFFIX}: {cause_of(exc)}") from exc
 
 
-def _check(path: str, wanted: InstalledFile) -> bool:
+def _check(path: str, wanted: bytes) -> bool:
     present = read_program(path)
     if present is None:
         print(f"{path}: missing")
     elif os.path.islink(path) or not is_launcher(present):
         print(f"{path}: is {_describe(path)}")
-    elif not wanted.is_in(present):
+    elif present != wanted:
         print(f"{path}: out of date")
     elif not os.access(path, os.X_OK):
         print(f"{path}: is not executable")

@@ -80,16 +80,10 @@ class ShimTexts(NamedTuple):
 
     @property
     def record(self) -> bytes:
-        """Line of JSON that says how the shim was installed. It differs if anything in the shim does."""
+        """Line of JSON that tells other programs how the shim was installed."""
         import json
-        from hashlib import sha256
 
-        parts = (_source(), self.launcher, os.fsencode(self.directory), self.start)
-        record = {
-            "server": ON_DEMAND if self.start else THICK,
-            "directory": self.directory,
-            "digest": sha256(b"\0".join(parts)).hexdigest()[:32],
-        }
+        record = {"server": ON_DEMAND if self.start else THICK, "directory": self.directory}
         return f"{_RECORD_NAME}{json.dumps(record)}".encode("ascii")
 
 
@@ -135,18 +129,23 @@ def find_prebuilt() -> bytes | None:
     return program if program.count(_payload_mark()) == 1 else None
 
 
-def compile_program(compiler: str, choices: Sequence[Sequence[str]] = COMPILER_FLAGS) -> bytes:
+def compile_program(choices: Sequence[Sequence[str]] = COMPILER_FLAGS) -> bytes:
     """Compile the program of all shims.
 
     Args:
-        compiler: Path of a C compiler.
         choices: Sets of compiler flags. The first set that works is used.
 
     Raises:
-        IOFailureError: (5) The compiler fails with each set of flags.
+        IOFailureError: (5) There is no compiler, or it fails with each set of flags.
     """
     from tempfile import TemporaryDirectory
 
+    compiler = find_compiler()
+    if compiler is None:
+        raise IOFailureError(
+            "there is no C compiler (cc), and no ready-made shim for this processor",
+            details="install a compiler, or use --no-server",
+        )
     with TemporaryDirectory() as work:
         output = os.path.join(work, "shim")
         environ = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C", "TMPDIR": work}
@@ -195,11 +194,6 @@ def make_shim(program: bytes, texts: ShimTexts) -> bytes:
 
 def _payload_mark() -> bytes:
     return b"cnisdk-shim-payload " + shim_build.source_digest().encode()
-
-
-def _source() -> bytes:
-    with open(shim_build.SOURCE, "rb") as file:
-        return file.read()
 
 
 def render_start(interpreter: str, directory: str) -> bytes:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from cnisdk._cli import install
+from cnisdk._cli import cnisdk, install
 from cnisdk._cli.install import RegisteredPlugin, registered_plugins, render_launcher
+from cnisdk._thick import shim, shim_build
 from cnisdk.errors import InvalidConfigError
 
 from ..environments import PLUGIN, Environment
@@ -28,7 +29,7 @@ def make(tmp_path: Path) -> Callable[[str], Environment]:
 
 
 def run(launcher: Path, command: str | None, **more: str) -> "subprocess.CompletedProcess[str]":
-    environ = {"PATH": "/usr/bin:/bin", **({"CNI_COMMAND": command} if command else {}), **more}
+    environ = {"PATH": "/usr/bin:/bin", "CNISDK_SERVER": "off", **({"CNI_COMMAND": command} if command else {}), **more}
     return subprocess.run([launcher], env=environ, input="{}", capture_output=True, text=True, check=False)
 
 
@@ -136,7 +137,13 @@ def test_launchers_are_isolated(shared: Environment, tmp_path: Path) -> None:
     (tmp_path / "demo_plugins.py").write_text("raise SystemExit('hijacked')\n")
     done = subprocess.run(
         [tmp_path / "bin" / "noop"],
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nowhere", "CNI_COMMAND": "ADD"},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": str(tmp_path),
+            "PYTHONHOME": "/nowhere",
+            "CNI_COMMAND": "ADD",
+            "CNISDK_SERVER": "off",
+        },
         cwd=tmp_path,
         input="{}",
         capture_output=True,
@@ -216,6 +223,52 @@ def test_a_plugin_whose_gc_may_not_be_enough_is_named(make: Callable[[str], Envi
     done = environment.install("--dest", str(tmp_path / "bin"), "noop")
     assert done.returncode == 0
     assert "note: noop has no GC of its own" in done.stderr
+
+
+# --- launchers and shims ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "record"),
+    [
+        ([], ("on-demand", "/run/cnisdk")),
+        (["--directory", "relative"], ("on-demand", "{cwd}/relative")),
+        (["--thick"], ("thick", "/run/cnisdk")),
+        (["--no-server"], None),
+    ],
+)
+def test_what_is_written(
+    shared: Environment, tmp_path: Path, options: list[str], record: tuple[str, str] | None
+) -> None:
+    if shim.find_prebuilt() is None and shim.find_compiler() is None:
+        pytest.skip("no C compiler")
+    assert shared.install("--dest", str(tmp_path), *options, "noop").returncode == 0
+    content = (tmp_path / "noop").read_bytes()
+    expected = record and (record[0], record[1].format(cwd=shared.directory))
+    assert shim.read_record(content) == expected
+    assert content.startswith(b"#!/bin/sh" if record is None else b"\x7fELF")
+    assert shared.install("--dest", str(tmp_path), "--check", *options, "noop").returncode == 0
+
+
+def test_options_that_exclude_each_other(shared: Environment, tmp_path: Path) -> None:
+    assert shared.install("--dest", str(tmp_path), "--thick", "--no-server", "noop").returncode == 2
+
+
+@pytest.mark.parametrize("why", ["no C compiler", "too long"])
+def test_where_no_shim_can_be_made_a_launcher_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: str
+) -> None:
+    if why == "too long":
+        monkeypatch.setattr(shim, "find_prebuilt", shim._payload_mark)
+        monkeypatch.setattr(shim_build, "PAYLOAD_SIZE", 1000)
+    else:
+        monkeypatch.setattr(shim, "find_prebuilt", lambda: None)
+        monkeypatch.setattr(shim, "find_compiler", lambda: None)
+    assert cnisdk.main(["install", "--dest", str(tmp_path), "loopback"]) == 0
+    assert why in capsys.readouterr().err
+    assert (tmp_path / "loopback").read_bytes().startswith(b"#!/bin/sh")
+    assert cnisdk.main(["install", "--dest", str(tmp_path), "--thick", "loopback"]) == 1
+    assert why in capsys.readouterr().err
 
 
 # --- what is there already --------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 
 from cnisdk import __version__
 from cnisdk._cli import cnisdk, inventory, plugins
+from cnisdk.errors import IOFailureError
 from cnisdk.testing import Host
 
 from ..modes import SERVE
@@ -38,8 +39,8 @@ class Node:
         self.bin.mkdir()
         self.conf.mkdir()
 
-    def install(self, *arguments: str) -> None:
-        assert cnisdk.main(["install", "--dest", str(self.bin), *arguments]) == 0
+    def install(self, *types: str, kind: str = "--no-server") -> None:
+        assert cnisdk.main(["install", "--dest", str(self.bin), *([kind] if kind else []), *types]) == 0
 
     def write(self, name: str, content: str | bytes) -> None:
         path = self.bin / name
@@ -93,7 +94,7 @@ def test_what_networks_use_and_lack(node: Node, capsys: pytest.CaptureFixture[st
 
 
 def test_shims_and_their_server(node: Node, host: Host) -> None:
-    node.install("--thick", "bridge", "vlan")
+    node.install("bridge", "vlan", kind="--thick")
     # Another version has another identity.
     node.write("vlan", re.sub(rb"[0-9a-f]{32}", b"0" * 32, (node.bin / "vlan").read_bytes()))
 
@@ -110,6 +111,18 @@ def test_shims_and_their_server(node: Node, host: Host) -> None:
     found, told = look()
     assert [each["mode"] for each in found] == ["resident", "one-shot: the server has another version"]
     assert told == ""
+
+
+def test_shims_that_start_a_server_lack_none(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node.install("bridge", kind="")
+    if not (node.bin / "bridge").read_bytes().startswith(b"\x7fELF"):
+        pytest.skip("no program for shims")
+    monkeypatch.setattr(inventory, "_ask_server", lambda _: IOFailureError("no server answers"))
+    status, document = node.list(capsys)
+    (found,) = document["directories"][0]["plugins"]
+    assert (status, found["mode"], found["server"]) == (0, "on demand: no server runs", "/run/cnisdk")
 
 
 @pytest.mark.skipif(

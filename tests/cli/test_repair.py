@@ -23,7 +23,7 @@ OUTSIDE = "198.51.100.2"
 @pytest.fixture(scope="module")
 def plugins(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("bin")
-    assert cnisdk.main(["install", "--dest", str(directory), "bridge", "ptp", "host-local"]) == 0
+    assert cnisdk.main(["install", "--no-server", "--dest", str(directory), "bridge", "ptp", "host-local"]) == 0
     return str(directory)
 
 

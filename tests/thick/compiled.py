@@ -11,9 +11,7 @@ from cnisdk._thick.shim import ShimTexts
 
 @cache
 def _compile(flags: Sequence[str]) -> bytes:
-    compiler = shim.find_compiler()
-    assert compiler is not None
-    return shim.compile_program(compiler, [flags])
+    return shim.compile_program([flags])
 
 
 def compiled_shim(texts: ShimTexts, flags: Sequence[str] = shim.COMPILER_FLAGS[0]) -> bytes:

@@ -94,7 +94,7 @@ class Machine:
         self.first.communicate()  # its end kills all processes of the machine
 
     def install(self, *options: str) -> None:
-        done = self.environment.install("--dest", str(self.bin), *(options or ["--on-demand"]))
+        done = self.environment.install("--dest", str(self.bin), *(options))
         assert (done.returncode, done.stderr) == (0, "")
 
     def inside(self, argv: Sequence[str | Path]) -> list[str | Path]:
