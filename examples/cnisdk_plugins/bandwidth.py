@@ -119,15 +119,17 @@ class Bandwidth(Plugin[BandwidthConf]):
         if not (ingress or egress):
             return result
         with rtnetlink.sharing():
-            host = host_end(request)
-            request.undo(traffic.clear, host)
+            host, found = host_end(request), find_ifb(request.attachment)
+            if not (found or traffic.has_limit(host)):  # else another ADD of the attachment has set limits
+                request.undo(traffic.clear, host)
             if ingress:
                 traffic.limit(host, ingress)
             if egress is None:
                 return result
             with request.step():
                 ifb = ensure_ifb(request.attachment, host)
-                request.undo(ifb.delete)
+                if found is None or found.index != ifb.index:
+                    request.undo(ifb.delete)
             ifb.set_up()
             traffic.limit(ifb, egress)
             traffic.redirect(host, ifb)

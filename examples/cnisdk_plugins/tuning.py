@@ -127,9 +127,11 @@ class Tuning(Plugin[TuningConf]):
         found = dict(saved["sysctl"].items() - earlier.get("sysctl", {}).items())
         for key, others in find_sharers(file, saved, request.ifname).items():
             saved["sysctl"][key] = others[0]["sysctl"][key]  # of before the first of them
-        request.undo(file.delete)
+        request.undo(file.write, earlier) if earlier else request.undo(file.delete)
         file.write(saved)
-        request.undo(restore, netns, request.ifname, file, saved, found)
+        # Another ADD of the attachment may have set values: they stay.
+        there = values_before(wanted, netns, end, {}) if earlier else {}
+        request.undo(restore, netns, request.ifname, file, saved | there, found)
         became = netns.call(sysctl.write_all, sysctls)
         for key, value in settings.items():
             SETTERS[key](end, value)
