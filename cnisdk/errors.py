@@ -172,11 +172,27 @@ def cause_of(exc: Exception) -> str:
     """
     text = str(exc)
     if isinstance(exc, OSError) and exc.errno:
-        known = exc.strerror in (None, os.strerror(exc.errno))
-        return describe_errno(exc.errno) if known else exc.strerror or text
-    if not text:
-        return type(exc).__name__
-    return text if isinstance(exc, (CNIError, OSError, ValueError)) else f"{type(exc).__name__}: {text}"
+        return exc.strerror if exc.strerror and exc.strerror != os.strerror(exc.errno) else describe_errno(exc.errno)
+    return text if text and isinstance(exc, (CNIError, OSError, ValueError)) else name_and_text(exc)
+
+
+def as_cni_error(exc: Exception) -> CNIError:
+    """Return an exception as an error of CNI: itself, code 5 for one of the operating system, 999 for any other.
+
+    The message begins with the files that the operating system's error is about.
+    """
+    if isinstance(exc, CNIError):
+        return exc
+    if isinstance(exc, OSError):
+        names = [str(name) for name in (exc.filename, exc.filename2) if name is not None]
+        return IOFailureError(": ".join([*names, cause_of(exc)]))
+    return InternalError(name_and_text(exc))
+
+
+def name_and_text(exc: Exception) -> str:
+    """Return the class of an exception, and its text if it has one: ``KeyError: 'member'``."""
+    text = str(exc)
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
 def run_all(*steps: Callable[[], object]) -> None:
@@ -189,12 +205,8 @@ def run_all(*steps: Callable[[], object]) -> None:
     for step in steps:
         try:
             step()
-        except CNIError as exc:
-            problems.append(exc)
-        except OSError as exc:
-            problems.append(IOFailureError(str(exc)))
         except Exception as exc:
-            problems.append(InternalError(f"{type(exc).__name__}: {exc}"))
+            problems.append(as_cni_error(exc))
     raise_first(problems)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from ipaddress import ip_interface
 from typing import Any, NamedTuple
 
-from ..errors import CNIError, InvalidConfigError, IOFailureError, cause_of
+from ..errors import CNIError, InvalidConfigError, IOFailureError, cause_of, name_and_text
 from ..ipam.allocator import release_exactly
 from ..ipam.blocks import BlockAllocator
 from ..ipam.filestore import FileStore
@@ -129,7 +129,7 @@ def _of_whereabouts(args: argparse.Namespace) -> Iterator[Found]:
                 yield from _of_pool(pool, here, args.ifname)
             except (KeyError, TypeError, ValueError, AttributeError) as exc:
                 raise InvalidConfigError(
-                    f"{args.path} has no IPPools of whereabouts: {type(exc).__name__}: {exc}",
+                    f"{args.path} has no IPPools of whereabouts: {name_and_text(exc)}",
                     details="expected the output of `kubectl get ippools.whereabouts.cni.cncf.io -A -o json`",
                 ) from exc
 

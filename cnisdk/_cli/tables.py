@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from ..errors import CNIError, InternalError
+from ..errors import CNIError, InternalError, name_and_text
 from ..ipam.store import LOCK_TIMEOUT, Owner
 from ..ipam.table import Examination, Finding, LeaseRecord, LeaseTable
 from ..plugin._launch import load_main
@@ -169,4 +169,4 @@ def guard(kind: str, step: Callable[[], _T]) -> _T:
     except CNIError:
         raise
     except Exception as exc:
-        raise InternalError(f"plugin {kind}: {type(exc).__name__}: {exc}") from exc
+        raise InternalError(f"plugin {kind}: {name_and_text(exc)}") from exc

@@ -21,6 +21,7 @@ from typing import Any
 from attrs import evolve, fields, frozen
 
 from .._light import TextEnum
+from ..errors import name_and_text
 from ..testing.hosts import Host
 from ..testing.sandbox import fork_call, take_answer
 from ._footprint import watched_for
@@ -155,7 +156,7 @@ def run_cases(subject: Subject, cases: Sequence[Case]) -> Iterator[Outcome]:
             except NotApplicable as reason:
                 verdict, seen = Verdict.SKIPPED, str(reason)
             except Exception as exc:
-                verdict, seen = Verdict.ERROR, f"{type(exc).__name__}: {exc}"
+                verdict, seen = Verdict.ERROR, name_and_text(exc)
             ended = time.monotonic()
             yield Outcome(
                 case=case,

@@ -34,7 +34,9 @@ from ..errors import (
     IOFailureError,
     TryAgainLaterError,
     UnknownContainerError,
+    as_cni_error,
     cause_of,
+    name_and_text,
     run_all,
 )
 from ..spec.names import Attachment
@@ -219,7 +221,7 @@ class Daemon:
                 client.accept()
                 self._answer_add(client)
         except Exception as exc:  # no fault of one client may end the others
-            error = exc if isinstance(exc, CNIError) else InternalError(f"{type(exc).__name__}: {exc}")
+            error = as_cni_error(exc)
             if client.attached:
                 _log(f"{client.owner}: {error}")
                 client.postpone(_now() + _AFTER_FAULT)
@@ -279,7 +281,7 @@ class Daemon:
         except CNIError as exc:
             answer = _error(exc)
         except Exception as exc:
-            answer = _error(InternalError(f"the daemon does not understand the request: {type(exc).__name__}: {exc}"))
+            answer = _error(InternalError(f"the daemon does not understand the request: {name_and_text(exc)}"))
         if answer is not None:
             connection.answer(answer)
             self._close(connection)

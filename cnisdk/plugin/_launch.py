@@ -215,7 +215,8 @@ def _refuse(module: str, attribute: str, error: Exception) -> NoReturn:
 
         print_exception(error)
         details = "this is a bug in the plugin; its traceback is on stderr"
-    msg = f"the plugin {module}:{attribute} cannot be started: {type(error).__name__}: {error}"
+    cause = ": ".join(filter(None, (type(error).__name__, str(error))))
+    msg = f"the plugin {module}:{attribute} cannot be started: {cause}"
     document = {"cniVersion": "1.1.0", "code": 5 if gone else 999, "msg": msg, "details": details}
     sys.stdout.write(f"{json.dumps(document)}\n")
     raise SystemExit(1)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from .. import _releasing
 from .._light import Any, NamedTuple
 from ..classes import evolve
-from ..errors import CNIError, InternalError, InvalidNetNSError, IOFailureError, TryAgainLaterError
+from ..errors import CNIError, InternalError, InvalidNetNSError, TryAgainLaterError, as_cni_error
 from ..spec.codec import dumps, dumps_compact, find_key, loads
 from ..spec.config import NetConf
 from ..spec.convert import AnyResult, convert_result, print_result
@@ -200,11 +200,10 @@ def _as_cni_error(exc: BaseException, notes: list[str]) -> CNIError:
     from traceback import format_exception
 
     notes.extend(format_exception(exc))
-    if isinstance(exc, OSError):
-        return IOFailureError(str(exc))
-    return InternalError(
-        f"{type(exc).__name__}: {exc}", details="this is a bug in the plugin; its traceback is on stderr"
-    )
+    error = as_cni_error(exc)
+    if isinstance(error, InternalError):
+        error.details = "this is a bug in the plugin; its traceback is on stderr"
+    return error
 
 
 def print_error(error: CNIError, version: SpecVersion = CURRENT) -> bytes:

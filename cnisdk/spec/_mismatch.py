@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._light import Any
+from ..errors import name_and_text
 from ._json import write_ascii
 
 Hook = Callable[[Any, Any], Any]
@@ -76,4 +77,4 @@ def structure_whole(hook: Hook, value: Any, kind: Any) -> Any:
 def own_words(exc: Exception) -> str:
     """Return the text of an exception from a plugin author's check. attrs' validators have it as the first argument."""
     text = str(exc.args[0]) if exc.args else ""
-    return f": {text}" if text and isinstance(exc, (ValueError, TypeError)) else f": {type(exc).__name__}: {text}"
+    return f": {text}" if text and isinstance(exc, (ValueError, TypeError)) else f": {name_and_text(exc)}"

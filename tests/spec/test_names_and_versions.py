@@ -172,3 +172,21 @@ def test_causes_are_described_without_what_the_message_names() -> None:
     assert errors.cause_of(ValueError()) == "ValueError"
     assert errors.cause_of(TimeoutError()) == "TimeoutError"
     assert errors.cause_of(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize(
+    ("exc", "kind", "text"),
+    [
+        (errors.TryAgainLaterError("the pool is full"), errors.TryAgainLaterError, "the pool is full"),
+        (PermissionError(13, "", "/some/file"), errors.IOFailureError, "/some/file: EACCES: Permission denied"),
+        (OSError(18, "", "/a", None, "/b"), errors.IOFailureError, "/a: /b: EXDEV: Invalid cross-device link"),
+        (TimeoutError(), errors.IOFailureError, "TimeoutError"),
+        (OSError("no netlink here"), errors.IOFailureError, "no netlink here"),
+        (KeyError("member"), errors.InternalError, "KeyError: 'member'"),
+        (AssertionError(), errors.InternalError, "AssertionError"),
+    ],
+    ids=repr,
+)
+def test_any_exception_becomes_an_error_that_says_what_failed(exc: Exception, kind: type, text: str) -> None:
+    error = errors.as_cni_error(exc)
+    assert (type(error), error.msg, error.details) == (kind, text, "")
