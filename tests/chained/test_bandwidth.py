@@ -15,7 +15,7 @@ from cnisdk.spec.names import Attachment
 from cnisdk.testing import Host, expect_error
 from cnisdk_plugins.bandwidth import Bandwidth, ifb_names
 
-from .conftest import attached, in_version
+from .conftest import attached, in_version, kill_adds
 
 pytestmark = pytest.mark.kernel
 
@@ -257,3 +257,17 @@ def test_a_del_without_result_after_the_namespace_is_gone(host: Host, go: Path) 
     assert len(ifbs(host)) == 1
     host.plugin(Bandwidth, {**conf, "prevResult": None}).run("DEL", container).raise_for_error()
     assert ifbs(host) == []
+
+
+@pytest.mark.slow
+def test_a_killed_add_leaves_no_link_after_del(host: Host) -> None:
+    """What is set on the host's link of the container goes with that link, as with the reference."""
+    container, result = attached(host)
+    plugin = host.plugin(Bandwidth, {**EVERYTHING, "prevResult": result})
+
+    def check() -> None:
+        assert ifbs(host) == []
+
+    kill_adds(plugin, container, check=check, every_other_replaces=True)
+    host.shell("ip link delete v-c1")
+    assert host.shell("tc qdisc show").count("tbf") == 0

@@ -13,7 +13,7 @@ from cnisdk.linux.netns import NetNS
 from cnisdk.testing import Host, expect_error
 from cnisdk_plugins.tuning import Tuning
 
-from .conftest import attached, in_version
+from .conftest import attached, in_version, kill_adds
 
 pytestmark = pytest.mark.kernel
 
@@ -352,3 +352,20 @@ def test_both_answer_the_same(host: Host, go: Path) -> None:
         answers.append({key: value for key, value in tuning.run("ADD", container).document.items() if key != "dns"})
         tuning.delete(container)
     assert answers[0] == answers[1]
+
+
+@pytest.mark.slow
+def test_a_killed_add_leaves_nothing_after_del(host: Host) -> None:
+    container, result = attached(host)
+
+    def look() -> tuple[Any, ...]:
+        sysctls = [container.sysctl(ARP_NOTIFY), container.sysctl("net/ipv4/tcp_rmem")]
+        return link_of(host), sysctls, files(host)
+
+    before = look()
+
+    def check() -> None:
+        assert look() == before
+
+    plugin = host.plugin(Tuning, {**EVERYTHING, "prevResult": result})
+    kill_adds(plugin, container, check=check, every_other_replaces=True)
