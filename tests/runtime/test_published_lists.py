@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +165,11 @@ class Tool:
         self._host, self._name = host, network["name"]
         (directory / "10.conflist").write_text(json.dumps(network))
         places = {"CNI_PATH": str(plugins.directory), "NETCONFPATH": str(directory)}
-        self._env = {"PATH": os.environ["PATH"], **places, "CAP_ARGS": json.dumps(ARGUMENTS)}
+        self._env = {"PATH": os.environ["PATH"], **places}
 
-    def __call__(self, verb: str, container: Container) -> Any:
+    def __call__(self, verb: str, container: Container, arguments: Mapping[str, Any] = ARGUMENTS) -> Any:
         argv = [sys.executable, "-m", "cnisdk._cli.cnitool", verb, self._name, container.netns]
-        printed = self._host.run(argv, env=self._env).stdout
+        printed = self._host.run(argv, env={**self._env, "CAP_ARGS": json.dumps(arguments)}).stdout
         return json.loads(printed) if printed.strip() else None
 
 
@@ -202,3 +205,65 @@ def test_a_published_list(host: Host, plugins: Plugins, tmp_path: Path, name: st
         tool("add", second)
         second.destroy()
         tool("del", second)
+
+
+def dual_stack(name: str) -> dict[str, Any]:
+    """Return the list of a runtime as it is with IPv6; for ``kubelet`` one with all that kubelet asks for."""
+    if name == "kubelet":
+        network = LISTS["containerd"]
+        return {**network, "name": name, "plugins": [*network["plugins"], BANDWIDTH]}
+    network = LISTS[name]
+    main, *others = network["plugins"]
+    (ours,) = main["ipam"]["ranges"]
+    routes = [*DEFAULT, {"dst": "::/0"}]
+    ipam = {**main["ipam"], "ranges": [ours, [{"subnet": "2001:db8:88::/64"}]], "routes": routes}
+    return {**network, "plugins": [{**main, "ipam": ipam}, *others]}
+
+
+def ports_of(number: int) -> dict[str, Any]:
+    """Return what one of many containers asks for: a port of TCP, one of UDP, and a limit."""
+    ports = [
+        {"hostPort": 8000 + number, "containerPort": 80, "protocol": "tcp"},
+        {"hostPort": 8000 + number, "containerPort": 53, "protocol": "udp"},
+    ]
+    return {**ARGUMENTS, "portMappings": ports}
+
+
+@pytest.fixture
+def outside(host: Host) -> Iterator[Host]:
+    """A neighbour of the host, which knows no way to the containers."""
+    with Host(beside=host) as neighbour:
+        host.connect(neighbour, address="198.51.100.1/24", other_address="198.51.100.2/24")
+        host.shell("ip address add 2001:db8:9::1/64 dev uplink nodad")
+        neighbour.shell("ip address add 2001:db8:9::2/64 dev uplink nodad; ip route del default || true")
+        yield neighbour
+
+
+@IN_ONE_MODE
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [1, -1], ids=["first-goes-first", "last-goes-first"])
+@pytest.mark.parametrize("name", ["podman", "nerdctl", "kubelet"])
+def test_ten_attachments_at_once(
+    host: Host, outside: Host, plugins: Plugins, tmp_path: Path, name: str, order: int
+) -> None:
+    """Their ports answer from everywhere though the host drops what it forwards, and nothing is left of them."""
+    host.shell("iptables -P FORWARD DROP; ip6tables -P FORWARD DROP")
+    containers = [host.container(f"c{number}") for number in range(10)]
+    with plugins.on(host), ThreadPoolExecutor(10) as pool:
+        tool = Tool(host, plugins, tmp_path, dual_stack(name))
+        tool("add", containers[0])
+        tool("del", containers[0])  # what stays for later attachments is there
+        before = look(host)
+        arguments = [ports_of(number) for number in range(10)]
+        list(pool.map(partial(tool, "add"), containers, arguments))
+        for number, container in enumerate(containers):
+            for protocol, port in (("tcp", 80), ("udp", 53)):
+                to: dict[str, Any] = {"protocol": protocol, "port": port, "published": 8000 + number}
+                for address in ("198.51.100.1", "2001:db8:9::1"):
+                    for client in (outside, host, containers[number - 1]):
+                        assert client.reaches(container, address, **to), (client, address, to)
+                assert host.reaches(container, "127.0.0.1", **to)
+        for container, each in list(zip(containers, arguments, strict=True))[::order]:
+            tool("check", container, each)
+            tool("del", container, each)
+        assert look(host) == before
