@@ -191,7 +191,7 @@ def steps(url: str, root: Path, runs: int) -> None:
         revision = bare.transact([Compare("bench", revision)], {"bench": b"x" * 60}).revision
 
     def talk(name: str, work: Callable[[], object]) -> None:
-        with node.holdings.talking():
+        with node.holdings.synchronised():
             before = node.client.requests
             measured[name].append(milliseconds(work))
             requests[name] = node.client.requests - before
@@ -199,7 +199,7 @@ def steps(url: str, root: Path, runs: int) -> None:
     for number in range(runs):
         measured["compare-and-swap"].append(milliseconds(swap))
         first = IPv4Address("10.72.0.0") + 64 * number
-        with node.holdings.talking():
+        with node.holdings.synchronised():
             pass
         talk("claim", lambda first=first: node.cluster.claim(first, first + 63))
         block = node.cluster.find(first)
@@ -249,7 +249,7 @@ def mass_start(url: str, root: Path, count: int, starts: int) -> None:
             if child == 0:
                 os.close(read)
                 node = Node(url, f"start{start}", f"n{number}", root)
-                with node.holdings.talking():  # it has joined
+                with node.holdings.synchronised():  # it has joined
                     pass
                 os.write(write, b"r")
                 signal.sigwait({signal.SIGUSR1})

@@ -184,7 +184,10 @@ def run_worker(
 
 
 def _leave_server(queue: AcceptQueue, others: list[int]) -> None:
-    """Close what a worker has of the server, in a process that was forked from it; but once, not in that one's, too."""
+    """Close the descriptors that a worker shares with the server, in a process that the worker has forked.
+
+    A process forked from that one finds the list empty, and closes nothing: its descriptors may be others by then.
+    """
     queue.close()
     while others:
         os.close(others.pop())

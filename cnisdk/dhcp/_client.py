@@ -221,7 +221,7 @@ class Client:
     # --- actions ------------------------------------------------------------------------------------------------------
 
     def _follow(self, actions: list[Action], now: float) -> None:
-        """Carry out the actions in order. The trouble of an attached client is told, and it goes on."""
+        """Carry out the actions in order. If one of an attached client fails, log it, and go on with the next."""
         for action in actions:
             # Noted before the file is written: a daemon that is killed before the interface is changed has a successor.
             if isinstance(action, Use) and action.before is not None:
@@ -278,7 +278,7 @@ class Client:
             self._save(action.lease, bound=action.bound)
 
     def _apply(self, now: float) -> None:
-        """Have the interface what the lease says, and nothing of those before; if it does not take it, try again."""
+        """Give the interface what the lease says, and nothing of earlier leases. If that fails, plan another try."""
         lease, self._apply_at = self.machine.lease, math.inf
         stale = [each for each in self._stale if each != lease]
         try:
@@ -305,7 +305,7 @@ class Client:
         self._save(lease, bound=lease is not None)
 
     def _set_mtu(self, end: Link, lease: DHCPLease) -> None:
-        """Set the MTU that the server wants, if the client asked for one. A refusal is no reason not to go on."""
+        """Set the MTU that the server names, if the client asked for one. If the kernel refuses, only log it."""
         if not lease.mtu or options.INTERFACE_MTU not in self._record.identity.requested:
             return
         try:
@@ -314,7 +314,7 @@ class Client:
             self._log(f"{exc}, as the server wants")
 
     def _note_stale(self, lease: DHCPLease) -> None:
-        """Note a lease whose parts are to go, once for all that put the same on the interface."""
+        """Note a lease whose address and routes the interface must lose, unless one with the same is noted."""
         if all(_parts(each) != _parts(lease) for each in self._stale):
             self._stale.append(lease)
 

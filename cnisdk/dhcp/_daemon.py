@@ -214,7 +214,7 @@ class Daemon:
                 self._drop(client)
 
     def _guard(self, client: Client, step: Any) -> None:
-        """Let a client do something, and its plugin know what became of it; then listen where the client does."""
+        """Run a step of a client. Answer the waiting ADD if the client has a lease now, or if the step failed."""
         try:
             step()
             if not client.attached and client.machine.state == "bound":

@@ -97,7 +97,7 @@ class Probe(NamedTuple):
 
 
 class Remember(NamedTuple):
-    """Remember, before the following actions, that this lease may be held. None: that there is none any more."""
+    """Write down that this client may hold a lease, before the following actions; None for no lease any more."""
 
     lease: DHCPLease | None
     bound: bool = False

@@ -32,7 +32,7 @@ class Share(NamedTuple):
         returning: Borrowed addresses that are no longer its own, and etcd does not know yet; each with its pod.
         leaving: Blocks that are no longer its own, and etcd does not know yet.
         asked: First addresses of blocks of which it may have got something and not know it.
-        silence: Time of ``CLOCK_BOOTTIME`` before which etcd need not be told: it has not answered.
+        silence: Time of ``CLOCK_BOOTTIME`` before which no DEL sends requests to etcd: it has not answered.
     """
 
     member: int = 0
@@ -44,8 +44,8 @@ class Share(NamedTuple):
     silence: float = 0.0
 
     @property
-    def has_news(self) -> bool:
-        """True if there is something to talk about: what etcd does not know yet, or this node does not."""
+    def is_unsettled(self) -> bool:
+        """True if etcd and this file may differ: something was asked for, or is not given back in etcd yet."""
         return bool(self.returning or self.leaving or self.asked)
 
     @property

@@ -154,7 +154,7 @@ class BlockAllocator(Allocator):
         """
         if self.holdings.read().holds(address):
             return
-        with self.holdings.talking() as share:
+        with self.holdings.synchronised() as share:
             if share.holds(address):
                 return
             if self._cluster.borrow(address) is None:
@@ -188,7 +188,7 @@ class BlockAllocator(Allocator):
         """
         range_set = self._range_sets[index]
         try:
-            with self.holdings.talking() as share:
+            with self.holdings.synchronised() as share:
                 if share.has_same(seen):  # else a process has got more
                     self._get_more(share, range_set)
         except IOFailureError as exc:
@@ -255,7 +255,7 @@ class BlockAllocator(Allocator):
             mine = self._kept_in(self.holdings.read(), pod)
             if not self._lacking([*mine, *requested]):
                 return tuple(each for each in mine if not self._is_requested(each, requested))
-            with self.holdings.talking() as share:
+            with self.holdings.synchronised() as share:
                 lacking = self._lacking([*self._kept_in(share, pod), *requested])
                 lent = self._keep(share, pod, lacking)
                 self.holdings.change(partial(Share.with_borrowed, addresses=lent, pod=pod))

@@ -317,10 +317,10 @@ class BlockTable:
         return outcome
 
     def _agree_on_lengths(self) -> Compare:
-        """Return the condition that blocks have the sizes of this configuration. Others could overlap with them.
+        """Return the condition that all nodes use these block sizes: blocks of other sizes could overlap.
 
         Raises:
-            IOFailureError: (5) They have others, or etcd does not answer.
+            IOFailureError: (5) The cluster has other sizes, or etcd does not answer.
         """
         if self._agreed is not None:
             return self._agreed
@@ -369,7 +369,9 @@ class BlockTable:
         raise self.busy(f"the block {first}/{self.lengths[first.version]}")
 
     def touch(self, first: IPAddress) -> Block:
-        """Return a block. No change that was sent before can be carried out after that, but for its first one.
+        """Return a block, and write it anew, so that changes which were sent earlier and are still on their way fail.
+
+        A block without a key is not written. A change that makes its key may still succeed.
 
         Raises:
             TryAgainLaterError: (11) Other nodes changed it each time, or this node is no member any more.
@@ -383,11 +385,11 @@ class BlockTable:
         raise self.busy(f"the block {first}/{self.lengths[first.version]}")
 
     def pause(self, attempt: int) -> None:
-        """Let competing nodes drift apart, before another attempt."""
+        """Wait a random time before another attempt, so that competing nodes do not collide again."""
         time.sleep(min(_PAUSE, 0.001 * 2**attempt) * urandom(1)[0] / 255)
 
     def busy(self, what: str) -> TryAgainLaterError:
-        """Make the error of a change that other nodes were always ahead of."""
+        """Make the error for a change that failed each time, since other nodes had changed the same."""
         return TryAgainLaterError(f"other nodes keep changing {what}", details=f"tried {ATTEMPTS} times; try again")
 
     # --- membership ---------------------------------------------------------------------------------------------------

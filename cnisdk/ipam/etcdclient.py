@@ -123,7 +123,7 @@ class Compare(NamedTuple):
 
 
 class TransactionOutcome(NamedTuple):
-    """TransactionOutcome of a transaction.
+    """Outcome of a transaction.
 
     Attributes:
         done: It was carried out.

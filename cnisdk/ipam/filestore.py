@@ -451,7 +451,10 @@ def find_dangling(path: str) -> str | None:
 
 
 def _is_never_found(path: str) -> bool:
-    """Return true if no directory can ever be made at a path; false if another process has deleted the one above it."""
+    """Return whether making a directory at this path fails each time.
+
+    Otherwise it failed because another process had just deleted the directory above.
+    """
     if find_dangling(path) is not None:
         return True
     if os.path.basename(path) == _lockfile.NAME or not os.path.isdir(os.path.dirname(path) or os.curdir):

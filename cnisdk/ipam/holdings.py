@@ -7,15 +7,16 @@ is not there any more, it takes the lease back and begins again. A process that 
 the file first, and then looks whether they have been leased; if so, it puts them back. Whichever of the two looks last
 sees what the other did. So etcd is never told that an address is free which a process goes on to use.
 
-Two locks keep writers apart. A process that asks etcd has the lock of the conversation, for seconds perhaps: one
-process at a time gets more, or tells etcd what goes back. The lock of the file is for one change of it, and is never
-held while etcd is asked.
+There are two locks. A process that sends requests to etcd holds the lock of the synchronisation, perhaps for seconds:
+one process at a time gets more addresses, or gives some back. The lock of the file is held for one change of it, and
+never during a request to etcd.
 
-The order of steps keeps one address from two nodes, wherever a process is killed. Getting: etcd first, then the file.
-Giving back: the file first, then etcd. What the file does not say any more, and etcd does not know yet, is in the file
-as *returning*; the next conversation tells it. What this node has asked for, and may have got without knowing, is in
-the file as *asked*: a process was killed, or an answer did not come. The next conversation looks what came of it. Both
-make the next DEL begin a conversation. A file that was lost is made again from etcd.
+The order of the steps ensures that no two nodes have the same address, wherever a process is killed. A node that gets
+addresses changes etcd first, then the file. A node that gives back changes the file first, then etcd. Addresses that
+have left the file while etcd does not know it yet are in the file as *returning*: the next synchronisation gives them
+back. Blocks of which this node has asked for addresses are in the file as *asked* until the answer is noted: if the
+process is killed or the answer is lost, the next synchronisation reads these blocks. As long as there is one or the
+other, the next DEL synchronises. A file that was lost is made again from etcd.
 """
 
 from __future__ import annotations
@@ -71,17 +72,17 @@ class Holdings:
         self.timeout = timeout
         self.resting = RestingAddresses(f"{directory}/resting", cool_down, timeout=timeout)
         self.directory = directory
-        self._conversation = f"{directory}/etcd"
+        self._sync_lock = f"{directory}/etcd"
         self._file = ShareFile(directory)
         self._aside: set[IPAddress] = set()
 
     # --- the locks ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def talking(self, timeout: float | None = None) -> Iterator[Share]:
-        """Have the conversation with etcd, which begins with what it must hear. Yield what this node has.
+    def synchronised(self, timeout: float | None = None) -> Iterator[Share]:
+        """Let this process alone send requests to etcd, first the outstanding ones. Yield what this node has.
 
-        If this node turns out to be no member any more, it joins again, and the block ends as if it were done: look at
+        If this node is found to be no member any more, it joins again, and the block ends without an error: call
         :meth:`read` afterwards.
 
         Args:
@@ -94,7 +95,7 @@ class Holdings:
         """
         timeout = self.timeout if timeout is None else timeout
         table = self.cluster.table
-        with _lockfile.locked(self._conversation, timeout):
+        with _lockfile.locked(self._sync_lock, timeout):
             table.deadline, asked = monotonic() + timeout, set[IPAddress]()
             try:
                 share = self._settle(self._file.read())
@@ -172,7 +173,7 @@ class Holdings:
     def look_again(self, kept: Collection[IPAddress]) -> None:
         """Ask etcd for the blocks of addresses that were set aside and are not kept after all: they are free again.
 
-        In a conversation. If that ends with an error instead, the next one does the same.
+        Call it within :meth:`synchronised`. If that ends with an error, the next one reads the blocks again.
         """
         if self._aside - {*kept}:
             self._resolve(self._file.read())
@@ -218,40 +219,40 @@ class Holdings:
     def give_back(self) -> None:
         """Give back borrowed addresses that no lease has, and a block that is empty while another is half empty.
 
-        What cannot be told now is told later: by the next process that asks etcd for anything.
+        If etcd does not answer now, the next process that sends it a request gives them back.
         """
         share = self._file.read()
         if share.may_shrink:
             share = self.change(self._shrink)
-        if not share.has_news or clock_gettime(CLOCK_BOOTTIME) < share.silence:
+        if not share.is_unsettled or clock_gettime(CLOCK_BOOTTIME) < share.silence:
             return
         try:
-            with self.talking(_PATIENCE):
+            with self.synchronised(_PATIENCE):
                 pass
         except IOFailureError:
             self.change(lambda now: now._replace(silence=clock_gettime(CLOCK_BOOTTIME) + _SILENCE))
         except CNIError:
-            pass  # another process talks to etcd, or other nodes were ahead: the next one tells it
+            pass  # another process synchronises, or other nodes were ahead: the next process does it
 
     def refresh(self) -> None:
-        """Read what etcd says is this node's: what it forgot is found, what it lost is not handed out any more.
+        """Make the file say what etcd says: add addresses that the file lacks, remove those that are not this node's.
 
         Raises:
             TryAgainLaterError: (11) Other processes kept the files locked, or other nodes were ahead each time.
             IOFailureError: (5) Etcd does not answer; nothing has changed.
             InvalidConfigError: (7) Another machine has this node's name.
         """
-        with self.talking() as share:
+        with self.synchronised() as share:
             seen = self._ask(share.member)
             self.change(lambda _: seen)
             self._settle(self.change(self._shrink))
 
     def compare(self) -> list[str]:
-        """Compare what this node notes with what etcd says is its own. Return what contradicts, as sentences.
+        """Compare the file with what etcd says is this node's, and return each difference as a sentence.
 
-        :meth:`refresh` makes this node note what etcd says.
+        :meth:`refresh` removes the differences.
         """
-        with _lockfile.locked(self._conversation, self.timeout):
+        with _lockfile.locked(self._sync_lock, self.timeout):
             mine, seen = self._file.read(), self._ask(0)
         found = []
         noted, known = ({each.first: each for each in share.blocks} for share in (mine, seen))
@@ -266,12 +267,12 @@ class Holdings:
         return sorted(found)
 
     def _rest(self, addresses: Collection[IPAddress]) -> None:
-        """Let addresses rest, but for those that are kept for a pod: no other one gets them."""
+        """Let addresses rest, except those that are kept for a pod: no other pod gets them anyway."""
         borrowed = self._file.read().borrowed
         self.resting.note([address for address in addresses if not borrowed.get(address)])
 
     def _shrink(self, share: Share) -> Share:
-        """Take out of the share what is to be given back. Under the lock of the file."""
+        """Move what this node does not need to *returning* and *leaving*. The caller holds the lock of the file."""
         used = self._list_used()
         idle = {address: pod for address, pod in share.borrowed.items() if address not in used}
         spare = _find_spare(share.blocks, used)
@@ -283,7 +284,7 @@ class Holdings:
         )
 
     def _settle(self, share: Share) -> Share:
-        """Join the cluster if this node has not, and tell what is given back. In a conversation."""
+        """Join the cluster if this node has not; else finish what earlier processes began. Within a synchronisation."""
         if not share.member:
             return self._join()
         self.cluster.table.member = share.member
@@ -293,7 +294,10 @@ class Holdings:
             return self._join()
 
     def _resolve(self, share: Share) -> Share:
-        """Look what came of what was asked for, and note it. What is on its way still comes to nothing from now on."""
+        """Read the blocks that are noted as *asked*, and note what of them this node has.
+
+        Requests that are still on their way are refused from now on.
+        """
         if not share.asked:
             return share
         node, blocks = self.cluster.node, [self.cluster.table.touch(first) for first in share.asked]
@@ -311,7 +315,7 @@ class Holdings:
         return self.change(change)
 
     def _tell(self, share: Share) -> Share:
-        """Tell etcd what goes back, but for what has been leased between the look at the leases and the change."""
+        """Give back in etcd what is *returning* and *leaving*, except addresses that have been leased meanwhile."""
         if not share.returning and not share.leaving:
             return share
         leased = self._list_leased()
@@ -328,7 +332,7 @@ class Holdings:
         }
 
         def change(now: Share) -> Share:
-            """Take out what was told, and put back what was leased."""
+            """Remove from the file what was given back, and restore what was leased."""
             for block in blocks:
                 if block.node == node:
                     now = now.with_block(block)
@@ -342,7 +346,7 @@ class Holdings:
         return self.change(change)
 
     def _join(self) -> Share:
-        """Join the cluster, and go on with what etcd says is this node's: its file was lost, or it was released."""
+        """Join the cluster, and note what etcd says is this node's, which may have lost its file or been released."""
         table = self.cluster.table
         # A new node need not read the blocks of all others.
         share = self._ask(table.member) if table.join(self.directory) else Share()

@@ -569,7 +569,7 @@ def test_an_address_is_leased_between_look_and_return(
     assert leased == [address]
     assert [*next(one.cluster.blocks()).lent] == [address]
     assert one.holdings.read().borrowed == {address: ""}
-    assert not one.holdings.read().has_news
+    assert not one.holdings.read().is_unsettled
 
 
 def test_an_address_is_leased_while_it_is_set_aside(node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -623,7 +623,7 @@ def test_what_was_set_aside_and_is_not_kept_is_free_again(
             a.add("web", pod=POD)
         a.delete("a0")
     assert chosen[0] not in {address for block in a.holdings.read().blocks for address in block.kept}
-    assert not a.holdings.read().has_news
+    assert not a.holdings.read().is_unsettled
     assert a.holdings.compare() == []
 
 
@@ -667,7 +667,7 @@ def test_a_block_that_grows_while_another_process_gives_it_back(
 
     def update_late(*args: Any, **options: Any) -> Any:
         if adding.holdings.read().leaving:
-            with deleting.holdings.talking():
+            with deleting.holdings.synchronised():
                 pass
         return update(*args, **options)
 

@@ -104,7 +104,7 @@ def test_killed_at_every_system_call(member: Member, tmp_path: Path, name: str) 
             blocks = [*node.cluster.blocks()]
             assert [each.lent for each in blocks if each.lent] == [], number
             assert {each.node for each in blocks} <= {"a", "b"}, number
-            assert not node.holdings.read().has_news, number
+            assert not node.holdings.read().is_unsettled, number
             given = [
                 address for each in (node, other) for at in range(2) for address in each.add(Owner(f"c{at}", "eth0"))
             ]

@@ -21,7 +21,7 @@ _IPV4_PROTOCOL = 9  # offset in the header
 
 
 class ShownRule(NamedTuple):
-    """A rule in the one form that it has however it was written."""
+    """A rule in normal form: rules that do the same are equal, whichever program and options made them."""
 
     protocol: int
     ports: frozenset[int]
@@ -30,7 +30,7 @@ class ShownRule(NamedTuple):
 
 
 def show(rule: Rule) -> ShownRule:
-    """Bring a rule into the one form."""
+    """Bring a rule into normal form."""
     protocol, ports, others = 0, frozenset[int](), set()
     for each in rule.matches:
         if each.what == _META_L4PROTO or (

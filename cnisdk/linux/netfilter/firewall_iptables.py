@@ -198,7 +198,7 @@ def _with_rules(
     kept: str = "",
     is_used: Callable[[IPAddress], bool] = lambda _: False,
 ) -> list[Rule]:
-    """Return records that go, after the rules that go with them: as many as other records do not need.
+    """Return the rules to delete with some records: first the rules that no other record needs, then the records.
 
     Args:
         table: The table.
@@ -227,7 +227,7 @@ def _with_rules(
 
 
 def _list_policies(table: Table, going: Collection[Rule], kept: str = "") -> list[Rule]:
-    """List the rules of policies that no attachment asks for when these records are gone, but of the kept bridge."""
+    """List the policies' rules that no attachment needs once these records are gone; none of the kept bridge."""
     bridges = {bridge for each in going if (bridge := _bridge_of(each)) not in ("", kept)}
     unused = {each for each in bridges if not _is_needed(table, each, going)}
     return ingress_iptables.list_own(table, unused)

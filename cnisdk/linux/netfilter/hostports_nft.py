@@ -317,7 +317,7 @@ def _find_rivals(records: Sequence[_Record], table: NftTable, owner: Attachment)
 
 
 def _was_before(table: NftTable, record: _Record, holder: Element, owner: Attachment) -> bool:
-    """Return whether a rival had its port before the owner: of two that came at the same time, one is to have it.
+    """Return whether a rival had its port before the owner. Of two ADDs at the same time, the first gets the port.
 
     The kernel numbers the rules of a table in the order of their transactions. An attachment's elements and the rules
     that record it are of one transaction.
@@ -367,7 +367,7 @@ def _choose(records: Sequence[_Record], table: NftTable, owner: Attachment, comm
 
 
 def _are_held(records: Iterable[_Record], table: NftTable) -> bool:
-    """Return whether each port has a holder. If not, the holder has gone after this attachment began to wait."""
+    """Return whether each port has a holder. A port has none if the container that this one waited for has gone."""
     wanted = {_holding(record) for record in records}
     return len(sets.find(table, wanted)) == len({each[:2] for each in wanted})
 
