@@ -264,8 +264,8 @@ def test_addresses_by_dhcp(podman: Podman) -> None:
         node.shell(f"timeout 60 sh -c 'while [ -s {leases} ]; do sleep 0.1; done'")
     finally:
         podman("network", "rm", "-f", "-t", "0", "leased")
-        node.shell("kill $(cat /run/dnsmasq.pid /run/dhcp.pid)")
-        node.shell("timeout 60 tail --pid $(cat /run/dnsmasq.pid) -f /dev/null")
+        node.shell("kill $(cat /run/dhcp.pid)")
+        node.shell("pid=$(cat /run/dnsmasq.pid); kill $pid; timeout 60 tail --pid $pid -f /dev/null")
         daemon.communicate()
 
 
