@@ -114,7 +114,7 @@ class HostDevice(Plugin[HostDeviceConf]):
 
     @classmethod
     def conformance(cls) -> dict[str, object]:
-        setup = "for n in $(seq 64); do ip link add dev$n type veth peer name peer$n; done"
+        setup = "seq 20 | sed 's/.*/link add dev& type veth peer name peer&/' | ip -batch -"
         return {"kind": "interface", "conf": {"device": "dev{number}", "ipam": {"type": "stub-ipam"}}, "setup": setup}
 
     def add(self, request: AddRequest[HostDeviceConf]) -> Result:
