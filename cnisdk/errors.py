@@ -46,10 +46,20 @@ class CNIError(Exception):
         self.others = []
 
     def add_others(self, others: Iterable[CNIError]) -> None:
-        """Attach further errors of the same call, and name each in the details."""
+        """Attach further errors of the same call, and name each in the details.
+
+        Of those that were not permitted only one is told: a capability that is missing fails every step.
+        """
         others = tuple(others)
         self.others.extend(others)
-        told = (f"also: {other.describe()}" for other in others)
+        told: list[str] = []
+        refused = _is_not_permitted(self)
+        for other in others:
+            if not refused or not _is_not_permitted(other):
+                told.append(f"also: {other.describe()}")
+                refused = refused or _is_not_permitted(other)
+            elif _NOT_PERMITTED_EITHER not in (*told, *self.details.split("; ")):
+                told.append(_NOT_PERMITTED_EITHER)
         self.details = "; ".join(filter(None, (self.details, *told)))
 
     def describe(self) -> str:
@@ -64,6 +74,16 @@ class CNIError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore, (type(self), self.msg, self.details, self.code, self.others)
+
+
+_NOT_PERMITTED_EITHER = "also: other steps were not permitted either"
+
+
+def _is_not_permitted(error: BaseException | None) -> bool:
+    """Return whether the kernel refused for lack of a right. The error or one of its causes has the number."""
+    while error is not None and getattr(error, "errno", None) is None:
+        error = error.__cause__
+    return getattr(error, "errno", None) == errno.EPERM
 
 
 def _restore(cls: type[CNIError], msg: str, details: str, code: int, others: list[CNIError]) -> CNIError:

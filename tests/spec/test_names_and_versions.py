@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -154,6 +156,25 @@ def test_each_error_of_several_is_shown_with_its_own_code() -> None:
     assert first.describe() == (
         "no disk (code 5); mount it; also: pool is full (code 11); 10.0.0.0/30; also: odd (code 142)"
     )
+
+
+def test_a_right_that_is_missing_is_told_once() -> None:
+    def refused(what: str) -> CNIError:
+        error = errors.IOFailureError(f"cannot {what}: EPERM: Operation not permitted")
+        error.__cause__ = PermissionError(errno.EPERM, "Operation not permitted")
+        return error
+
+    problems = [refused("make a link"), CNIError("odd", code=142), refused("read rules"), refused("read more rules")]
+    first = problems[0]
+    first.add_others(problems[1:])
+    assert first.describe() == (
+        "cannot make a link: EPERM: Operation not permitted (code 5); also: odd (code 142); "
+        "also: other steps were not permitted either"
+    )
+    before = first.details
+    first.add_others([refused("read a file")])
+    assert first.details == before
+    assert first.others[:3] == problems[1:]
 
 
 def test_errors_of_the_operating_system_have_name_and_text() -> None:
