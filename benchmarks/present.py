@@ -3,9 +3,10 @@
 Usage: python benchmarks/present.py [--runs N] [--many N] [--only WORD ...]
 
 On throw-away hosts, an attachment with two addresses is added, checked and deleted in this process; portmap maps three
-ports. Then as many others are added, and it is measured again. Beside it, for iptables, programs alone, without any
-plugin: `iptables-restore --noflush` and `ip6tables-restore --noflush` with the lines that the plugin would give them,
-and `iptables -S` and `ip6tables -S` of the one chain that all attachments share.
+ports. Then as many others are added, and it is measured again. Of each request, what the kernel takes for transactions,
+which change rules, and for listings of rules. Beside it, for iptables, programs alone, without any plugin:
+`iptables-restore --noflush` and `ip6tables-restore --noflush` with the lines that the plugin would give them, and
+`iptables -S` and `ip6tables -S` of the one chain that all attachments share.
 
 Figures are the least processor time of all runs, in milliseconds, the kernel's included: it hardly depends on what else
 the machine does.
@@ -19,7 +20,8 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 from unittest.mock import patch
@@ -27,7 +29,7 @@ from unittest.mock import patch
 from processes import machine
 
 from cnisdk.linux import program
-from cnisdk.linux.netfilter import xt_rules
+from cnisdk.linux.netfilter import nfnetlink, xt_rules
 from cnisdk.plugin.reply import respond
 from cnisdk.testing import Sandbox
 
@@ -35,6 +37,7 @@ PLUGINS = ("portmap", "firewall")
 BACKENDS = ("iptables", "nftables")
 SHARED = {"portmap": ("nat", "CNI-HOSTPORT-DNAT"), "firewall": ("filter", "CNI-FORWARD")}
 VERBS = ("ADD", "CHECK", "DEL")
+KERNEL = {"transact": "its transactions", "select": "its listings"}
 
 
 def configuration(plugin: str, backend: str, number: int) -> bytes:
@@ -87,6 +90,22 @@ def capture(plugin: str) -> list[tuple[list[str], str]]:
     return seen
 
 
+@contextmanager
+def timed(name: str, spent: dict[str, float]) -> Iterator[None]:
+    """Add the processor time that a function of :mod:`.nfnetlink` takes to what is spent."""
+    function: Callable[..., Any] = getattr(nfnetlink, name)
+
+    def call(*arguments: Any, **more: Any) -> Any:
+        before = time.process_time()
+        try:
+            return function(*arguments, **more)
+        finally:
+            spent[name] += time.process_time() - before
+
+    with patch.object(nfnetlink, name, call):
+        yield
+
+
 def measure(plugin: str, backend: str, runs: int) -> dict[str, float]:
     costs: dict[str, list[float]] = {}
     alone: dict[str, list[tuple[list[str], str]]] = {}
@@ -96,9 +115,13 @@ def measure(plugin: str, backend: str, runs: int) -> dict[str, float]:
         alone = {"iptables-restore alone": capture(plugin), "iptables -S alone": [(argv, "") for argv in listing]}
     for _ in range(runs):
         for verb in VERBS:
-            before = time.process_time()
-            answer(plugin, backend, verb, 0)
-            costs.setdefault(verb, []).append(time.process_time() - before)
+            spent = dict.fromkeys(KERNEL, 0.0)
+            with timed("transact", spent), timed("select", spent):
+                before = time.process_time()
+                answer(plugin, backend, verb, 0)
+                costs.setdefault(verb, []).append(time.process_time() - before)
+            for name, what in KERNEL.items():
+                costs.setdefault(f"{verb}: {what}", []).append(spent[name])
         for name, programs in alone.items():
             used = resource.getrusage(resource.RUSAGE_CHILDREN)
             before = used.ru_utime + used.ru_stime
@@ -121,7 +144,11 @@ def work(plugin: str, backend: str, runs: int, many: int) -> list[str]:
         figures.append(measure(plugin, backend, runs))
     few, more = figures
     path = f"{plugin} with {backend}"
-    return [f"| {path}, {name} | {few[name]:.1f} | {more[name]:.1f} | {more[name] / few[name]:.1f} |" for name in few]
+    return [
+        f"| {path}, {name} | {few[name]:.2f} | {more[name]:.2f} | {more[name] / few[name]:.1f} |"
+        for name in few
+        if few[name]
+    ]
 
 
 def main() -> None:
