@@ -195,7 +195,7 @@ def test_check_names_what_differs(host: Host) -> None:
 
 
 @pytest.mark.parametrize("adder", ["go", "ours"])
-@pytest.mark.parametrize("version", ["0.3.1", "1.0.0"])
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
 def test_go_and_ours_delete_what_the_other_added(host: Host, go: Path, version: str, adder: str) -> None:
     container, result = two_networks(host)
     conf = {"cniVersion": version, "prevResult": in_version(result, version)}

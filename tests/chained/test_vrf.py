@@ -241,7 +241,7 @@ def test_check_of_the_plugins_before_passes(host: Host, more: type[Any] | None) 
 
 @pytest.mark.kinds
 @pytest.mark.parametrize("adder", ["go", "ours"])
-@pytest.mark.parametrize("version", ["0.3.1", "1.0.0"])
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
 def test_go_and_ours_delete_what_the_other_added(host: Host, go: Path, version: str, adder: str) -> None:
     container, plugin = network(host)
     conf = {"cniVersion": version, "vrfname": "blue", "prevResult": in_version(plugin.conf["prevResult"], version)}
