@@ -18,7 +18,7 @@ PYTHON_CODE = ["cnisdk", "examples", "tests"]
 WORKERS = str(len(os.sched_getaffinity(0)) + 1)
 
 # Not part of `nox -s bench` alone: those that take long, and what draws the figures of another.
-ON_DEMAND = {"cluster_scale", "pool", "soak", "plot"}
+ON_DEMAND = {"cluster_scale", "pool", "runtimes", "soak", "plot"}
 
 
 def files_with(session: nox.Session, marks: str) -> list[str]:
@@ -129,6 +129,8 @@ def bench(session: nox.Session) -> None:
     if unknown := sorted(set(wanted) - set(scripts)):
         session.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(scripts)}")
     session.install(".", "./examples", *group("bench"))
+    if "runtimes" in wanted:  # it runs on the nodes of the tests
+        session.install(".[testing]", *group("test"), *group("runtimes"))
     for script in wanted or [name for name in scripts if name not in ON_DEMAND]:
         session.run("python", f"benchmarks/{script}.py", *options)
 

@@ -21,7 +21,7 @@ from .parsers import Parser
 _DESCRIPTION = "Tools for plugins of the Container Network Interface (CNI)."
 
 COMMANDS = {
-    "install": ("install", "write a launcher for each registered plugin into a directory"),
+    "install": ("install", "write an executable for each registered plugin into a directory"),
     "uninstall": ("uninstall", "remove launchers, and put back what they replaced"),
     "plugins": ("plugins", "list the plugins of a node, whose they are, and what is missing"),
     "leases": ("leases", "show the addresses host-local has handed out"),

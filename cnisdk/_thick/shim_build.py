@@ -8,6 +8,7 @@ module's file by itself, so it imports nothing but the standard library.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from hashlib import sha256
 
@@ -52,4 +53,5 @@ def compiler_command(compiler: Sequence[str], output: str, flags: Sequence[str] 
 def compilers_for(machine: str) -> list[list[str]]:
     """Return the commands that may compile for a processor, in the order to try them."""
     commands = [[f"{machine}-linux-gnu-gcc"], ["clang", f"--target={machine}-linux-gnu", "-fuse-ld=lld"]]
-    return [["cc"], ["gcc"], *commands] if machine == os.uname().machine else commands
+    native = sys.platform == "linux" and machine == os.uname().machine
+    return [["cc"], ["gcc"], *commands] if native else commands
