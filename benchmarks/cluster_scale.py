@@ -47,7 +47,7 @@ Process = Generator[Any, Any, None]
 
 
 class Costs(NamedTuple):
-    """What a request takes of the engine, and on its way, in seconds."""
+    """Seconds of a request in the engine, and on the way there and back."""
 
     write: float
     read: float

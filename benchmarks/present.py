@@ -1,4 +1,4 @@
-"""What the rules of other attachments cost: portmap and firewall with ten attachments present, and with a thousand.
+"""Cost of the rules of other attachments: portmap and firewall with ten attachments present, and with a thousand.
 
 Usage: python benchmarks/present.py [--runs N] [--many N] [--only WORD ...]
 

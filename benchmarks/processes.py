@@ -110,7 +110,7 @@ class Mode(NamedTuple):
 
 
 def check(child: Child) -> Cost:
-    """What a process took that did what it should."""
+    """Cost of a process that did what it should."""
     verb = child.environ.get("CNI_COMMAND", "")
     printed = (child.printed + child.said).decode(errors="replace")
     if child.status:
@@ -244,7 +244,7 @@ class Comparison:
                     stdin = json.dumps(conf | {"prevResult": json.loads(child.printed)}).encode()
 
     def _attach_and_detach(self, mode: Mode, backend: str, netns: str) -> Iterator[tuple[str, Cost]]:
-        """What runtimes write into their lists: bridge, portmap, firewall and tuning, one after the other."""
+        """The lists that runtimes write: bridge, portmap, firewall and tuning, one after the other."""
         first = {**configuration(mode, "ipMasq"), "ipMasqBackend": backend}
         shared = {"cniVersion": "1.0.0", "name": first["name"]}
         chained = [{"type": plugin, "backend": backend, **own} for plugin, own in CHAINED.items()]
