@@ -1,8 +1,9 @@
 """Steps that interface plugins share, for a plugin to call in its own ``add``, ``delete`` and ``check``.
 
 ADD: :func:`requested_mac`, :func:`get_master` and :func:`check_mtu` (of a veth, :func:`check_veth_mtu`) before anything
-is made; :func:`lease`, :func:`with_gateways` and :func:`with_default_routes` for the addresses; :func:`configure` for
-the container's link; :func:`own_dns_or` for the result.
+is made; :func:`create_link` for a link that is no veth; :func:`lease`, :func:`with_gateways` and
+:func:`with_default_routes` for the addresses; :func:`configure` for the container's link; :func:`own_dns_or` for the
+result.
 
 DEL: :func:`detach`, around :func:`delete_in_container` or :func:`delete_veth`. GC: :func:`detach`, too.
 
@@ -11,7 +12,7 @@ CHECK: :func:`check_container`, and :func:`check_host_end` of a veth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from .._light import TYPE_CHECKING, Any, Literal
 from ..classes import evolve, frozen
@@ -163,6 +164,51 @@ def check_veth_mtu(mtu: int) -> None:
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------
+
+
+def create_link(
+    request: AddRequest[Any],
+    kind: str,
+    netns: NetNS,
+    *,
+    parent: Link | None = None,
+    mtu: int = 0,
+    mac: str = "",
+    data: Mapping[str, int | str] | None = None,
+) -> Link:
+    """Make the container's link, down, with its owner's mark. It is deleted again if ADD fails later.
+
+    Args:
+        request: The request, which has the link's name.
+        kind: The kind, one of :data:`cnisdk.linux.links.kinds.KINDS`.
+        netns: The container's namespace.
+        parent: The link it lies on; None for a kind that needs none.
+        mtu: MTU in bytes; 0 leaves it to the kernel, which takes the parent's.
+        mac: Hardware address; empty makes one up, but for kinds that share their parent's.
+        data: Attributes that only this kind has.
+
+    Raises:
+        InvalidConfigError: (7) The parent cannot carry the MTU, or the kind has no such attribute.
+        InvalidEnvironmentError: (4) There is a link of that name.
+        IOFailureError: (5) The kernel refused.
+    """
+    from ..linux.links import kinds
+
+    if parent is not None:
+        check_mtu(mtu, parent)
+    with request.step():
+        end = kinds.create(
+            kind,
+            request.ifname,
+            netns,
+            parent=parent,
+            mtu=mtu,
+            mac=mac,
+            owner=request.attachment,
+            data=data,
+        )
+        request.undo(end.delete)
+    return end
 
 
 def lease(request: AddRequest[Any], *, mtu: int = 0) -> Result:

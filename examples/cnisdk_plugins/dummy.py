@@ -36,9 +36,7 @@ class Dummy(Plugin[NetConf]):
 
     def add(self, request: AddRequest[NetConf]) -> Result:
         request.ipam.require()
-        with request.step():
-            end = kinds.create("dummy", request.ifname, request.open_netns(), owner=request.attachment)
-            request.undo(end.delete)
+        end = interface.create_link(request, "dummy", request.open_netns())
         leased = interface.lease(request)
         interface.configure(end, leased)
         return leased.with_interfaces(end)

@@ -67,18 +67,7 @@ class Ipvlan(Plugin[IpvlanConf]):
         conf, netns = request.conf, request.open_netns()
         with rtnetlink.sharing():
             master = get_master(request, netns)
-            interface.check_mtu(conf.mtu, master)
-            with request.step():
-                end = kinds.create(
-                    "ipvlan",
-                    request.ifname,
-                    netns,
-                    parent=master,
-                    mtu=conf.mtu,
-                    owner=request.attachment,
-                    data=conf.data,
-                )
-                request.undo(end.delete)
+            end = interface.create_link(request, "ipvlan", netns, parent=master, mtu=conf.mtu, data=conf.data)
         leased = chained_addresses(request) or interface.lease(request, mtu=conf.mtu)
         interface.configure(end, leased)
         return evolve(leased.with_interfaces(end), dns=interface.own_dns_or(request, leased.dns))

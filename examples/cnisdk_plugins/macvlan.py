@@ -68,19 +68,7 @@ class Macvlan(Plugin[MacvlanConf]):
         mac = interface.requested_mac(request, "$.mac", "CNI_ARGS", "$.runtimeConfig.mac")
         with rtnetlink.sharing():
             master = interface.get_master(request, conf.master, netns if conf.link_in_container else None)
-            interface.check_mtu(conf.mtu, master)
-            with request.step():
-                end = kinds.create(
-                    "macvlan",
-                    request.ifname,
-                    netns,
-                    parent=master,
-                    mtu=conf.mtu,
-                    mac=mac,
-                    owner=request.attachment,
-                    data=conf.data,
-                )
-                request.undo(end.delete)
+            end = interface.create_link(request, "macvlan", netns, parent=master, mtu=conf.mtu, mac=mac, data=conf.data)
         leased = interface.lease(request, mtu=conf.mtu)
         interface.configure(end, leased)
         return evolve(leased.with_interfaces(end), dns=interface.own_dns_or(request, leased.dns))

@@ -82,18 +82,7 @@ class Vlan(Plugin[VlanConf]):
         with rtnetlink.sharing():
             where = netns if conf.link_in_container else None
             master = interface.get_master(request, conf.master, where, up=True)
-            interface.check_mtu(conf.mtu, master)
-            with request.step():
-                end = kinds.create(
-                    "vlan",
-                    request.ifname,
-                    netns,
-                    parent=master,
-                    mtu=conf.mtu,
-                    owner=request.attachment,
-                    data={"id": conf.vlan_id},
-                )
-                request.undo(end.delete)
+            end = interface.create_link(request, "vlan", netns, parent=master, mtu=conf.mtu, data={"id": conf.vlan_id})
         leased = interface.lease(request, mtu=conf.mtu)
         interface.configure(end, leased)
         return evolve(leased.with_interfaces(end), dns=interface.own_dns_or(request, leased.dns))

@@ -1,7 +1,6 @@
 """lan: give a container a hardware address of its own on a link of the host."""
 
 from cnisdk import AddRequest, DelRequest, NetConf, Plugin, PluginMain, Result, frozen, run_all
-from cnisdk.linux import kinds
 from cnisdk.plugin import interface
 
 
@@ -19,13 +18,10 @@ class Lan(Plugin[LanConf]):
         return {"kind": "interface", "conf": {"master": "up0", "ipam": {"type": "stub-ipam"}}}
 
     def add(self, request: AddRequest[LanConf]) -> Result:
-        netns, owner, mtu = request.open_netns(), request.attachment, request.conf.mtu
-        master = interface.get_master(request, request.conf.master)
-        interface.check_mtu(mtu, master)
-        with request.step():
-            end = kinds.create("macvlan", request.ifname, netns, parent=master, mtu=mtu, owner=owner)
-            request.undo(end.delete)
-        leased = interface.lease(request, mtu=mtu)
+        conf, netns = request.conf, request.open_netns()
+        master = interface.get_master(request, conf.master)
+        end = interface.create_link(request, "macvlan", netns, parent=master, mtu=conf.mtu)
+        leased = interface.lease(request, mtu=conf.mtu)
         interface.configure(end, leased)
         return leased.with_interfaces(end)
 
