@@ -120,7 +120,8 @@ class OnDemand:
     def note_start(self) -> None:
         """Note that the server begins to serve: all modules are loaded, and no request has come."""
         modules = {getattr(each, "__file__", None) for each in list(sys.modules.values())}
-        self._installation.add(path for path in modules if path)
+        # A module of an archive has a path that is no file.
+        self._installation.add(path for path in modules if path and os.path.exists(path))
         now = time.monotonic()
         self._lifetime, self._looked = Lifetime(now), now
 

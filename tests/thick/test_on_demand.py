@@ -11,9 +11,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -295,6 +297,27 @@ def test_the_first_request_is_one_shot_and_later_ones_are_served(machine: Machin
     assert len(machine.starts()) == 1
     os.kill(pid, signal.SIGTERM)
     wait_for_end(pid)
+
+
+def test_a_second_server_leaves_the_place_to_the_first(machine: Machine) -> None:
+    """As when a machine takes so long to start the first that a shim starts another."""
+    pid = machine.serve()
+    command = [machine.environment.python, "-I", "-m", "cnisdk", "serve", "--on-demand", machine.bin / "noop"]
+    done = subprocess.run(machine.inside(command), capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert machine.wait_for_server() == pid
+
+
+def test_a_module_that_is_no_file_does_not_end_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("in_an_archive")
+    module.__file__ = str(tmp_path / "archive.zip" / "in_an_archive.py")
+    monkeypatch.setitem(sys.modules, "in_an_archive", module)
+    program = tmp_path / "shim"
+    program.touch()
+    found = ondemand.OnDemand(str(program), -1)
+    assert found._installation.find_change() is None
+    program.unlink()
+    assert found._installation.find_change() == str(program)
 
 
 def test_a_burst_starts_one(machine: Machine) -> None:
