@@ -365,15 +365,15 @@ static int shares_root(void)
            ours.device[0] == theirs.device[0] && ours.device[1] == theirs.device[1] && ours.mount == theirs.mount;
 }
 
-/* Has this process all rights of PID 1, and no filter that PID 1 has not? */
+/* Has this process user and group ids and all rights of PID 1, and no filter that PID 1 has not? */
 static int has_all_rights(void)
 {
-    static const char *const lines[] = {"\nCapEff:\t", "\nNoNewPrivs:\t", "\nSeccomp:\t"};
+    static const char *const lines[] = {"\nUid:\t", "\nGid:\t", "\nCapEff:\t", "\nNoNewPrivs:\t", "\nSeccomp:\t"};
     static char ours[8192], theirs[8192];
 
     read_text("/proc/self/status", ours, sizeof ours);
     read_text("/proc/1/status", theirs, sizeof theirs);
-    for (size_t index = 0; index < 3; index++) {
+    for (size_t index = 0; index < sizeof lines / sizeof *lines; index++) {
         const char *our = find(ours, lines[index]), *their = find(theirs, lines[index]);
 
         if (*our == '\0')

@@ -302,7 +302,15 @@ def test_the_first_request_is_one_shot_and_later_ones_are_served(machine: Machin
 def test_a_second_server_leaves_the_place_to_the_first(machine: Machine) -> None:
     """As when a machine takes so long to start the first that a shim starts another."""
     pid = machine.serve()
-    command = [machine.environment.python, "-I", "-m", "cnisdk", "serve", "--on-demand", machine.bin / "noop"]
+    command: list[str | Path] = [
+        machine.environment.python,
+        "-I",
+        "-m",
+        "cnisdk",
+        "serve",
+        "--on-demand",
+        machine.bin / "noop",
+    ]
     done = subprocess.run(machine.inside(command), capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert machine.wait_for_server() == pid
@@ -444,6 +452,7 @@ os.execv(sys.argv[1], sys.argv[1:])
         ["unshare", "--pid", "--fork"],
         ["chroot", "/mnt"],
         ["setpriv", "--no-new-privs"],
+        ["setpriv", "--regid", "65534", "--keep-groups"],
         ["setpriv", "--bounding-set", "-net_raw"],
         ["setpriv", "--inh-caps", "-net_raw", "--bounding-set", "-net_raw"],
         ["python3", "-I", "-c", SECCOMP],
