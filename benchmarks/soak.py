@@ -398,7 +398,8 @@ def many_deaths(plugins: Path, loops: int, rounds: int, kills: int) -> list[str]
                 starting, pid = 0, ask_status(DIRECTORY)["pid"]
             ended += 1
             left[container] -= 1
-            if left[container]:
+            # On a busy machine a server starts slowly. Then there are more rounds, until it was killed so many times.
+            if verb == "ADD" or left[container] > 0 or killed < kills:
                 spawner.start("DEL" if verb == "ADD" else "ADD", container)
             if killed < kills and not starting and ended > total * (killed + 1) // (kills + 1):
                 os.kill(pid, signal.SIGKILL)
@@ -410,8 +411,6 @@ def many_deaths(plugins: Path, loops: int, rounds: int, kills: int) -> list[str]
         f"\n{loops} loops, {ended} requests, {killed} times SIGKILL; {spawner.alone} requests were run by their shims"
     )
     wrong = spawner.failures[:5]
-    if killed < kills:
-        wrong.append(f"the server was killed {killed} times, not {kills}: more rounds, please")
     if found := leases():
         wrong.append(f"{len(found)} leases are left")
     if links := sorted({name for _, name in socket.if_nameindex()} - {"lo", "soak0"}):

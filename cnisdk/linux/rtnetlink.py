@@ -312,30 +312,41 @@ def connect(netns: NetNS | None = None, groups: int = 0) -> AbstractContextManag
     Raises:
         IOFailureError: (5) The kernel does not let this process enter the namespace.
     """
-    if netns is not None:
-        return netns.call(Socket, groups)
-    shared: Socket | None = getattr(_thread_local, "socket", None)
-    return Socket(groups) if shared is None or groups else nullcontext(shared)
+    shared = None if groups else _shared.sockets.get(netns)
+    if shared is not None:
+        return nullcontext(shared)
+    return Socket(groups) if netns is None else netns.call(Socket, groups)
 
 
 @contextmanager
-def sharing() -> Iterator[None]:
-    """Use one socket for all calls of :func:`connect` for the calling thread's own namespace, inside ``with``.
+def sharing(netns: NetNS | None = None) -> Iterator[None]:
+    """Use one socket for all calls of :func:`connect` for a namespace in this thread, inside ``with``.
 
-    A plugin sends a dozen requests, and opening a socket takes longer than most answers. The thread must not change its
-    namespace meanwhile.
+    A plugin sends a dozen requests, and opening a socket takes longer than most answers; in another namespace it takes
+    a thread, too. None means the calling thread's own namespace, which must stay the same meanwhile.
+
+    Raises:
+        IOFailureError: (5) The kernel does not let this process enter the namespace.
     """
-    if getattr(_thread_local, "socket", None) is not None:
+    if netns in _shared.sockets:
         yield
         return
-    with Socket() as _thread_local.socket:
+    with connect(netns) as sock:
+        _shared.sockets[netns] = sock
         try:
             yield
         finally:
-            _thread_local.socket = None
+            del _shared.sockets[netns]
 
 
-_thread_local = _local()
+class _Shared(_local):
+    """Sockets that the calling thread shares."""
+
+    def __init__(self) -> None:
+        self.sockets: dict[NetNS | None, Socket] = {}
+
+
+_shared = _Shared()
 
 
 def _encode(request: Message, sequence: int) -> bytes:

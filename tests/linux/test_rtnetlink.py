@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from cnisdk.linux import link, rtnetlink
+from cnisdk.linux import link, netns, rtnetlink
 from cnisdk.linux.links import messages
 from cnisdk.linux.rtnetlink import KernelError, Socket
 from cnisdk.testing import Sandbox
@@ -38,6 +38,19 @@ def test_a_batch_tells_each_fate_in_order(host: Sandbox) -> None:
     assert done is None
     assert refused == (errno.ERANGE, "Attribute failed policy validation")
     assert found == "hello"
+
+
+def test_sharing_is_of_one_namespace(host: Sandbox) -> None:
+    def look(path: str) -> list[bool]:
+        with netns.open(path) as space, netns.open(path) as same, rtnetlink.sharing(space):
+            with rtnetlink.connect(space) as first, rtnetlink.connect(same) as second, rtnetlink.connect() as own:
+                seen = [first is second, first is own]
+            with rtnetlink.sharing(same), rtnetlink.connect(space) as inner:
+                seen.append(inner is first)
+            with rtnetlink.connect(space) as later, rtnetlink.connect(space, rtnetlink.GROUP_LINK) as listening:
+                return [*seen, later is first, listening is first, bool(link.find("lo", space))]
+
+    assert host.call(look, host.add_netns("shared")) == [True, False, True, True, False, True]
 
 
 def test_errors_name_the_errno_and_survive_pickling() -> None:
