@@ -213,14 +213,10 @@ def values_before(wanted: Wanted, netns: NetNS, end: Link, earlier: Mapping[str,
     return {**saved, "sysctl": there}
 
 
-def is_shared(key: str, ifname: str) -> bool:
-    """Return whether a sysctl is the whole namespace's, and so that of all interfaces of the container."""
-    return ifname not in key.split("/")
-
-
 def find_sharers(file: StateFile, saved: Mapping[str, Any], ifname: str) -> dict[str, list[dict[str, Any]]]:
     """Find by sysctl what the container's other interfaces saved that have set it, too. Others are left out."""
-    keys = [key for key in saved.get("sysctl", {}) if is_shared(key, ifname)]
+    # Other sysctls are of this interface alone.
+    keys = [key for key in saved.get("sysctl", {}) if ifname not in key.split("/")]
     others = file.find_others(saved.get("netns", "")) if keys else []
     found = {key: [each for each in others if key in each.get("sysctl", {})] for key in keys}
     return {key: sharers for key, sharers in found.items() if sharers}
