@@ -85,15 +85,15 @@ class Damage(NamedTuple):
 
     Attributes:
         case: The name of the case.
-        sentence: The sentence that the plugin is held to.
         hurt: Takes it away, and returns what is wrong then; raises NotApplicable where there is nothing of the kind.
+        sentence: The sentence that the plugin is held to.
         means: What a failure means for an operator.
         kinds: The kinds of plugins it applies to.
     """
 
     case: str
-    sentence: Sentence
     hurt: Hurt
+    sentence: Sentence = spec.CHECK_OF_THE_RESULT
     means: str = "A container without network is reported as healthy."
     kinds: frozenset[Kind] = INTERFACE
 
@@ -169,52 +169,36 @@ def _shaped(run: CaseRun, result: Result) -> list[str]:
 _NO_BRIDGE = "it plugs nothing into a bridge"
 
 for _damage in (
-    Damage(
-        "check-notices-a-missing-address",
-        spec.CHECK_OF_THE_RESULT,
-        _inside(_address, "ip addr del @ dev %", "the address @ is gone"),
-    ),
-    Damage(
-        "check-notices-a-missing-route",
-        spec.CHECK_OF_THE_RESULT,
-        _inside(_route, "ip route del @", "the route to @ is gone"),
-    ),
-    Damage(
-        "check-notices-a-link-that-is-down",
-        spec.CHECK_OF_THE_RESULT,
-        _inside(_ifname, "ip link set @ down", "@ is down"),
-    ),
-    Damage(
-        "check-notices-a-missing-link",
-        spec.CHECK_OF_THE_RESULT,
-        _inside(_removable, "ip link del @", "@ is gone"),
-    ),
+    Damage("check-notices-a-missing-address", _inside(_address, "ip addr del @ dev %", "the address @ is gone")),
+    Damage("check-notices-a-missing-route", _inside(_route, "ip route del @", "the route to @ is gone")),
+    Damage("check-notices-a-link-that-is-down", _inside(_ifname, "ip link set @ down", "@ is down")),
+    Damage("check-notices-a-missing-link", _inside(_removable, "ip link del @", "@ is gone")),
     Damage(
         "check-notices-a-port-without-bridge",
-        spec.CHECK_UNREACHABLE,
         _outside(_ports, "ip link set @ nomaster", "@ is in no bridge any more", _NO_BRIDGE),
+        spec.CHECK_UNREACHABLE,
     ),
     Damage(
         "check-notices-a-missing-bridge",
-        spec.CHECK_UNREACHABLE,
         _outside(_bridges, "ip link del @", "@ is gone", _NO_BRIDGE),
+        spec.CHECK_UNREACHABLE,
     ),
     Damage(
         "check-notices-a-host-end-that-is-down",
-        spec.CHECK_UNREACHABLE,
         _outside(_host_ends, "ip link set @ down", "the host end @ is down", "its result has no host end of a veth"),
+        spec.CHECK_UNREACHABLE,
     ),
     Damage(
         "check-notices-missing-rules",
-        spec.CHECK_BESIDE_THE_RESULT,
         _outside(_rules, "nft flush ruleset", "@ are gone", "it makes no firewall rules"),
+        spec.CHECK_BESIDE_THE_RESULT,
         means="After `nft flush ruleset` or a firewall reload, published ports and masquerading are gone, unnoticed.",
         kinds=ATTACHING,
     ),
     Damage(
         "check-notices-missing-shaping",
-        spec.CHECK_BESIDE_THE_RESULT,
         _outside(_shaped, "tc qdisc del dev @ root", "the shaping of @ is gone", "it shapes no traffic"),
+        spec.CHECK_BESIDE_THE_RESULT,
         means="A container takes all of the node's bandwidth, unnoticed.",
         kinds=CHAINED,
     ),
