@@ -153,6 +153,16 @@ def test_requests_load_nothing_slow(host: Host, tmp_path: Path) -> None:
                 stdin = json.dumps({**conf, "prevResult": result})
 
 
+def test_a_question_to_the_dhcp_daemon_loads_nothing_slow() -> None:
+    """Which is all of a request to dhcp while a daemon runs."""
+    ipam = {"type": "dhcp", "daemonSocketPath": "/nowhere"}
+    conf = {"cniVersion": "1.1.0", "name": "n", "type": "dhcp", "ipam": ipam}
+    launch = "from cnisdk.plugin._launch import launch; launch('cnisdk_plugins.dhcp', 'main')"
+    status, printed, loaded = run_and_list(launch, stdin=json.dumps(conf), CNI_COMMAND="STATUS", CNI_PATH="/nowhere")
+    assert (status, SLOW & loaded) == (1, set()), printed
+    assert '"code": 50' in printed
+
+
 def test_cnitool_loads_nothing_slow(host: Host, tmp_path: Path) -> None:
     """Its commands without options, from begin to end."""
     (tmp_path / "loopback").write_text('#!/bin/sh\ncat >/dev/null\necho \'{"cniVersion": "1.0.0"}\'\n')

@@ -207,12 +207,10 @@ def _ask(path: str, request: Mapping[str, Any], timeout: float = _SOON) -> dict[
         DaemonEndedError: (5) It ended before it answered.
         CNIError: The daemon's error.
     """
-    import socket
-
     from ..linux import _sockets
 
     deadline, soon = time.monotonic() + timeout, min(timeout, _SOON)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+    with _sockets.Socket(_sockets.AF_UNIX, _sockets.SOCK_STREAM) as sock:
         try:
             _sockets.connect_unix(sock, path, soon)
         except TimeoutError:
