@@ -220,6 +220,7 @@ class Daemon:
             if not client.attached and client.machine.state == "bound":
                 client.accept()
                 self._answer_add(client)
+                client.rest()
         except Exception as exc:  # no fault of one client may end the others
             error = as_cni_error(exc)
             if client.attached:

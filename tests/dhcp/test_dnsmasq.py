@@ -424,6 +424,35 @@ def test_the_executable_is_the_daemon_too(host: Host, plugins: Plugins) -> None:
         daemon.stop()
 
 
+SLOW_TO_CLOSE = """
+import os, sys, time
+from cnisdk._cli import cnisdk
+from cnisdk.dhcp._wire import Wire
+close = Wire.close
+def close_late(self):
+    while not os.path.exists("/run/answered"):
+        time.sleep(0.01)
+    close(self)
+Wire.close = close_late
+cnisdk.main(["dhcp", "--socket", "/run/cni/slow.sock"])
+"""
+
+
+def test_no_add_waits_until_sockets_are_closed(lan: Host, server: Dnsmasq, plugin_directory: Path) -> None:
+    """The kernel takes up to some ten milliseconds for each packet socket."""
+    daemon = Logged(lan, [sys.executable, "-I", "-c", SLOW_TO_CLOSE])
+    daemon.wait_for("cnisdk dhcp: ready")
+    plugin = macvlan(lan, plugin_directory, daemonSocketPath="/run/cni/slow.sock")
+    container = lan.container("swift")
+    try:
+        plugin.add(container)
+        lan.shell("touch /run/answered")
+        plugin.delete(container)
+    finally:
+        lan.shell("touch /run/answered")
+        daemon.stop()
+
+
 @pytest.mark.interop
 def test_the_daemon_of_the_reference_is_told_apart(host: Host) -> None:
     go = host.popen([GO / "dhcp", "daemon"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
