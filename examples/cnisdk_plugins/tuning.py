@@ -119,9 +119,8 @@ class Tuning(Plugin[TuningConf]):
         result = request.require_prev_result()
         if not any(wanted):
             return result
-        netns = request.open_netns()
+        netns, file = request.open_netns(), StateFile(request.conf.data_dir, request.attachment)
         end = link.get(request.ifname, netns)
-        file = StateFile(request.conf.data_dir, request.attachment)
         earlier = file.find() or {}
         saved = values_before(wanted, netns, end, earlier) | {"netns": netns.identify(), "asked": sysctls}
         found = dict(saved["sysctl"].items() - earlier.get("sysctl", {}).items())
@@ -129,8 +128,7 @@ class Tuning(Plugin[TuningConf]):
             saved["sysctl"][key] = others[0]["sysctl"][key]  # of before the first of them
         request.undo(file.write, earlier) if earlier else request.undo(file.delete)
         file.write(saved)
-        # Another ADD of the attachment may have set values: they stay.
-        there = values_before(wanted, netns, end, {}) if earlier else {}
+        there = values_before(wanted, netns, end, {}) if earlier else {}  # what another ADD of it has set stays
         request.undo(restore, netns, request.ifname, file, saved | there, found)
         became = netns.call(sysctl.write_all, sysctls)
         for key, value in settings.items():
