@@ -1,4 +1,4 @@
-"""``cnisdk serve``: run the resident server, to which the shims of ``cnisdk install --thick`` hand their requests."""
+"""``cnisdk serve``: run the resident server, to which the shims of ``cnisdk install`` hand their requests."""
 
 from __future__ import annotations
 

@@ -346,7 +346,7 @@ def _reason_to_decline(about: bytes, plugins: Mapping[bytes, ServedPlugin]) -> s
         if theirs[:2] != ours[:2]:
             continue  # another plugin
         if theirs[:3] != ours[:3]:
-            return "it is of another version: restart it, or run `cnisdk install --thick` again"
+            return "it is of another version: restart it, or install the shims again"
         return "the caller has another personality (setarch)"
     return "it has no such plugin"
 
