@@ -163,7 +163,7 @@ def check_veth_mtu(mtu: int) -> None:
         raise InvalidConfigError(f"$.mtu is {mtu}, expected {MIN_MTU} to {MAX_MTU}, or 0 for the kernel's choice")
 
 
-# --- addresses --------------------------------------------------------------------------------------------------------
+# --- the container's link, and its addresses --------------------------------------------------------------------------
 
 
 def create_link(
