@@ -106,7 +106,7 @@ class CallerPolicy:
     def __init__(self) -> None:
         own = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self._profile = os.path.exists("/proc/self/attr/apparmor/current")
+            self._profile = _has_profiles()
             # An old kernel has no time namespaces.
             self._kinds = [kind for kind in NAMESPACE_KINDS if os.path.exists(f"/proc/self/ns/{kind}")]
             self._own = read_credentials(own, self._kinds, profile=self._profile)
@@ -220,6 +220,15 @@ def _set_schedule(pid: int) -> None:
     processors = os.sched_getaffinity(pid)
     if processors != os.sched_getaffinity(0):
         os.sched_setaffinity(0, processors)
+
+
+def _has_profiles() -> bool:
+    """Return whether AppArmor is in use. Where it is only compiled in, the file is there, and cannot be read."""
+    try:
+        with open("/proc/self/attr/apparmor/current", "rb") as file:
+            return bool(file.read())
+    except OSError:
+        return False
 
 
 def _read(name: str, directory: int) -> bytes:
