@@ -21,6 +21,8 @@ SOCKET = "/run/cni/dhcp.sock"
 LEASES = "/var/lib/cni/dnsmasq.leases"
 PATIENCE = 60.0
 """Seconds that a test waits for what should take milliseconds: the machine may be busy."""
+REQUEST = bytes([99, 130, 83, 99, 53, 1, 3])
+"""The magic cookie and the type of the message REQUEST, which the client puts first."""
 
 LAN = """
 ip netns add server

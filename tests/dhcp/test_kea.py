@@ -14,12 +14,10 @@ from cnisdk.errors import IOFailureError, TryAgainLaterError
 from cnisdk.testing import Container, Host, PluginUnderTest
 from cnisdk_plugins.macvlan import Macvlan
 
-from .network import LAN, PATIENCE, SOCKET, Daemon, Kea, ipam, wait_for_address
+from .network import LAN, PATIENCE, REQUEST, SOCKET, Daemon, Kea, ipam, wait_for_address
 
 pytestmark = [pytest.mark.kernel]
 
-# The magic cookie and the type of the message, which the client puts first.
-REQUEST = bytes([99, 130, 83, 99, 53, 1, 3])
 # Another server on the same network.
 SECOND = """
 ip netns add second
