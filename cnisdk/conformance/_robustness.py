@@ -9,12 +9,13 @@ import signal
 import subprocess
 import time
 from itertools import takewhile
+from typing import Any
 
 from . import _sentences as spec
 from ._processes import feed
 from .case import Chapter
 from .case_run import CaseRun
-from .judgement import Broken, Kind, NotApplicable, Unprepared
+from .judgement import Broken, NotApplicable, Unprepared
 
 chapter = Chapter()
 
@@ -24,7 +25,7 @@ _PARALLEL = 16
 _ROUNDS = 12
 _FEW = 4
 # What every container has.
-_SHARED = ("", "00:00:00:00:00:00", "127.0.0.1/8", "::1/128")
+_SHARED = {"", "00:00:00:00:00:00", "127.0.0.1/8", "::1/128"}
 
 
 def _together(run: CaseRun, verb: str, names: list[str]) -> list[tuple[str, int, bytes]]:
@@ -55,9 +56,9 @@ def parallel_attachments(run: CaseRun) -> None:
     names = [f"p{number}" for number in range(_PARALLEL)]
     for name in names:
         run.container(name)
-    counts = _counts(run)
     known = before | run.footprint()
-    seen: dict[str, str] = {}
+    holders: dict[str, str] = {}
+    doubles: dict[str, str] = {}
     responses = _together(run, "ADD", names)
     if any(status != 0 for _, status, _ in responses):
         fitting = _attach_in_turn(run, names)
@@ -71,15 +72,34 @@ def parallel_attachments(run: CaseRun) -> None:
             raise Broken(f"{len(names)} ADDs at once to succeed", f"{name}: exit status {status}, {stdout[:300]!r}")
         result = json.loads(stdout)
         run.results[name, run.subject.ifname] = result
-        macs = [each.get("mac", "") for each in result.get("interfaces", []) if each.get("sandbox")]
-        for thing in [each["address"] for each in result.get("ips", [])] + macs:
-            if thing in seen and thing not in _SHARED and counts:
-                raise Broken("an address for each container", f"{thing} for {seen[thing]} and {name}")
-            seen[thing] = name
+        for address in _addresses(result):
+            if address in holders:
+                doubles[address] = f"{address} for {holders[address]} and {name}"
+            holders[address] = name
     with run.leaving_nothing(f"after {len(names)} DELs at once", known):
         for name, status, stdout in _together(run, "DEL", names):
             if status != 0:
                 raise Broken(f"{len(names)} DELs at once to succeed", f"{name}: exit status {status}, {stdout[:300]!r}")
+    if doubles and (wrong := doubles.keys() - _addresses_of_all(run)):
+        raise Broken("an address for each container", doubles[min(wrong)])
+
+
+def _addresses(result: dict[str, Any]) -> set[str]:
+    """Return the addresses and hardware addresses of a container, but for those that every container has."""
+    macs = {each.get("mac", "") for each in result.get("interfaces", []) if each.get("sandbox")}
+    return (macs | {each["address"] for each in result.get("ips", [])}) - _SHARED
+
+
+def _addresses_of_all(run: CaseRun) -> set[str]:
+    """Return what two containers attached one after the other both get: ipvlan's hardware address, static's address."""
+    containers = run.container("u1"), run.container("u2")
+    replies = [run.request("ADD", container) for container in containers]
+    for container in containers:
+        run.request("DEL", container)
+    if any(reply.status != 0 for reply in replies):
+        return set()
+    first, second = (_addresses(json.loads(reply.stdout)) for reply in replies)
+    return first & second
 
 
 def _attach_in_turn(run: CaseRun, names: list[str]) -> list[str]:
@@ -91,17 +111,6 @@ def _attach_in_turn(run: CaseRun, names: list[str]) -> list[str]:
     for container in every:
         run.request("DEL", container)
     return [container.id for container in fitting]
-
-
-def _counts(run: CaseRun) -> bool:
-    """Tell whether it gives different containers different addresses at all; static does not."""
-    if run.subject.kind is not Kind.IPAM:
-        return True
-    containers = run.container("u1"), run.container("u2")
-    first, second = (run.add(container) for container in containers)
-    for container in containers:
-        run.delete(container)
-    return first.ips != second.ips
 
 
 def _interrupt(run: CaseRun, number: signal.Signals) -> None:

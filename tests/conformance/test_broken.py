@@ -11,6 +11,7 @@ from .conftest import BRIDGE, Make, run
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
+PEER = 'ip link add "$end" type veth peer name "$CNI_IFNAME" netns "$CNI_NETNS"'
 WIRES = [
     # (what is wrong, the case that catches it, what is replaced, by what)
     (
@@ -220,6 +221,15 @@ WIRES = [
         "    { ip link set",
         "    mkdir /run/wire.lock || fail 11 busy\n    sleep 0.1\n    rmdir /run/wire.lock\n    { ip link set",
     ),
+    (
+        "counts hardware addresses with a race",
+        "parallel-attachments",
+        PEER,
+        (
+            "mkdir /run/wire.n 2>/dev/null && { sleep 0.1; rmdir /run/wire.n; } || set address 02:00:00:00:00:01\n"
+            f'    {PEER} "$@"'
+        ),
+    ),
     ("mixes up interfaces", "two-attachments-of-one-container", '"$(number "$1/$2")"', '"$(number "$1")"'),
     (
         "remembers names too late",
@@ -410,6 +420,11 @@ def test_a_small_pool_is_no_fault(make: Make, size: int) -> None:
 def test_a_small_pool_is_shared_without_a_race(make: Make) -> None:
     _, case, old, new = next(row for row in POOLS if row[0] == "looks before it leaps")
     assert caught(run(make(Kind.IPAM, (old, new), *pool_of(5)), case))
+
+
+def test_one_hardware_address_for_all_is_no_fault(make: Make) -> None:
+    outcomes = run(make(Kind.INTERFACE, (PEER, f"{PEER} address 02:00:00:00:00:01")), "parallel-attachments")
+    assert [each.verdict for each in outcomes] == [Verdict.PASSED], outcomes
 
 
 def pool_of(size: int) -> list[tuple[str, str]]:
