@@ -412,12 +412,12 @@ def test_a_plugin_that_ends_gives_up_its_lease(lan: Host, daemon: Daemon) -> Non
 
 def test_the_executable_is_the_daemon_too(host: Host, plugins: Plugins) -> None:
     """With the words of the reference's units and manifests: one dash, durations, and where the host's files are."""
-    words = ["-hostprefix", "/host", "-socketpath=/run/cni/other.sock", "-pidfile", "/run/pid"]
+    words = ["-hostprefix", "/run/host", "-socketpath=/run/cni/other.sock", "-pidfile", "/run/pid"]
     words += ["-timeout", "10s", "-resendmax", "1m2s"]
     daemon = Logged(host, [str(plugins.directory / "dhcp"), "daemon", *words])
     try:
-        daemon.wait_for("cnisdk dhcp: ready, with 0 leases in /host/run/cni/other")
-        plugin = host.plugin(DHCP, {"type": "dhcp", "ipam": ipam(daemonSocketPath="/host/run/cni/other.sock")})
+        daemon.wait_for("cnisdk dhcp: ready, with 0 leases in /run/host/run/cni/other")
+        plugin = host.plugin(DHCP, {"type": "dhcp", "ipam": ipam(daemonSocketPath="/run/host/run/cni/other.sock")})
         plugin.status()
         assert host.shell("cat /run/pid") == f"{daemon.process.pid}\n"
     finally:

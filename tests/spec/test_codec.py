@@ -419,7 +419,7 @@ def test_a_hook_of_the_author_reads_a_part_as_a_whole() -> None:
     conf, problems = structure_leniently(document, PoolConf, converter=converter)
     assert (conf.needed, conf.either) == (Pool(subnet="a"), (Pool(subnet="b"),))
     assert [problem.msg for problem in problems] == [
-        "invalid network configuration: $.either[1] is an object: KeyError: net"
+        "invalid network configuration: $.either[1] is an object: KeyError: 'net'"
     ]
 
 
