@@ -40,12 +40,15 @@ class Surroundings:
         random: As for :class:`._machine.Machine`.
         timing: Delays.
         log: Writes a line for the operator.
+        close_later: Closes sockets when no plugin waits. The kernel waits for all processors before it lets a packet
+            socket go (``synchronize_net``): some ten milliseconds on a busy machine.
     """
 
     files: LeaseFiles
     random: Callable[[], float]
     timing: Timing
     log: Callable[[str], None]
+    close_later: Callable[[Wire], None]
 
 
 class Client:
@@ -183,11 +186,10 @@ class Client:
         self._save(lease, bound=True)
 
     def rest(self) -> None:
-        """Close everything until the next deadline: no ADD should wait for that.
-
-        The kernel waits for all processors before it lets a packet socket go (``synchronize_net``): some ten
-        milliseconds on a busy machine.
-        """
+        """Need nothing until the next deadline. The sockets are closed later, which no plugin should wait for."""
+        if self._wire is not None:
+            self._around.close_later(self._wire)
+            self._wire = None
         self._close()
 
     def release(self) -> None:
@@ -197,11 +199,12 @@ class Client:
             CNIError: The file cannot be deleted.
         """
         self._look_at = self._apply_at = math.inf
-        self._close()
+        self.rest()
         # Before it has one of its own, an ADD holds that of the ADD before it.
         lease = self.machine.stop() or (None if self.attached else self._record.lease)
         record = evolve(self._record, lease=lease, identity=self.machine.identity, stale=tuple(self._stale))
-        release(record, self._around.files, self._around.random, self._around.log)
+        around = self._around
+        release(record, around.files, around.random, around.log, around.close_later)
 
     def forget(self) -> None:
         """Close everything, and leave the file as it is: a later client goes on."""
@@ -381,11 +384,22 @@ def _parts(lease: DHCPLease) -> object:
 
 
 def release(
-    record: Record, files: LeaseFiles, random: Callable[[], float], log: Callable[[str], None] = lambda _: None
+    record: Record,
+    files: LeaseFiles,
+    random: Callable[[], float],
+    log: Callable[[str], None] = lambda _: None,
+    close: Callable[[Wire], None] = Wire.close,
 ) -> None:
     """Give the lease of a record back, take it from the interface, and delete the file.
 
     If the interface is gone, the lease cannot be given back: the server keeps it until it ends.
+
+    Args:
+        record: The record.
+        files: Where its file is.
+        random: As for :class:`._machine.Machine`.
+        log: Writes a line for the operator.
+        close: Closes the sockets that have sent the RELEASE, at once or later.
 
     Raises:
         CNIError: The file cannot be deleted.
@@ -397,7 +411,7 @@ def release(
         if end is not None and end.netns is not None:
             with end.netns:
                 if lease is not None:
-                    _send_release(end, record.identity, lease, int(random() * 2**32))
+                    _send_release(end, record.identity, lease, int(random() * 2**32), close)
                 _interface.unconfigure(end, leases, record.priority)
         if lease is not None:
             done = "released" if end is not None else "its interface is gone, and the server keeps for now"
@@ -408,13 +422,13 @@ def release(
         files.delete(record.owner)
 
 
-def _send_release(end: Link, identity: Identity, lease: DHCPLease, xid: int) -> None:
+def _send_release(end: Link, identity: Identity, lease: DHCPLease, xid: int, close: Callable[[Wire], None]) -> None:
     wire = open_wire(end)
     try:
         message, server, mac = make_release(identity, lease, xid)
         wire.send_frame(message, server, mac)
     finally:
-        wire.close()
+        close(wire)
 
 
 def make_record(owner: Attachment, netns: str, identity: Identity, priority: int, *, broadcast: bool) -> Record:

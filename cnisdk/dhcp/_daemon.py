@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -43,6 +44,7 @@ from ..spec.names import Attachment
 from ._client import Client, Surroundings, make_record, release
 from ._machine import Identity, Timing
 from ._store import LeaseFiles
+from ._wire import Wire
 
 _LONGEST_REQUEST = 1 << 20
 _REQUEST_TIME = 5.0
@@ -52,6 +54,11 @@ _LOCK_TIME = 2.0
 _LOOK_FOR_DEAD = 60.0
 # Seconds until an attached client that met with a fault tries again.
 _AFTER_FAULT = 10.0
+# Seconds that sockets stay open when their client is done: long enough for the DEL that may follow at once.
+_LINGER = 0.05
+# Seconds more if a plugin waits for an answer then.
+_LINGER_ON = 1.0
+_MOST_LINGERING = 32
 _GO = b"CONNECT "
 _ANSWER_TO_GO = b"HTTP/1.0 400 This is the daemon of cnisdk: install the plugin dhcp of cnisdk, too\r\n\r\n"
 
@@ -108,10 +115,17 @@ class Daemon:
         self._files = LeaseFiles(os.path.realpath(settings.directory))
         self._beside = LeaseFiles(os.path.realpath(settings.beside or settings.directory))
         self._locks: list[int] = []
-        self._around = Surroundings(files=self._files, random=random.random, timing=settings.timing, log=_log)
+        self._around = Surroundings(
+            files=self._files,
+            random=random.random,
+            timing=settings.timing,
+            log=_log,
+            close_later=self._close_later,
+        )
         self._clients: dict[Attachment, Client] = {}
         self._connections: dict[int, _Connection] = {}
         self._heard: dict[int, Client] = {}
+        self._lingering: deque[tuple[float, Wire]] = deque()  # when to close them, in order
         self._poll = select.epoll()
         self._next_look = 0.0
         self._stopping = False
@@ -197,7 +211,7 @@ class Daemon:
         """Return the seconds until the next deadline."""
         deadlines = [each.deadline for each in self._clients.values()]
         deadlines += [each.deadline for each in self._connections.values()]
-        return max(0.0, min([*deadlines, _now() + _LOOK_FOR_DEAD]) - _now())
+        return max(0.0, min([*deadlines, self._closing_time, _now() + _LOOK_FOR_DEAD]) - _now())
 
     def _tick(self, now: float) -> None:
         """Do what is due."""
@@ -207,6 +221,8 @@ class Daemon:
         for connection in list(self._connections.values()):
             if connection.deadline <= now:
                 self._give_up(connection)
+        if self._closing_time <= now:
+            self._close_oldest()  # one at a time: a plugin may ask meanwhile
         if now >= self._next_look:
             self._next_look = now + _LOOK_FOR_DEAD
             for client in [each for each in self._clients.values() if each.is_dead]:
@@ -242,6 +258,27 @@ class Daemon:
             self._heard[fd] = client
             with suppress(FileExistsError):
                 self._poll.register(fd, select.EPOLLIN)
+
+    def _close_later(self, wire: Wire) -> None:
+        """Close the sockets of a client that is done, when no plugin waits for it. Until then, do not listen."""
+        for fd in wire.filenos():
+            with suppress(FileNotFoundError):
+                self._poll.unregister(fd)
+        self._lingering.append((_now() + _LINGER, wire))
+        if len(self._lingering) > _MOST_LINGERING:  # GC of many leases: descriptors are limited
+            self._close_oldest()
+
+    @property
+    def _closing_time(self) -> float:
+        """When to close the sockets that linger longest."""
+        if not self._lingering:
+            return float("inf")
+        return self._lingering[0][0] + (_LINGER_ON if self._connections else 0.0)
+
+    def _close_oldest(self) -> None:
+        _, wire = self._lingering.popleft()
+        with suppress(OSError):
+            wire.close()
 
     # --- plugins ------------------------------------------------------------------------------------------------------
 
@@ -328,7 +365,7 @@ class Daemon:
             self._tell(client, TryAgainLaterError(f"DEL of {owner} came before its ADD had ended"))
             self._end(client)
         elif (record := self._files.find(owner)) is not None:
-            release(record, self._files, random.random, _log)
+            release(record, self._files, random.random, _log, self._close_later)
         return {}
 
     def _gc(self, connection: _Connection, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -341,7 +378,7 @@ class Daemon:
             # An ADD that waits is no attachment yet that the runtime could know of.
             *(partial(self._end, client) for client in stale if client.attached),
             *(
-                partial(release, record, self._files, random.random, _log)
+                partial(release, record, self._files, random.random, _log, self._close_later)
                 for record in left
                 if record.owner not in self._clients
             ),

@@ -15,6 +15,7 @@ from cnisdk.dhcp import _client, _interface
 from cnisdk.dhcp._client import Client, Surroundings
 from cnisdk.dhcp._machine import Drop, Identity, Remember, Timing, Use
 from cnisdk.dhcp._store import LeaseFiles, Record, boot_id
+from cnisdk.dhcp._wire import Wire
 from cnisdk.dhcp.lease import DHCPLease
 from cnisdk.errors import IOFailureError
 from cnisdk.spec.names import Attachment
@@ -72,7 +73,9 @@ class Site:
 
     def __init__(self, directory: Path) -> None:
         self.files, self.log = LeaseFiles(str(directory)), list[str]()
-        self._around = Surroundings(files=self.files, random=lambda: 0.5, timing=Timing(), log=self.log.append)
+        self._around = Surroundings(
+            files=self.files, random=lambda: 0.5, timing=Timing(), log=self.log.append, close_later=Wire.close
+        )
         record = Record(
             owner=OWNER,
             netns="/run/netns/c",

@@ -427,30 +427,70 @@ def test_the_executable_is_the_daemon_too(host: Host, plugins: Plugins) -> None:
 SLOW_TO_CLOSE = """
 import os, sys, time
 from cnisdk._cli import cnisdk
+from cnisdk.dhcp import _daemon
 from cnisdk.dhcp._wire import Wire
 close = Wire.close
 def close_late(self):
     while not os.path.exists("/run/answered"):
         time.sleep(0.01)
     close(self)
+    print("closed", file=sys.stderr, flush=True)
 Wire.close = close_late
+_daemon._LINGER = float(sys.argv[1])
 cnisdk.main(["dhcp", "--socket", "/run/cni/slow.sock"])
 """
 
 
-def test_no_add_waits_until_sockets_are_closed(lan: Host, server: Dnsmasq, plugin_directory: Path) -> None:
+@pytest.fixture
+def start_slow(lan: Host) -> Iterator[Callable[[float], Logged]]:
+    """Start a daemon that closes sockets that many seconds after use, and not before ``/run/answered`` is there."""
+    daemons: list[Logged] = []
+
+    def start(linger: float) -> Logged:
+        lan.shell("rm -f /run/answered")
+        daemon = Logged(lan, [sys.executable, "-I", "-c", SLOW_TO_CLOSE, str(linger)])
+        daemons.append(daemon)
+        daemon.wait_for("cnisdk dhcp: ready")
+        return daemon
+
+    yield start
+    lan.shell("touch /run/answered")
+    for each in daemons:
+        each.stop()
+
+
+def test_no_plugin_waits_until_sockets_are_closed(
+    lan: Host, server: Dnsmasq, plugin_directory: Path, start_slow: Callable[[float], Logged]
+) -> None:
     """The kernel takes up to some ten milliseconds for each packet socket."""
-    daemon = Logged(lan, [sys.executable, "-I", "-c", SLOW_TO_CLOSE])
-    daemon.wait_for("cnisdk dhcp: ready")
+    daemon = start_slow(0)
     plugin = macvlan(lan, plugin_directory, daemonSocketPath="/run/cni/slow.sock")
     container = lan.container("swift")
-    try:
-        plugin.add(container)
-        lan.shell("touch /run/answered")
+    address = plugin.add(container).ips[0].address.ip
+    lan.shell("touch /run/answered")
+    daemon.wait_for("closed")
+    lan.shell("rm /run/answered")
+    since = daemon.drain()
+    plugin.delete(container)
+    server.wait_for(f"DHCPRELEASE.* {address} ")
+    lan.shell("touch /run/answered")
+    daemon.wait_for("closed", since)
+    container.destroy()
+
+
+def test_a_deletion_does_not_wait_until_the_sockets_of_add_are_closed(
+    lan: Host, server: Dnsmasq, plugin_directory: Path, start_slow: Callable[[float], Logged]
+) -> None:
+    """They linger when the ADD is done."""
+    start_slow(3600)
+    plugin = macvlan(lan, plugin_directory, daemonSocketPath="/run/cni/slow.sock")
+    container = lan.container("swift")
+    for _ in range(3):
+        address = plugin.add(container).ips[0].address.ip
+        since = server.drain()
         plugin.delete(container)
-    finally:
-        lan.shell("touch /run/answered")
-        daemon.stop()
+        server.wait_for(f"DHCPRELEASE.* {address} ", since)
+    container.destroy()
 
 
 @pytest.mark.interop
