@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cnisdk import AddRequest, Attachment, CNIError
+from cnisdk.errors import IOFailureError
 from cnisdk.linux import hostports
-from cnisdk.linux.netfilter import hostports_iptables, nfnetlink, sets, xt_rules
+from cnisdk.linux.netfilter import conntrack, hostports_iptables, hostports_nft, nfnetlink, sets, xt_rules
 from cnisdk.linux.netfilter.hostports import HostPort, Options
 from cnisdk.plugin._repair import repair
 from cnisdk.plugin.request import parse_request
@@ -820,3 +821,42 @@ def test_a_killed_add_leaves_nothing_after_del(host: Host, backend: str) -> None
         assert rules_of(host, "10.1.0.5", "2001:db8:1::5", "id: c1", "CNI-DN-", "owner-") == []
 
     kill_adds(plugin, container, check=check, runtimeConfig=None)
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nftables"])
+def test_flows_of_another_interface_are_not_forgotten(host: Host, backend: str) -> None:
+    """A DEL that comes late: by now another interface of the same container has the UDP port."""
+    late, new = Attachment("net", "c1", "eth0"), Attachment("net", "c1", "eth1")
+    port = HostPort("udp", 5353, None, ip_interface("10.1.0.5/24"), 53)
+
+    def forgotten() -> list[object]:
+        asked: list[object] = []
+        hostports.publish(backend, new, [port], {4: Options()}, [("udp", 5353)])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(conntrack, "forget_udp", lambda _, ports: asked.append(list(ports)))
+            hostports.withdraw(late, [port._replace(target=ip_interface("10.1.0.6/24"))])
+            kept = list(filter(None, asked))
+            hostports.withdraw(new, [port])
+        return [kept, list(filter(None, asked))]
+
+    assert host.call(forgotten) == [[], [[(5353, None)]]]
+
+
+def test_a_failing_lookup_leaves_the_ports_that_were_deleted_to_be_forgotten(host: Host) -> None:
+    owner = Attachment("net", "c1", "eth0")
+    port = HostPort("udp", 5353, None, ip_interface("10.1.0.5/24"), 53)
+
+    def fail(*_: object, **__: object) -> None:
+        raise IOFailureError("no answer")
+
+    def forgotten() -> list[object]:
+        asked: list[object] = []
+        hostports.publish("nftables", owner, [port], {4: Options()}, [("udp", 5353)])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(conntrack, "forget_udp", lambda _, ports: asked.extend(ports))
+            patch.setattr(hostports_nft, "check_holders", fail)
+            with pytest.raises(CNIError, match="no answer"):
+                hostports.withdraw(owner, [port, port._replace(port=5354)])
+        return asked
+
+    assert host.call(forgotten) == [(5353, None)]

@@ -112,7 +112,7 @@ def withdraw(owner: Attachment, ports: Iterable[HostPort] = ()) -> None:
 
     Args:
         owner: The attachment.
-        ports: Its ports, as far as they are known: flows to them are forgotten, too, unless another container has the
+        ports: Its ports, as far as they are known: flows to them are forgotten, too, unless another attachment has the
             port by now.
 
     Raises:
@@ -121,18 +121,29 @@ def withdraw(owner: Attachment, ports: Iterable[HostPort] = ()) -> None:
     known = set(ports)
 
     def clean(version: int) -> None:
-        gone = {*hostports_nft.delete(owner, version), *hostports_iptables.delete(owner, version, known)}
-        gone |= {port for port in known - gone if udp_ports([port]) and _is_free(owner, port)}
-        conntrack.forget_udp(version, udp_ports(port for port in gone if port.version == version))
+        own = {port for port in known if port.version == version}
+        gone: set[HostPort] = set()
+
+        def forget_free() -> None:
+            rest = set(udp_ports(own)) - set(udp_ports(gone))
+            free = [port for port in own if not rest.isdisjoint(udp_ports([port])) and _is_free(owner, port)]
+            conntrack.forget_udp(version, udp_ports(free))
+
+        run_all(
+            lambda: gone.update(hostports_nft.delete(owner, version)),
+            lambda: gone.update(hostports_iptables.delete(owner, version, known)),
+            lambda: conntrack.forget_udp(version, udp_ports(port for port in gone if port.version == version)),
+            forget_free,
+        )
 
     run_all(*(partial(clean, version) for version in (4, 6)))
 
 
 def _is_free(owner: Attachment, port: HostPort) -> bool:
-    """Return whether no other container has a port, in either backend."""
+    """Return whether no other attachment has a port, in either backend: another interface of the container neither."""
     try:
-        hostports_nft.check_holders(owner, port.version, [port])
-        hostports_iptables.check_holders(owner, port.version, [port])
+        hostports_nft.check_holders(owner, port.version, [port], siblings=True)
+        hostports_iptables.check_holders(owner, port.version, [port], siblings=True)
     except TryAgainLaterError:
         return False
     return True

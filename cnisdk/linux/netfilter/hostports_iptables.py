@@ -203,10 +203,16 @@ def _commit(
     base_rules.commit(version, _base(options), {"nat": chains}, {"nat": own}, [sign], quickly=add)
 
 
-def check_holders(owner: Attachment, version: int, ports: Collection[HostPort]) -> None:
+def check_holders(owner: Attachment, version: int, ports: Collection[HostPort], *, siblings: bool = False) -> None:
     """Refuse ports that another container has had before.
 
     The first rule in the chain of all counts, so ADD looks after it made its own: two processes cannot both win.
+
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+        ports: The ports.
+        siblings: Refuse also those of another attachment of the owner's container.
 
     Raises:
         TryAgainLaterError: (11) It has one of them.
@@ -222,7 +228,8 @@ def check_holders(owner: Attachment, version: int, ports: Collection[HostPort]) 
             holder = inside[0].comment if inside and rules.is_marked(inside[0]) else jump.comment
             if jump.target in own and inside and rules.is_of(inside[0], owner):
                 return
-            if is_same_container(holder, owner, XT_COMMENT_MAX) or jump.comment.endswith(f'id: "{owner.container_id}"'):
+            same = is_same_container(holder, owner, XT_COMMENT_MAX)
+            if not siblings and (same or jump.comment.endswith(f'id: "{owner.container_id}"')):
                 continue
             for wanted in ports:
                 if any(_overlap(wanted, show(each)) for each in inside):

@@ -339,15 +339,26 @@ def _elements(records: Sequence[_Record], holding: Iterable[Element]) -> tuple[E
     return tuple(found.values())
 
 
-def check_holders(owner: Attachment, version: int, ports: Iterable[HostPort]) -> None:
+def check_holders(owner: Attachment, version: int, ports: Iterable[HostPort], *, siblings: bool = False) -> None:
     """Refuse ports that another container has.
+
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+        ports: The ports.
+        siblings: Refuse also those of another attachment of the owner's container.
 
     Raises:
         TryAgainLaterError: (11) It has one of them.
     """
     table = _table(version)
     if table.has_chain("translate"):
-        _choose(_records(ports, Options()), table, owner, rules.mark(owner, nft.COMMENT_MAX - 1))
+        mark, records = rules.mark(owner, nft.COMMENT_MAX - 1), _records(ports, Options())
+        for record, holders in zip(records, _find_holders(records, table) if siblings else (), strict=siblings):
+            for holder in holders:
+                if not holder.comment.startswith(_key(mark)):
+                    raise taken(record.port, holder.comment)
+        _choose(records, table, owner, mark)
 
 
 def _choose(records: Sequence[_Record], table: NftTable, owner: Attachment, comment: str) -> list[Element]:
