@@ -250,11 +250,11 @@ def _add_at_once(owner: Attachment, part: Part) -> bool:
 
 
 def _is_made(layout: Layout, table: nft.NftTable) -> bool:
-    there = table.list_rules(layout.made[0].chain) if layout.made else []
-    return (
-        bool(layout.made)
-        and len(there) == len(layout.made)
-        and all(wanted.is_like(rule, "") for wanted, rule in zip(layout.made, there, strict=True))
+    if not layout.made:
+        return False
+    there = table.list_rules(layout.made[0].chain)
+    return len(there) == len(layout.made) and all(
+        wanted.is_like(rule, "") for wanted, rule in zip(layout.made, there, strict=True)
     )
 
 
