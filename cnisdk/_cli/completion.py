@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import shtab
     except ImportError as exc:
-        raise IOFailureError("the package shtab is missing", details="pip install 'cnisdk[cli]'") from exc
+        raise IOFailureError("the package shtab is missing", details="python3 -m pip install shtab") from exc
     from . import cnisdk, cnitool
 
     parser = (cnisdk if args.program == "cnisdk" else cnitool).make_parser()

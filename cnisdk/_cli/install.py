@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import NamedTuple
 
+from .._thick.ondemand import permit_start
 from .._thick.protocol import DIRECTORY
 from .._thick.shim import ShimTexts, render_start
 from ..errors import CNIError, InternalError, InvalidConfigError, IOFailureError, cause_of
@@ -330,6 +331,8 @@ def run(args: argparse.Namespace) -> int:
         except CNIError as exc:
             print(f"cnisdk install: {exc.describe()}", file=sys.stderr)
             status = 1
+    if start and not args.check:
+        permit_start(server)
     if args.units and not args.check:
         _write_units(os.path.abspath(args.units), interpreter, args.directory)
     if args.check and not args.types and _report_orphans(destination, registered):
@@ -363,11 +366,14 @@ def _find_program(thick: bool) -> bytes | None:
 
     try:
         return shim.find_prebuilt() or shim.compile_program()
+    except OSError as exc:  # a copy of this package without shim.c
+        problem = IOFailureError(f"cannot make shims: {cause_of(exc)}")
     except IOFailureError as exc:
-        if thick:
-            raise
-        print(f"cnisdk install: writing launchers, as with --no-server: {exc.describe()}", file=sys.stderr)
-        return None
+        problem = exc
+    if thick:
+        raise problem
+    print(f"cnisdk install: writing launchers, as with --no-server: {problem.describe()}", file=sys.stderr)
+    return None
 
 
 def _make_executable(program: bytes, texts: ShimTexts) -> bytes:

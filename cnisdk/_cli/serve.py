@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 
 from .._thick import server
 from .._thick.ondemand import OnDemand
@@ -99,12 +100,17 @@ def _serve_on_demand(args: argparse.Namespace) -> int:
     from .._thick import departure, ondemand
 
     server.ensure_directory(args.directory)
+    since = time.time_ns()
     lock = ondemand.take_lock(args.directory)
-    if lock is None:
+    if lock is None or server.is_served(args.directory):
         return 0
     for kept in departure.leave_caller(args.directory):
         print(f"cnisdk serve: it keeps {kept}", file=sys.stderr)
-    launchers = _render_launchers()
+    try:
+        launchers = _render_launchers()
+    except Exception:  # such as a plugin that cannot be imported: the next attempt would fail likewise
+        ondemand.postpone(lock, ondemand.MISMATCH_PAUSE)
+        raise
     problem = ondemand.find_mismatch(args.on_demand, launchers)
     if problem is not None or ondemand.is_memory_short():
         ondemand.postpone(lock, ondemand.PRESSURE_PAUSE if problem is None else ondemand.MISMATCH_PAUSE)
@@ -112,7 +118,7 @@ def _serve_on_demand(args: argparse.Namespace) -> int:
         return 1
     # Requests that run one-shot meanwhile go first.
     os.setpriority(os.PRIO_PROCESS, 0, _LOADING_NICE)
-    _serve(args, launchers, OnDemand(args.on_demand, lock))
+    _serve(args, launchers, OnDemand(args.on_demand, lock, since))
     return 0
 
 

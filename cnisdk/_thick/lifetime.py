@@ -1,4 +1,4 @@
-"""Policy: when a server that was started on demand ends. It looks at nothing, and reads no clock.
+"""Policy: when a server that was started on demand ends. It does no I/O: callers pass the time and what they saw.
 
 It ends when one of these holds, the first of which is the reason it gives:
 

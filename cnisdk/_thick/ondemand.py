@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import site
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from ..errors import IOFailureError, cause_of
@@ -54,25 +56,33 @@ class FileState(NamedTuple):
     device: int
     inode: int
     size: int
-    modified: int
+    written: int
 
 
 class Installation:
-    """Files by which a server sees that its installation has changed: shim, interpreter and modules.
+    """Files and directories by which a server sees that its installation has changed.
 
     Args:
-        paths: Paths of the files. Links are followed.
+        paths: Their paths. Links are followed.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._files: dict[str, FileState | None] = {}
         self.add(paths)
 
-    def add(self, paths: Iterable[str]) -> None:
-        """Add files, as they are now; those that are there already stay as they were."""
+    def add(self, paths: Iterable[str], *, since: int | None = None) -> None:
+        """Add files, as they are now; those that are there already stay as they were.
+
+        Args:
+            paths: Their paths.
+            since: Time at which they were loaded at the earliest, in nanoseconds since the epoch. A file that was
+                written later counts as changed, since it is not known which of its texts was loaded.
+        """
         for path in paths:
             if path not in self._files:
-                self._files[path] = _examine(path)
+                state = _examine(path)
+                written_since = state is not None and since is not None and state.written > since
+                self._files[path] = None if written_since else state
 
     def find_change(self) -> str | None:
         """Find a file that is not as it was; None if all are."""
@@ -110,18 +120,26 @@ class OnDemand:
     Args:
         shim: Path of the shim that started this server.
         lock: Descriptor of the lock, which this process holds.
+        since: Time before plugins were loaded, in nanoseconds since the epoch.
     """
 
-    def __init__(self, shim: str, lock: int) -> None:
+    def __init__(self, shim: str, lock: int, since: int) -> None:
         self.lock = lock
+        self._since = since
         self._installation = Installation([shim, sys.executable])
-        self.note_start()
 
-    def note_start(self) -> None:
-        """Note that the server begins to serve: all modules are loaded, and no request has come."""
+    def note_start(self, socket: str) -> None:
+        """Note that the server begins to serve: all modules are loaded, and no request has come.
+
+        Args:
+            socket: Path of its socket. Another in its place is of another server.
+        """
         modules = {getattr(each, "__file__", None) for each in list(sys.modules.values())}
         # A module of an archive has a path that is no file.
-        self._installation.add(path for path in modules if path and os.path.exists(path))
+        self._installation.add((path for path in modules if path and os.path.exists(path)), since=self._since)
+        # A package that comes or goes changes the time of its directory. Its plugins are to be served as well.
+        self._installation.add(path for path in site.getsitepackages() if os.path.isdir(path))
+        self._installation.add([socket])
         now = time.monotonic()
         self._lifetime, self._looked = Lifetime(now), now
 
@@ -182,6 +200,12 @@ def postpone(lock: int, seconds: int) -> None:
     """Let shims start no server for some seconds."""
     now = time.time()
     os.utime(lock, (now, now + seconds))
+
+
+def permit_start(directory: str) -> None:
+    """Let shims start a server at once, whatever the last attempt has found: the installation is another now."""
+    with suppress(OSError):  # no attempt was made yet; or another user installs
+        os.utime(os.path.join(directory, LOCK), follow_symlinks=False)
 
 
 def find_mismatch(shim: str, launchers: Mapping[str, bytes]) -> str | None:

@@ -99,10 +99,13 @@ class Server:
         """
         ensure_directory(self._directory)
         own = listener is None
+        if self._on_demand is not None and is_served(self._directory):
+            return  # another server began while this one loaded its plugins
         listener = listener or listen_at(self._path(protocol.SOCKET), socket.SOCK_SEQPACKET)
         control = listen_at(self._path(protocol.CONTROL), socket.SOCK_STREAM)
         control.setblocking(False)
         identity = None if not own else os.stat(self._path(protocol.SOCKET)).st_ino
+        control_identity = os.stat(self._path(protocol.CONTROL)).st_ino
         listener.setblocking(False)
         plugins = {protocol.offer_prefix(each.type, each.id): each for each in self._plugins.values()}
         self._policy = CallerPolicy()
@@ -129,7 +132,7 @@ class Server:
         look = select.poll()
         look.register(listener, select.POLLIN)
         if self._on_demand is not None:
-            self._on_demand.note_start()
+            self._on_demand.note_start(self._path(protocol.SOCKET))
             with contextlib.suppress(PermissionError):
                 os.setpriority(os.PRIO_PROCESS, 0, 0)  # it was lower while the plugins were loaded
         notify_manager("READY=1")
@@ -169,7 +172,7 @@ class Server:
                     # A worker that is stopped would not see it until the deadline.
                     for pid in self._pool.idle | self._pool.busy:
                         os.kill(pid, signal.SIGCONT)
-                    self._unlink_socket(identity)
+                    self._unlink_socket(protocol.SOCKET, identity)
                     # A worker that reported ``idle`` before may accept a connection yet. Later ones see the stop.
                     self._read_reports(reading)
                 if own and not self._pool.idle:
@@ -178,11 +181,12 @@ class Server:
                     break
             self.metrics.write(len(self._pool.idle), len(self._pool.busy))
         self._read_reports(reading)
+        self._unlink_socket(protocol.CONTROL, control_identity)
         self.metrics.write(0, 0, now=True)
 
-    def _unlink_socket(self, identity: int | None) -> None:
-        """Delete the socket, so that shims no longer connect; unless another server listens at this path by now."""
-        path = self._path(protocol.SOCKET)
+    def _unlink_socket(self, default: str, identity: int | None) -> None:
+        """Delete a socket, so that nobody connects any more; unless another server listens at this path by now."""
+        path = self._path(default)
         with contextlib.suppress(OSError):
             if identity is not None and os.stat(path).st_ino == identity:
                 os.unlink(path)
@@ -304,6 +308,23 @@ def ensure_directory(path: str) -> None:
             )
     except OSError as exc:
         raise IOFailureError(f"cannot make {path}: {cause_of(exc)}") from exc
+
+
+def is_served(directory: str) -> bool:
+    """Return True if a server listens at the socket in a directory, or a service manager does for one.
+
+    Workers that have outlived their server still hold its socket, but it is of no use.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.setblocking(False)
+        try:
+            connection.connect(os.path.join(directory, os.path.basename(protocol.SOCKET)))
+        except BlockingIOError:
+            return True  # its queue is full
+        except OSError:
+            return False
+        pid, *_ = protocol.get_peer_ids(connection)
+    return pid == 0 or os.path.exists(f"/proc/{pid}")  # 0: of another PID namespace
 
 
 def listen_at(path: str, kind: socket.SocketKind) -> socket.socket:

@@ -20,6 +20,7 @@
 #include <stdint.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -365,12 +366,16 @@ static int shares_root(void)
            ours.device[0] == theirs.device[0] && ours.device[1] == theirs.device[1] && ours.mount == theirs.mount;
 }
 
-/* Has this process user and group ids and all rights of PID 1, and no filter that PID 1 has not? */
+/* Has this process the user and group ids and all rights of PID 1, its seccomp mode and its AppArmor profile? */
 static int has_all_rights(void)
 {
     static const char *const lines[] = {"\nUid:\t", "\nGid:\t", "\nCapEff:\t", "\nNoNewPrivs:\t", "\nSeccomp:\t"};
     static char ours[8192], theirs[8192];
 
+    read_text("/proc/self/attr/apparmor/current", ours, sizeof ours);
+    read_text("/proc/1/attr/apparmor/current", theirs, sizeof theirs);
+    if (!equal(ours, theirs))
+        return 0;
     read_text("/proc/self/status", ours, sizeof ours);
     read_text("/proc/1/status", theirs, sizeof theirs);
     for (size_t index = 0; index < sizeof lines / sizeof *lines; index++) {
@@ -462,11 +467,15 @@ static void run_start(void)
             CALL1(close, fd);
     CALL1(chdir, "/");
     CALL1(umask, 022);
+    CALL1(personality, 0);
+    CALL2(setgroups, 0, NULL);
+    CALL3(ioprio_set, 1, 0, 0);
+    CALL2(prctl, PR_SET_TIMERSLACK, 0);
     for (int number = 1; number <= 64; number++)
         CALL4(rt_sigaction, number, &action, NULL, sizeof mask);
     CALL4(rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof mask);
     /* The second fork: this process's end, for which the shim waits, tells that no descriptor of the caller is left. */
-    if (CALL5(clone, SIGCHLD, 0, 0, 0, 0) != 0)
+    if (CALL5(clone, 0, 0, 0, 0, 0) != 0)
         leave(0);
     CALL3(execve, "/bin/sh", script, variables);
     leave(1);
@@ -584,7 +593,8 @@ static int run(int argc)
     length = connection < 0 ? connection : CALL3(connect, connection, &address, sizeof address);
     if (length == -EAGAIN)
         fall_back("busy", "the server has too many requests waiting", "");
-    if ((length == -ENOENT || length == -ECONNREFUSED) && *texts[START] != '\0') {
+    /* -EACCES: the directory is root's, and this is an ordinary user's request, which is no reason for a message. */
+    if ((length == -ENOENT || length == -ECONNREFUSED || length == -EACCES) && *texts[START] != '\0') {
         start_server();
         note_fallback("absent");
         run_launcher();
@@ -624,8 +634,11 @@ static int run(int argc)
 
         if (number != 0 || ready == 0) {
             if (take_back(&pair[1])) {
-                if (number == 0)
+                if (number == 0) {
+                    if (*texts[START] != '\0')
+                        start_server(); /* a server that lives has the lock, so that this starts none */
                     fall_back("late", "the server does not answer in time", "");
+                }
                 CALL4(rt_sigprocmask, SIG_SETMASK, &mask_before, NULL, sizeof mask_before);
                 CALL2(kill, CALL1(getpid, 0), number);
             }

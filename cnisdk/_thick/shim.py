@@ -209,10 +209,10 @@ def render_start(interpreter: str, directory: str) -> bytes:
     from ..plugin._launch import quote
 
     package = (__package__ or "").rpartition(".")[0]
-    properties = ("Type=exec", "KillMode=process", "TimeoutStopSec=160")
+    properties = ("KillMode=process", "TimeoutStopSec=160")
     service = " ".join(f"--property={each}" for each in properties)
     return f"""set -- {quote(interpreter)} -I -m {package} serve --on-demand "$0" --directory {quote(directory)}
-[ -d /run/systemd/system ] && systemd-run --quiet --no-block --collect --unit=cnisdk-on-demand \\
-    --description='Resident CNI plugins, started on demand' {service} -- "$@" && exit
+[ -d /run/systemd/system ] && exec systemd-run --quiet --no-block --collect --unit=cnisdk-on-demand-$$ \\
+    --description='Resident CNI plugins, started on demand' {service} -- "$@"
 exec "$@"
 """.encode(errors="surrogateescape")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import select
 import shutil
@@ -51,6 +52,9 @@ class Noop(Plugin[NetConf]):
 main = PluginMain(Noop)
 """
 
+# Of a stand-in for systemd-run: it becomes the command.
+RUN_THE_REST = 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"\n'
+
 INIT = """
 set -eu
 mount --make-rprivate /
@@ -65,7 +69,7 @@ exec env --ignore-signal=CHLD cat # the kernel reaps orphans
 class Machine:
     """A machine: namespaces with a first process, and an environment with one plugin behind a shim.
 
-    Its ``systemd-run`` fails, so that the shim's script becomes the server; it counts these attempts.
+    Its ``systemd-run`` becomes the server; it counts these attempts.
     """
 
     def __init__(self, directory: Path, environment: Environment) -> None:
@@ -73,7 +77,7 @@ class Machine:
         self.starts_file = directory / "starts"
         self.starts_file.touch()
         program = directory / "systemd-run"
-        program.write_text(f'#!/bin/sh\necho "$*" >>{self.starts_file}\nexit 1\n')
+        program.write_text(f'#!/bin/sh\necho "$*" >>{self.starts_file}\n{RUN_THE_REST}')
         program.chmod(0o755)
         (directory / "conf").write_text('{"cniVersion": "1.0.0", "name": "net", "type": "noop"}')
         self.bin = environment.directory / "shims"
@@ -322,7 +326,7 @@ def test_a_module_that_is_no_file_does_not_end_a_server(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "in_an_archive", module)
     program = tmp_path / "shim"
     program.touch()
-    found = ondemand.OnDemand(str(program), -1)
+    found = ondemand.OnDemand(str(program), -1, 0)
     assert found._installation.find_change() is None
     program.unlink()
     assert found._installation.find_change() == str(program)
@@ -408,7 +412,9 @@ def test_systemd_starts_it_where_it_is(machine: Machine) -> None:
     )
     machine.add()
     argv = wait_for_text(machine.starts_file).rstrip("\0").split("\0")
-    assert argv[:4] == ["--quiet", "--no-block", "--collect", "--unit=cnisdk-on-demand"]
+    assert argv[:3] == ["--quiet", "--no-block", "--collect"]
+    # A unit whose processes have not all ended keeps its name.
+    assert re.fullmatch(r"--unit=cnisdk-on-demand-\d+", argv[3])
     command = argv[argv.index("--") + 1 :]
     assert command[-4:] == ["--on-demand", str(machine.bin / "noop"), "--directory", "/run/cnisdk"]
     unit = machine.inside(["env", "-i", "INVOCATION_ID=1", "PATH=/usr/bin:/bin", *command])
@@ -656,3 +662,85 @@ def test_no_request_fails_when_servers_come_and_go(machine: Machine, number: sig
         machine.forget_attempt()
         machine.add()
     machine.wait_for_server()
+
+
+# --- beside other servers ---------------------------------------------------------------------------------------------
+
+
+def start_server(machine: Machine, *options: str | Path) -> subprocess.Popen[bytes]:
+    argv = [machine.environment.python, "-I", "-m", "cnisdk", "serve", *options]
+    return subprocess.Popen(machine.inside(argv), stderr=subprocess.PIPE)
+
+
+def test_it_leaves_the_place_to_a_server_that_is_there(machine: Machine) -> None:
+    with start_server(machine) as other:
+        machine.wait_for_server()
+        pid = ask_status(str(machine.run_directory))["pid"]
+        with start_server(machine, "--on-demand", machine.bin / "noop") as on_demand:
+            assert on_demand.wait(timeout=120) == 0
+        assert ask_status(str(machine.run_directory))["pid"] == pid
+        other.terminate()
+
+
+def test_it_ends_when_another_server_takes_its_place(machine: Machine) -> None:
+    pid = machine.serve()
+    with start_server(machine) as other:
+        wait_for_end(pid)
+        assert not ask_status(str(machine.run_directory))["onDemand"]
+        other.terminate()
+
+
+def test_a_server_that_was_killed_during_a_request_is_replaced(machine: Machine) -> None:
+    """Its worker keeps the socket open, so that shims still connect."""
+    pid = machine.serve()
+    fifo = machine.directory / "fifo"
+    os.mkfifo(fifo)
+    waiting = machine.start(args=f"IgnoreUnknown=1;FIFO={fifo}")
+    with fifo.open("w"):  # the worker reads it
+        os.kill(pid, signal.SIGKILL)
+        machine.forget_attempt()
+        assert b"does not answer in time" in machine.start().communicate(timeout=120)[1]
+        assert machine.wait_for_server() != pid
+    waiting.communicate(timeout=120)
+    assert waiting.returncode == 0
+
+
+def test_a_file_that_was_written_while_it_was_loaded_counts_as_changed(tmp_path: Path) -> None:
+    early, late = tmp_path / "early", tmp_path / "late"
+    early.touch()
+    late.touch()
+    since = early.stat().st_mtime_ns
+    os.utime(late, ns=(since, since + 1))
+    installation = ondemand.Installation([])
+    installation.add([str(early)], since=since)
+    assert installation.find_change() is None
+    installation.add([str(late)], since=since)
+    assert installation.find_change() == str(late)
+
+
+def test_it_ends_when_a_package_is_installed(machine: Machine) -> None:
+    """Whose plugins it would decline to run."""
+    pid = machine.serve()
+    new = machine.environment.site / "new_plugins.py"
+    new.touch()
+    try:
+        wait_for_end(pid)
+    finally:
+        new.unlink()
+
+
+def test_a_plugin_that_cannot_be_loaded_is_not_tried_for_each_request(machine: Machine) -> None:
+    broken = "broken-plugins"
+    machine.environment.register({"broken": "demo_missing:main"}, broken)
+    try:
+        machine.add()
+        deadline = time.monotonic() + 120
+        while machine.lock.stat().st_mtime < time.time() + 100:
+            assert time.monotonic() < deadline, machine.log()
+            time.sleep(0.02)
+        assert "demo_missing" in machine.log()
+        again: list[str | Path] = [machine.environment.python, "-m", "cnisdk", "install", "--dest", machine.bin, "noop"]
+        subprocess.run(machine.inside(again), check=True, stdout=subprocess.DEVNULL)
+        assert machine.lock.stat().st_mtime <= time.time()
+    finally:
+        shutil.rmtree(machine.environment.site / "broken_plugins-1.0.dist-info")
