@@ -14,8 +14,10 @@ step    gc                                              ADD
 4       remove the file, and give up the lock
 ======  ==============================================  ================================================
 
-So gc sees the process in its second step, or the ADD sees the file in its own. A gc that is killed leaves a file that
-is not locked. Where no gc is at work, the file costs an ADD one system call. Two attachments whose names have one
+So gc sees the process in its second step, or the ADD sees the file in its own. The plugins of DEL inherit the lock. So
+it outlives a gc that is killed, until the DEL it began has ended. Then the file is left, without a lock. A plugin that
+does not look for the file (one of another project) is not kept apart: what it makes while DEL runs may be deleted.
+Where no gc is at work, the file costs an ADD one system call. Two attachments whose names have one
 checksum wait for each other, which does no harm.
 """
 
@@ -81,6 +83,7 @@ def releasing(attachment: Sequence[str]) -> Iterator[bool]:
     fd = _make(path)
     try:
         held = _lock(fd, fcntl.LOCK_EX) and _is_at(fd, path)
+        os.set_inheritable(fd, held)
         try:
             yield held
         finally:
@@ -89,6 +92,7 @@ def releasing(attachment: Sequence[str]) -> Iterator[bool]:
                     os.unlink(path)
                 with suppress(OSError):
                     os.rmdir(DIRECTORY)  # another gc may have files in there
+                fcntl.flock(fd, fcntl.LOCK_UN)  # a process that DEL has left behind may have it, too
     finally:
         os.close(fd)
 

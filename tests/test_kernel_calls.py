@@ -25,7 +25,7 @@ BUDGETS = {
     "ptp": {"ADD": (7, 2, 0, 1), "CHECK": (9, 2, 0, 2), "DEL": (5, 2, 0, 0)},
     "macvlan": {"ADD": (4, 2, 0, 2), "CHECK": (3, 2, 0, 2), "DEL": (2, 2, 0, 2)},
     "host-device": {"ADD": (5, 2, 0, 2), "CHECK": (5, 2, 0, 4), "DEL": (8, 2, 0, 2)},
-    "loopback": {"ADD": (3, 2, 0, 1), "CHECK": (4, 2, 0, 4), "DEL": (2, 2, 0, 1)},
+    "loopback": {"ADD": (3, 2, 0, 1), "CHECK": (4, 2, 0, 4), "DEL": (3, 2, 0, 1)},
     "portmap": {"ADD": (15, 2, 0, 0), "CHECK": (6, 2, 0, 0), "DEL": (16, 2, 0, 0)},
 }
 KEYS: dict[str, dict[str, Any]] = {

@@ -185,7 +185,7 @@ class Server:
         self.metrics.write(0, 0, now=True)
 
     def _unlink_socket(self, default: str, identity: int | None) -> None:
-        """Delete a socket, so that nobody connects any more; unless another server listens at this path by now."""
+        """Delete a socket, so that nothing connects to it; unless another server listens at this path by now."""
         path = self._path(default)
         with contextlib.suppress(OSError):
             if identity is not None and os.stat(path).st_ino == identity:

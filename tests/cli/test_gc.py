@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import binascii
+import fcntl
 import json
 import os
 import random
@@ -176,6 +177,9 @@ def test_what_is_attached_again_while_gc_works_stays(cluster: Cluster, shows: st
 
 ADD_IN_THE_BACKGROUND = """
 [ "$CNI_COMMAND" = DEL ] || exit 0
+for fd in $(ls /proc/$$/fd); do # 255 is this script
+    [ $fd -lt 3 ] || [ $fd = 255 ] || eval "exec $fd>&-"
+done
 CNI_COMMAND=ADD CNI_NETNS=/run/netns/c1 {host_local} < {conf} > {answer} 2>&1 &
 # Until it waits, or has ended: then it would have won the race, and the DEL below would release its lease.
 while kill -0 $! 2>/dev/null && ! ls -l /proc/$!/fd 2>/dev/null | grep -q /run/cni/releasing/; do :; done
@@ -229,6 +233,25 @@ def test_a_gc_that_was_killed_stops_no_add(cluster: Cluster) -> None:
         assert not os.path.exists(_releasing.DIRECTORY)
 
     cluster.host.call(leave_a_file)
+
+
+def test_the_del_of_a_gc_that_was_killed_stops_an_add(cluster: Cluster) -> None:
+    def kill_a_gc() -> None:
+        attachment = ("net", "c1", "eth0")
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            with _releasing.releasing(attachment):
+                os.posix_spawn("/bin/cat", ["cat"], {}, file_actions=[(os.POSIX_SPAWN_DUP2, reading, 0)])
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        with open(f"{_releasing.DIRECTORY}/{_name('c1')}", "rb") as file:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            os.close(writing)  # cat, which stands for the DEL, ends
+            _releasing.wait(attachment)
+
+    cluster.host.call(kill_a_gc)
 
 
 def _name(container: str) -> str:

@@ -50,12 +50,18 @@ def set_down(shared: Link, owner: Attachment, *, keep_up: bool = False) -> None:
     Raises:
         KernelError: (5) The kernel refused.
     """
-    marks = {name for name in shared.altnames if name.startswith(_PREFIX)}
+    marks, own = _marks(shared), loan.tag(owner)
     if not marks and any(each.up and each.index != shared.index for each in link.list_all(shared.netns)):
         return
-    own = loan.tag(owner)
     requests = [messages.altname_request(own, add=False, index=shared.index)] if own in marks else []
-    if marks <= {own} and not keep_up:
+    last = marks <= {own} and not keep_up
+    if last:
         requests.append(messages.down_request(shared.index, shared.name))
     with rtnetlink.connect(shared.netns) as sock:
         sock.send(requests)
+        if last and _marks(shared.refresh()):  # another attachment has marked it meanwhile, and set it up
+            sock.send([messages.up_request(shared.index, shared.name)])
+
+
+def _marks(shared: Link) -> set[str]:
+    return {name for name in shared.altnames if name.startswith(_PREFIX)}
