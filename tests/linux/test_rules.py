@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cnisdk import Attachment, CNIError
 from cnisdk.linux import attributes, firewall, iptables, masquerade, nft, program, rules, spoofcheck
-from cnisdk.linux.netfilter import nfnetlink
+from cnisdk.linux.netfilter import _expressions, nfnetlink
 from cnisdk.linux.netfilter.ingress import Ingress
 from cnisdk.spec.addresses import IPInterface
 from cnisdk.testing import Host, expect_error
@@ -511,3 +511,32 @@ def test_foreign_rules_of_the_legacy_variant_are_read(legacy: Host) -> None:
         firewall.withdraw(owner)
 
     legacy.call(read)
+
+
+@pytest.mark.parametrize("act", ["delete", "replace"])
+def test_a_table_made_anew_keeps_the_rules_of_others(host: Host, act: str) -> None:
+    """Between look and transaction another program makes the table anew: a handle is another attachment's rule now."""
+    gone, living = Attachment("net", "gone", "eth0"), Attachment("net", "living", "eth0")
+    layout = rules.Layout(family="ip", table="t", shared=("c",), base_chain=nft.BaseChain("c", 0, 0))
+    table, name = nft.NftTable("ip", "t"), "delete" if act == "delete" else "replace"
+    carry_out = getattr(nft.NftTable, name)
+    part = rules.Part(layout, (rules.Wanted("c", "accept", (), "accept", (_expressions.verdict(1),)),))
+
+    def make_anew(*arguments: object) -> bool:
+        patch.undo()
+        subprocess.run(["nft", "delete table ip t"], check=True)
+        rules.apply(living, [part])
+        return bool(carry_out(*arguments))
+
+    def look_and_act() -> list[str]:
+        rules.apply(gone, [part])
+        patch.setattr(nft.NftTable, name, make_anew)
+        if act == "delete":
+            rules.delete(layout, gone)
+        else:
+            rules.apply(gone, [part])
+        return sorted(rule.comment for rule in table.list_rules("c"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        left = host.call(look_and_act)
+    assert left == sorted(rules.mark(each) for each in ([living] if act == "delete" else [gone, living]))

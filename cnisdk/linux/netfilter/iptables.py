@@ -108,8 +108,10 @@ class LegacyTable:
         """Return the first rule of a chain that is wanted; None if there is none."""
         return next(filter(wanted, self.list_rules(chain, *words)), None)
 
-    def delete(self, rules: Iterable[Rule], chains: Collection[str] = ()) -> bool:
+    def delete(self, rules: Iterable[Rule], chains: Collection[str] = (), generation: int = 0) -> bool:
         """Delete rules, and chains with all rules that are in them, in one transaction.
+
+        The generation means nothing here: a rule is deleted by what it says, not by its handle.
 
         Returns:
             False if the kernel refused since a rule or chain was gone already: look again.

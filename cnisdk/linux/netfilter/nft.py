@@ -22,7 +22,8 @@ from . import _expressions, nfnetlink, xt
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 _SUBSYSTEM = 10
 _NEW_TABLE, _NEW_CHAIN, _GET_CHAIN, _DELETE_CHAIN = (_SUBSYSTEM << 8 | number for number in (0, 3, 4, 5))
-_NEW_RULE, _GET_RULE, _DELETE_RULE = (_SUBSYSTEM << 8 | number for number in (6, 7, 8))
+_NEW_RULE, _GET_RULE, _DELETE_RULE, _GET_GENERATION = (_SUBSYSTEM << 8 | number for number in (6, 7, 8, 16))
+_GENERATION = 1
 _APPEND = 0x800
 _COMMENT_TYPE = 0  # libnftnl's own number
 _TABLE_NAME = 1
@@ -259,11 +260,19 @@ class NftTable(NamedTuple):
         wanted = attributes.text(_RULE_TABLE, f"{self.name}\0")
         return wanted + attributes.text(_RULE_CHAIN, f"{chain}\0") if chain else wanted
 
-    def delete(self, rules: Iterable[Rule], chains: Collection[str] = ()) -> bool:
+    def delete(self, rules: Iterable[Rule], chains: Collection[str] = (), generation: int = 0) -> bool:
         """Delete rules, and chains with all rules that are in them: up to 500 in one transaction.
 
+        The kernel deletes a rule by its handle. In a table that was made anew, the handle may be another's rule.
+
+        Args:
+            rules: The rules.
+            chains: The chains.
+            generation: The ruleset's, read before looking for the rules (:func:`read_generation`); 0 for any.
+
         Returns:
-            False if one was gone already, so that its transaction was not carried out: look again.
+            False if one was gone already, or the ruleset is of another generation, so that a transaction was not
+            carried out: look again.
 
         Raises:
             IOFailureError: (5) The kernel refused; a chain that a remaining rule jumps to is busy.
@@ -281,13 +290,19 @@ class NftTable(NamedTuple):
         ]
         messages += [(_DELETE_RULE, table + attributes.text(_RULE_CHAIN, f"{chain}\0")) for chain in chains]
         messages += [(_DELETE_CHAIN, table + attributes.text(_CHAIN_NAME, f"{chain}\0")) for chain in chains]
+        # Each transaction makes the next generation.
         return all(
-            self._delete(messages[start : start + _DELETIONS_AT_ONCE])
-            for start in range(0, len(messages), _DELETIONS_AT_ONCE)
+            self._delete(messages[start : start + _DELETIONS_AT_ONCE], generation and generation + index)
+            for index, start in enumerate(range(0, len(messages), _DELETIONS_AT_ONCE))
         )
 
     def replace(
-        self, rules: Iterable[Rule], added: Iterable[NewRule], base: BaseChain | None = None, own: str = ""
+        self,
+        rules: Iterable[Rule],
+        added: Iterable[NewRule],
+        base: BaseChain | None = None,
+        own: str = "",
+        generation: int = 0,
     ) -> bool:
         """Delete rules, and add others behind all rules of their chains, in one transaction.
 
@@ -296,9 +311,11 @@ class NftTable(NamedTuple):
             added: The rules to add.
             base: Chain to make with the table, if they are not there.
             own: Chain to make, or to empty if it is there; empty for none.
+            generation: The ruleset's, read before looking for the rules (:func:`read_generation`); 0 for any.
 
         Returns:
-            False if the kernel refused, such as for a rule that is gone, or a chain that is not there.
+            False if the kernel refused, such as for a rule that is gone, another generation, or a chain that is not
+            there.
         """
         table, family = attributes.text(_RULE_TABLE, f"{self.name}\0"), _FAMILIES[self.family]
         messages: list[nfnetlink.FilterMessage] = []
@@ -322,17 +339,18 @@ class NftTable(NamedTuple):
             )
             messages.append((_NEW_RULE, nfnetlink.CREATE | _APPEND, family, body))
         try:
-            return nfnetlink.transact(_SUBSYSTEM, messages) == 0
+            return nfnetlink.transact(_SUBSYSTEM, messages, generation) == 0
         except OSError:
             return False
 
-    def _delete(self, messages: Iterable[tuple[int, bytes]]) -> bool:
+    def _delete(self, messages: Iterable[tuple[int, bytes]], generation: int) -> bool:
         family = _FAMILIES[self.family]
         try:
-            error = nfnetlink.transact(_SUBSYSTEM, [(number, 0, family, body) for number, body in messages])
+            changes = [(number, 0, family, body) for number, body in messages]
+            error = nfnetlink.transact(_SUBSYSTEM, changes, generation)
         except OSError as exc:
             error = exc.errno or errno.EIO
-        if error in (0, errno.ENOENT):
+        if error in (0, errno.ENOENT, errno.ERESTART):
             return not error
         raise IOFailureError(f"cannot delete rules of {self}: {describe_errno(error)}")
 
@@ -368,6 +386,19 @@ class NftTable(NamedTuple):
             if exc.errno in _NO_NFTABLES:
                 return []
             raise IOFailureError(f"cannot read {self}: {cause_of(exc)}") from exc
+
+
+def read_generation() -> int:
+    """Return the generation of the ruleset, which each change of it increases; 0 if the kernel tells none.
+
+    Raises:
+        IOFailureError: (5) The kernel refused to answer.
+    """
+    try:
+        answers = nfnetlink.ask([(_GET_GENERATION, 0, 0, b"")])
+    except OSError as exc:
+        raise IOFailureError(f"cannot read the generation of the ruleset: {cause_of(exc)}") from exc
+    return int.from_bytes(attributes.read(answers[0] or b"").get(_GENERATION, b""), "big")
 
 
 def commit(commands: Iterable[str], inherited: Sequence[int] = ()) -> None:

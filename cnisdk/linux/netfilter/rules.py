@@ -246,7 +246,17 @@ def _add_at_once(owner: Attachment, part: Part) -> bool:
         jump = (_expressions.verdict(_expressions.JUMP, own),) if rule.verdict == JUMP_TO_OWN else ()
         chain = own if rule.chain == OWN else rule.chain
         added.append(nft.NewRule(chain, (*rule.expressions, *jump), mark(owner)))
-    return table.replace(_list_owned(layout, table, owner).rules, added, layout.base_chain, own)
+    for _ in range(_ATTEMPTS):
+        generation = 0
+        old = _list_owned(layout, table, owner).rules
+        if old:  # a handle is of the generation in which it was read
+            generation = nft.read_generation()
+            old = _list_owned(layout, table, owner).rules
+        if table.replace(old, added, layout.base_chain, own, generation):
+            return True
+        if not generation or nft.read_generation() == generation:
+            return False
+    return False
 
 
 def _is_made(layout: Layout, table: nft.NftTable) -> bool:
@@ -426,15 +436,19 @@ def changed_too_often(table: Table, attempts: int) -> TryAgainLaterError:
 
 
 def delete_found(table: Table, look: Callable[[], tuple[Collection[str], Collection[Rule]]]) -> None:
-    """Delete the chains and rules that `look` finds; look again if another process deleted some of them meanwhile.
+    """Delete the chains and rules that `look` finds; look again if another process changed the ruleset meanwhile.
+
+    A handle says which rule is meant only in the generation of the ruleset in which it was read: a table that was made
+    anew numbers its rules from the beginning.
 
     Raises:
         IOFailureError: (5) The kernel refused.
         TryAgainLaterError: (11) Other processes change the rules all the time.
     """
     for _ in range(_ATTEMPTS):
+        generation = nft.read_generation() if isinstance(table, nft.NftTable) else 0
         chains, found = look()
-        if not (chains or found) or table.delete(found, chains):
+        if not (chains or found) or table.delete(found, chains, generation):
             return
     raise changed_too_often(table, _ATTEMPTS)
 

@@ -13,15 +13,14 @@ from ..._light import NamedTuple
 from ...errors import IOFailureError, cause_of, describe_errno
 from .. import attributes
 from . import nfnetlink
-from .nft import COMMENT_MAX, NftTable, Rule
+from .nft import COMMENT_MAX, NftTable, Rule, read_generation as read_generation
 
 _SUBSYSTEM = 10
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 _NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE, _DELETE_RULE, _GET_SET = (_SUBSYSTEM << 8 | each for each in (3, 5, 6, 8, 10))
-_NEW_ELEMENT, _GET_ELEMENT, _DELETE_ELEMENT, _GET_GENERATION = (_SUBSYSTEM << 8 | each for each in (12, 13, 14, 16))
+_NEW_ELEMENT, _GET_ELEMENT, _DELETE_ELEMENT = (_SUBSYSTEM << 8 | each for each in (12, 13, 14))
 _TABLE, _CHAIN_NAME, _RULE_CHAIN, _RULE_USERDATA = 1, 3, 2, 7
 _SET_NAME = 2
-_GENERATION = 1
 _ELEMENTS_SET, _ELEMENTS = 2, 3
 _LIST_ITEM = 1
 _KEY, _DATA, _USERDATA = 1, 2, 6
@@ -123,19 +122,6 @@ def list_names(table: NftTable) -> list[str]:
     """
     answers = [attributes.read(answer) for answer in _dump(table, _GET_SET, _text(_TABLE, table.name))]
     return [attributes.read_text(each[_SET_NAME]) for each in answers]
-
-
-def read_generation() -> int:
-    """Return the generation of the ruleset, which each change of it increases; 0 if the kernel tells none.
-
-    Raises:
-        IOFailureError: (5) The kernel refused to answer.
-    """
-    try:
-        answers = nfnetlink.ask([(_GET_GENERATION, 0, 0, b"")])
-    except OSError as exc:
-        raise IOFailureError(f"cannot read the generation of the ruleset: {cause_of(exc)}") from exc
-    return int.from_bytes(attributes.read(answers[0] or b"").get(_GENERATION, b""), "big")
 
 
 class Change(NamedTuple):
