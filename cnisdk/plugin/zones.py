@@ -16,14 +16,14 @@ directory is below ``/run``: a boot, which ends all containers and firewalld's m
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from ipaddress import ip_address
 
 from .._files import make_private
 from ..errors import IOFailureError, PluginNotAvailableError, TryAgainLaterError, cause_of, run_all
-from ..linux import firewalld, lock
+from ..linux import firewalld, lock, rules
 from ..spec.addresses import IPAddress
 from ..spec.names import Attachment, short_hash
 from .statefile import StateFile, delete_stale, find_file
@@ -37,8 +37,16 @@ _FOREIGN = "foreign"
 _PATIENCE = 60.0
 
 
-def admit(owner: Attachment, zone: str, addresses: Collection[IPAddress]) -> None:
+def admit(
+    owner: Attachment, zone: str, addresses: Collection[IPAddress], undo: Callable[..., object] = rules.no_undo
+) -> None:
     """Make addresses of an attachment sources of a zone, in the place of those that an earlier ADD of it had.
+
+    Args:
+        owner: The attachment.
+        zone: The zone.
+        addresses: Its addresses.
+        undo: Function that remembers the inverse. That makes the earlier ADD's addresses sources again.
 
     Raises:
         InvalidConfigError: (7) There is no such zone.
@@ -47,12 +55,23 @@ def admit(owner: Attachment, zone: str, addresses: Collection[IPAddress]) -> Non
         IOFailureError: (5) An address is a source of another zone, or firewalld refused for another reason.
     """
     with _alone():
-        for address, file in _files_of(owner):
-            if address not in addresses or _zone_in(file) != zone:
-                _release(address, file)
-        for address in addresses:
-            _note(zone, address, owner)
-            firewalld.add_source(zone, address)
+        undo(_put_back, owner, {address: _zone_in(file) for address, file in _files_of(owner)})
+        _replace(owner, dict.fromkeys(addresses, zone))
+
+
+def _put_back(owner: Attachment, zones: Mapping[IPAddress, str]) -> None:
+    with _alone():
+        _replace(owner, zones)
+
+
+def _replace(owner: Attachment, zones: Mapping[IPAddress, str]) -> None:
+    """Make addresses sources, each of its zone, in the place of those that the attachment has."""
+    for address, file in _files_of(owner):
+        if zones.get(address) != _zone_in(file):
+            _release(address, file)
+    for address, zone in zones.items():
+        _note(zone, address, owner)
+        firewalld.add_source(zone, address)
 
 
 def check(zone: str, addresses: Collection[IPAddress]) -> None:

@@ -29,7 +29,7 @@ from cnisdk import (
     frozen,
     run_all,
 )
-from cnisdk.linux import firewall, firewalld
+from cnisdk.linux import firewall, firewalld, rules
 from cnisdk.linux.netfilter.firewall import Ingress
 from cnisdk.plugin import chained, interface, zones
 from cnisdk.plugin.request import AttachmentRequest
@@ -117,8 +117,7 @@ class Firewall(Plugin[FirewallConf]):
 
     def add(self, request: AddRequest[FirewallConf]) -> Result:
         request.conf.validate()
-        request.undo(withdraw, request)
-        admit(request)
+        admit(request, request.undo)
         return request.require_prev_result()
 
     def delete(self, request: DelRequest[FirewallConf]) -> None:
@@ -178,7 +177,9 @@ def backends(conf: FirewallConf) -> list[str]:
     return [chosen, *beside]
 
 
-def admit(request: AddRequest[FirewallConf] | CheckRequest[FirewallConf]) -> None:
+def admit(
+    request: AddRequest[FirewallConf] | CheckRequest[FirewallConf], undo: Callable[..., object] = rules.no_undo
+) -> None:
     """Have the host forward what the attachment sends, and the replies.
 
     Raises:
@@ -187,9 +188,9 @@ def admit(request: AddRequest[FirewallConf] | CheckRequest[FirewallConf]) -> Non
     owner, addresses, *_ = asked = wanted(request)
     for backend in backends(request.conf):
         if backend == FIREWALLD:
-            zones.admit(owner, request.conf.zone, addresses)
+            zones.admit(owner, request.conf.zone, addresses, undo)
         else:
-            firewall.admit(backend, *asked)
+            firewall.admit(backend, *asked, undo)
 
 
 def withdraw(request: AttachmentRequest[FirewallConf], known: Collection[IPAddress] = ()) -> None:

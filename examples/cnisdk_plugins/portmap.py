@@ -134,8 +134,8 @@ class Portmap(Plugin[PortmapConf]):
         result = request.require_prev_result()
         mappings = read_mappings(conf)
         if ports := host_ports(mappings, result, request.ifname):
-            request.undo(hostports.withdraw, request.attachment, ports)
-            hostports.publish(conf.choose_backend(), request.attachment, ports, conf.options(), listed(mappings))
+            asked = conf.choose_backend(), request.attachment, ports, conf.options(), listed(mappings)
+            hostports.publish(*asked, undo=request.undo)
         return result
 
     def delete(self, request: DelRequest[PortmapConf]) -> None:

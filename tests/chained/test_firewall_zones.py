@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cnisdk.testing import Container, Host, PluginUnderTest, expect_error
+from cnisdk.testing import Container, Host, PluginUnderTest, expect_error, fail
 from cnisdk_plugins.firewall import Firewall
 
 from ..firewalld_kit import Bus, Firewalld, skip_without_firewalld
@@ -139,6 +139,26 @@ def test_a_source_of_the_administrators_stays(host: Host, firewalld: Firewalld) 
     for _ in range(2):
         plugin.delete(container)
         assert (firewalld.sources(), records(host)) == ([mine], [])
+
+
+@pytest.mark.parametrize("zone", ["trusted", "work"])
+def test_a_second_add_that_fails_leaves_the_sources(host: Host, firewalld: Firewalld, zone: str) -> None:
+    """The second one has another address, and perhaps another zone."""
+    container, result = attached(host, "c1", 5)
+    _, other = attached(host, "c2", 6)
+    other["ips"][0] = result["ips"][0]
+    first, second = plugin_for(host, result), plugin_for(host, other, firewalldZone=zone)
+    first.add(container)
+    before = [firewalld.sources(), firewalld.sources("work"), records(host)]
+    failed = 0
+    for answer in second.at_each_step(fail, "ADD", container):
+        failed += answer.status > 0
+        if answer.status == 0:
+            second.delete(container)
+            first.add(container)
+        assert [firewalld.sources(), firewalld.sources("work"), records(host)] == before, answer
+    assert failed
+    first.check(container)
 
 
 def test_a_source_in_the_place_of_the_administrators_goes(host: Host, firewalld: Firewalld) -> None:

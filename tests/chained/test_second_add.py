@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cnisdk import Plugin
-from cnisdk.testing import Host, PluginUnderTest, fail
+from cnisdk.testing import Container, Host, PluginUnderTest, fail
 from cnisdk.testing.state import collect
 from cnisdk_plugins.bandwidth import Bandwidth
+from cnisdk_plugins.firewall import Firewall
+from cnisdk_plugins.portmap import Portmap
 from cnisdk_plugins.sbr import Sbr
 from cnisdk_plugins.tuning import Tuning
 from cnisdk_plugins.vrf import Vrf
@@ -22,11 +26,40 @@ from .conftest import attached
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
 LIMITS = {"ingressRate": 8_000_000, "ingressBurst": 80_000, "egressRate": 8_000_000, "egressBurst": 80_000}
-SUBJECTS: dict[str, tuple[type[Plugin[Any]], dict[str, Any]]] = {
-    "bandwidth": (Bandwidth, LIMITS),
-    "sbr": (Sbr, {}),
-    "tuning": (Tuning, {"mtu": 1400, "promisc": True, "sysctl": {"net.ipv4.conf.eth0.arp_filter": "1"}}),
-    "vrf": (Vrf, {"vrfname": "red"}),
+PORTS = {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "udp"}]}}
+OTHER_PORTS = {
+    "runtimeConfig": {
+        "portMappings": [
+            {"hostPort": 8081, "containerPort": 80, "protocol": "udp"},
+            {"hostPort": 8080, "containerPort": 81, "protocol": "udp"},
+        ]
+    }
+}
+OTHER_BACKEND = {"iptables": "nftables", "nftables": "iptables"}
+SUBJECTS: dict[str, tuple[type[Plugin[Any]], dict[str, Any], dict[str, Any]]] = {
+    "bandwidth": (Bandwidth, LIMITS, {}),
+    "sbr": (Sbr, {}, {}),
+    "tuning": (Tuning, {"mtu": 1400, "promisc": True, "sysctl": {"net.ipv4.conf.eth0.arp_filter": "1"}}, {}),
+    "vrf": (Vrf, {"vrfname": "red"}, {}),
+    **{
+        f"portmap, {backend}, {what}": (Portmap, {"backend": backend, **PORTS}, keys)
+        for backend in ("iptables", "nftables")
+        for what, keys in (
+            ("the same", {}),
+            ("other ports", OTHER_PORTS),
+            ("the other backend", {"backend": OTHER_BACKEND[backend]}),
+        )
+    },
+    **{
+        f"firewall, {backend}, {what}": (Firewall, {"backend": backend, "ingressPolicy": "isolated"}, keys)
+        for backend in ("iptables", "nftables")
+        for what, keys in (
+            ("the same", {}),
+            ("another policy", {"ingressPolicy": "same-bridge"}),
+            ("no policy", {"ingressPolicy": "open"}),
+            ("the other backend", {"backend": OTHER_BACKEND[backend]}),
+        )
+    },
 }
 
 
@@ -34,29 +67,93 @@ SUBJECTS: dict[str, tuple[type[Plugin[Any]], dict[str, Any]]] = {
     "name", [pytest.param(each, marks=pytest.mark.kinds if each == "vrf" else ()) for each in SUBJECTS]
 )
 def test_a_second_add_that_fails_leaves_what_the_first_made(host: Host, name: str) -> None:
+    kind, conf, changed = SUBJECTS[name]
+    container, result = on_two_families(host) if kind in (Portmap, Firewall) else attached(host)
+    conf = {**conf, "prevResult": result}
+    first = host.plugin(kind, conf)
+    first.add(container)
+    assert host.call(fail_at_each_step, kind, conf, conf | changed, container) > 0
+    first.run("CHECK", container).raise_for_error()
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("name", ["portmap", "firewall"])
+@pytest.mark.parametrize("keys", [{}, OTHER_PORTS])
+def test_a_second_add_that_fails_leaves_what_the_references_made(
+    host: Host, go: Path, name: str, keys: dict[str, Any]
+) -> None:
+    kind, conf, _ = SUBJECTS[f"{name}, iptables, the same"]
+    container, result = on_two_families(host)
+    result = {key: result[key] for key in ("interfaces", "ips")} | {"cniVersion": "1.0.0"}
+    conf = {**conf, "prevResult": result, "conditionsV4": ["!", "-s", "198.51.100.0/24"], "cniVersion": "1.0.0"}
+    if name == "firewall":
+        conf["ingressPolicy"] = "same-bridge"
+    ours, other = host.plugin(kind, {**conf, **keys}), host.container("c2")
+    ours.run("ADD", other).raise_for_error()  # what attachments share is there now
+    ours.run("DEL", other).raise_for_error()
+    host.plugin(go / name, conf).run("ADD", container).raise_for_error()
+    assert host.call(fail_at_each_step, kind, conf, conf | keys, container, go / name) > 0
+    host.plugin(kind, conf).run("CHECK", container).raise_for_error()
+
+
+@pytest.mark.parametrize("name", ["portmap", "firewall"])
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_second_add_that_fails_leaves_what_the_first_made_by_the_legacy_variant(
+    legacy: Host, name: str, changed: bool
+) -> None:
+    kind, conf, _ = SUBJECTS[f"{name}, iptables, the same"]
+    container, result = on_two_families(legacy)
+    conf = {**conf, "prevResult": result}
+    other = conf | (OTHER_PORTS if name == "portmap" else {"ingressPolicy": "same-bridge"}) if changed else conf
+    legacy.plugin(kind, conf).add(container)
+    assert legacy.call(fail_at_each_step, kind, conf, other, container) > 0
+    legacy.plugin(kind, conf).run("CHECK", container).raise_for_error()
+
+
+def on_two_families(host: Host) -> tuple[Container, dict[str, Any]]:
+    """Return a container on a bridge, with an address of each version, and the result that says so."""
     container, result = attached(host)
-    kind, conf = SUBJECTS[name]
-    bench = host.plugin(kind, {**conf, "prevResult": result})
-    bench.add(container)
+    host.shell("ip link add br0 type bridge; ip link set br0 up; ip link set v-c1 master br0")
+    host.shell("ip -n c1 address add fd01::2/64 dev eth0 nodad")
+    result["interfaces"].insert(0, {"name": "br0"})
+    result["ips"] = [{"interface": 2, "address": each} for each in ("10.1.0.2/24", "fd01::2/64")]
+    return container, result
 
-    def fail_at_each_step() -> int:
-        plugin, before, failed, step = PluginUnderTest(None, kind, bench.conf, bench.path), state(), 0, 0
-        struck = True
-        while struck:
-            step += 1
-            plugin.fault = fail(step, errno.EIO)
-            answer = plugin.run("ADD", container)
-            struck = answer.struck
-            if answer.status:
-                failed += 1
-                assert state() == before, f"step {step}: {answer.stdout!r}"
-            before = state()  # a step that ADD can do without may have failed
-        return failed
 
-    assert host.call(fail_at_each_step) > 0
-    bench.run("CHECK", container).raise_for_error()
+def fail_at_each_step(
+    kind: type[Plugin[Any]], conf: dict[str, Any], changed: dict[str, Any], container: Container, go: Path | None = None
+) -> int:
+    """Let a second ADD fail at each of its steps; return how often it did. The first is the reference's, if given."""
+    first, second = PluginUnderTest(None, go or kind, conf), PluginUnderTest(None, kind, changed)
+    if changed != conf and not go:
+        for each, verb in ((second, "ADD"), (second, "DEL"), (first, "ADD")):  # what attachments share is there now
+            each.run(verb, container).raise_for_error()
+    before, failed, step = state(), 0, 0
+    struck = True
+    while struck:
+        step += 1
+        second.fault = fail(step, errno.EIO)
+        answer = second.run("ADD", container)
+        struck, second.fault = answer.struck, None
+        if answer.status:
+            failed += 1
+            assert state() == before, f"step {step}: {answer.stdout!r}"
+        elif changed != conf or go:  # a step that ADD can do without may have failed
+            second.run("DEL", container).raise_for_error()
+            first.run("ADD", container).raise_for_error()
+        before = state()
+    return failed
 
 
 def state() -> tuple[object, ...]:
     files = sorted(Path("/run/cni/tuning").glob("*")) if os.path.isdir("/run/cni/tuning") else []
-    return collect(rules=True).without("files"), [each.read_bytes() for each in files]
+    return collect(rules=True).without("files"), [each.read_bytes() for each in files], legacy_rules()
+
+
+def legacy_rules() -> list[str]:
+    """Return all rules of the legacy variant, where the test uses it; rules of one chain in any order."""
+    if not os.path.realpath(shutil.which("iptables") or "").endswith("legacy-multi"):
+        return []
+    listed = [f"{program} -t {table} -S" for program in ("iptables", "ip6tables") for table in ("nat", "filter")]
+    done = subprocess.run(["sh", "-ec", "; ".join(listed)], check=True, capture_output=True, text=True)
+    return sorted(done.stdout.splitlines())

@@ -13,7 +13,7 @@ from ...errors import InvalidConfigError, IOFailureError, PluginNotAvailableErro
 from ...spec.addresses import IPAddress
 from ...spec.names import Attachment, shorten
 from .. import program, sysctl
-from . import base_rules, firewall_iptables, firewall_nft, firewalld, nft, sets
+from . import base_rules, firewall_iptables, firewall_nft, firewalld, nft, rules, sets
 from .ingress import POLICIES as POLICIES, Ingress as Ingress
 
 _PROGRAMS = {"iptables": "iptables", "nftables": "nft"}
@@ -57,7 +57,12 @@ def _by_version(addresses: Iterable[IPAddress]) -> dict[int, list[IPAddress]]:
 
 
 def admit(
-    backend: str, owner: Attachment, addresses: Collection[IPAddress], admin: str, ingress: Ingress | None = None
+    backend: str,
+    owner: Attachment,
+    addresses: Collection[IPAddress],
+    admin: str,
+    ingress: Ingress | None = None,
+    undo: rules.Undo = rules.no_undo,
 ) -> None:
     """Accept what an attachment sends, and the replies, in the place of what an earlier ADD of it had accepted.
 
@@ -67,6 +72,7 @@ def admit(
         addresses: Its addresses.
         admin: Name of the chain of iptables in which the administrator has rules that come first.
         ingress: The policy for its bridge; None for one that everybody reaches.
+        undo: Function that remembers inverses, such as ``request.undo``. They leave what the earlier ADD had.
 
     Raises:
         InvalidConfigError: (7) iptables would take the name of the bridge for something else.
@@ -75,16 +81,16 @@ def admit(
     """
     by_version = _by_version(addresses)
     if backend == "nftables":
-        firewall_nft.apply(owner, [each for own in by_version.values() for each in own], ingress)
+        firewall_nft.apply(owner, [each for own in by_version.values() for each in own], ingress, undo)
     elif program.find("nft") is not None:
-        firewall_nft.isolate(owner, ingress.isolated_ports if ingress is not None else ())
+        firewall_nft.isolate(owner, ingress.isolated_ports if ingress is not None else (), undo)
     elif ingress is not None and ingress.isolates:
         _require_visible(by_version)
     for version, own in by_version.items():
         if backend == "nftables":
             firewall_iptables.ensure_accepted(version, admin)
         else:
-            firewall_iptables.apply(owner, version, own, admin, ingress)
+            firewall_iptables.apply(owner, version, own, admin, ingress, undo)
 
 
 def _require_visible(versions: Iterable[int]) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from ipaddress import ip_address
 
@@ -244,9 +244,13 @@ def _is_needed(table: Table, bridge: str, going: Collection[Rule]) -> bool:
 
 def _delete_found(table: Table, look: Callable[[], list[Rule]]) -> None:
     """Delete the rules that `look` finds; alone, if a policy may be among them that another ADD relies on."""
-    has_policies = table.has_chain(ingress_iptables.STAGES[0])
-    with lock.exclusive(_PATIENCE) if has_policies else nullcontext():
+    with _held_policies(table):
         rules.delete_found(table, lambda: ([], look()))
+
+
+def _held_policies(table: Table) -> AbstractContextManager[object]:
+    """Keep other processes from changing policies, if there are any."""
+    return lock.exclusive(_PATIENCE) if table.has_chain(ingress_iptables.STAGES[0]) else nullcontext()
 
 
 # --- apply, check, delete, gc -----------------------------------------------------------------------------------------
@@ -258,6 +262,7 @@ def apply(
     addresses: Collection[IPAddress],
     admin: str,
     ingress: Ingress | None = None,
+    undo: rules.Undo = rules.no_undo,
 ) -> None:
     """Accept what is forwarded for addresses, in the place of those that an earlier ADD of the attachment had.
 
@@ -267,6 +272,7 @@ def apply(
         addresses: Its addresses of that version.
         admin: Name of the administrator's chain.
         ingress: The policy for its bridge, if it has one.
+        undo: Function that remembers the inverse. That puts back what the earlier ADD had.
 
     Raises:
         InvalidConfigError: (7) iptables would take the name of the bridge for something else.
@@ -285,6 +291,8 @@ def apply(
     with rules.alone(owner) as sign:
         # What was there before goes afterwards: killed in between, an ADD leaves records of all that there is.
         before = {str(table): _look_before(table, owner, addresses) for table in tables(version, "filter")}
+        again = any(each.own for each in before.values())
+        undo(_put_back, owner, version, _keep(owner, version) if again else {})
         base_rules.commit(
             version,
             base,
@@ -312,6 +320,19 @@ def _add(table: Table, mark: str, addresses: Iterable[IPAddress], bridge: str) -
         )
     ]
     return isinstance(table, NftTable) and xt_rules.add(table, added)
+
+
+def _keep(owner: Attachment, version: int) -> rules.Kept:
+    """Read all that an attachment has."""
+    return rules.keep_found(tables(version, "filter"), lambda table: ([], _list_own(table, owner)))
+
+
+def _put_back(owner: Attachment, version: int, kept: rules.Kept) -> None:
+    """Put what an attachment had before in the place of what it has."""
+    with rules.alone(owner):
+        for table in tables(version, "filter"):
+            with _held_policies(table):
+                rules.put_back([table], lambda table: ([], _list_own(table, owner)), kept)
 
 
 class _Before(NamedTuple):
@@ -399,18 +420,24 @@ def delete(
         IOFailureError: (5) The kernel refused.
     """
     own = [address for address in known if address.version == version]
-
-    def look(table: Table) -> list[Rule]:
-        found = [each for each in _list_all(table, rules.key(owner)) if rules.is_of(each, owner)]
-        beside = _find_beside(table, found)
-        if found and all(len(each) == len(_KINDS) for each in beside.values()):
-            return [*_list_policies(table, found), *(rule for each in beside.values() for rule in each), *found]
-        there = _list_for(table, {*own, *_addresses_of(found)})
-        return _with_rules(table, [each for each in there if rules.is_of(each, owner)], there, own, is_used=is_used)
-
     with rules.alone(owner):
         for table in tables(version, "filter"):
-            _delete_found(table, partial(look, table))
+            _delete_found(table, partial(_list_own, table, owner, own, is_used))
+
+
+def _list_own(
+    table: Table,
+    owner: Attachment,
+    known: Collection[IPAddress] = (),
+    is_used: Callable[[IPAddress], bool] = lambda _: False,
+) -> list[Rule]:
+    """List the rules and records that :func:`delete` deletes."""
+    found = [each for each in _list_all(table, rules.key(owner)) if rules.is_of(each, owner)]
+    beside = _find_beside(table, found)
+    if found and all(len(each) == len(_KINDS) for each in beside.values()):
+        return [*_list_policies(table, found), *(rule for each in beside.values() for rule in each), *found]
+    there = _list_for(table, {*known, *_addresses_of(found)})
+    return _with_rules(table, [each for each in there if rules.is_of(each, owner)], there, known, is_used=is_used)
 
 
 def gc(network: str, valid: Collection[Attachment]) -> None:

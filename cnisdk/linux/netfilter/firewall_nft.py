@@ -27,6 +27,7 @@ from functools import partial
 from ipaddress import ip_address
 
 from ..._light import NamedTuple
+from ..._signals import HeldBack
 from ...errors import IOFailureError, run_all
 from ...spec.addresses import IPAddress
 from ...spec.names import Attachment, short_hash
@@ -137,13 +138,19 @@ def _ensure(places: Iterable[_Place]) -> None:
 # --- apply, check, delete, gc -----------------------------------------------------------------------------------------
 
 
-def apply(owner: Attachment, addresses: Collection[IPAddress], ingress: Ingress | None = None) -> None:
+def apply(
+    owner: Attachment,
+    addresses: Collection[IPAddress],
+    ingress: Ingress | None = None,
+    undo: rules.Undo = rules.no_undo,
+) -> None:
     """Accept what is forwarded for addresses, in the place of those that an earlier ADD of the attachment had.
 
     Args:
         owner: The attachment.
         addresses: Its addresses.
         ingress: The policy for its bridge, if it has one.
+        undo: Function that remembers the inverse. That gives the attachment what the earlier ADD had.
 
     Raises:
         IOFailureError: (5) The kernel or ``nft`` refused.
@@ -152,16 +159,17 @@ def apply(owner: Attachment, addresses: Collection[IPAddress], ingress: Ingress 
     ports = ingress.isolated_ports if ingress is not None else ()
     _ensure(_PLACES if ports else [_INET])
     bridge = () if ingress is None else (str(ingress),)
-    _settle(_INET, _wanted(owner, {str(each): _element(each) for each in addresses}, bridge))
-    isolate(owner, ports)
+    _settle(_INET, _wanted(owner, {str(each): _element(each) for each in addresses}, bridge), undo)
+    isolate(owner, ports, undo)
 
 
-def isolate(owner: Attachment, ports: Iterable[str]) -> None:
+def isolate(owner: Attachment, ports: Iterable[str], undo: rules.Undo = rules.no_undo) -> None:
     """Keep ports of bridges from the other ports, in the place of those that an earlier ADD of the attachment had.
 
     Args:
         owner: The attachment.
         ports: Names of the host's ends of its links.
+        undo: Function that remembers the inverse. That isolates the ports that the earlier ADD had.
 
     Raises:
         IOFailureError: (5) The kernel or ``nft`` refused.
@@ -170,7 +178,7 @@ def isolate(owner: Attachment, ports: Iterable[str]) -> None:
     wanted = _wanted(owner, {f"port {each}": _port(each) for each in ports})
     if wanted.elements:
         _ensure([_BRIDGE])
-    _settle(_BRIDGE, wanted if wanted.elements else _Wanted(wanted.chain))
+    _settle(_BRIDGE, wanted if wanted.elements else _Wanted(wanted.chain), undo)
 
 
 class _Wanted(NamedTuple):
@@ -197,19 +205,20 @@ def _wanted(owner: Attachment, elements: Mapping[str, Element], bridge: Sequence
 
 
 class _Owned(NamedTuple):
-    """Chain and elements of an attachment in a table, and the bridges for which it asks for a policy.
+    """Chain, records and elements of an attachment in a table, and the bridges for which it asks for a policy.
 
     It is shared if an element was taken over, so that another attachment may have a record of it.
     """
 
     chain: bool
+    records: tuple[str, ...]
     elements: list[Element]
     bridges: set[str]
     shared: bool
 
 
-def _settle(place: _Place, wanted: _Wanted) -> None:
-    """Give an attachment what it is to have, in the place of what it has."""
+def _settle(place: _Place, wanted: _Wanted, undo: rules.Undo = rules.no_undo) -> None:
+    """Give an attachment what it is to have, in the place of what it has. The inverse gives it that again."""
     for _ in range(_ATTEMPTS):
         has_policy = wanted.ingress is not None or bool(_owned(place, wanted.chain).bridges)
         # Another process may delete the elements of a bridge when it finds no record.
@@ -230,8 +239,10 @@ def _settle(place: _Place, wanted: _Wanted) -> None:
                 added=(*wanted.elements, *lacking, *(_hand_back(place, wanted.chain, going) if old.shared else ())),
                 records=((wanted.chain, wanted.noted(shared)),) if wanted.records else (),
             )
-            if sets.carry_out(place.table, change, generation):
-                return
+            with HeldBack():
+                if sets.carry_out(place.table, change, generation):
+                    undo(_settle, place, _Wanted(wanted.chain, old.records, tuple(old.elements)))
+                    return
     raise rules.changed_too_often(place.table, _ATTEMPTS)
 
 
@@ -288,13 +299,14 @@ def _owned(place: _Place, chain: str) -> _Owned:
     """Find what an attachment has, by the records in its chain."""
     comments = [rule.comment for rule in place.table.list_rules(chain)]
     if not comments:
-        return _Owned(place.table.has_chain(chain), [], set(), False)
+        return _Owned(place.table.has_chain(chain), (), [], set(), False)
     mark, *records = comments
     key, comma, _ = mark.partition(",")
     found = sets.find(place.table, [element for each in records if (element := _read_element(each)) is not None])
     policies = [ingress for each in records if (ingress := read_ingress(each)) is not None]
     return _Owned(
         True,
+        tuple(each for each in comments if each != _SHARED),
         [each for each in found if each.comment.startswith(key + comma)],
         {each.bridge for each in policies},
         _SHARED in records,

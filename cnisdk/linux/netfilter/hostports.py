@@ -13,7 +13,7 @@ from ...errors import InvalidConfigError, PluginNotAvailableError, TryAgainLater
 from ...spec.names import Attachment, shorten
 from .. import program, sysctl
 from ..ip import route
-from . import conntrack, hostports_iptables, hostports_nft
+from . import conntrack, hostports_iptables, hostports_nft, rules
 from .hostport import PROTOCOLS as PROTOCOLS, HostPort as HostPort, Options as Options, udp_ports
 
 _PROGRAMS = {"iptables": "iptables", "nftables": "nft"}
@@ -55,6 +55,7 @@ def publish(
     ports: Collection[HostPort],
     options: dict[int, Options],
     listed: list[tuple[str, int]],
+    undo: rules.Undo = rules.no_undo,
 ) -> None:
     """Publish ports, in the place of those that an earlier ADD of the attachment published.
 
@@ -64,6 +65,7 @@ def publish(
         ports: The ports, of one address for each IP version.
         options: How they lead to the container, by IP version.
         listed: Protocols and numbers of all ports, whatever their host address.
+        undo: Function that remembers inverses, such as ``request.undo``. They leave what the earlier ADD published.
 
     Raises:
         TryAgainLaterError: (11) Another container has one of them.
@@ -72,18 +74,24 @@ def publish(
     """
     for version in sorted({port.version for port in ports}):
         own = [port for port in ports if port.version == version]
+        undo_here = partial(undo, _take_back, version)
         if backend == "nftables":
             hostports_iptables.check_holders(owner, version, own)
-            hostports_nft.apply(owner, version, own, options[version])
+            hostports_nft.apply(owner, version, own, options[version], undo_here)
             hostports_iptables.ensure_accepted(version)
         else:
             hostports_nft.check_holders(owner, version, own)
-            hostports_iptables.apply(owner, version, own, options[version], listed)
+            hostports_iptables.apply(owner, version, own, options[version], listed, undo_here)
         conntrack.forget_udp(version, udp_ports(own))
         if version == 4 and options[version].snat:
             end = route.find_link_to(own[0].target.ip)
             if end is not None:
                 sysctl.ensure(f"net/ipv4/conf/{end.name}/route_localnet", "1")
+
+
+def _take_back(version: int, inverse: Callable[..., Collection[HostPort]], *arguments: object) -> None:
+    """Call a backend's inverse, and forget the flows to the ports that it has withdrawn."""
+    conntrack.forget_udp(version, udp_ports(inverse(*arguments)))
 
 
 def check(

@@ -131,7 +131,12 @@ def check_accepted(version: int) -> None:
 
 
 def apply(
-    owner: Attachment, version: int, ports: Collection[HostPort], options: Options, listed: Sequence[tuple[str, int]]
+    owner: Attachment,
+    version: int,
+    ports: Collection[HostPort],
+    options: Options,
+    listed: Sequence[tuple[str, int]],
+    undo: rules.Undo = rules.no_undo,
 ) -> None:
     """Publish ports of one IP version, in the place of those that an earlier ADD of the attachment published.
 
@@ -141,6 +146,8 @@ def apply(
         ports: The ports.
         options: How they lead to the container.
         listed: Protocols and ports for which the reference expects rules: also those of the other IP version.
+        undo: Function that remembers the inverse. That puts back what the earlier ADD published, and returns the ports
+            that it withdraws.
 
     Raises:
         TryAgainLaterError: (11) Another container has one of them.
@@ -148,7 +155,10 @@ def apply(
         PluginNotAvailableError: (50) ``iptables-restore`` is not installed.
     """
     with rules.alone(owner) as sign:
-        _delete(owner, version, ports)
+        kept = rules.keep_found(tables(version, "nat"), _look_for(owner, version, ports, []))
+        undo(_take_back, owner, version, ports, kept)
+        if kept:
+            _delete(owner, version, ports)
         name = _reference_name(owner)
         with rules.reserve(f"{IP_FAMILIES[version]}-{name}") as reserved:
             free = reserved and not any(table.has_chain(name) for table in tables(version, "nat"))
@@ -156,8 +166,20 @@ def apply(
         try:
             check_holders(owner, version, ports)
         except CNIError:
-            _delete(owner, version)
+            _put_back(owner, version, ports, kept)
             raise
+
+
+def _take_back(owner: Attachment, version: int, ports: Collection[HostPort], kept: rules.Kept) -> list[HostPort]:
+    with rules.alone(owner):
+        return _put_back(owner, version, ports, kept)
+
+
+def _put_back(owner: Attachment, version: int, ports: Collection[HostPort], kept: rules.Kept) -> list[HostPort]:
+    """Put what an attachment had published before in the place of what it has; return the ports that it had by now."""
+    gone: list[HostPort] = []
+    rules.put_back(tables(version, "nat"), _look_for(owner, version, ports, gone), kept)
+    return gone
 
 
 def _commit(
@@ -373,14 +395,29 @@ def delete(owner: Attachment, version: int, known: Collection[HostPort] = ()) ->
 
 def _delete(owner: Attachment, version: int, known: Collection[HostPort] = ()) -> list[HostPort]:
     gone: list[HostPort] = []
+    look = _look_for(owner, version, known, gone)
+    for table in tables(version, "nat"):
+        rules.delete_found(table, partial(look, table))
+    return gone
+
+
+def _look_for(
+    owner: Attachment, version: int, known: Collection[HostPort], ports: list[HostPort]
+) -> Callable[[Table], tuple[Collection[str], list[Rule]]]:
+    """Return a function that finds an attachment's chains and the jumps to them, and notes the ports that lead there.
+
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+        known: As for :func:`delete`.
+        ports: List for the ports.
+    """
     own = {port.target.ip for port in known if port.version == version}
 
     def look(table: Table) -> dict[str, list[Rule]]:
         return {name: has for name, has in _chains(table, owner).items() if not _is_of_another(has, own)}
 
-    for table in tables(version, "nat"):
-        rules.delete_found(table, partial(_found, table, partial(look, table), gone))
-    return gone
+    return lambda table: _found(table, partial(look, table), ports)
 
 
 def _is_of_another(inside: Sequence[Rule], own: Collection[IPAddress]) -> bool:

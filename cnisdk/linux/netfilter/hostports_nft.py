@@ -20,6 +20,7 @@ from functools import partial
 from ipaddress import ip_address, ip_interface
 
 from ..._light import NamedTuple
+from ..._signals import HeldBack
 from ...errors import IOFailureError, run_all
 from ...spec.addresses import IPNetwork
 from ...spec.names import Attachment, short_hash
@@ -264,25 +265,52 @@ def _records(ports: Iterable[HostPort], options: Options) -> list[_Record]:
     return [_Record(port, options.snat, options.masq_all, ending) for port in dict.fromkeys(ports)]
 
 
-def apply(owner: Attachment, version: int, ports: Collection[HostPort], options: Options) -> None:
+def apply(
+    owner: Attachment,
+    version: int,
+    ports: Collection[HostPort],
+    options: Options,
+    undo: rules.Undo = rules.no_undo,
+) -> None:
     """Publish ports of one IP version, in the place of those that an earlier ADD of the attachment published.
+
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+        ports: The ports.
+        options: How they lead to the container.
+        undo: Function that remembers the inverse. That publishes what the earlier ADD did, and returns the ports that
+            it withdraws.
 
     Raises:
         TryAgainLaterError: (11) Another container has one of them.
         IOFailureError: (5) The kernel or ``nft`` refused.
         PluginNotAvailableError: (50) ``nft`` is needed, and not installed.
     """
-    table, records, comment = _table(version), _records(ports, options), rules.mark(owner, nft.COMMENT_MAX - 1)
+    table, records = _table(version), _records(ports, options)
     _ensure(version, options.conditions, _prefixlens(records))
     # Packets look for a port of one address first: adding it would take connections from the container that has all.
     for record, holder in _find_rivals(records, table, owner):
         raise taken(record.port, holder.comment)
-    chain, key = _chain(owner), _key(comment)
-    noted = ((chain, (comment, *map(str, records))),)
+    before = _exchange(table, owner, records, undo)
+    # A port of one address and that of all are two elements: two processes may have added them at the same time.
+    for record, holder in _find_rivals(records, table, owner):
+        if _was_before(table, record, holder, owner):
+            _take_back(table, owner, before)
+            raise taken(record.port, holder.comment)
+
+
+def _exchange(table: NftTable, owner: Attachment, records: Sequence[_Record], undo: rules.Undo) -> list[_Record]:
+    """Publish what records say, in the place of what an attachment has published; return the records of that."""
+    comment, chain = rules.mark(owner, nft.COMMENT_MAX - 1), _chain(owner)
+    key, noted = _key(comment), ((chain, (comment, *map(str, records))),)
     # Mostly all of it is new, and one transaction does it. The kernel refuses what exists already.
-    done = sets.carry_out(
-        table, Change(added=_elements(records, map(partial(_holding, comment=comment), records)), records=noted), 0
-    )
+    fresh = Change(added=_elements(records, map(partial(_holding, comment=comment), records)), records=noted)
+    with HeldBack():
+        done = sets.carry_out(table, fresh, 0)
+        if done:
+            undo(_take_back, table, owner, [])
+    before: list[_Record] | None = [] if done else None
     for _ in range(_ATTEMPTS):
         if done:
             break
@@ -295,14 +323,23 @@ def apply(owner: Attachment, version: int, ports: Collection[HostPort], options:
         change = Change(
             deleted=tuple(deleted.values()), forgotten=(chain,) if old.chain else (), added=added, records=noted
         )
-        done = sets.carry_out(table, change, generation) and _are_held(records, table)
-    if not done:
+        with HeldBack():
+            done = sets.carry_out(table, change, generation)
+            if done:
+                undo(_take_back, table, owner, old.records)
+        if done and before is None:
+            before = old.records
+        done = done and _are_held(records, table)
+    if not done or before is None:
         raise rules.changed_too_often(table, _ATTEMPTS)
-    # A port of one address and that of all are two elements: two processes may have added them at the same time.
-    for record, holder in _find_rivals(records, table, owner):
-        if _was_before(table, record, holder, owner):
-            _delete(table, chain, key)
-            raise taken(record.port, holder.comment)
+    return before
+
+
+def _take_back(table: NftTable, owner: Attachment, before: Sequence[_Record]) -> list[HostPort]:
+    """Publish what an attachment had published before, in the place of what it has; return the ports of that."""
+    if not before:
+        return _delete(table, _chain(owner), _key(rules.mark(owner)))
+    return [record.port for record in _exchange(table, owner, before, rules.no_undo)]
 
 
 def _find_rivals(records: Sequence[_Record], table: NftTable, owner: Attachment) -> list[tuple[_Record, Element]]:

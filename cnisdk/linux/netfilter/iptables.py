@@ -11,7 +11,7 @@ from ipaddress import ip_network
 
 from ...errors import IOFailureError
 from .. import program
-from .nft import Match, Rule, match
+from .nft import KeptRules, Match, Rule, match
 
 # Seconds to wait for the lock that the legacy variant takes around each change.
 _WAIT = "30"
@@ -119,9 +119,30 @@ class LegacyTable:
         Raises:
             IOFailureError: (5) The kernel refused.
         """
+        return self.exchange(rules, chains, KeptRules((), ()))
+
+    def keep(self, rules: Iterable[Rule], chains: Iterable[str] = ()) -> KeptRules:
+        """Read rules, and chains with all rules that are in them, so that they can be made again."""
+        names = tuple(chains)
+        found = [each for name in names for each in self.list_rules(name)]
+        found += [each for each in rules if each.chain not in names]
+        lines = tuple(f"-A {each.chain} {each.spec}".encode(errors="surrogateescape") for each in found)
+        return KeptRules(names, lines)
+
+    def exchange(self, rules: Iterable[Rule], chains: Collection[str], kept: KeptRules, generation: int = 0) -> bool:
+        """Delete as :meth:`delete` does, and make others again, in one transaction. The generation means nothing here.
+
+        Returns:
+            False if the program refused since a rule or chain to delete was gone already: look again.
+
+        Raises:
+            IOFailureError: (5) The program refused.
+        """
         going = [rule for rule in rules if rule.chain not in chains]
         lines = [f"-D {rule.chain} {rule.spec}" for rule in going]
         lines += [f"{command} {chain}" for command in ("-F", "-X") for chain in chains]
+        lines += [f"-N {chain}" for chain in kept.chains]
+        lines += [each.decode(errors="surrogateescape") for each in kept.rules]
         self._listed = None
         try:
             _restore(self._program, self.name, lines)

@@ -28,9 +28,11 @@ _APPEND = 0x800
 _COMMENT_TYPE = 0  # libnftnl's own number
 _TABLE_NAME = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE, _CHAIN_TYPE = 1, 3, 4, 5, 6, 7
-_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_COMPATIBILITY, _RULE_USERDATA = 1, 2, 3, 4, 5, 7
 _PAYLOAD_BASES = ("link", "network", "transport")
 _META_IIFNAME, _META_NFPROTO = 6, 15
+# Where a rule compares the protocol, as :class:`Match` has it: META_L4PROTO, or a byte of IPv4's header.
+_PROTOCOL_FIELDS = (("meta 16", 0), ("network", 9))
 _COUNTER = attributes.attribute(1, b"counter\0")  # NFTA_EXPR_NAME
 _VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
 
@@ -137,6 +139,18 @@ class BaseChain(NamedTuple):
     priority: int
 
 
+class KeptRules(NamedTuple):
+    """Rules to be made again, just as they were.
+
+    Attributes:
+        chains: Names of the chains all of whose rules are among them.
+        rules: The rules, in the order in which they were made: their attributes, or what ``iptables-restore`` reads.
+    """
+
+    chains: tuple[str, ...]
+    rules: tuple[bytes, ...]
+
+
 class NftTable(NamedTuple):
     """A table of nftables, which need not exist.
 
@@ -223,7 +237,7 @@ class NftTable(NamedTuple):
             IOFailureError: (5) The kernel refused to answer.
         """
         where = self._rules_of(chain)
-        wanted = [where + attributes.attribute(_RULE_HANDLE, handle.to_bytes(8, "big")) for handle in handles]
+        wanted = [where + _handle(handle) for handle in handles]
         answers = self._find_all(_GET_RULE, wanted)
         return [_rule(attributes.read(answer)) for answer in answers if answer is not None]
 
@@ -277,24 +291,59 @@ class NftTable(NamedTuple):
         Raises:
             IOFailureError: (5) The kernel refused; a chain that a remaining rule jumps to is busy.
         """
-        table = attributes.text(_RULE_TABLE, f"{self.name}\0")
-        messages = [
-            (
-                _DELETE_RULE,
-                table
-                + attributes.text(_RULE_CHAIN, f"{rule.chain}\0")
-                + attributes.attribute(_RULE_HANDLE, rule.handle.to_bytes(8, "big")),
-            )
-            for rule in rules
-            if rule.chain not in chains
-        ]
-        messages += [(_DELETE_RULE, table + attributes.text(_RULE_CHAIN, f"{chain}\0")) for chain in chains]
-        messages += [(_DELETE_CHAIN, table + attributes.text(_CHAIN_NAME, f"{chain}\0")) for chain in chains]
+        messages = self._deletions(rules, chains)
         # Each transaction makes the next generation.
         return all(
-            self._delete(messages[start : start + _DELETIONS_AT_ONCE], generation and generation + index)
+            self._transact(messages[start : start + _DELETIONS_AT_ONCE], "delete", generation and generation + index)
             for index, start in enumerate(range(0, len(messages), _DELETIONS_AT_ONCE))
         )
+
+    def keep(self, rules: Iterable[Rule], chains: Iterable[str] = ()) -> KeptRules:
+        """Read rules, and chains with all rules that are in them, so that they can be made again.
+
+        Raises:
+            IOFailureError: (5) The kernel refused to answer.
+        """
+        names = tuple(chains)
+        found = [each for name in names for each in self._ask(_GET_RULE, self._rules_of(name), (), self._keep)]
+        wanted = [self._rules_of(each.chain) + _handle(each.handle) for each in rules if each.chain not in names]
+        found += [self._keep(answer) for answer in self._find_all(_GET_RULE, wanted) if answer is not None]
+        return KeptRules(names, tuple(body for _, body in sorted(found)))
+
+    def exchange(self, rules: Iterable[Rule], chains: Collection[str], kept: KeptRules, generation: int = 0) -> bool:
+        """Delete as :meth:`delete` does, and make others again, in one transaction.
+
+        Returns:
+            False if a rule to delete was gone already, or the ruleset is of another generation: look again.
+
+        Raises:
+            IOFailureError: (5) The kernel refused.
+        """
+        make = nfnetlink.CREATE | nfnetlink.EXCLUSIVE
+        messages = self._deletions(rules, chains)
+        messages += [(_NEW_CHAIN, make, _FAMILIES[self.family], self._chain(name)) for name in kept.chains]
+        messages += [(_NEW_RULE, nfnetlink.CREATE | _APPEND, _FAMILIES[self.family], body) for body in kept.rules]
+        return self._transact(messages, "put back", generation)
+
+    def _keep(self, message: bytes) -> tuple[int, bytes]:
+        """Return a rule's handle, and the attributes that make it again."""
+        found = attributes.read(message)
+        body = self._rules_of(attributes.read_text(found[_RULE_CHAIN]))
+        body += attributes.attribute(_RULE_EXPRESSIONS | nfnetlink.NESTED, found.get(_RULE_EXPRESSIONS, b""))
+        if _RULE_USERDATA in found:
+            body += attributes.attribute(_RULE_USERDATA, found[_RULE_USERDATA])
+        # Some matches of iptables insist on this, and the kernel does not tell it.
+        protocol = [each.value for each in _rule(found).matches if each.equal and each[:2] in _PROTOCOL_FIELDS]
+        if protocol:
+            numbers = _expressions.number(1, protocol[0][0]), _expressions.number(2, 0)
+            body += attributes.attribute(_RULE_COMPATIBILITY | nfnetlink.NESTED, *numbers)
+        return _number(found[_RULE_HANDLE]), body
+
+    def _deletions(self, rules: Iterable[Rule], chains: Collection[str]) -> list[nfnetlink.FilterMessage]:
+        family = _FAMILIES[self.family]
+        going = [self._rules_of(rule.chain) + _handle(rule.handle) for rule in rules if rule.chain not in chains]
+        messages = [(_DELETE_RULE, 0, family, each) for each in [*going, *map(self._rules_of, chains)]]
+        return [*messages, *((_DELETE_CHAIN, 0, family, self._chain(name)) for name in chains)]
 
     def replace(
         self,
@@ -325,10 +374,7 @@ class NftTable(NamedTuple):
         if own:
             messages.append((_NEW_CHAIN, nfnetlink.CREATE, family, self._chain(own)))
             messages.append((_DELETE_RULE, 0, family, self._rules_of(own)))
-        for rule in rules:
-            handle = attributes.attribute(_RULE_HANDLE, rule.handle.to_bytes(8, "big"))
-            where = attributes.text(_RULE_CHAIN, f"{rule.chain}\0")
-            messages.append((_DELETE_RULE, 0, family, table + where + handle))
+        messages += self._deletions(rules, ())
         for chain, expressions, comment in added:
             text = comment.encode(errors="surrogateescape")[:COMMENT_MAX] + b"\0"
             body = (
@@ -343,16 +389,14 @@ class NftTable(NamedTuple):
         except OSError:
             return False
 
-    def _delete(self, messages: Iterable[tuple[int, bytes]], generation: int) -> bool:
-        family = _FAMILIES[self.family]
+    def _transact(self, messages: Iterable[nfnetlink.FilterMessage], verb: str, generation: int) -> bool:
         try:
-            changes = [(number, 0, family, body) for number, body in messages]
-            error = nfnetlink.transact(_SUBSYSTEM, changes, generation)
+            error = nfnetlink.transact(_SUBSYSTEM, messages, generation)
         except OSError as exc:
             error = exc.errno or errno.EIO
         if error in (0, errno.ENOENT, errno.ERESTART):
             return not error
-        raise IOFailureError(f"cannot delete rules of {self}: {describe_errno(error)}")
+        raise IOFailureError(f"cannot {verb} rules of {self}: {describe_errno(error)}")
 
     def _find_all(self, number: int, wanted: Iterable[bytes]) -> list[bytes | None]:
         """Return the attributes of single objects, None for one that does not exist."""
@@ -425,6 +469,10 @@ def _hook(base: BaseChain) -> bytes:
     priority = attributes.attribute(2, base.priority.to_bytes(4, "big", signed=True))
     hook = attributes.attribute(_CHAIN_HOOK | nfnetlink.NESTED, _expressions.number(1, base.hook), priority)
     return hook + _expressions.number(_CHAIN_POLICY, _expressions.ACCEPT) + attributes.text(_CHAIN_TYPE, "filter\0")
+
+
+def _handle(number: int) -> bytes:
+    return attributes.attribute(_RULE_HANDLE, number.to_bytes(8, "big"))
 
 
 def _number(payload: bytes) -> int:

@@ -34,10 +34,16 @@ from ...errors import IOFailureError, TryAgainLaterError, run_all
 from ...spec.names import Attachment, short_hash
 from .. import _sockets
 from . import _expressions, iptables, nft
-from .nft import Match, Rule
+from .nft import KeptRules, Match, Rule
+
+Undo = Callable[..., object]
+"""Function that remembers an inverse, with its arguments, for the case that the request fails: ``AddRequest.undo``."""
 
 Table = nft.NftTable | iptables.LegacyTable
 """Table of rules, in nftables or in iptables' legacy variant."""
+
+Kept = dict[str, KeptRules]
+"""Rules that an ADD has replaced, by the table's name in full."""
 
 OWN = "own chain"
 """In a :class:`Wanted`: the chain of the attachment itself."""
@@ -451,6 +457,34 @@ def delete_found(table: Table, look: Callable[[], tuple[Collection[str], Collect
         if not (chains or found) or table.delete(found, chains, generation):
             return
     raise changed_too_often(table, _ATTEMPTS)
+
+
+def no_undo(inverse: Callable[..., object], *args: object) -> None:
+    """Remember no inverse: an :data:`Undo` for a caller that undoes nothing."""
+
+
+def keep_found(tables: Iterable[Table], look: Callable[[Table], tuple[Collection[str], list[Rule]]]) -> Kept:
+    """Read the chains and rules that `look` finds, which an ADD is about to replace, for :func:`put_back`."""
+    found = {str(table): (table, *look(table)) for table in tables}
+    return {name: table.keep(has, chains) for name, (table, chains, has) in found.items() if chains or has}
+
+
+def put_back(tables: Iterable[Table], look: Callable[[Table], tuple[Collection[str], list[Rule]]], kept: Kept) -> None:
+    """Make kept rules again, in the place of the chains and rules that `look` finds by now.
+
+    Raises:
+        IOFailureError: (5) The kernel refused.
+        TryAgainLaterError: (11) Other processes change the rules all the time.
+    """
+    for table in tables:
+        before = kept.get(str(table), KeptRules((), ()))
+        for _ in range(_ATTEMPTS):
+            generation = nft.read_generation() if isinstance(table, nft.NftTable) else 0
+            chains, found = look(table)
+            if not (chains or found or before.rules) or table.exchange(found, chains, before, generation):
+                break
+        else:
+            raise changed_too_often(table, _ATTEMPTS)
 
 
 def is_stale(network: str, valid: Collection[Attachment]) -> Callable[[Rule], bool]:
