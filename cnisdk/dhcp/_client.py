@@ -59,6 +59,8 @@ class Client:
         machine: Its state machine.
         attached: ADD had its result: the client keeps the interface in step with the lease, and tries again, later and
             later, as long as the interface does not take it.
+        before: Client of an earlier ADD of the attachment, whose lease the container uses. It goes on if this ADD fails;
+            until this one has ended, the file is that client's. None if there is no such client.
     """
 
     def __init__(self, record: Record, around: Surroundings) -> None:
@@ -70,6 +72,7 @@ class Client:
         """
         self.owner = record.owner
         self.attached = record.attached
+        self.before: Client | None = None
         self.machine = Machine(record.identity, around.random, around.timing)
         self.machine.prefer(record.lease.address if record.lease is not None else None)
         self._record, self._around = record, around
@@ -206,14 +209,40 @@ class Client:
         around = self._around
         release(record, around.files, around.random, around.log, around.close_later)
 
+    def give_way(self, before: Client) -> None:
+        """Let the client of an earlier ADD go on. A lease of another address than that one's is given back.
+
+        Raises:
+            CNIError: The file cannot be written.
+        """
+        lease, kept = self.machine.stop(), before.machine.lease
+        self._look_at = self._apply_at = math.inf
+        try:
+            if lease is not None and kept is not None and lease.address != kept.address:
+                if (end := self._reach()) is not None:
+                    around = self._around
+                    _send_release(end, self.machine.identity, lease, int(around.random() * 2**32), around.close_later)
+        except (CNIError, OSError) as exc:
+            self._log(f"releasing: {exc}")
+        self.rest()
+        before._save(kept, bound=kept is not None)
+
+    @property
+    def add(self) -> str:
+        """Mark of the ADD that made the lease."""
+        return self._record.add
+
+    def is_of(self, record: Record) -> bool:
+        """Return whether the client is for the same interface as a record."""
+        return (record.cookie, record.index) == (self._record.cookie, self._record.index)
+
     def forget(self) -> None:
         """Close everything, and leave the file as it is: a later client goes on."""
         self._close()
 
     def list_stale(self, record: Record) -> tuple[DHCPLease, ...]:
         """List the earlier leases that the interface of a record may still have parts of."""
-        own = self._record
-        return tuple(self._stale) if (record.cookie, record.index) == (own.cookie, own.index) else ()
+        return tuple(self._stale) if self.is_of(record) else ()
 
     @property
     def is_dead(self) -> bool:
@@ -282,6 +311,8 @@ class Client:
             self._wire.send_frame(message)
 
     def _remember(self, action: Remember) -> None:
+        if self.before is not None:
+            return
         if action.lease is None and not self.attached and not self._stale:
             self._around.files.delete(self.owner)
         else:
@@ -431,7 +462,9 @@ def _send_release(end: Link, identity: Identity, lease: DHCPLease, xid: int, clo
         close(wire)
 
 
-def make_record(owner: Attachment, netns: str, identity: Identity, priority: int, *, broadcast: bool) -> Record:
+def make_record(
+    owner: Attachment, netns: str, identity: Identity, priority: int, *, broadcast: bool, add: str = ""
+) -> Record:
     """Make the record of a client that is to begin.
 
     Args:
@@ -440,6 +473,7 @@ def make_record(owner: Attachment, netns: str, identity: Identity, priority: int
         identity: Description of the client; its hardware address is looked up.
         priority: Metric of routes.
         broadcast: Servers are to broadcast their answers, whatever kind the interface is of.
+        add: Mark of the ADD.
 
     Raises:
         InvalidNetNSError: (8) There is no such namespace.
@@ -461,4 +495,5 @@ def make_record(owner: Attachment, netns: str, identity: Identity, priority: int
             bound=False,
             attached=False,
             boot=boot_id(),
+            add=add,
         )

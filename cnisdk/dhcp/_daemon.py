@@ -337,13 +337,20 @@ class Daemon:
             identity,
             int(request["priority"]),
             broadcast=self._settings.broadcast,
+            add=str(request.get("add", "")),
         )
         before = self._clients.get(owner)
         if before is not None:
             # ADD again, after one that failed at its end. The server knows the client, and has the same address for it.
-            record = evolve(record, lease=before.machine.lease, stale=before.list_stale(record))
             self._fail(before, TryAgainLaterError(f"another ADD of {owner} has begun"), keep=True)
+            before = before.before or before
+            record = evolve(record, lease=before.machine.lease, stale=before.list_stale(record))
+            if not (before.attached and before.machine.lease is not None and before.is_of(record)):
+                before = None
+            else:
+                record = evolve(record, add=before.add)
         client = self._clients[owner] = Client(record, self._around)
+        client.before = before
         connection.client = client
         connection.deadline = now + min(self._settings.patience, float(request["timeout"]))
         self._guard(client, lambda: client.begin(now))
@@ -359,12 +366,14 @@ class Daemon:
         return {"lease": lease.to_json()}
 
     def _delete(self, connection: _Connection, request: Mapping[str, Any]) -> dict[str, Any]:
-        owner = _owner(request)
+        owner, add = _owner(request), str(request.get("add", ""))
         client = self._clients.get(owner)
         if client is not None:
+            if add and client.add != add:
+                return {}  # an ADD that failed takes nothing from another one
             self._tell(client, TryAgainLaterError(f"DEL of {owner} came before its ADD had ended"))
             self._end(client)
-        elif (record := self._files.find(owner)) is not None:
+        elif (record := self._files.find(owner)) is not None and add in ("", record.add):
             release(record, self._files, random.random, _log, self._close_later)
         return {}
 
@@ -416,12 +425,23 @@ class Daemon:
             self._close(connection)
         if not told:
             _log(f"{client.owner}: the plugin has ended")
-            self._drop(client)
+            if client.before is None:
+                self._drop(client)
+        client.before = None
 
     def _fail(self, client: Client, error: CNIError, *, keep: bool = False) -> None:
         """End a client, and the ADD that waits for it."""
         self._tell(client, error)
         self._drop(client, keep=keep)
+
+    def _give_way(self, client: Client, before: Client) -> None:
+        """End a client whose ADD failed, and let that of an earlier ADD go on, whose lease the container uses."""
+        self._clients[client.owner] = before
+        _log(f"{client.owner}: the lease of the ADD before stays")
+        try:
+            client.give_way(before)
+        finally:
+            self._listen(client)
 
     def _tell(self, client: Client, error: CNIError) -> None:
         """Answer the ADD that waits for a client, if one does."""
@@ -445,7 +465,10 @@ class Daemon:
     def _drop(self, client: Client, *, keep: bool = False) -> None:
         """End a client. No plugin waits for the answer, so errors are logged."""
         with _logging():
-            self._end(client, keep=keep)
+            if client.before is not None and not keep:
+                self._give_way(client, client.before)
+            else:
+                self._end(client, keep=keep)
 
     def _end(self, client: Client, *, keep: bool = False) -> None:
         """Forget a client, and release its lease unless the next one of the attachment goes on with that.

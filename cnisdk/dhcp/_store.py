@@ -48,6 +48,7 @@ class Record:
         attached: ADD had its result. If false, the lease is of an ADD that did not end, and no container uses it.
         boot: Boot of the machine.
         stale: Earlier leases that the interface may still have parts of.
+        add: Mark of the ADD that made the lease, which may take it back; empty if it is not known.
     """
 
     owner: Attachment
@@ -61,6 +62,7 @@ class Record:
     attached: bool
     boot: str
     stale: tuple[DHCPLease, ...] = ()
+    add: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Write the record as a JSON object."""
@@ -83,6 +85,7 @@ class Record:
             "broadcast": self.identity.broadcast,
             "lease": self.lease.to_json() if self.lease is not None else None,
             "stale": [each.to_json() for each in self.stale],
+            "add": self.add,
         }
 
     @classmethod
@@ -110,6 +113,7 @@ class Record:
             ),
             lease=DHCPLease.from_json(document["lease"]) if document["lease"] is not None else None,
             stale=tuple(map(DHCPLease.from_json, document.get("stale", ()))),
+            add=document.get("add", ""),
         )
 
 

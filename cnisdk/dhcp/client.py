@@ -6,14 +6,18 @@ back by the plugin's own process, from the daemon's file.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from .._light import Any
+from .._light import TYPE_CHECKING, Any
 from ..errors import IOFailureError, PluginNotAvailableError, cause_of, error_for_code, run_all
 from ..spec.codec import dumps_compact, loads
 from ..spec.names import Attachment
 from .lease import DHCPLease
+
+if TYPE_CHECKING:
+    from ._store import Record
 
 SOCKET_PATH = "/run/cni/dhcp.sock"
 """Path of the daemon's socket unless the configuration names another: the reference's."""
@@ -49,6 +53,7 @@ def add_lease(
     requested: Collection[int],
     priority: int = 0,
     timeout: float = PATIENCE,
+    undo: Callable[..., object] | None = None,
 ) -> DHCPLease:
     """Have the daemon obtain a lease for a container's interface, and keep it until :func:`delete_lease`.
 
@@ -63,13 +68,19 @@ def add_lease(
         requested: Numbers of the options that it asks for.
         priority: Metric of the routes that the daemon changes when the lease changes; 0 leaves it to the kernel.
         timeout: Seconds to wait for a server.
+        undo: Function that remembers an inverse, such as ``request.undo``. That gives the lease back, unless it is an
+            earlier ADD's of the attachment.
 
     Raises:
         IOFailureError: (5) No daemon answers, or the kernel refused.
         InvalidNetNSError: (8) There is no such namespace.
         TryAgainLaterError: (11) No server leased an address within the time.
     """
+    mark = f"{os.getpid()}.{time.time_ns()}"
+    if undo is not None:
+        undo(_take_back, path, owner, mark)
     request = {
+        "add": mark,
         "netns": netns,
         "provided": {str(number): value.hex() for number, value in provided.items()},
         "requested": list(requested),
@@ -78,6 +89,13 @@ def add_lease(
     }
     answer = _ask(path, {"verb": "add", **_name(owner), **request}, timeout + _MARGIN)
     return DHCPLease.from_json(answer["lease"])
+
+
+def _take_back(path: str, owner: Attachment, mark: str) -> None:
+    """Give the lease back that an ADD has obtained, but none of another ADD."""
+    _give_back(
+        path, {"verb": "delete", **_name(owner), "add": mark}, lambda each: (each.owner, each.add) == (owner, mark)
+    )
 
 
 def get_lease(path: str, owner: Attachment) -> DHCPLease:
@@ -99,7 +117,7 @@ def delete_lease(path: str, owner: Attachment) -> None:
     Raises:
         IOFailureError: (5) The daemon does not answer in time, or a file cannot be deleted.
     """
-    _give_back(path, {"verb": "delete", **_name(owner)}, lambda each: each == owner, owner)
+    _give_back(path, {"verb": "delete", **_name(owner)}, lambda each: each.owner == owner, owner)
 
 
 def delete_stale_leases(path: str, network: str, valid: Collection[Attachment]) -> None:
@@ -110,7 +128,7 @@ def delete_stale_leases(path: str, network: str, valid: Collection[Attachment]) 
     """
     pairs = [[each.container_id, each.ifname] for each in valid]
     request = {"verb": "gc", "network": network, "valid": pairs}
-    _give_back(path, request, lambda each: each.network == network and each not in valid)
+    _give_back(path, request, lambda each: each.owner.network == network and each.owner not in valid)
 
 
 def get_status(path: str) -> dict[str, Any]:
@@ -126,14 +144,14 @@ def get_status(path: str) -> dict[str, Any]:
 
 
 def _give_back(
-    path: str, request: Mapping[str, Any], wanted: Callable[[Attachment], bool], owner: Attachment | None = None
+    path: str, request: Mapping[str, Any], wanted: Callable[[Record], bool], owner: Attachment | None = None
 ) -> None:
     """Have the daemon give leases back, or do so without one. A daemon may end, or begin, meanwhile.
 
     Args:
         path: Path of the daemon's socket.
         request: The request.
-        wanted: True for the attachments that it is about.
+        wanted: True for the leases that it is about.
         owner: The only attachment that it is about, if that is known.
     """
     deadline, ended = time.monotonic() + _SOON, 0
@@ -154,12 +172,11 @@ def _give_back(
                 ) from exc
 
 
-def _release_without_daemon(path: str, wanted: Callable[[Attachment], bool], owner: Attachment | None) -> bool:
+def _release_without_daemon(path: str, wanted: Callable[[Record], bool], owner: Attachment | None) -> bool:
     """Give back the leases that a daemon which has ended has left files of. Return False if another one has begun.
 
     Where the files cannot be reached, the next daemon is left a note of the owner, if there is one.
     """
-    import os
     import random
     import sys
 
@@ -183,7 +200,7 @@ def _release_without_daemon(path: str, wanted: Callable[[Attachment], bool], own
             if (lock := files.lock(alone=False, patience=0.1)) is None:
                 return False
             locks.append(lock)
-        records = [each for each in files.load() if wanted(each.owner)]
+        records = [each for each in files.load() if wanted(each)]
         run_all(*(lambda record=record: release(record, files, random.random) for record in records))
     except (FileNotFoundError, NotADirectoryError):
         return True  # no daemon has been here

@@ -127,7 +127,6 @@ class DHCP(Plugin[DHCPConf]):
         ipam = request.conf.ipam
         ipam.validate()
         provided, requested = provided_options(request), requested_options(ipam)
-        request.undo(client.delete_lease, ipam.socket, request.attachment)
         lease = client.add_lease(
             ipam.socket,
             request.attachment,
@@ -136,6 +135,7 @@ class DHCP(Plugin[DHCPConf]):
             requested=requested,
             priority=ipam.priority,
             timeout=ipam.timeout,
+            undo=request.undo,
         )
         return lease.to_result(ipam.priority)
 

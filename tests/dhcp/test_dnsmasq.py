@@ -10,15 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
 
+from cnisdk.dhcp.lease import DHCPLease
 from cnisdk.errors import CNIError, IOFailureError, PluginNotAvailableError, TryAgainLaterError, UnknownContainerError
 from cnisdk.plugin import Plugin
-from cnisdk.testing import Container, Host, PluginUnderTest
+from cnisdk.testing import Container, Host, PluginUnderTest, expect_error
 from cnisdk_plugins.bridge import Bridge
 from cnisdk_plugins.dhcp import DHCP
 from cnisdk_plugins.host_device import HostDevice
@@ -327,6 +329,60 @@ def test_an_address_that_another_host_has_is_declined(
         macvlan(lan, plugin_directory, timeout=1).add(container)
     server.wait_for("DHCPDECLINE.*10.1.0.50")
     squatter.destroy()
+
+
+@pytest.mark.parametrize("end", ["it fails late", "no server answers", "it is killed", "the daemon is killed"])
+def test_a_second_add_that_fails_leaves_the_lease(
+    host: Host, plugin_directory: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    host.shell(LAN)
+    server, daemon, container = Dnsmasq(host), Daemon(host), host.container("twice")
+    plugin, alone = macvlan(host, plugin_directory), host.plugin(DHCP, {"type": "dhcp", "ipam": ipam(timeout=2)})
+    try:
+        result = plugin.add(container)
+        before, since = server.leases(), daemon.drain()
+        if end == "it fails late":
+            with monkeypatch.context() as broken, expect_error(5, "no result"):
+                broken.setattr(DHCPLease, "to_result", refuse)
+                alone.add(container)
+        else:
+            server.stop()
+        if end == "no server answers":
+            with expect_error(11, "no lease for eth0"):
+                alone.add(container)
+        elif end == "it is killed":
+            owner = {"network": "testnet", "containerID": "twice", "ifname": "eth0", "netns": container.netns}
+            request = {"verb": "add", **owner, "provided": {}, "requested": [1], "timeout": 60, "priority": 0}
+            host.call(exchange, json.dumps(request).encode() + b"\n", wait=False)
+            daemon.wait_for("the plugin has ended", since)
+        elif end == "the daemon is killed":
+            with ThreadPoolExecutor() as threads:
+                waiting = threads.submit(alone.run, "ADD", container)
+                while states(host) == ["bound"]:
+                    pass
+                daemon.stop(signal.SIGKILL)
+                assert waiting.result().status == 1
+            daemon = Daemon(host)
+        if end != "it fails late":
+            server = Dnsmasq(host)
+        assert server.leases() == before
+        assert container.addresses("eth0") == [str(result.ips[0].address)]
+        plugin.check(container)
+        assert states(host) == ["bound"]
+        plugin.delete(container)
+        server.wait_for(f"DHCPRELEASE.*{result.ips[0].address.ip}")
+        assert (server.leases(), states(host)) == ([], [])
+    finally:
+        server.stop()
+        daemon.stop()
+
+
+def refuse(*_: object) -> None:
+    raise IOFailureError("no result")
+
+
+def states(host: Host) -> list[str]:
+    return [each["state"] for each in client_status(host)["leases"]]
 
 
 def test_gc_check_and_status(lan: Host, server: Dnsmasq, daemon: Daemon, plugin_directory: Path) -> None:
