@@ -95,13 +95,14 @@ class Sbr(Plugin[SbrConf]):
                 for ip in own:
                     add_rule(request, rule_for(ip, conf.table), netns)
                 return result
-            moving = tables.list_over(end)
+            there = tables.list_over(end, None)
+            moving = [each for each in there if each.table == TABLE_MAIN]
             for ip, table in zip(own, choose_tables(netns, own), strict=True):
                 # The rule first: by it DEL finds the table when this ADD is killed.
                 add_rule(request, rule_for(ip, table), netns)
-                request.undo(tables.clear, end, table)
+                request.undo(tables.put_back, [each for each in there if each.table == table], end, table)
                 fill(conf, end, ip, table, moving)
-            request.undo(tables.copy_all, moving, TABLE_MAIN, netns)
+            request.undo(tables.put_back, moving, end, TABLE_MAIN)
             for each in reversed(moving):
                 if not stays(conf, each):
                     route.delete(each, netns)

@@ -38,7 +38,10 @@ OTHER_PORTS = {
 OTHER_BACKEND = {"iptables": "nftables", "nftables": "iptables"}
 SUBJECTS: dict[str, tuple[type[Plugin[Any]], dict[str, Any], dict[str, Any]]] = {
     "bandwidth": (Bandwidth, LIMITS, {}),
-    "sbr": (Sbr, {}, {}),
+    "sbr": (Sbr, {"gateways": ["10.1.0.1"]}, {}),
+    "sbr, another gateway": (Sbr, {"gateways": ["10.1.0.1"]}, {"gateways": ["10.1.0.9"]}),
+    "sbr, source hints": (Sbr, {}, {"addSourceHints": True}),
+    "sbr, another table": (Sbr, {}, {"table": 500}),
     "tuning": (Tuning, {"mtu": 1400, "promisc": True, "sysctl": {"net.ipv4.conf.eth0.arp_filter": "1"}}, {}),
     "vrf": (Vrf, {"vrfname": "red"}, {}),
     **{

@@ -63,6 +63,20 @@ def copy_all(routes: Iterable[KernelRoute], number: int, netns: NetNS | None = N
         route.copy(each, number, netns)
 
 
+def put_back(routes: Iterable[KernelRoute], end: Link, number: int) -> None:
+    """Give a table the routes over a link that it had: delete others, and make those again that are gone.
+
+    Raises:
+        KernelError: (5) The kernel refused one.
+    """
+    kept = list(routes)
+    messages = {each.message for each in kept}
+    for each in list_over(end, number):
+        if each.message not in messages:
+            route.delete(each, end.netns)
+    copy_all(kept, number, end.netns)
+
+
 def clear(end: Link, number: int) -> None:
     """Delete the routes of a table that lead over a link and over no other.
 
