@@ -59,8 +59,8 @@ class Client:
         machine: Its state machine.
         attached: ADD had its result: the client keeps the interface in step with the lease, and tries again, later and
             later, as long as the interface does not take it.
-        before: Client of an earlier ADD of the attachment, whose lease the container uses. It goes on if this ADD fails;
-            until this one has ended, the file is that client's. None if there is no such client.
+        before: Client of an earlier ADD of the attachment, whose lease the container uses. It goes on if this ADD
+            fails; until this one has ended, the file is that client's. None if there is no such client.
     """
 
     def __init__(self, record: Record, around: Surroundings) -> None:
@@ -218,10 +218,10 @@ class Client:
         lease, kept = self.machine.stop(), before.machine.lease
         self._look_at = self._apply_at = math.inf
         try:
-            if lease is not None and kept is not None and lease.address != kept.address:
-                if (end := self._reach()) is not None:
-                    around = self._around
-                    _send_release(end, self.machine.identity, lease, int(around.random() * 2**32), around.close_later)
+            changed = lease is not None and kept is not None and lease.address != kept.address
+            if lease is not None and changed and (end := self._reach()) is not None:
+                around = self._around
+                _send_release(end, self.machine.identity, lease, int(around.random() * 2**32), around.close_later)
         except (CNIError, OSError) as exc:
             self._log(f"releasing: {exc}")
         self.rest()
