@@ -81,8 +81,8 @@ class Installation:
         for path in paths:
             if path not in self._files:
                 state = _examine(path)
-                written_since = state is not None and since is not None and state.written > since
-                self._files[path] = None if written_since else state
+                changed = since is not None and _is_changed_since(path, since)
+                self._files[path] = None if changed else state
 
     def find_change(self) -> str | None:
         """Find a file that is not as it was; None if all are."""
@@ -98,6 +98,14 @@ def _examine(path: str) -> FileState | None:
     except OSError:
         return None
     return FileState(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _is_changed_since(path: str, since: int) -> bool:
+    """Compare the time that only the kernel sets (ctime): package managers set old times of modification."""
+    try:
+        return os.stat(path).st_ctime_ns > since
+    except OSError:
+        return True
 
 
 def is_memory_short() -> bool:
