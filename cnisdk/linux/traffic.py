@@ -80,6 +80,10 @@ def limit(link: Link, wanted: Limit) -> None:
         options += attribute(_TBF_RATE64, struct.pack("=Q", wanted.rate))
     if wanted.buffer == _UINT32_MAX:
         options += attribute(_TBF_BURST, struct.pack("=I", wanted.burst))
+    _set_tbf(link, options)
+
+
+def _set_tbf(link: Link, options: bytes) -> None:
     body = _message(link, _TBF_HANDLE, _ROOT, attribute(_KIND, b"tbf\0"), attribute(_OPTIONS, options))
     _send(link, Message(_NEWQDISC, body, f"cannot limit what link {link.name} sends", _REPLACE))
 
@@ -132,8 +136,12 @@ def check_limit(link: Link, wanted: Limit) -> None:
         raise IOFailureError(f"link {link.name} sends bursts of {burst} bytes at most, expected {wanted.burst}")
 
 
-def _find_tbf(link: Link) -> tuple[int, int] | None:
-    """Rate and buffer of a link's token bucket, in bytes per second and ticks; None when it has no token bucket."""
+def keep_limit(link: Link) -> bytes | None:
+    """Return the limit of what a link sends, as the kernel has it, for :func:`put_back`; None when there is none.
+
+    Raises:
+        KernelError: (5) The kernel refused to tell.
+    """
     # F_ECHO: the kernel answers with a notification. F_ACK: of a link without a discipline of its own it says nothing.
     flags = rtnetlink.F_ACK | rtnetlink.F_ECHO
     request = Message(_GETQDISC, _message(link, 0, _ROOT), f"cannot read the limit of link {link.name}", flags)
@@ -146,7 +154,15 @@ def _find_tbf(link: Link) -> tuple[int, int] | None:
     found = read(answer or b"", HEADER.size + _FIXED.size)
     if read_text(found.get(_KIND, b"")) != "tbf":
         return None
-    options = read(found[_OPTIONS])
+    return found[_OPTIONS]
+
+
+def _find_tbf(link: Link) -> tuple[int, int] | None:
+    """Rate and buffer of a link's token bucket, in bytes per second and ticks; None when it has no token bucket."""
+    kept = keep_limit(link)
+    if kept is None:
+        return None
+    options = read(kept)
     *_, rate, _limit, buffer, _mtu = _TBF.unpack(options[_TBF_PARMS])
     return read_uint(options.get(_TBF_RATE64, b"")) or rate, buffer
 
@@ -178,17 +194,25 @@ def redirects(link: Link, to: Link) -> bool:
     return any(to.index in _redirections(each) for each in filters)
 
 
-def clear(link: Link) -> None:
-    """Take limit and redirection off a link. Absence is fine, and so is a link that is gone.
+def put_back(link: Link, kept: bytes | None, to: Link | None = None) -> None:
+    """Give a link the limit that it had, and the redirection; take off what it did not have. It may be gone.
+
+    Args:
+        link: The link.
+        kept: Its limit: see :func:`keep_limit`.
+        to: The link that what came in was redirected to; None if it was not.
 
     Raises:
         KernelError: (5) The kernel refused.
     """
     what = f"cannot take the limits off link {link.name}"
-    requests = [
-        Message(_DELQDISC, _message(link, _TBF_HANDLE, _ROOT), what),
-        Message(_DELQDISC, _message(link, _INGRESS_HANDLE, _INGRESS), what),
-    ]
+    if kept is not None:
+        _set_tbf(link, kept)
+    if to is not None and not redirects(link, to):
+        redirect(link, to)
+    limit, redirection = _message(link, _TBF_HANDLE, _ROOT), _message(link, _INGRESS_HANDLE, _INGRESS)
+    absent = [each for each, had in ((limit, kept), (redirection, to)) if had is None]
+    requests = [Message(_DELQDISC, each, what) for each in absent]
     with rtnetlink.connect(link.netns) as sock:
         for answer in sock.exchange(requests):
             if isinstance(answer, KernelError) and answer.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):

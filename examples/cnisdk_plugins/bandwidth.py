@@ -120,16 +120,20 @@ class Bandwidth(Plugin[BandwidthConf]):
             return result
         with rtnetlink.sharing():
             host, found = host_end(request), find_ifb(request.attachment)
-            if not (found or traffic.has_limit(host)):  # else another ADD of the attachment has set limits
-                request.undo(traffic.clear, host)
+            ifb = None
+            if egress:
+                with request.step():
+                    ifb = ensure_ifb(request.attachment, host)
+                    if found is None or found.index != ifb.index:
+                        request.undo(ifb.delete)
+                    else:  # another ADD of the attachment has set limits
+                        request.undo(traffic.put_back, ifb, traffic.keep_limit(ifb))
+            redirected = found if found and traffic.redirects(host, found) else None
+            request.undo(traffic.put_back, host, traffic.keep_limit(host), redirected)
             if ingress:
                 traffic.limit(host, ingress)
-            if egress is None:
+            if ifb is None or egress is None:
                 return result
-            with request.step():
-                ifb = ensure_ifb(request.attachment, host)
-                if found is None or found.index != ifb.index:
-                    request.undo(ifb.delete)
             ifb.set_up()
             traffic.limit(ifb, egress)
             traffic.redirect(host, ifb)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -26,6 +27,9 @@ from .conftest import attached
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
 LIMITS = {"ingressRate": 8_000_000, "ingressBurst": 80_000, "egressRate": 8_000_000, "egressBurst": 80_000}
+INGRESS = ("ingressRate", "ingressBurst")
+TUNED = {"mtu": 1400, "promisc": True, "sysctl": {"net.ipv4.conf.eth0.arp_filter": "1"}}
+OTHER_SYSCTLS = {"sysctl": {"net.ipv4.conf.eth0.arp_filter": "0", "net.ipv4.conf.eth0.arp_ignore": "1"}}
 PORTS = {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "udp"}]}}
 OTHER_PORTS = {
     "runtimeConfig": {
@@ -38,11 +42,15 @@ OTHER_PORTS = {
 OTHER_BACKEND = {"iptables": "nftables", "nftables": "iptables"}
 SUBJECTS: dict[str, tuple[type[Plugin[Any]], dict[str, Any], dict[str, Any]]] = {
     "bandwidth": (Bandwidth, LIMITS, {}),
+    "bandwidth, other limits": (Bandwidth, LIMITS, {key: value * 2 for key, value in LIMITS.items()}),
+    "bandwidth, one direction more": (Bandwidth, {key: LIMITS[key] for key in INGRESS}, LIMITS),
+    "bandwidth, one direction less": (Bandwidth, LIMITS, {"egressRate": 0, "egressBurst": 0}),
     "sbr": (Sbr, {"gateways": ["10.1.0.1"]}, {}),
     "sbr, another gateway": (Sbr, {"gateways": ["10.1.0.1"]}, {"gateways": ["10.1.0.9"]}),
     "sbr, source hints": (Sbr, {}, {"addSourceHints": True}),
     "sbr, another table": (Sbr, {}, {"table": 500}),
-    "tuning": (Tuning, {"mtu": 1400, "promisc": True, "sysctl": {"net.ipv4.conf.eth0.arp_filter": "1"}}, {}),
+    "tuning": (Tuning, TUNED, {}),
+    "tuning, other values": (Tuning, TUNED, {"mtu": 1300, "promisc": False, "allmulti": True, **OTHER_SYSCTLS}),
     "vrf": (Vrf, {"vrfname": "red"}, {}),
     **{
         f"portmap, {backend}, {what}": (Portmap, {"backend": backend, **PORTS}, keys)
@@ -129,8 +137,8 @@ def fail_at_each_step(
     """Let a second ADD fail at each of its steps; return how often it did. The first is the reference's, if given."""
     first, second = PluginUnderTest(None, go or kind, conf), PluginUnderTest(None, kind, changed)
     if changed != conf and not go:
-        for each, verb in ((second, "ADD"), (second, "DEL"), (first, "ADD")):  # what attachments share is there now
-            each.run(verb, container).raise_for_error()
+        second.run("ADD", container).raise_for_error()  # what attachments share is there now
+        begin_again(first, second, container)
     before, failed, step = state(), 0, 0
     struck = True
     while struck:
@@ -142,15 +150,30 @@ def fail_at_each_step(
             failed += 1
             assert state() == before, f"step {step}: {answer.stdout!r}"
         elif changed != conf or go:  # a step that ADD can do without may have failed
-            second.run("DEL", container).raise_for_error()
-            first.run("ADD", container).raise_for_error()
+            begin_again(first, second, container)
         before = state()
     return failed
 
 
+def begin_again(first: PluginUnderTest, second: PluginUnderTest, container: Container) -> None:
+    second.run("DEL", container).raise_for_error()
+    for kept in ("root", "ingress"):  # which would go with the link
+        run("tc", "qdisc", "del", "dev", "v-c1", kept)
+    first.run("ADD", container).raise_for_error()
+
+
 def state() -> tuple[object, ...]:
     files = sorted(Path("/run/cni/tuning").glob("*")) if os.path.isdir("/run/cni/tuning") else []
-    return collect(rules=True).without("files"), [each.read_bytes() for each in files], legacy_rules()
+    sysctls = [f"net/ipv4/conf/eth0/{each}" for each in ("arp_filter", "arp_ignore")]
+    shown = run("tc", "qdisc", "show"), run("tc", "filter", "show", "dev", "v-c1", "parent", "ffff:")
+    taken = collect(sysctls=sysctls, rules=True).without("files")
+    return taken, [each.read_bytes() for each in files], shown, legacy_rules()
+
+
+def run(*argv: str) -> str:
+    """Run a program that may fail, and return what it printed, without numbers that the kernel counts up."""
+    printed = subprocess.run(argv, check=False, capture_output=True, text=True).stdout
+    return re.sub(r"\bindex \d+", "", printed)
 
 
 def legacy_rules() -> list[str]:
