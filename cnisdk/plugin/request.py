@@ -125,24 +125,9 @@ class IPAM:
         if not self._type:
             return _empty_result()
         # A plugin that has made a link by now has won the interface. One that has made nothing may still lose it.
-        return _abbreviate(_add_through(self.delegate, self._undo, bool if self._undo else self._is_attached))
-
-    def _is_attached(self) -> bool:
-        """Return whether the container has the interface, after what this request has made is undone.
-
-        Then another ADD of the attachment made it. The addresses are its own: many IPAM plugins give an attachment
-        that has some the same again.
-        """
-        from ..linux import link, netns
-
-        try:
-            opened = netns.find(self._environ.get("CNI_NETNS", ""))
-            if opened is None:
-                return False
-            with opened:
-                return link.find(self._environ["CNI_IFNAME"], opened) is not None
-        except CNIError:
-            return True  # nothing tells; the DEL that a runtime sends after a failed ADD releases them
+        return _abbreviate(
+            _add_through(self.delegate, self._undo, bool if self._undo else lambda: _is_attached(self._environ))
+        )
 
     def check(self) -> None:
         """Have the IPAM plugin check its leases."""
@@ -163,6 +148,24 @@ class IPAM:
         """Ask the IPAM plugin whether it can serve ADD."""
         if self._type:
             self.delegate.status()
+
+
+def _is_attached(environ: Mapping[str, str]) -> bool:
+    """Return whether the container has the interface.
+
+    If it has before this request makes it, or after all that this request has made is undone, another ADD of the
+    attachment made it. The addresses are that one's, too: many IPAM plugins give an attachment the same again.
+    """
+    from ..linux import link, netns
+
+    try:
+        opened = netns.find(environ.get("CNI_NETNS", ""))
+        if opened is None:
+            return False
+        with opened:
+            return link.find(environ["CNI_IFNAME"], opened) is not None
+    except CNIError:
+        return True  # nothing tells; the DEL that a runtime sends after a failed ADD releases them
 
 
 def _add_through(delegate: Delegate, undo: UndoStack, keep: Callable[[], bool] = bool) -> Result:
@@ -345,13 +348,15 @@ class AddRequest(AttachmentRequest[ConfT]):
         """
         self.undo_stack.push(inverse, *args, **kwargs)
 
-    def add_through(self, delegate: Delegate) -> Result:
+    def add_through(self, delegate: Delegate, *, again: bool = False) -> Result:
         """Run the ADD of another plugin, which attaches the container. If this request fails later, its DEL runs.
 
         For IPAM plugins, use :attr:`ipam`.
 
         Args:
             delegate: The plugin, with its configuration: ``Delegate(type, request.environ, dumps(conf))``.
+            again: There are signs of an earlier ADD. If the container has the interface before this one, that is the
+                earlier one's, and no DEL runs.
 
         Returns:
             Its result in the shape of 1.1.0.
@@ -359,7 +364,8 @@ class AddRequest(AttachmentRequest[ConfT]):
         Raises:
             CNIError: Its error, see :meth:`cnisdk.invoke.Delegate.add`.
         """
-        return _add_through(delegate, self.undo_stack)
+        attached = again and _is_attached(self.environ)
+        return _add_through(delegate, self.undo_stack, lambda: attached)
 
 
 class CheckRequest(AttachmentRequest[ConfT]):

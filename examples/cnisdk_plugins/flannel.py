@@ -188,12 +188,14 @@ class State:
         names = (f"{owner.container_id}:{owner.ifname}", owner.container_id)
         self._files = [StateFile(directory, owner, name) for name in names]
         self._mine: StateFile | None = None
+        self._written: StateFile | None = None
         self.conf: dict[str, Any] | None = None
         for file in self._files:
             conf = file.find()
             # What flannel's own plugin wrote names no owner, but the network.
             if self.conf is None and conf is not None and conf.get("name") == owner.network:
                 self.conf, self._mine = conf, file
+        self._found, self._before = self._mine, self.conf
         self.lost = self.conf is None and all(file.is_free() for file in self._files)
 
     def write(self, conf: Mapping[str, Any]) -> None:
@@ -208,8 +210,18 @@ class State:
             raise InvalidEnvironmentError(
                 f"CNI_IFNAME {self._files[0].owner.ifname} of this container belongs to another network: see {path}"
             )
+        self._written = self._mine
         self._mine.write(conf)
         self.conf = dict(conf)
+
+    def take_back(self) -> None:
+        """Undo :meth:`write`. What was kept before is another ADD's, whose DEL needs it."""
+        if self._before is None:
+            self.delete()
+        elif self._written is not None and self._written is self._found:
+            self._written.write(self._before)
+        elif self._written is not None:
+            self._written.delete()
 
     def delete(self) -> None:
         """Delete the file, if it is this attachment's."""
@@ -232,10 +244,10 @@ class Flannel(Plugin[FlannelConf]):
 
     def add(self, request: AddRequest[FlannelConf]) -> Result:
         conf, state = delegated(request), State(request)
-        if state.conf is None:  # else this is a second ADD, and the first one's DEL needs the file
-            request.undo(state.delete)
+        again = state.conf is not None
+        request.undo(state.take_back)
         state.write(conf)
-        return request.add_through(run(request, conf))
+        return request.add_through(run(request, conf), again=again)
 
     def delete(self, request: DelRequest[FlannelConf]) -> None:
         state = State(request)

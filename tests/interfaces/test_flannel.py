@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from cnisdk.errors import (
+    CNIError,
     DecodingError,
     InvalidConfigError,
     InvalidEnvironmentError,
     PluginNotAvailableError,
     TryAgainLaterError,
 )
-from cnisdk.testing import Host, PluginUnderTest
+from cnisdk.testing import Host, PluginUnderTest, fail
 from cnisdk_plugins.flannel import Flannel, read_subnet
 
 ENV = """\
@@ -163,16 +164,49 @@ def test_a_failed_add_leaves_no_file_and_a_second_one_keeps_the_first_ones(host:
     plugin.delete(web)
 
 
+@pytest.mark.parametrize("first", ["ours", "flannel's own"])
+def test_a_second_add_that_fails_leaves_the_interface_and_the_file(
+    host: Host, plugin_directory: Path, first: str
+) -> None:
+    """The configuration has changed meanwhile: the other plugin's DEL would take the first one's interface."""
+    web, stub = host.container(), host.stub("other")
+    plugin = make(host, plugin_directory)
+    plugin.add(web)
+    if first != "ours":
+        drop_owner(host)
+    before, files = host.state(), host.call(read_files)
+    second = make(host, plugin_directory, delegate={"type": "other"})
+    for code in (4, 11, 999):
+        stub.fail("ADD", code, "not now")
+        with pytest.raises(CNIError, match="not now"):
+            second.add(web)
+        assert (host.state(), host.call(read_files)) == (before, files)
+    assert "DEL" not in stub.verbs
+    plugin.check(web)
+    stub.answer("ADD", {"cniVersion": "1.1.0"})
+    for answer in second.at_each_step(fail, "ADD", web):
+        assert not answer.status or host.call(read_files) == files, answer
+        if not answer.status:  # a step that ADD can do without may have failed
+            break
+    assert web.links() == ["eth0", "lo"]
+
+
+def read_files() -> dict[str, str]:
+    return {path.name: path.read_text() for path in STATE.iterdir()}
+
+
+def drop_owner(host: Host) -> None:
+    """Make the file one of flannel's own plugin: compact JSON, without an owner."""
+    document = host.call(lambda: json.loads((STATE / "c1").read_text()))
+    del document["cni"]
+    host.call(write, STATE / "c1", json.dumps(document, separators=(",", ":"), sort_keys=True))
+
+
 def test_files_of_flannels_own_plugin(host: Host, plugin_directory: Path) -> None:
-    """It writes compact JSON below the container's id, without an owner."""
     web = host.container()
     plugin = make(host, plugin_directory)
     plugin.add(web)
-    theirs = {
-        key: value for key, value in host.call(lambda: json.loads((STATE / "c1").read_text())).items() if key != "cni"
-    }
-    text = json.dumps(theirs, separators=(",", ":"), sort_keys=True)
-    host.call(write, STATE / "c1", text)
+    drop_owner(host)
     host.call(FILE.unlink)
     plugin.delete(web, name="another")  # another network's: not taken
     assert kept(host) == ["c1"]
