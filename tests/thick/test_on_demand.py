@@ -194,7 +194,7 @@ def make_environment(directory: Path) -> Environment:
     if os.geteuid() != 0 or os.readlink("/proc/self/ns/user") != "user:[4026531837]":
         pytest.skip("needs root, outside of any user namespace")
     if shim.find_prebuilt() is None and shim.find_compiler() is None:
-        pytest.skip("no C compiler")
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no C compiler")
     made = Environment(directory / "venv")
     (made.site / "cnisdk").unlink()
     shutil.copytree(ROOT / "cnisdk", made.site / "cnisdk")

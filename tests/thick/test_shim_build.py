@@ -7,8 +7,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -23,13 +23,20 @@ VERSIONS = b'{"cniVersion":"1.1.0","supportedVersions":["1.1.0"]}'
 LAUNCHER = render("noop: a:b of a test", ["/bin/echo", "run"], "code", VERSIONS.decode())
 
 
+def refuse(missing: str) -> NoReturn:
+    """Skip a test that lacks a tool; in CI, which installs the tools, fail it."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
 def compiler_for(machine: str) -> list[str]:
     for command in shim_build.compilers_for(machine):
         # Debian's cross compilers come without the headers of a C library.
         probe = [*command, "-x", "c", "-fsyntax-only", "-include", "sys/socket.h", "/dev/null"]
         if shutil.which(command[0]) and subprocess.run(probe, capture_output=True, check=False).returncode == 0:
             return command
-    pytest.skip(f"no compiler for {machine}")
+    refuse(f"no compiler for {machine}")
 
 
 def build(machine: str, output: Path, cwd: Path) -> bytes:
@@ -58,7 +65,7 @@ def test_it_runs_on_each_processor(tmp_path: Path, machine: str) -> None:
     if machine != os.uname().machine:
         emulator = shutil.which(f"qemu-{machine}") or shutil.which(f"qemu-{machine}-static")
         if emulator is None:
-            pytest.skip(f"no emulator of {machine} (qemu-user)")
+            refuse(f"no emulator of {machine} (qemu-user)")
         runner = [emulator]
     texts = ShimTexts("noop", LAUNCHER, VERSIONS, str(tmp_path / "run"))
     program = tmp_path / "noop"
@@ -120,7 +127,6 @@ def test_where_there_is_no_program_thick_fails(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("hatchling") is None, reason="needs hatchling, the project's build backend")
 @pytest.mark.parametrize("wish", ["all", "none"])
 def test_the_wheel_has_it(tmp_path: Path, wish: str) -> None:
     machines = shim_build.MACHINES if wish == "all" else ()
