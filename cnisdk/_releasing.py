@@ -15,10 +15,13 @@ step    gc                                              ADD
 ======  ==============================================  ================================================
 
 So gc sees the process in its second step, or the ADD sees the file in its own. The plugins of DEL inherit the lock. So
-it outlives a gc that is killed, until the DEL it began has ended. Then the file is left, without a lock. A plugin that
-does not look for the file (one of another project) is not kept apart: what it makes while DEL runs may be deleted.
-Where no gc is at work, the file costs an ADD one system call. Two attachments whose names have one
-checksum wait for each other, which does no harm.
+it outlives a gc that is killed, until the DEL it began has ended. Then the file is left, without a lock.
+
+A plugin of another project does not look for the file: what it makes while DEL runs may be deleted. Our runtime does it
+before it starts the first plugin of a list, so that little time is left for that.
+
+Where no gc is at work, the file costs an ADD one system call. Two attachments whose names have one checksum wait for
+each other, which does no harm.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from ._files import make_private
-from .errors import TryAgainLaterError
+from .errors import IOFailureError, TryAgainLaterError, cause_of
 
 DIRECTORY = "/run/cni/releasing"
 """Directory of the files. Only root can make files in there, and lock them."""
@@ -77,10 +80,13 @@ def releasing(attachment: Sequence[str]) -> Iterator[bool]:
         False if another process has the lock: a gc, or an ADD that was waiting for one.
 
     Raises:
-        OSError: The file cannot be made.
+        IOFailureError: (5) The file cannot be made.
     """
     path = _path(attachment)
-    fd = _make(path)
+    try:
+        fd = _make(path)
+    except OSError as exc:
+        raise IOFailureError(f"cannot make {path}: {cause_of(exc)}") from exc
     try:
         held = _lock(fd, fcntl.LOCK_EX) and _is_at(fd, path)
         os.set_inheritable(fd, held)

@@ -172,11 +172,8 @@ def _keep(each: JudgedAttachment, why: str) -> JudgedAttachment:
 
 def _drop_alone(args: argparse.Namespace, host: HostState, network: Network, each: JudgedAttachment) -> str | None:
     """Drop an attachment, as :func:`_drop` does, while an ADD of its names waits."""
-    try:
-        with releasing(each.traces.attachment) as alone:
-            return _drop(args, host, network, each) if alone else "another process is about to attach or release it"
-    except OSError as exc:
-        raise IOFailureError(f"cannot make {exc.filename}: {cause_of(exc)}") from exc
+    with releasing(each.traces.attachment) as alone:
+        return _drop(args, host, network, each) if alone else "another process is about to attach or release it"
 
 
 def _drop(args: argparse.Namespace, host: HostState, network: Network, each: JudgedAttachment) -> str | None:
@@ -216,8 +213,8 @@ def _drop(args: argparse.Namespace, host: HostState, network: Network, each: Jud
 def _find_return(args: argparse.Namespace, host: HostState, each: JudgedAttachment) -> str | None:
     """Find out that an attachment was added again since the last judgement, or is being added; return how that shows.
 
-    An ADD of our plugins or our runtime that begins after this waits until the DEL has ended. Nothing keeps another
-    plugin from beginning one. What that makes before the DEL ends may be deleted.
+    An ADD of our plugins that begins after this waits until the DEL has ended. Nothing keeps another plugin from
+    beginning one. What that makes before the DEL ends may be deleted.
     """
     attachment, entries = each.traces.attachment, each.traces.entries
     working = find_working(attachment.container_id)
