@@ -67,7 +67,7 @@ class Delegate:
             self._path = get_plugin_path(self.type, split_path(self._environ.get("CNI_PATH", "")))
         return self._path
 
-    def add(self, *, keep: Callable[[], bool] = bool) -> Result:
+    def add(self, *, keep: Callable[[], bool] | None = None) -> Result:
         """Run its ADD. If that fails, run its DEL, so that nothing of it is left (spec §4).
 
         An ADD that was refused since the attachment has addresses or its interface already is the exception: they are
@@ -92,7 +92,7 @@ class Delegate:
             return upgrade(parse_result(printed, self._cni_version(), what=f'result of plugin "{self.type}"'))
         except CNIError as exc:
             refused = isinstance(exc, InvalidEnvironmentError) or any(each in exc.msg for each in _REFUSALS)
-            if not refused and not keep():
+            if not refused and (keep is None or not keep()):
                 self._undo(path, exc)
             raise
 

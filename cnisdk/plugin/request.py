@@ -124,10 +124,10 @@ class IPAM:
         """
         if not self._type:
             return _empty_result()
-        # A plugin that has made a link by now has won the interface. One that has made nothing may still lose it.
-        return _abbreviate(
-            _add_through(self.delegate, self._undo, bool if self._undo else lambda: _is_attached(self._environ))
-        )
+        # A plugin that has something to undo is taken to have made its link, and so to have won the interface. One that
+        # has made nothing may still lose it.
+        keep = None if self._undo else lambda: _is_attached(self._environ)
+        return _abbreviate(_add_through(self.delegate, self._undo, keep))
 
     def check(self) -> None:
         """Have the IPAM plugin check its leases."""
@@ -168,7 +168,7 @@ def _is_attached(environ: Mapping[str, str]) -> bool:
         return True  # nothing tells; the DEL that a runtime sends after a failed ADD releases them
 
 
-def _add_through(delegate: Delegate, undo: UndoStack, keep: Callable[[], bool] = bool) -> Result:
+def _add_through(delegate: Delegate, undo: UndoStack, keep: Callable[[], bool] | None = None) -> Result:
     """Run a delegate's ADD; its DEL, if the request fails later, unless `keep` returns True then."""
     forget = undo.push(_unless, keep, delegate.delete)
     try:
@@ -183,8 +183,8 @@ def _add_through(delegate: Delegate, undo: UndoStack, keep: Callable[[], bool] =
         raise
 
 
-def _unless(keep: Callable[[], bool], step: Callable[[], object]) -> None:
-    if not keep():
+def _unless(keep: Callable[[], bool] | None, step: Callable[[], object]) -> None:
+    if keep is None or not keep():
         step()
 
 
