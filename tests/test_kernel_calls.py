@@ -21,11 +21,11 @@ from cnisdk.testing import Sandbox
 # programs are the launcher's shell and the interpreter. Threads are how a process works inside the container's
 # namespace. A second address family costs nothing more, but that CHECK asks for its routes by themselves.
 BUDGETS = {
-    "bridge": {"ADD": (10, 2, 0, 1), "CHECK": (5, 2, 0, 2), "DEL": (10, 2, 0, 0)},
-    "ptp": {"ADD": (7, 2, 0, 1), "CHECK": (9, 2, 0, 2), "DEL": (6, 2, 0, 0)},
-    "macvlan": {"ADD": (4, 2, 0, 2), "CHECK": (3, 2, 0, 2), "DEL": (2, 2, 0, 2)},
-    "host-device": {"ADD": (5, 2, 0, 2), "CHECK": (5, 2, 0, 4), "DEL": (8, 2, 0, 2)},
-    "loopback": {"ADD": (3, 2, 0, 1), "CHECK": (4, 2, 0, 4), "DEL": (3, 2, 0, 1)},
+    "bridge": {"ADD": (10, 2, 0, 1), "CHECK": (5, 2, 0, 1), "DEL": (7, 2, 0, 0)},
+    "ptp": {"ADD": (7, 2, 0, 1), "CHECK": (9, 2, 0, 1), "DEL": (6, 2, 0, 0)},
+    "macvlan": {"ADD": (4, 2, 0, 2), "CHECK": (3, 2, 0, 1), "DEL": (2, 2, 0, 1)},
+    "host-device": {"ADD": (5, 2, 0, 2), "CHECK": (5, 2, 0, 1), "DEL": (8, 2, 0, 1)},
+    "loopback": {"ADD": (3, 2, 0, 1), "CHECK": (4, 2, 0, 1), "DEL": (3, 2, 0, 1)},
     "portmap": {"ADD": (15, 2, 0, 0), "CHECK": (6, 2, 0, 0), "DEL": (18, 2, 0, 0)},
 }
 KEYS: dict[str, dict[str, Any]] = {

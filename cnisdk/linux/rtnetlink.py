@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import struct
 from _thread import _local
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from .._light import NamedTuple
@@ -51,6 +51,9 @@ HEADER = struct.Struct("=IHHII")
 
 # In a dump that the kernel marks as interrupted, the table changed meanwhile: entries may be missing or be there twice.
 _DUMP_ATTEMPTS = 20
+
+# Datagrams that finish() reads. A table of a container is in one, mostly, and its end in the next.
+_DATAGRAMS_LEFT = 2
 
 SCAN_LIMIT = 500_000
 """Messages that a scan reads at most, about two seconds: a container may fill its tables."""
@@ -117,6 +120,7 @@ class Socket:
 
     def __init__(self, groups: int = 0, *, family: int = _NETLINK_ROUTE) -> None:
         self._sequence = 0
+        self._reading = False
         self._interrupted = False
         self._socket: _sockets.Socket = _sockets.Socket(
             _sockets.AF_NETLINK, _sockets.SOCK_RAW | _sockets.SOCK_CLOEXEC, family
@@ -203,7 +207,7 @@ class Socket:
         """Yield the messages of a table one by one, for a reader that stops when it has found its entry.
 
         No message is kept, so that a table of any length takes no memory. When the table changed meanwhile, it is
-        yielded once more. When the reader stops, the kernel may have more to send: close the socket then.
+        yielded once more. After a reader that stops, :meth:`finish` before the next request.
 
         Raises:
             KernelError: (5) The kernel refused, or the table changed during each attempt (EINTR).
@@ -219,6 +223,24 @@ class Socket:
             if not self._interrupted:
                 return
         raise _never_still(request)
+
+    def finish(self) -> bool:
+        """Read the rest of a table whose reader has stopped, if it is short.
+
+        Returns:
+            False if the kernel has still more to send. It would refuse to begin with another table (EBUSY): close the
+            socket.
+        """
+        for _ in range(_DATAGRAMS_LEFT):
+            if not self._reading:
+                break
+            try:
+                received = list(self._receive(_sockets.MSG_DONTWAIT))
+            except BlockingIOError:  # the end came with what the reader got
+                self._reading = False
+            else:
+                self._reading = all(kind not in (_NLMSG_DONE, _NLMSG_ERROR) for kind, *_ in received)
+        return not self._reading
 
     def listen(self, deadline: float) -> Iterator[tuple[int, bytes]]:
         """Yield the notifications of the groups joined, as pairs of message type and message, until a deadline.
@@ -247,6 +269,7 @@ class Socket:
         """Yield the messages of a dump, and note whether the table changed meanwhile."""
         self._sequence += 1
         self._interrupted = False
+        self._reading = True
         self._socket.send(_encode(request._replace(flags=F_DUMP), self._sequence))
         while True:
             for kind, flags, sequence, body in self._receive():
@@ -256,8 +279,10 @@ class Socket:
                 if kind == _NLMSG_ERROR:
                     error = _read_error(body, request, 0)
                     if error is not None:
+                        self._reading = False
                         raise error
                 elif kind == _NLMSG_DONE:
+                    self._reading = False
                     (status,) = struct.unpack_from("=i", body, HEADER.size) if len(body) > HEADER.size else (0,)
                     if status < 0:
                         raise KernelError(request.what, -status)
@@ -265,18 +290,18 @@ class Socket:
                 else:
                     yield body
 
-    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+    def _receive(self, flags: int = 0) -> Iterator[tuple[int, int, int, bytes]]:
         """Read one datagram: (type, flags, sequence number, message with header) of each message in it."""
         # The kernel never sends more than 32 KiB in one datagram, unless a single message is larger than that.
-        data = self._socket.recv(65536, _sockets.MSG_TRUNC)
+        data = self._socket.recv(65536, _sockets.MSG_TRUNC | flags)
         if len(data) > 65536:
             raise IOFailureError("a netlink message is larger than 64 KiB")
         offset = 0
         while offset + HEADER.size <= len(data):
-            length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
+            length, kind, marks, sequence, _ = HEADER.unpack_from(data, offset)
             if length < HEADER.size:
                 break
-            yield kind, flags, sequence, data[offset : offset + length]
+            yield kind, marks, sequence, data[offset : offset + length]
             offset += (length + 3) & ~3
 
 
@@ -312,41 +337,68 @@ def connect(netns: NetNS | None = None, groups: int = 0) -> AbstractContextManag
     Raises:
         IOFailureError: (5) The kernel does not let this process enter the namespace.
     """
-    shared = None if groups else _shared.sockets.get(netns)
-    if shared is not None:
-        return nullcontext(shared)
-    return Socket(groups) if netns is None else netns.call(Socket, groups)
+    kept = _kept.sockets
+    if groups or netns not in kept:
+        return _open(netns, groups)
+    sock = kept[netns]
+    if sock is not None and not sock.finish():
+        sock.close()
+        sock = None
+    if sock is None:
+        sock = kept[netns] = _open(netns)
+    return nullcontext(sock)
+
+
+def keep(netns: NetNS | None) -> Callable[[], None]:
+    """Use one socket for all calls of :func:`connect` for a namespace in this thread, from here on.
+
+    A plugin sends a dozen requests. To open a socket for each takes longer than most answers, and in another namespace
+    it takes a thread, too. So a request does this for the container's namespace when it opens it
+    (:meth:`~cnisdk.AddRequest.open_netns`), until its end. For the plugin's own there is :func:`sharing`.
+
+    Args:
+        netns: None means the calling thread's own namespace, which must stay the same meanwhile.
+
+    Returns:
+        A function that closes the socket, and ends this.
+    """
+    kept = _kept.sockets
+    if netns in kept:
+        return lambda: None
+    kept[netns] = None
+
+    def close() -> None:
+        if (sock := kept.pop(netns)) is not None:
+            sock.close()
+
+    return close
 
 
 @contextmanager
-def sharing(netns: NetNS | None = None) -> Iterator[None]:
-    """Use one socket for all calls of :func:`connect` for a namespace in this thread, inside ``with``.
+def sharing() -> Iterator[None]:
+    """Use one socket for all calls of :func:`connect` for the calling thread's own namespace, inside ``with``.
 
-    A plugin sends a dozen requests, and opening a socket takes longer than most answers; in another namespace it takes
-    a thread, too. None means the calling thread's own namespace, which must stay the same meanwhile.
-
-    Raises:
-        IOFailureError: (5) The kernel does not let this process enter the namespace.
+    The thread must stay in this namespace meanwhile.
     """
-    if netns in _shared.sockets:
+    close = keep(None)
+    try:
         yield
-        return
-    with connect(netns) as sock:
-        _shared.sockets[netns] = sock
-        try:
-            yield
-        finally:
-            del _shared.sockets[netns]
+    finally:
+        close()
 
 
-class _Shared(_local):
-    """Sockets that the calling thread shares."""
+class _Kept(_local):
+    """Sockets that the calling thread keeps; None stands for one that was not asked for yet."""
 
     def __init__(self) -> None:
-        self.sockets: dict[NetNS | None, Socket] = {}
+        self.sockets: dict[NetNS | None, Socket | None] = {}
 
 
-_shared = _Shared()
+_kept = _Kept()
+
+
+def _open(netns: NetNS | None, groups: int = 0) -> Socket:
+    return Socket(groups) if netns is None else netns.call(Socket, groups)
 
 
 def _encode(request: Message, sequence: int) -> bytes:

@@ -322,8 +322,11 @@ class AttachmentRequest(Request[ConfT]):
         return self._keep(netns.open(self.netns))
 
     def _keep(self, opened: NetNS) -> NetNS:
+        from ..linux import rtnetlink
+
         opened.keep()
         self.undo_stack.close_at_end(opened.close)
+        self.undo_stack.close_at_end(rtnetlink.keep(opened))
         return opened
 
 

@@ -24,7 +24,7 @@ from cnisdk import (
     StatusRequest,
     evolve,
 )
-from cnisdk.linux import address, layer3, link, rtnetlink, shared
+from cnisdk.linux import address, layer3, link, shared
 from cnisdk.linux.links.link import Link
 from cnisdk.plugin import interface
 
@@ -44,21 +44,18 @@ class Loopback(Plugin[NetConf]):
         return {"kind": "interface", "ifname": "lo"}
 
     def add(self, request: AddRequest[NetConf]) -> Result:
-        netns = request.open_netns()
-        with rtnetlink.sharing(netns):
-            lo = link.get("lo", netns)
-            with request.step():
-                if shared.set_up(lo, request.attachment):
-                    request.undo(lambda: shared.set_down(lo.refresh(), request.attachment, keep_up=lo.up))
-            ips = loopback_addresses(lo)
+        lo = link.get("lo", request.open_netns())
+        with request.step():
+            if shared.set_up(lo, request.attachment):
+                request.undo(lambda: shared.set_down(lo.refresh(), request.attachment, keep_up=lo.up))
+        ips = loopback_addresses(lo)
         result = request.prev_result
         return Result(ips=ips).with_interfaces(lo) if result is None else result
 
     def delete(self, request: DelRequest[NetConf]) -> None:
         netns = request.find_netns()
         if netns is not None:
-            with rtnetlink.sharing(netns):
-                shared.set_down(link.get("lo", netns), request.attachment)
+            shared.set_down(link.get("lo", netns), request.attachment)
 
     def check(self, request: CheckRequest[NetConf]) -> None:
         netns, result = request.open_netns(), request.prev_result

@@ -2,13 +2,16 @@
 
 import errno
 import pickle
+import socket
 import struct
 
 import pytest
 
-from cnisdk.linux import link, netns, rtnetlink
+from cnisdk import AddRequest, CheckRequest, DelRequest, NetConf, Plugin, Result
+from cnisdk.linux import link, netns, route, rtnetlink
 from cnisdk.linux.links import messages
-from cnisdk.linux.rtnetlink import KernelError, Socket
+from cnisdk.linux.rtnetlink import KernelError, Message, Socket
+from cnisdk.plugin.reply import respond
 from cnisdk.testing import Sandbox
 
 pytestmark = pytest.mark.kernel
@@ -40,17 +43,76 @@ def test_a_batch_tells_each_fate_in_order(host: Sandbox) -> None:
     assert found == "hello"
 
 
-def test_sharing_is_of_one_namespace(host: Sandbox) -> None:
+def test_a_socket_is_kept_for_one_namespace(host: Sandbox) -> None:
     def look(path: str) -> list[bool]:
-        with netns.open(path) as space, netns.open(path) as same, rtnetlink.sharing(space):
+        with netns.open(path) as space, netns.open(path) as same:
+            close, again = rtnetlink.keep(space), rtnetlink.keep(same)
             with rtnetlink.connect(space) as first, rtnetlink.connect(same) as second, rtnetlink.connect() as own:
                 seen = [first is second, first is own]
-            with rtnetlink.sharing(same), rtnetlink.connect(space) as inner:
-                seen.append(inner is first)
+            again()
             with rtnetlink.connect(space) as later, rtnetlink.connect(space, rtnetlink.GROUP_LINK) as listening:
-                return [*seen, later is first, listening is first, bool(link.find("lo", space))]
+                seen += [later is first, listening is first]
+            close()
+            with rtnetlink.connect(space) as after:
+                return [*seen, after is first, bool(link.find("lo", space))]
 
-    assert host.call(look, host.add_netns("shared")) == [True, False, True, True, False, True]
+    assert host.call(look, host.add_netns("kept")) == [True, False, True, False, False, True]
+
+
+def test_sharing_is_of_the_own_namespace(host: Sandbox) -> None:
+    def look() -> list[bool]:
+        with rtnetlink.sharing(), rtnetlink.connect() as first:
+            with rtnetlink.sharing(), rtnetlink.connect() as inner:
+                seen = [inner is first]
+            with rtnetlink.connect() as later:
+                seen.append(later is first)
+        with rtnetlink.connect() as after:
+            return [*seen, after is first]
+
+    assert host.call(look) == [True, True, False]
+
+
+def test_after_half_a_table_others_are_read_whole(host: Sandbox) -> None:
+    """The kernel has more to tell of the first, and refuses to begin with another (EBUSY)."""
+
+    routes = Message(rtnetlink.GETROUTE, bytes([socket.AF_INET, *[0] * 11]), "cannot list routes")
+
+    def look() -> tuple[bool, int]:
+        with rtnetlink.sharing():
+            with rtnetlink.connect() as sock:
+                next(sock.scan(routes))
+            with rtnetlink.connect() as other:
+                return other is sock, len(route.list_all())
+
+    host.run(["ip", "link", "set", "lo", "up"])
+    assert host.call(look) == (True, 0)
+    lines = "".join(f"route add 10.{high}.{low}.0/24 dev lo\n" for high in range(16) for low in range(256))
+    host.run(["ip", "-batch", "-"], input=lines)
+    assert host.call(look) == (False, 4096)
+
+
+def test_a_request_keeps_one_socket_in_the_container(host: Sandbox) -> None:
+    def look(path: str) -> list[bool]:
+        environ = {"CNI_COMMAND": "CHECK", "CNI_CONTAINERID": "c1", "CNI_NETNS": path, "CNI_IFNAME": "eth0"}
+        conf = b'{"cniVersion": "1.0.0", "name": "net", "type": "kept"}'
+        seen = []
+
+        class Kept(Plugin[NetConf]):
+            def add(self, request: AddRequest[NetConf]) -> Result:
+                raise NotImplementedError
+
+            def delete(self, request: DelRequest[NetConf]) -> None:
+                raise NotImplementedError
+
+            def check(self, request: CheckRequest[NetConf]) -> None:
+                with rtnetlink.connect(request.open_netns()) as first, rtnetlink.connect(request.open_netns()) as same:
+                    seen.append(first is same)
+
+        respond(Kept, environ, conf)
+        with netns.open(path) as space, rtnetlink.connect(space) as one, rtnetlink.connect(space) as other:
+            return [*seen, one is other]
+
+    assert host.call(look, host.add_netns("kept")) == [True, False]
 
 
 def test_errors_name_the_errno_and_survive_pickling() -> None:
@@ -66,6 +128,7 @@ class FakeSocket(Socket):
 
     def __init__(self, *datagrams: bytes) -> None:
         self._sequence = 0
+        self._reading = False
         self.waiting = list(datagrams)
         self.sent: list[bytes] = []
         self._socket = self  # type: ignore[assignment]

@@ -128,7 +128,7 @@ def dump(sock: Socket, index: int) -> list[LinkAddress]:
 
 
 def scan(sock: Socket, index: int, wanted: Collection[IPInterface]) -> dict[IPInterface, LinkAddress]:
-    """Find addresses of a link, at any number of others. Close the socket afterwards."""
+    """Find addresses of a link, at any number of others. The kernel may not be through: see :meth:`.Socket.finish`."""
     versions = {each.version for each in wanted}
     family = _FAMILIES[versions.pop()] if len(versions) == 1 else 0
     prefixes = rtnetlink.Prefixes((_FAMILIES[each.version], each.network.prefixlen, each.ip.packed) for each in wanted)

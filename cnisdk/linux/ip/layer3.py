@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 
 from ..._light import TYPE_CHECKING
 from ...errors import InvalidConfigError, IOFailureError
@@ -159,30 +158,23 @@ def verify(netns: NetNS | None, ifname: str, result: Result) -> Link:
     end = link.get(ifname, netns)
     sandbox = netns.path if netns is not None else "the host"
     ips = [ip for ip in result.ips if _belongs(ip, result, ifname)]
-    versions = sorted({each.dst.version for each in result.routes})
-
-    def open_sockets() -> list[Socket]:
-        return [Socket() for _ in range(1 + len(versions))]
-
-    with ExitStack() as stack:
-        # A container may have any number of addresses and routes. So each table is read only until the wanted entries
-        # were found, and a socket whose table was not read to its end is not used again.
-        sockets = netns.call(open_sockets) if netns is not None else open_sockets()
-        for sock in sockets:
-            stack.enter_context(sock)
-        present = address.scan(sockets[0], end.index, [ip.address for ip in ips])
-        problems = [] if end.up else [f"{ifname} is down"]
-        for ip in ips:
-            state = present.get(ip.address)
-            if state is None:
-                problems.append(f"address {ip.address} is missing")
-            elif state.duplicate:
-                problems.append(f"address {ip.address} is in use by another host")
-        gateways = _gateways(ips)
-        # A result with several interfaces does not say to which of them a route belongs.
-        alone = sum(1 for each in result.interfaces if each.sandbox) <= 1
-        for sock, version in zip(sockets[1:], versions, strict=True):
-            wanted = [each for each in result.routes if each.dst.version == version]
+    # A container may have any number of addresses and routes. So each table is read only until the wanted entries were
+    # found.
+    with rtnetlink.connect(netns) as sock:
+        present = address.scan(sock, end.index, [ip.address for ip in ips])
+    problems = [] if end.up else [f"{ifname} is down"]
+    for ip in ips:
+        state = present.get(ip.address)
+        if state is None:
+            problems.append(f"address {ip.address} is missing")
+        elif state.duplicate:
+            problems.append(f"address {ip.address} is in use by another host")
+    gateways = _gateways(ips)
+    # A result with several interfaces does not say to which of them a route belongs.
+    alone = sum(1 for each in result.interfaces if each.sandbox) <= 1
+    for version in sorted({each.dst.version for each in result.routes}):
+        wanted = [each for each in result.routes if each.dst.version == version]
+        with rtnetlink.connect(netns) as sock:
             problems += _route_problems(sock, version, wanted, gateways, end.index if alone else 0)
     if problems:
         raise IOFailureError(f"interface {ifname} in {sandbox} is not as it was added", details="; ".join(problems))

@@ -106,11 +106,14 @@ def find_default_link(netns: NetNS | None = None) -> link.Link | None:
         IOFailureError: (5) The kernel refused to tell.
     """
     for default in (IPv4Network("0.0.0.0/0"), IPv6Network("::/0")):
-        # A socket of its own: the kernel is not through with the table when the route is found.
-        with Socket() if netns is None else rtnetlink.connect(netns) as sock:
-            for route in scan(sock, default.version, [default]):
-                if route.unicast and route.link_index and route.table == TABLE_MAIN:
-                    return link.get_by_index(route.link_index, netns)
+        with rtnetlink.connect(netns) as sock:
+            leads = (
+                each.unicast and each.table == TABLE_MAIN and each.link_index
+                for each in scan(sock, default.version, [default])
+            )
+            index = next(filter(None, leads), 0)
+        if index:
+            return link.get_by_index(index, netns)
     return None
 
 
@@ -304,7 +307,7 @@ def dump(sock: Socket) -> list[KernelRoute]:
 def scan(sock: Socket, version: int, destinations: Iterable[IPNetwork]) -> Iterator[KernelRoute]:
     """Yield the routes to destinations of one IP version, in all tables but ``local``, however many others there are.
 
-    Close the socket afterwards: the kernel may not be through.
+    After a reader that stops, the kernel may not be through: see :meth:`.Socket.finish`.
 
     Raises:
         IOFailureError: (5) There are more than :data:`CANDIDATES`, or the kernel refused to tell.
