@@ -9,7 +9,6 @@ import pytest
 
 from cnisdk import Attachment, CNIError, InvalidConfigError
 from cnisdk.linux import masquerade, nft, rules, spoofcheck
-from cnisdk.linux.netfilter import sets
 from cnisdk.spec.addresses import IPInterface
 from cnisdk.testing import Sandbox
 
@@ -185,14 +184,15 @@ def test_spoof_rules_are_collected(host: Sandbox) -> None:
         host.call(spoofcheck.check, OTHER_CONTAINER, "veth0", MAC)
 
 
-def test_status_of_the_spoof_check_asks_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No program is needed."""
+def test_status_of_the_spoof_check_asks_the_kernel(host: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No program is needed, and no rule is made."""
     monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setattr(sets, "read_generation", lambda: 1)
-    spoofcheck.status()
-    monkeypatch.setattr(sets, "read_generation", lambda: 0)
-    with pytest.raises(CNIError, match="needs nf_tables, which this kernel lacks"):
-        spoofcheck.status()
+    before = host.call(nft.read_generation)
+    host.call(spoofcheck.status)
+    assert host.call(nft.read_generation) == before
+    monkeypatch.setitem(nft._FAMILIES, "bridge", 12)  # DECnet: no kernel has tables of it
+    with pytest.raises(CNIError, match="needs nf_tables for bridges, which this kernel lacks"):
+        host.call(spoofcheck.status)
 
 
 def test_spoof_rules_name_their_owner(host: Sandbox) -> None:

@@ -513,28 +513,29 @@ def test_foreign_rules_of_the_legacy_variant_are_read(legacy: Host) -> None:
     legacy.call(read)
 
 
-@pytest.mark.parametrize("act", ["delete", "replace"])
+@pytest.mark.parametrize("act", ["delete", "replace", "commit"])
 def test_a_table_made_anew_keeps_the_rules_of_others(host: Host, act: str) -> None:
     """Between look and transaction another program makes the table anew: a handle is another attachment's rule now."""
     gone, living = Attachment("net", "gone", "eth0"), Attachment("net", "living", "eth0")
     layout = rules.Layout(family="ip", table="t", shared=("c",), base_chain=nft.BaseChain("c", 0, 0))
-    table, name = nft.NftTable("ip", "t"), "delete" if act == "delete" else "replace"
-    carry_out = getattr(nft.NftTable, name)
+    table, place = nft.NftTable("ip", "t"), nft if act == "commit" else nft.NftTable
+    carry_out = getattr(place, act)
     part = rules.Part(layout, (rules.Wanted("c", "accept", (), "accept", (_expressions.verdict(1),)),))
+    by_program = rules.Part(layout, tuple(each._replace(expressions=()) for each in part.wanted))
 
-    def make_anew(*arguments: object) -> bool:
+    def make_anew(*arguments: object) -> object:
         patch.undo()
         subprocess.run(["nft", "delete table ip t"], check=True)
         rules.apply(living, [part])
-        return bool(carry_out(*arguments))
+        return carry_out(*arguments)
 
     def look_and_act() -> list[str]:
         rules.apply(gone, [part])
-        patch.setattr(nft.NftTable, name, make_anew)
+        patch.setattr(place, act, make_anew)
         if act == "delete":
             rules.delete(layout, gone)
         else:
-            rules.apply(gone, [part])
+            rules.apply(gone, [by_program if act == "commit" else part])
         return sorted(rule.comment for rule in table.list_rules("c"))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -165,6 +165,25 @@ class NftTable(NamedTuple):
     def __str__(self) -> str:
         return f"nftables table {self.family} {self.name}"
 
+    def is_supported(self) -> bool:
+        """Return whether the kernel takes tables of this family.
+
+        It is asked to make the table in a transaction that it does not carry out, since a later part of it fails.
+
+        Raises:
+            IOFailureError: (5) The kernel refused to answer (EPERM: no CAP_NET_ADMIN).
+        """
+        family, table = _FAMILIES[self.family], attributes.text(_TABLE_NAME, f"{self.name}\0")
+        absent = self._chain("cnisdk-absent")
+        trial = [(_NEW_TABLE, nfnetlink.CREATE, family, table), (_DELETE_CHAIN, 0, family, absent)]
+        try:
+            error = nfnetlink.transact(_SUBSYSTEM, trial)
+        except OSError as exc:
+            error = exc.errno or errno.EIO
+        if error in nfnetlink.ABSENT:
+            return error == errno.ENOENT
+        raise IOFailureError(f"cannot ask for {self}: {describe_errno(error)}")
+
     def find_chains(self, *names: str) -> set[str]:
         """Find those of these chains that exist, with one request for all.
 

@@ -216,6 +216,7 @@ def apply(owner: Attachment, parts: Iterable[Part]) -> None:
             if part.layout.by_iptables:
                 _apply_iptables(owner, part, sign)
             elif not _add_at_once(owner, part):
+                _delete(part.layout, owner)
                 commands += _nft_commands(owner, part)
         nft.commit(commands, [sign])
 
@@ -280,9 +281,7 @@ def _nft_commands(owner: Attachment, part: Part) -> list[str]:
     own = layout.own_chain(owner)
     commands = [*layout.base]
     if layout.prefix:
-        commands += [f"add chain {where} {own}", f"flush chain {where} {own}"]
-    left = _list_owned(layout, nft.NftTable(layout.family, layout.table), owner).rules
-    commands += [f"delete rule {where} {rule.chain} handle {rule.handle}" for rule in left]
+        commands.append(f"add chain {where} {own}")
     for chain, text, *_ in part.wanted:
         where_to = own if chain == OWN else chain
         commands.append(f'add rule {where} {where_to} {text.format(chain=own)} comment "{mark(owner)}"')

@@ -102,14 +102,12 @@ def gc(network: str, valid: Collection[Attachment]) -> None:
 
 def status() -> None:
     """Raise :class:`PluginNotAvailableError` (50) unless rules can be added."""
-    from . import sets  # for STATUS alone
-
     try:
-        generation = sets.read_generation()
+        supported = _TABLE.is_supported()
     except IOFailureError as exc:
         raise PluginNotAvailableError(f"the kernel's nf_tables cannot be used: {exc.msg}") from exc
-    if not generation:
-        raise PluginNotAvailableError("macspoofchk needs nf_tables, which this kernel lacks")
+    if not supported:
+        raise PluginNotAvailableError("macspoofchk needs nf_tables for bridges, which this kernel lacks")
 
 
 def _match_mac(mac: str) -> nft.Match:
