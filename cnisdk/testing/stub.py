@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 HOME = Path("/run/cnisdk-testing")
 """Where stubs live on their host; its ``bin`` belongs in ``CNI_PATH``."""
 
+# It starts few programs: a test calls it often, and each program takes longer than all of the shell's own work.
 # Leases are directories with the owner in them, which rename(2) puts in place or refuses in one step: killed at any
 # point, the stub leaves no lease without owner, which no DEL would find.
 SCRIPT = r"""#!/bin/sh
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 cd '@HOME@' || exit 70
-config=$(cat)
+config=
+while IFS= read -r line || [ -n "$line" ]; do config="$config$line
+"; done
 me="$CNI_CONTAINERID/$CNI_IFNAME"
-printf '%s\n' "$config" >"stdin.$CNI_COMMAND"
+printf '%s' "$config" >"stdin.$CNI_COMMAND"
 printf '%s %s\n' "$CNI_COMMAND" "$me" >>calls
-ls -l /proc/self/fd >"fds.$CNI_COMMAND"
+set -- /proc/$$/fd/* # the standard streams, this file, and the directory
+{ [ $# -le 5 ] || ls -l /proc/self/fd; } >"fds.$CNI_COMMAND"
 [ -p "$CNI_COMMAND.hang" ] && read -r _ <"$CNI_COMMAND.hang"
 if [ -f "$CNI_COMMAND.answer" ]; then
     [ -f "$CNI_COMMAND.delay" ] && sleep "$(cat "$CNI_COMMAND.delay")"
@@ -33,14 +37,21 @@ if [ -f "$CNI_COMMAND.answer" ]; then
     cat "$CNI_COMMAND.answer"
     exit "$(cat "$CNI_COMMAND.status")"
 fi
-version=$(printf '%s' "$config" | tr -d '\n' | sed -n 's/.*"cniVersion"[ ]*:[ ]*"\([0-9.]*\)".*/\1/p')
+version=
+case $config in *'"cniVersion"'*)
+    version=${config#*'"cniVersion"'}
+    version=${version#*'"'}
+    version=${version%%'"'*}
+    case $version in *[!0-9.]*) version= ;; esac
+    ;;
+esac
 fail() {
     printf '{"cniVersion": "%s", "code": %s, "msg": "%s"}\n' "${version:-0.1.0}" "$1" "$2"
     exit 1
 }
 owned() {
     for each in leases/*; do
-        [ -f "$each/owner" ] && [ "$(cat "$each/owner")" = "$me" ] && echo "$each"
+        [ -f "$each/owner" ] && read -r owner <"$each/owner" && [ "$owner" = "$me" ] && echo "$each"
     done
 }
 case $CNI_COMMAND in
@@ -50,7 +61,7 @@ VERSION)
 ADD)
     n=2
     mkdir "new.$$" && echo "$me" >"new.$$/owner"
-    until mv -T "new.$$" "leases/@PREFIX@.$n" 2>/dev/null; do
+    until [ ! -d "leases/@PREFIX@.$n" ] && mv -T "new.$$" "leases/@PREFIX@.$n" 2>/dev/null; do
         n=$((n + 1))
         [ $n -gt @LAST@ ] && rm -r "new.$$" && fail 11 "no address is left"
     done
@@ -77,7 +88,8 @@ GC)
     valid=$(printf '%s' "$config" | tr -d '\n ' | grep -o '{"containerID":"[^"]*","ifname":"[^"]*"}' |
         sed 's/{"containerID":"\([^"]*\)","ifname":"\([^"]*\)"}/\1\/\2/')
     for each in leases/*; do
-        [ -f "$each/owner" ] && ! printf '%s\n' "$valid" | grep -qxF "$(cat "$each/owner")" && rm -r "$each"
+        [ -f "$each/owner" ] && read -r owner <"$each/owner" || continue
+        printf '%s\n' "$valid" | grep -qxF "$owner" || rm -r "$each"
     done
     ;;
 esac
