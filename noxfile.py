@@ -3,6 +3,7 @@
 import itertools
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -21,14 +22,14 @@ WORKERS = str(len(os.sched_getaffinity(0)) + 1)
 ON_DEMAND = {"cluster_scale", "pool", "runtimes", "soak", "plot"}
 
 
-def files_with(session: nox.Session, marks: str) -> list[str]:
-    """The files that have tests with these marks.
+def files_with(session: nox.Session, marks: str, among: Sequence[str] = ()) -> list[str]:
+    """The files that have tests with these marks, among some files or all.
 
     Every process of pytest would look for them in all files, and would hold all files' modules and tests in memory. A
     test that needs a host forks its process often, which then takes twice the time. And each would compile them, where
     the environment forbids to keep what was compiled. In a guest, that takes minutes.
     """
-    argv = ["pytest", "-p", "no:cacheprovider", "--collect-only", "-q", "-m", marks]
+    argv = ["pytest", "-p", "no:cacheprovider", "--collect-only", "-q", "-m", marks, *among]
     listed = str(session.run(*argv, silent=True, env={"PYTHONDONTWRITEBYTECODE": ""})).splitlines()
     return sorted({line.partition("::")[0] for line in listed if "::" in line})
 
@@ -86,9 +87,15 @@ def kernel(session: nox.Session) -> None:
     if session.posargs:
         commands = [*pytest, *session.posargs]
     else:
-        pytest += ["--timeout", "600", *files_with(session, "kinds"), "-m"]
+        # These tests have no use for Hypothesis, which an emulated processor imports in three seconds.
+        pytest += ["--timeout", "600", "-p", "no:hypothesispytest"]
+        files = files_with(session, "kinds")
         # A guest has one processor. What is long in both modes is one-shot there: a server knows no kinds of links.
-        commands = [*pytest, "kinds and not slow", "--and", *pytest, "kinds and slow and not resident"]
+        short, slow = (
+            [*pytest, "-m", marks, *files_with(session, marks, files)]
+            for marks in ("kinds and not slow", "kinds and slow and not resident")
+        )
+        commands = [*short, "--and", *slow]
     session.run("python", "tests/guest/guest.py", *commands)
 
 
