@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from .state import State
     from .stub import StubPlugin
 
+# Kind and number of a socket; IPPROTO_SCTP, where Python knows it.
+_PROTOCOLS = {
+    "tcp": (socket.SOCK_STREAM, 0),
+    "udp": (socket.SOCK_DGRAM, 0),
+    "sctp": (socket.SOCK_STREAM, 132),
+}
+
 
 class Node:
     """A network stack: a host's own, or a container's.
@@ -105,12 +112,12 @@ class Node:
         published: int = 0,
         timeout: float = 3.0,
     ) -> bool:
-        """Return whether a TCP connection, or a UDP datagram and its answer, gets from here to a server there.
+        """Return whether a connection, or a UDP datagram and its answer, gets from here to a server there.
 
         Args:
             target: Where the server listens, on all its addresses.
             address: Where to send to; None means the target's first address.
-            protocol: ``tcp`` or ``udp``.
+            protocol: ``tcp``, ``sctp`` or ``udp``.
             port: Where the server listens; 0 means any.
             published: The port to send to, where it is not that of the server.
             timeout: Seconds to wait for each step. A refusal is an answer, and is not waited for.
@@ -119,15 +126,15 @@ class Node:
             address = (target.addresses() or ["127.0.0.1"])[0].partition("/")[0]
         where = ip_address(str(address))
         family, any_address = (socket.AF_INET, "0.0.0.0") if where.version == 4 else (socket.AF_INET6, "::")
-        kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[protocol]
+        kind, number = _PROTOCOLS[protocol]
         with ExitStack() as stack:
-            server = stack.enter_context(target.open_socket(family, kind, bind=(any_address, port)))
-            client = stack.enter_context(self.open_socket(family, kind))
+            server = stack.enter_context(target.open_socket(family, kind, number, (any_address, port)))
+            client = stack.enter_context(self.open_socket(family, kind, number))
             server.settimeout(timeout)
             client.settimeout(timeout)
             goal = (str(where), published or server.getsockname()[1])
             try:
-                if protocol == "tcp":
+                if kind == socket.SOCK_STREAM:
                     server.listen()
                     client.connect(goal)
                     peer = stack.enter_context(server.accept()[0])
