@@ -100,6 +100,13 @@ def kernel(session: nox.Session) -> None:
 
 
 @nox.session
+def systemd(session: nox.Session) -> None:
+    """Run the resident server under a real systemd, which is the first process of a guest."""
+    session.install(".[cli,testing]", "./examples", *group("test"))
+    session.run("python", "tests/guest/guest.py", "--systemd", "python", "-m", "tests.guest.systemd_units")
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
     session.install(".[docs,cli,testing]", "./examples")

@@ -7,6 +7,7 @@ nothing that the guest does lasts. The command's output and exit status are this
 
 Several commands, with the word ``--and`` between them, run at the same time, each in a guest of its own: a guest has
 one processor. On a machine whose own kernel has all the kinds, they run there, one after the other, without a guest.
+After the option ``--systemd``, the command runs in a guest anyway, as a service of this machine's systemd.
 
 The theory: qemu emulates a machine (``-accel tcg``) and starts the kernel of Debian's linux-image-amd64 with a small
 initial file system. Its init loads the modules for virtio and 9p, mounts the host's root over 9p, puts an overlay in
@@ -14,7 +15,8 @@ memory on it, moves there, and runs the second stage: the command. What the comm
 serial port of virtio, its exit status through another. Everything ends with the guest; a guest that hangs is killed
 when its time is over.
 
-Needs Debian's packages qemu-system-x86, busybox-static, kmod and, for the kernel's package, apt-get and dpkg.
+Needs Debian's packages qemu-system-x86, busybox-static, kmod and, for the kernel's package, apt-get and dpkg;
+systemd too for ``--systemd``.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import platform
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -42,7 +45,7 @@ PROGRAMS = {
     "apt-get": "apt",
 }
 MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
-AND = "--and"
+AND, SYSTEMD_OPTION = "--and", "--systemd"
 MEMORY = "3072"
 # norandmaps: what was translated for one process serves the next, since code has the same addresses. Each of the others
 # leaves out work that no test is about: mitigations, security modules, zeroing each page twice.
@@ -66,6 +69,7 @@ mount -t overlay -o lowerdir=/lower,upperdir=/memory/upper,workdir=/memory/work 
 mkdir -p /new/lib/modules
 /bin/busybox ln -sfn @MODULES@ /new/lib/modules/@RELEASE@
 /bin/busybox cp /second /new/.guest
+/bin/busybox cp /command /new/.command
 exec /bin/busybox switch_root /new /.guest
 """
 
@@ -80,9 +84,41 @@ ln -sf /proc/self/fd /dev/fd
 echo /sbin/modprobe >/proc/sys/kernel/modprobe
 /sbin/modprobe tun
 ip link set lo up
+@INIT@
+"""
+
+# systemd as PID 1, which runs the command as a service; those that this machine enables for itself do not start.
+SYSTEMD = """
+units=/run/systemd/system
+mkdir -p $units
+[ -s /etc/machine-id ] || tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id
+for each in @MASKED@; do ln -s /dev/null $units/$each; done
+cat >$units/guest.service <<END
+[Service]
+Type=oneshot
+ExecStart=/.command
+TimeoutStartSec=infinity
+END
+exec /lib/systemd/systemd --unit=guest.service --show-status=no
+"""
+# Left out: the first would empty /tmp, and for what the others do has no test a use.
+MASKED = (
+    *("systemd-tmpfiles-setup.service", "systemd-tmpfiles-setup-dev.service", "kmod-static-nodes.service"),
+    *(
+        "systemd-binfmt.service",
+        "proc-sys-fs-binfmt_misc.automount",
+        "systemd-sysctl.service",
+        "systemd-sysusers.service",
+    ),
+    *("systemd-journal-flush.service", "systemd-random-seed.service", "systemd-remount-fs.service"),
+    *("systemd-modules-load.service", "systemd-update-utmp.service", "dev-hugepages.mount", "dev-mqueue.mount"),
+    *("sys-kernel-debug.mount", "sys-kernel-tracing.mount", "sys-kernel-config.mount", "sys-fs-fuse-connections.mount"),
+)
+
+COMMAND = """#!/bin/sh
 cd @DIRECTORY@ || exit
 @ENVIRONMENT@
-setsid sh -c @COMMAND@ </dev/null >/dev/hvc0 2>&1
+setsid --wait sh -c @COMMAND@ </dev/null >/dev/hvc0 2>&1
 status=$?
 for port in /dev/vport*p2; do echo $status >$port; done
 sync
@@ -102,14 +138,19 @@ ip link add b0 type bridge vlan_filtering 1
 
 
 def has_every_kind() -> bool:
-    """Does the kernel of this machine have every link kind that the tests want?"""
+    """Does the kernel of this machine have every link kind that the tests want, and SCTP?"""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    except OSError:
+        return False
     unshare = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
     return subprocess.run([*unshare, "sh", "-c", KINDS], capture_output=True, check=False).returncode == 0
 
 
-def missing_packages() -> list[str]:
+def missing_packages(*, systemd: bool) -> list[str]:
     """The Debian packages this needs and this machine lacks."""
-    return sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
+    needed = PROGRAMS | ({"/lib/systemd/systemd": "systemd"} if systemd else {})
+    return sorted({package for program, package in needed.items() if shutil.which(program) is None})
 
 
 def cache() -> Path:
@@ -166,14 +207,15 @@ def archive(files: dict[str, tuple[int, bytes]]) -> bytes:
     return b"".join(parts)
 
 
-def initial_files(kernel: Path, command: list[str], directory: str, environ: dict[str, str]) -> bytes:
-    """The initial file system for a command."""
+def initial_files(kernel: Path, command: list[str], directory: str, environ: dict[str, str], *, systemd: bool) -> bytes:
+    """The initial file system for a command, which a service of systemd may run."""
     release = release_of(kernel)
     modules = module_files(kernel)
     first = FIRST_STAGE.replace("@MODULES@", str(kernel / "lib" / "modules" / release)).replace("@RELEASE@", release)
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in environ.items())
-    second = (
-        SECOND_STAGE.replace("@DIRECTORY@", shlex.quote(directory))
+    init = SYSTEMD.replace("@MASKED@", " ".join(MASKED)) if systemd else "exec /.command"
+    script = (
+        COMMAND.replace("@DIRECTORY@", shlex.quote(directory))
         .replace("@ENVIRONMENT@", exports)
         .replace("@COMMAND@", shlex.quote(shlex.join(command)))
     )
@@ -183,7 +225,8 @@ def initial_files(kernel: Path, command: list[str], directory: str, environ: dic
     files |= {
         "bin/busybox": (0o100755, Path(busybox).read_bytes()),
         "init": (0o100755, first.encode()),
-        "second": (0o100755, second.encode()),
+        "second": (0o100755, SECOND_STAGE.replace("@INIT@", init).encode()),
+        "command": (0o100755, script.encode()),
         "modules": (0o100644, "\n".join(each.name for each in modules).encode()),
     }
     files |= {f"lib/{each.name}": (0o100644, each.read_bytes()) for each in modules}
@@ -195,6 +238,7 @@ class Guest:
 
     Args:
         command: The command.
+        systemd: It runs as a service of systemd.
         directory: Where to run it.
         environ: Its environment.
         scratch: A folder for files of the guest.
@@ -202,11 +246,18 @@ class Guest:
     """
 
     def __init__(
-        self, command: list[str], directory: str, environ: dict[str, str], scratch: Path, output: IO[bytes] | None
+        self,
+        command: list[str],
+        directory: str,
+        environ: dict[str, str],
+        scratch: Path,
+        output: IO[bytes] | None,
+        *,
+        systemd: bool,
     ) -> None:
         kernel = fetch_kernel()
         initrd, self._status, self._log = (scratch / name for name in ("initrd", "status", "log"))
-        initrd.write_bytes(initial_files(kernel, command, directory, environ))
+        initrd.write_bytes(initial_files(kernel, command, directory, environ, systemd=systemd))
         qemu = [
             *("qemu-system-x86_64", "-accel", "tcg", "-machine", "pc", "-cpu", "Nehalem,+rdrand", "-smp", "1"),
             *("-m", MEMORY, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
@@ -242,7 +293,7 @@ class Guest:
         return 125
 
 
-def run(commands: list[list[str]], directory: str, environ: dict[str, str]) -> int:
+def run(commands: list[list[str]], directory: str, environ: dict[str, str], *, systemd: bool) -> int:
     """Run each command in a guest of its own, all at the same time; return the highest exit status.
 
     The first prints as it goes, the others when they are through.
@@ -253,7 +304,7 @@ def run(commands: list[list[str]], directory: str, environ: dict[str, str]) -> i
         guests, statuses = [], []
         for command, output in zip(commands, outputs, strict=True):
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            guests.append(Guest(command, directory, environ, scratch, output))
+            guests.append(Guest(command, directory, environ, scratch, output, systemd=systemd))
         for guest, output in zip(guests, outputs, strict=True):
             statuses.append(guest.wait(deadline))
             if output is not None:
@@ -266,13 +317,15 @@ def run(commands: list[list[str]], directory: str, environ: dict[str, str]) -> i
 
 def main() -> int:
     """Run the commands of the arguments."""
-    commands = [list(words) for is_and, words in itertools.groupby(sys.argv[1:], AND.__eq__) if not is_and]
-    if has_every_kind():
+    systemd = sys.argv[1:2] == [SYSTEMD_OPTION]
+    words = sys.argv[2:] if systemd else sys.argv[1:]
+    commands = [list(each) for is_and, each in itertools.groupby(words, AND.__eq__) if not is_and]
+    if not systemd and has_every_kind():
         return max(subprocess.run(command, check=False).returncode for command in commands)
     if platform.machine() != "x86_64":
         print("the guest's kernel is for x86_64", file=sys.stderr)
         return 125
-    if missing := missing_packages():
+    if missing := missing_packages(systemd=systemd):
         print(f"missing: apt-get install --no-install-recommends {' '.join(missing)}", file=sys.stderr)
         return 125
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -289,7 +342,7 @@ def main() -> int:
     )
     environ = {name: os.environ[name] for name in kept if name in os.environ}
     environ["CNISDK_SPARE_CARD"] = SPARE_CARD
-    return run(commands, os.getcwd(), environ)
+    return run(commands, os.getcwd(), environ, systemd=systemd)
 
 
 if __name__ == "__main__":
