@@ -151,6 +151,7 @@ def run_worker(
     # none of them anyway.
     os.register_at_fork(after_in_child=partial(_leave_server, queue, [report]))
     rest = RestingState()
+    queue.wake_next()  # a worker that is stopped may have been woken for a connection that still waits
     requests = 0
     while (connection := _accept(queue, served=requests > 0)) is not None:
         requests += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from cnisdk._thick.accept_queue import AcceptQueue
+from cnisdk._thick.caller import CallerPolicy
+from cnisdk._thick.worker import run_worker
 
 
 class Pool:
@@ -84,3 +87,19 @@ def test_each_of_many_connections_at_once_is_accepted(pool: Pool) -> None:
         with connection:
             answers.add(connection.recv(10))
     assert answers == {b"%d" % number for number in range(8)}
+
+
+def test_a_new_worker_finds_the_connection_of_one_that_was_stopped(pool: Pool) -> None:
+    """One that was woken for it, and stopped before it could accept."""
+    if (stopped := os.fork()) == 0:
+        pool.queue.wait()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    pool.waiting.append(stopped)
+    with pool.ask() as connection:
+        os.waitpid(stopped, os.WUNTRACED)
+        if (new := os.fork()) == 0:
+            run_worker(pool.queue, {}, CallerPolicy(), os.open(os.devnull, os.O_WRONLY))
+        pool.waiting.append(new)
+        connection.send(b"no offer")
+        assert connection.recv(100) == b""  # it has read it, and hung up
