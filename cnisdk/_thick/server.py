@@ -40,6 +40,7 @@ from .metrics import Metrics
 from .ondemand import OnDemand
 from .pool import Pool
 from .protocol import get_peer_ids
+from .rehearsal import rehearse_in_worker
 from .worker import ServedPlugin, find_outputs, run_worker
 
 DEFAULT_READY = 2
@@ -146,7 +147,7 @@ class Server:
                 os.write(self._retire, bytes(decision.retire))
             # One worker a round: on a busy machine a fork takes long, and the server must see signals and questions.
             wanted = decision.fork or (decision.watch and waiting)
-            forked = wanted and not self._stopping and self._fork(queue, plugins)
+            forked = wanted and not self._stopping and self._fork(queue, plugins, rehearse=not waiting)
             if watched != (watched := decision.watch and not self._stopping):
                 if watched:
                     poll.register(listener, select.POLLIN)
@@ -205,7 +206,7 @@ class Server:
     def _end(self, number: int, _: FrameType | None) -> None:
         self._stopping = True
 
-    def _fork(self, queue: AcceptQueue, plugins: Mapping[bytes, ServedPlugin]) -> bool:
+    def _fork(self, queue: AcceptQueue, plugins: Mapping[bytes, ServedPlugin], *, rehearse: bool) -> bool:
         """Fork a worker. Return False if the kernel refuses: too many processes, or no memory."""
         for stream in find_outputs():
             stream.flush()  # else each worker would have the text too
@@ -219,6 +220,8 @@ class Server:
                 signal.set_wakeup_fd(-1)
                 for fd in self._own_files:
                     os.close(fd)
+                if rehearse:
+                    rehearse_in_worker(plugins.values(), self._policy)
                 run_worker(queue, plugins, self._policy, self._report)
             except Exception as exc:
                 os.write(2, f"cnisdk: a worker ends, since it cannot take requests: {cause_of(exc)}\n".encode())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,11 +16,14 @@ import pytest
 
 from cnisdk import AddRequest, CheckRequest, DelRequest, NetConf, Plugin, PluginMain, Result
 from cnisdk._cli.install import registered_plugins, this_interpreter
+from cnisdk._thick.caller import CallerPolicy
 from cnisdk._thick.load import load_plugins
-from cnisdk._thick.rehearsal import rehearse
+from cnisdk._thick.rehearsal import rehearse, rehearse_in_worker
 from cnisdk._thick.worker import ServedPlugin
 from cnisdk.plugin._launch import Launcher, code_of, interpreter_of, render
+from cnisdk.plugin.reply import respond
 from cnisdk.testing import Sandbox
+from cnisdk_plugins.host_local import HostLocal
 
 pytestmark = pytest.mark.kernel
 
@@ -99,7 +105,8 @@ def test_who_may_not_make_namespaces_goes_without(host: Sandbox) -> None:
 
 WITHOUT = """
 from tests.thick.test_rehearsal import Recorder, loaded
-from cnisdk._thick.rehearsal import rehearse
+from cnisdk._thick.caller import CallerPolicy
+from cnisdk._thick.rehearsal import rehearse, rehearse_in_worker
 (problem,) = rehearse(loaded(Recorder), {})
 print(problem.partition(":")[0])
 """
@@ -126,3 +133,40 @@ def test_the_reference_plugins_are_rehearsed(host: Sandbox, capfd: pytest.Captur
     assert "cannot be rehearsed" not in capfd.readouterr().err
     assert links == ["lo"]
     assert files == "[]"
+
+
+def test_a_worker_has_copied_most_of_its_memory_before_the_first_request(host: Sandbox, tmp_path: Path) -> None:
+    plugin = ServedPlugin("host-local", "id", LAUNCHER, PluginMain(HostLocal))
+    ipam = {"type": "host-local", "dataDir": str(tmp_path / "leases"), "subnet": "10.1.0.0/24"}
+    conf = json.dumps({"cniVersion": "1.0.0", "name": "net", "type": "host-local", "ipam": ipam}).encode()
+
+    def attach(number: int) -> None:
+        names = {"CNI_CONTAINERID": f"c{number}", "CNI_NETNS": "/run/netns/x", "CNI_IFNAME": "eth0", "CNI_PATH": "/x"}
+        for verb in ("ADD", "DEL"):
+            done = respond(HostLocal, {**names, "CNI_COMMAND": verb}, conf)
+            assert done.status == 0, done.stdout
+            done.undo.commit()
+
+    def count_faults(number: int, *, rehearsed: bool) -> int:
+        """Of a request in a process forked from this one."""
+        reading, writing = os.pipe()
+        if os.fork() == 0:
+            try:
+                if rehearsed:
+                    rehearse_in_worker([plugin], CallerPolicy())
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                attach(number)
+                os.write(writing, b"%d" % (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
+            finally:
+                os._exit(0)
+        os.wait()
+        return int(os.read(reading, 100))
+
+    def work() -> tuple[int, int]:
+        for number in range(12):
+            attach(number)
+        gc.freeze()
+        return count_faults(20, rehearsed=True), count_faults(21, rehearsed=False)
+
+    with_rehearsal, without = host.call(work)
+    assert with_rehearsal < without / 2

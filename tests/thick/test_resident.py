@@ -478,7 +478,7 @@ def test_a_server_that_may_not_fork_goes_on(tmp_path: Path, number: int) -> None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fork", refuse)
-        assert not server._fork(cast(AcceptQueue, None), {})
+        assert not server._fork(cast(AcceptQueue, None), {}, rehearse=True)
     decision = server._pool.decide(time.monotonic())
     assert not decision.fork  # it does not try again without a pause
     assert decision.again
