@@ -6,6 +6,7 @@ the names in the file with those it looks for.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -238,7 +239,9 @@ class Cache:
         except FileNotFoundError:
             pass
         except OSError as exc:
-            raise IOFailureError(f"cannot remove cached result {path}: {cause_of(exc)}") from exc
+            # A read-only file system says so before it looks whether there is a file.
+            if exc.errno != errno.EROFS or os.path.lexists(path):
+                raise IOFailureError(f"cannot remove cached result {path}: {cause_of(exc)}") from exc
 
     def entries(self, network: str = "") -> tuple[list[CachedAttachment], list[CNIError]]:
         """Return all entries, by file name, and an error for each file that could not be read.

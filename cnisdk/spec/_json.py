@@ -80,7 +80,7 @@ def place_of(error: ValueError) -> str:
     import json
 
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at line {error.lineno} column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at line {error.lineno} column {error.colno}"
     return str(error)
 
 

@@ -303,6 +303,16 @@ def test_del_of_what_is_gone_leaves_no_file(host: Host, gone: str) -> None:
     assert files(host) == {}
 
 
+def test_del_where_run_cni_is_read_only_and_nothing_is_kept(host: Host) -> None:
+    """The kernel says that the file system is read-only before it looks whether there is a file to delete."""
+    container, result = attached(host)
+    host.shell(f"mkdir -p {FILES}; mount --bind {FILES} {FILES}; mount -o remount,bind,ro {FILES}")
+    tuning = host.plugin(Tuning, {"prevResult": result})
+    tuning.add(container)
+    tuning.delete(container)
+    assert files(host) == {}
+
+
 def test_gc_takes_the_files_of_its_own_network_that_are_stale(host: Host) -> None:
     for name, address in (("c1", "10.1.0.2/24"), ("c2", "10.1.0.3/24"), ("c3", "10.1.0.4/24")):
         container, result = attached(host, name, address)

@@ -14,6 +14,7 @@ from cnisdk.errors import CNIError, DecodingError, InvalidConfigError, InvalidEn
 from cnisdk.runtime import Cache, CachedAttachment
 from cnisdk.runtime.cache import ForeignEntryError
 from cnisdk.spec import Attachment
+from cnisdk.testing import Host
 
 ATTACHMENT = Attachment("mynet", "c1", "eth0")
 
@@ -279,3 +280,10 @@ def put_in_place(path: Path, kind: str, tmp_path: Path) -> None:
     else:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(f"/proc/self/fd/{os.open(path.parent, os.O_PATH | os.O_CLOEXEC)}/{path.name}")
+
+
+@pytest.mark.kernel
+def test_nothing_to_remove_on_a_read_only_file_system(host: Host) -> None:
+    """The kernel says that it is read-only before it looks whether there is a file."""
+    host.shell("mkdir -p /run/ro/results; mount --bind /run/ro /run/ro; mount -o remount,bind,ro /run/ro")
+    host.call(Cache("/run/ro").delete, ATTACHMENT)

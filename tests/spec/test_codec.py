@@ -199,6 +199,7 @@ def test_a_list_of_plugins() -> None:
         (b"", "is empty"),
         (b"  \n", "is empty"),
         (b"{", "at line 1 column 2"),
+        (b'{"a', "is not JSON: Unterminated string starting at line 1 column 2"),
         (b"{}x", "Extra data"),
         (b"\xef\xbb\xbf{}", "is not JSON"),
         (b"// c\n{}", "is not JSON"),
