@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from . import _sentences as spec
-from ._protocol import ask_what_fails
+from ._refusals import ask_what_fails
 from ._terms import INTERFACE
 from .case import Chapter
 from .case_run import CaseRun

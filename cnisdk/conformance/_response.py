@@ -40,6 +40,13 @@ class Response(NamedTuple):
         except ValueError:
             return None
 
+    def one_document(self) -> Any:
+        """Return the parsed standard output, or raise :class:`~.judgement.Broken` unless it is one JSON document."""
+        try:
+            return json.loads(self.stdout)
+        except ValueError as exc:
+            raise Broken("exactly one JSON document on stdout", self.show()) from exc
+
     @property
     def code(self) -> int | None:
         """The code of the error object; None when there is none."""

@@ -16,6 +16,7 @@ from . import (
     _leftovers,
     _lifecycle,
     _protocol,
+    _refusals,
     _robustness,
 )
 from .case import Case
@@ -23,6 +24,7 @@ from .judgement import Kind
 
 _CHAPTERS = (
     _protocol,
+    _refusals,
     _codes,
     _lifecycle,
     _checking,
