@@ -339,6 +339,26 @@ def test_where_many_requests_wait_there_are_many_workers_until_they_end(machine:
     assert idle(machine, lambda count: count == 2) == 2
 
 
+def test_after_a_storm_the_server_answers_and_ends(machine: Machine) -> None:
+    """Requests by the dozen, a third of them killed by their runtime. The server once ignored SIGTERM afterwards."""
+    server = machine.serve()
+    for _ in range(2):
+        storm = [machine.start("c", "ADD") for _ in range(45)]
+        for process in storm[::3]:
+            process.kill()
+        assert status_of(machine)["pid"] == server.pid  # it answers meanwhile
+        for number, process in enumerate(storm):
+            stdout, stderr = process.communicate(timeout=60)
+            assert number % 3 == 0 or process.returncode == 0, (stdout, stderr)
+    assert idle(machine, lambda count: count >= 2) >= 2
+    last = [machine.start("c", "ADD") for _ in range(15)]
+    server.terminate()
+    for process in last:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert server.wait(timeout=60) == 0
+
+
 def idle(machine: Machine, wanted: Callable[[int], bool], seconds: float = 20) -> int:
     """How many workers wait, once it is as it should be; or in the end."""
     deadline = time.monotonic() + seconds
