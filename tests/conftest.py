@@ -1,6 +1,7 @@
 """Fixtures for the whole suite: ``host`` and its relatives come from the pytest plugin of ``cnisdk.testing``."""
 
 import ctypes
+import gc
 import os
 from collections.abc import Callable
 from functools import cache
@@ -17,11 +18,13 @@ _HUGE_PAGE = 2 << 20
 
 
 def pytest_collection_finish() -> None:
-    """Put the memory of this process, which now holds all tests, into huge pages.
+    """Put the memory of this process, which now holds all tests, into huge pages, and keep it as it is.
 
     Tests fork this process thousands of times, to call functions and to start programs on a host. A fork copies the
     tables of pages, which have 30,000 entries without huge pages: that takes longer than what most forks are for.
     """
+    gc.collect()
+    gc.freeze()  # looking for garbage writes to all objects, which copies each page that a fork shares
     libc = ctypes.CDLL(None)
     with open("/proc/self/maps") as file:
         mappings = [line.split() for line in file]
