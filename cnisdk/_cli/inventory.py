@@ -24,17 +24,6 @@ from ..invoke.version import plugin_versions
 from ..plugin._launch import find_launcher
 from .install import BACKUP_SUFFIX, discard, is_launcher, read_program
 
-USUAL_DIRECTORIES = (
-    "/opt/cni/bin",
-    "/usr/libexec/cni",
-    "/usr/lib/cni",
-    "/usr/local/lib/cni",
-    "/var/lib/cni/bin",
-    "/home/kubernetes/bin",
-    "/var/lib/rancher/k3s/data/cni",
-)
-"""Directories in which runtimes and distributions keep plugins, in the order they are searched."""
-
 _TIMEOUT = 5.0
 _GO_SET = b"\tgithub.com/containernetworking/plugins/plugins/"
 _ABOUT = re.compile(r"^CNI .* plugin (?:version )?(\S+)$", re.MULTILINE)

@@ -9,6 +9,17 @@ from ..runtime.cache import DEFAULT_CACHE_DIR
 from ..runtime.caches import VARIABLE
 from ..runtime.load import DEFAULT_CONF_DIR
 
+USUAL_DIRECTORIES = (
+    "/opt/cni/bin",
+    "/usr/libexec/cni",
+    "/usr/lib/cni",
+    "/usr/local/lib/cni",
+    "/var/lib/cni/bin",
+    "/home/kubernetes/bin",
+    "/var/lib/rancher/k3s/data/cni",
+)
+"""Directories in which runtimes and distributions keep plugins, in the order they are searched."""
+
 
 def add_conf_dir(parser: argparse.ArgumentParser) -> None:
     """Add ``--conf-dir``."""
@@ -42,9 +53,15 @@ def add_cni_path(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--cni-path",
         metavar="DIR:DIR",
-        default=os.environ.get("CNI_PATH") or "/opt/cni/bin",
-        help=f"directories with {what} (CNI_PATH, %(default)s)",
+        default=os.environ.get("CNI_PATH") or os.pathsep.join(find_usual_directories() or USUAL_DIRECTORIES[:1]),
+        help=f"directories with {what} (CNI_PATH, or else the usual ones that exist, such as {USUAL_DIRECTORIES[0]})",
     )
+
+
+def find_usual_directories() -> list[str]:
+    """Return those of the usual directories with plugins that exist, each once: one may be a link to another."""
+    existing = {os.path.realpath(each): each for each in reversed(USUAL_DIRECTORIES) if os.path.isdir(each)}
+    return [*reversed(existing.values())]
 
 
 def add_seconds(parser: argparse.ArgumentParser, option: str, default: float, help: str) -> None:

@@ -15,8 +15,8 @@ from ..runtime.load import load_networks
 from ..runtime.network import Network
 from ..spec.codec import find_key
 from .install import registered_plugins, this_interpreter
-from .inventory import USUAL_DIRECTORIES, PluginFile, list_plugin_files, server_problems
-from .options import add_conf_dir
+from .inventory import PluginFile, list_plugin_files, server_problems
+from .options import USUAL_DIRECTORIES, add_conf_dir, find_usual_directories
 
 _HEADINGS = ("type", "from", "versions", "verbs", "runs", "networks")
 _ORIGINS = {"cnisdk": "cnisdk", "go": "Go set", "unknown": "unknown"}
@@ -104,15 +104,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _usual_directories() -> list[str]:
-    """Return the usual directories that exist, each once: one may be a link to another.
+    """Return the usual directories that exist.
 
     Raises:
         IOFailureError: (5) There is none.
     """
-    existing = {os.path.realpath(each): each for each in reversed(USUAL_DIRECTORIES) if os.path.isdir(each)}
+    existing = find_usual_directories()
     if not existing:
         raise IOFailureError(f"there is none of {', '.join(USUAL_DIRECTORIES)}", details="name the directory")
-    return [*reversed(existing.values())]
+    return existing
 
 
 def _survey(directories: Sequence[str], networks: Iterable[Network]) -> PluginSet:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cnisdk import __version__
-from cnisdk._cli import cnisdk, inventory, plugins
+from cnisdk._cli import cnisdk, inventory, options, plugins
 from cnisdk.errors import IOFailureError
 from cnisdk.testing import Host
 
@@ -216,6 +216,20 @@ def test_as_text(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[7].startswith("not installed, but known to this Python: ")
 
 
+@pytest.mark.parametrize("command", [["gc", "net"], ["repair"]], ids=" ".join)
+def test_other_commands_find_plugins_where_this_one_does(
+    node: Node, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node whose runtime has its plugins in /usr/lib/cni, as Debian's have, needs no option."""
+    monkeypatch.setattr(options, "USUAL_DIRECTORIES", ("/no/such/directory", str(node.bin)))
+    for variable, expected in (("", str(node.bin)), ("/a:/b", "/a:/b")):
+        monkeypatch.setenv("CNI_PATH", variable)
+        assert cnisdk.make_parser().parse_args(command).cni_path == expected
+    monkeypatch.delenv("CNI_PATH")
+    monkeypatch.setattr(options, "USUAL_DIRECTORIES", ("/no/such/directory", "/nor/this"))
+    assert cnisdk.make_parser().parse_args(command).cni_path == "/no/such/directory"
+
+
 def test_the_directories_it_looks_into(
     node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,12 +238,12 @@ def test_the_directories_it_looks_into(
     link = node.bin.parent / "link"
     link.symlink_to(node.bin)
     arguments = ["plugins", "--conf-dir", str(node.conf), "--json"]
-    monkeypatch.setattr(plugins, "USUAL_DIRECTORIES", (str(node.bin), str(link), "/no/such/directory"))
+    monkeypatch.setattr(options, "USUAL_DIRECTORIES", (str(node.bin), str(link), "/no/such/directory"))
     for variable, directories in ((str(link), [link]), ("", [node.bin])):
         monkeypatch.setenv("CNI_PATH", variable)
         capsys.readouterr()
         assert cnisdk.main(arguments) == 0
         assert [each["path"] for each in json.loads(capsys.readouterr().out)["directories"]] == [*map(str, directories)]
-    monkeypatch.setattr(plugins, "USUAL_DIRECTORIES", ("/no/such/directory",))
+    monkeypatch.setattr(options, "USUAL_DIRECTORIES", ("/no/such/directory",))
     assert cnisdk.main(arguments) == 1
-    assert "there is none of /no/such/directory (code 5); name the directory" in capsys.readouterr().err
+    assert "/home/kubernetes/bin, /var/lib/rancher/k3s/data/cni (code 5); name the directory" in capsys.readouterr().err
