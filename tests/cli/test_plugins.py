@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cnisdk import __version__
-from cnisdk._cli import cnisdk, inventory, options, plugins
+from cnisdk._cli import cnisdk, inventory, options
 from cnisdk.errors import IOFailureError
 from cnisdk.testing import Host
 
