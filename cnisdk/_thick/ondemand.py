@@ -37,6 +37,9 @@ from .lifetime import Lifetime
 LOCK = "lock"
 """Name of the file of which shims and servers hold a lock."""
 
+FORBIDDEN = "/etc/cnisdk/no-server"
+"""Path of a file by which an administrator forbids servers on demand."""
+
 PRESSURE_PAUSE = 60
 """Seconds without an attempt to start a server after memory was short."""
 
@@ -193,21 +196,48 @@ def take_lock(directory: str) -> int | None:
     except OSError as exc:
         raise IOFailureError(f"cannot open {path}: {cause_of(exc)}") from exc
     deadline = time.monotonic() + _LOCK_TIMEOUT
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(lock)
-                return None
-            time.sleep(0.05)  # flock(2) has no timeout, and an alarm would need a handler
+    while not _try_lock(lock):
+        if time.monotonic() > deadline:
+            os.close(lock)
+            return None
+        time.sleep(0.05)  # flock(2) has no timeout, and an alarm would need a handler
+    return lock
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def postpone(lock: int, seconds: int) -> None:
     """Let shims start no server for some seconds."""
     now = time.time()
     os.utime(lock, (now, now + seconds))
+
+
+def explain_absence(directory: str) -> str:
+    """Explain, in a sentence for people, why no server on demand runs, as far as its directory and this host tell."""
+    path = os.path.join(directory, LOCK)
+    if os.path.lexists(FORBIDDEN):
+        return f"shims start none, since there is {FORBIDDEN}"
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return "no shim has tried to start one yet; see docs/modes.md for when it may"
+    except OSError as exc:
+        return f"shims start none, since {path} cannot be opened: {cause_of(exc)}"
+    try:
+        if not _try_lock(lock):
+            return f"one is starting or ending, or does not answer: it has the lock of {path}"
+        wait = os.fstat(lock).st_mtime - time.time()
+    finally:
+        os.close(lock)
+    if wait > 0:
+        return f"shims start one in {wait:.0f} seconds at the earliest; {directory}/server.log or the journal says why"
+    return "the next request starts one, if its shim may: see docs/modes.md"
 
 
 def permit_start(directory: str) -> None:

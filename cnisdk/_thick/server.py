@@ -37,7 +37,7 @@ from . import protocol
 from .accept_queue import AcceptQueue
 from .caller import CallerPolicy
 from .metrics import Metrics
-from .ondemand import OnDemand
+from .ondemand import OnDemand, explain_absence
 from .pool import Pool
 from .protocol import get_peer_ids
 from .rehearsal import rehearse_in_worker
@@ -409,5 +409,6 @@ def ask_status(directory: str) -> dict[str, Any]:
                 data += chunk
         answer: dict[str, Any] = json.loads(data)
     except (OSError, ValueError) as exc:
-        raise IOFailureError(f"no server answers at {path}: {exc}", details="start `cnisdk serve`") from exc
+        details = f"{explain_absence(directory)}; `cnisdk serve` starts one by hand"
+        raise IOFailureError(f"no server answers at {path}: {exc}", details=details) from exc
     return answer

@@ -747,3 +747,28 @@ def test_a_plugin_that_cannot_be_loaded_is_not_tried_for_each_request(machine: M
         assert machine.lock.stat().st_mtime <= time.time()
     finally:
         shutil.rmtree(machine.environment.site / "broken_plugins-1.0.dist-info")
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+def test_the_status_says_why_no_server_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbidden, lock = tmp_path / "no-server", tmp_path / "lock"
+    monkeypatch.setattr(ondemand, "FORBIDDEN", str(forbidden))
+    directory = str(tmp_path)
+    assert ondemand.explain_absence(directory).startswith("no shim has tried to start one yet")
+    held = ondemand.take_lock(directory)
+    assert held is not None
+    assert "it has the lock" in ondemand.explain_absence(directory)
+    ondemand.postpone(held, 600)
+    os.close(held)
+    assert re.match(r"shims start one in (600|599) seconds at the earliest", ondemand.explain_absence(directory))
+    ondemand.permit_start(directory)
+    with pytest.raises(IOFailureError, match="no server answers") as caught:
+        ask_status(directory)
+    assert caught.value.details.startswith("the next request starts one")
+    lock.unlink()
+    lock.symlink_to("elsewhere")
+    assert "cannot be opened: ELOOP" in ondemand.explain_absence(directory)
+    forbidden.touch()
+    assert ondemand.explain_absence(directory) == f"shims start none, since there is {forbidden}"
