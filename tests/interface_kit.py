@@ -141,7 +141,8 @@ class Bench:
         self.type, self.host, self.subject = name, host, SUBJECTS[name]
         host.shell(f"{self.subject.setup or ':'}; mkdir -p {LEASES}")
         self.container: Container = host.container()
-        self.container.shell(self.subject.inside or ":")
+        if self.subject.inside:
+            self.container.shell(self.subject.inside)
         self.stub = host.stub()
         self.ours = self.plugin(self.subject.plugin, ipam=self.stub.conf)
         self.before = self.state()
