@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +24,7 @@ from .node import NODE, NODE6, OUTSIDE, Node
 pytestmark = pytest.mark.runtimes
 PROGRAMS = ("podman", "conmon", "crun", "buildah", "dnsmasq", "firewalld", "dbus-daemon", "gdbus")
 
+GO = Path(os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni"))
 LIST = "firewall-cmd --zone=trusted --list-sources"
 
 _CONTAINERS_CONF = """
@@ -203,6 +208,56 @@ def test_connect_disconnect_and_reload(podman: Podman) -> None:
         name: (each["IPAddress"], each["MacAddress"]) for name, each in before.items()
     }
     assert podman.node.reaches(pid, NODE, 8080, server=80)
+
+
+@contextmanager
+def plugins_of_the_reference(directory: Path) -> Iterator[None]:
+    """Put the reference's plugins in the place of ours, while containers run; and ours back, as they were."""
+    ours = [*directory.iterdir()]
+    for plugin in ours:
+        plugin.rename(plugin.with_suffix(".ours"))
+        if (GO / plugin.name).exists():
+            shutil.copy2(GO / plugin.name, plugin)
+    try:
+        yield
+    finally:
+        for plugin in ours:
+            plugin.with_suffix(".ours").replace(plugin)
+
+
+def test_to_the_reference_and_back_while_containers_run(podman: Podman) -> None:
+    """Either set goes on with what the other attached: ports answer, addresses stay, and nothing is left."""
+    if not (GO / "portmap").exists():
+        missing = f"{GO}/portmap is not installed (Debian: containernetworking-plugins)"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    node, ports = podman.node, {"one": 8081, "two": 8082, "three": 8083, "four": 8084}
+
+    def start(*names: str) -> None:
+        for name in names:
+            podman.start(name, "--network", "dual", "-p", f"{ports[name]}:80")
+
+    def verify(*names: str) -> list[str]:
+        for name in names:
+            assert node.reaches(podman.verify(name), NODE, ports[name], server=80), name
+        return [podman.inspect(name)["NetworkSettings"]["Networks"]["dual"]["IPAddress"] for name in names]
+
+    start("one", "two")
+    with plugins_of_the_reference(node.plugins.directory):
+        before = verify("one", "two")
+        podman("network", "reload", "one")
+        assert verify("one", "two") == before
+        start("three", "four")
+        deleted = podman.inspect("two")["NetworkSettings"]["Networks"]["dual"]
+        podman.remove("two")
+    before = verify("one", "three", "four")
+    podman("network", "reload", "three")
+    assert verify("one", "three", "four") == before
+    podman("restart", "-t", "0", "four")
+    verify("four")
+    # The reference's firewall leaves our record of an address, until it is given to another.
+    again = f"dual:ip={deleted['IPAddress']},ip={deleted['GlobalIPv6Address']}"
+    podman.start("two", "--network", again, "-p", f"{ports['two']}:80")
+    verify("one", "two", "three")
 
 
 def test_restart(podman: Podman) -> None:
