@@ -110,12 +110,26 @@ def mount_namespace(pid: int | str) -> int:
         return 0
 
 
-def kill_the_rest() -> None:
-    """Kill everything else in this mount namespace, with what it starts meanwhile."""
+def run_device(pid: int | str) -> int:
+    """Return the device of what a process sees as /run; 0 if the process is gone, or of another user."""
+    try:
+        return os.stat(f"/proc/{pid}/root/run").st_dev
+    except OSError:
+        return 0
+
+
+def kill_the_rest(run_outside: int) -> None:
+    """Kill everything else in this sandbox, with what it starts meanwhile.
+
+    That is what is in this mount namespace, and what sees the tmpfs that is /run here and nowhere else: `ip netns exec`
+    gives what it starts a copy of this mount namespace.
+    """
     own, killed, left = mount_namespace("self"), {os.getpid()}, {0}
+    run = run_device("self")
+    runs = {run} - {0, run_outside}
     while left:
         processes = {int(entry) for entry in os.listdir("/proc") if entry.isdigit()} - killed
-        left = {pid for pid in processes if mount_namespace(pid) == own}
+        left = {pid for pid in processes if mount_namespace(pid) == own or run_device(pid) in runs}
         for pid in left:
             try:
                 os.kill(pid, SIGKILL)
@@ -134,7 +148,7 @@ def main() -> None:
     for argument in sys.argv[1:]:
         what, _, directory = argument.partition("=")
         wanted[what].append(directory)
-    outside = mount_namespace("self")
+    outside, run_outside = mount_namespace("self"), run_device("self")
     try:
         if wanted["user"]:
             become_root()
@@ -154,7 +168,7 @@ def main() -> None:
     sys.stdout.flush()
     sys.stdin.read()
     if mount_namespace("self") != outside:
-        kill_the_rest()
+        kill_the_rest(run_outside)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,21 @@ def test_daemons_end_with_their_host() -> None:
         assert running(neighbour)
 
 
+def test_a_daemon_in_a_container_ends_with_its_host() -> None:
+    """`ip netns exec` gives it a mount namespace of its own."""
+    with Sandbox() as host, Sandbox(beside=host) as other:
+        pids = []
+        for each in (host, other):
+            each.add_netns("c1")
+            pids.append(int(each.run(["ip", "netns", "exec", "c1", "sh", "-c", DAEMON]).stdout))
+        fd = os.pidfd_open(pids[0])
+        host.close()
+        assert select.select([fd], [], [], 10)[0]
+        os.close(fd)
+        assert running(pids[1])
+        os.kill(pids[1], signal.SIGKILL)
+
+
 def running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
