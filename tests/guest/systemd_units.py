@@ -73,7 +73,7 @@ def run(*argv: str, check: bool = True) -> str:
 
 def wait_until(find: Callable[[], _T], what: str) -> _T:
     """Wait until something is found that is true."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (found := find()):
         assert time.monotonic() < deadline, f"{what}\n{run('journalctl', '--no-pager', '-n', '40', check=False)}"
         time.sleep(0.1)
@@ -119,7 +119,7 @@ def start(verb: str, conf: dict[str, object], args: str = "", container: str = "
 
 
 def finish(process: subprocess.Popen[str], said: str = "") -> str:
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=400)
     assert (process.returncode, said in stderr, bool(stderr)) == (0, True, bool(said)), (stdout, stderr)
     return stdout
 
@@ -172,7 +172,7 @@ INSTALL = """
 import sys
 from cnisdk._cli import cnisdk
 from cnisdk._thick import protocol
-protocol.SHIM_TIMEOUT = 60.0
+protocol.SHIM_TIMEOUT = 300.0
 sys.exit(cnisdk.main(["install", *sys.argv[1:]]))
 """
 
