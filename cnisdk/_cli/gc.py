@@ -28,10 +28,10 @@ from ..runtime.liveness import Liveness, namespace_of
 from ..runtime.load import load_network
 from ..runtime.network import Network
 from ..runtime.runner import Runtime
-from ..runtime.survey import find_obstacle, find_working, look_at
+from ..runtime.survey import find_working, look_at
 from ..spec.names import Attachment
 from .attachments import HostState, JudgedAttachment, add_shared_arguments, judge_host
-from .options import add_cni_path, add_seconds
+from .options import add_cni_path, add_seconds, require_host
 
 _PAUSE = 1.0
 # No process has the id 0, so no namespace will ever be at this path.
@@ -74,13 +74,7 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
         CNIError: The first of the errors of plugins and tables. The others are printed.
     """
     network = load_network(args.conf_dir, args.network, on_problem=lambda problem: _warn(str(problem)))
-    obstacle = None if args.inside else find_obstacle()
-    if obstacle:
-        raise InvalidEnvironmentError(
-            f"nothing was done, since from here it cannot be known which attachments are dead: {obstacle}",
-            details="run it as root on the host itself, such as with nsenter --target 1 --mount --net; "
-            "--inside is for a node that is itself a container",
-        )
+    require_host(args, "from here it cannot be known which attachments are dead")
     if network.disable_gc:
         print(f'network "{network.name}" sets disableGC: nothing was done')
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from ..errors import InvalidEnvironmentError
 from ..runtime.cache import DEFAULT_CACHE_DIR
 from ..runtime.caches import VARIABLE
 from ..runtime.load import DEFAULT_CONF_DIR
@@ -99,3 +100,24 @@ def add_inside(parser: argparse.ArgumentParser) -> None:
         help="treat the namespaces of this command as the host's: for a node that is itself a container. Without it, "
         "they must be those of process 1 of the machine",
     )
+
+
+def require_host(args: argparse.Namespace, why: str) -> None:
+    """Refuse to go on where this process does not see the host, unless ``--inside`` says that it is one.
+
+    Args:
+        args: The parsed arguments.
+        why: What would be wrong otherwise, for the message.
+
+    Raises:
+        InvalidEnvironmentError: (4) This is not the host.
+    """
+    from ..runtime.survey import find_obstacle
+
+    obstacle = None if args.inside else find_obstacle()
+    if obstacle:
+        raise InvalidEnvironmentError(
+            f"nothing was done, since {why}: {obstacle}",
+            details="run it as root on the host itself, such as with nsenter --target 1 --mount --net; "
+            "--inside is for a node that is itself a container",
+        )

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ..errors import CNIError, InvalidConfigError, InvalidEnvironmentError, IOFailureError, error_for_code
+from ..errors import CNIError, InvalidConfigError, IOFailureError, error_for_code
 from ..linux import lock
 from ..linux.links import veth
 from ..plugin._repair import NotAsRecordedError, repair, repairs
@@ -27,10 +27,9 @@ from ..plugin.reply import respond
 from ..runtime.caches import Remembered, find_places, known_directories, read_all
 from ..runtime.liveness import namespace_of
 from ..runtime.network import Network
-from ..runtime.survey import find_obstacle
 from ..spec.names import Attachment
 from .install import registered_plugins
-from .options import add_cache_dir, add_cni_path, add_inside, add_seconds
+from .options import add_cache_dir, add_cni_path, add_inside, add_seconds, require_host
 from .tables import guard, load_plugin
 
 _PAUSE = 2.0
@@ -79,13 +78,7 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
         InvalidEnvironmentError: (4) This is not the host.
         CNIError: The first of the errors of plugins. The others are printed.
     """
-    obstacle = None if args.inside else find_obstacle()
-    if obstacle:
-        raise InvalidEnvironmentError(
-            f"nothing was done, since rules made from here may not be the host's: {obstacle}",
-            details="run it as root on the host itself, such as with nsenter --target 1 --mount --net; "
-            "--inside is for a node that is itself a container",
-        )
+    require_host(args, "rules made from here may not be the host's")
     memory = read_all(find_places(known_directories(args.cache_dir)), args.network)
     for each in memory.unreadable:
         _warn(f"{each.path} {each.text}")
