@@ -34,7 +34,7 @@ kill -9 -1 || true # all but the first process, and this one
 for link in $(ls /sys/class/net); do [ $link = lo ] || ip link del $link 2>/dev/null || true; done
 nft flush ruleset
 umount -l /run/netns/* 2>/dev/null || true
-awk '$2 ~ /^.run.containers/ {print $2}' /proc/1/mounts | xargs -r umount -l
+awk '$2 ~ /^.run.container/ {print $2}' /proc/1/mounts | sort -r | xargs -r umount -l
 find /run -mindepth 1 -xdev ! -path /run/netns -delete
 cat /proc/sys/kernel/random/uuid >boot_id
 mount --bind boot_id /proc/sys/kernel/random/boot_id

@@ -216,6 +216,23 @@ def test_a_namespace_that_is_gone(containerd: Containerd) -> None:
     containerd.end(identity)
 
 
+def test_an_unclean_reboot(containerd: Containerd) -> None:
+    """`fsck` releases the leases of the boot before; what containerd still knows it ends, and ports are free again."""
+    node = containerd.node
+    before = [containerd.cri.run(Pod(f"pod{number}", [Port(9000 + number, 80)])) for number in range(3)]
+    containerd.kill()
+    node.crash()
+    fsck = [sys.executable, "-I", "-m", "cnisdk", "fsck", "--inside", str(_NETWORK["name"])]
+    printed = node.run(*fsck).stdout
+    assert printed.count("it is of an earlier boot: repaired") == 3 * 3, printed  # a result and two leases each
+    assert node.run(*fsck).stdout.count("repaired") == 0
+    containerd.start()
+    identity = containerd.cri.run(Pod("web", [Port(9000, 80)]))
+    for each in before:
+        containerd.end(each)
+    assert node.reaches(containerd.verify(identity), NODE, 9000, server=80)
+
+
 def test_ctr_run(containerd: Containerd) -> None:
     """``ctr run --cni`` gives DEL no namespace: the container has ended."""
     run = ["run", "--rm", "--cni", "--runc-binary", str(containerd.node.oci_runtime), "--snapshotter", "native"]
