@@ -40,7 +40,7 @@ from ..plugin._environment import replace_environment
 from ..plugin._signals import Signals
 from ..plugin.base import Plugin
 from ..plugin.main import PluginMain
-from ..plugin.reply import refuse_own_netns, respond
+from ..plugin.reply import promises_unchanged_process, refuse_own_netns, respond
 from . import protocol
 from .caller import CallerPolicy
 from .worker import ServedPlugin
@@ -97,17 +97,18 @@ def rehearse_in_worker(plugins: Iterable[ServedPlugin], policy: CallerPolicy) ->
     Python writes to each object that it uses. Without this, a worker's first host-local ADD waits for 540 pages to be
     copied, and takes twice as long as a later one; with it, for 120. IPAM plugins need no network namespace, and fail
     before they make a file, since no process can make the directory. So nothing is left behind, even if this is killed.
+    The environment is that of the last rehearsal afterwards.
     """
     _rehearse_taking(1, policy)
-    environ = os.environ.copy()
     for plugin in filter(_offers_rehearsals, plugins):
         assert isinstance(plugin.main, PluginMain)
         theirs = plugin.main.plugin
-        for keys in theirs.rehearsals(_NOWHERE) if theirs.conformance().get("kind") == "ipam" else ():
+        if theirs.conformance().get("kind") != "ipam" or not promises_unchanged_process(theirs):
+            continue
+        for keys in theirs.rehearsals(_NOWHERE):
             for verb in ("ADD", "DEL"):
                 with suppress(CNIError):
                     _respond(plugin, verb, _environment(0, _NOWHERE, _NOWHERE), _configuration(plugin, 0, keys))
-    replace_environment(environ)
 
 
 def _rehearse_taking(count: int, policy: CallerPolicy) -> None:

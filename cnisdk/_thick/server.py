@@ -221,7 +221,8 @@ class Server:
                 for fd in self._own_files:
                     os.close(fd)
                 if rehearse:
-                    rehearse_in_worker(plugins.values(), self._policy)
+                    with contextlib.suppress(Exception):  # a fault of a plugin, which its requests will report
+                        rehearse_in_worker(plugins.values(), self._policy)
                 run_worker(queue, plugins, self._policy, self._report)
             except Exception as exc:
                 os.write(2, f"cnisdk: a worker ends, since it cannot take requests: {cause_of(exc)}\n".encode())

@@ -112,6 +112,10 @@ class Plugin(ABC, Generic[ConfT]):
         The link ``up0`` is on the host there. With these configurations the plugin must touch nothing outside of those
         namespaces and of `directory`. Unless overridden, there are none.
 
+        An IPAM plugin (``"kind": "ipam"`` in :meth:`conformance`) that leaves its process unchanged also runs in each
+        worker, on the host itself, with a `directory` that cannot be made and no container: there it must touch nothing
+        at all. It is expected to fail.
+
         Args:
             directory: Path for files, such as ``dataDir``. It does not exist yet.
 

@@ -170,3 +170,32 @@ def test_a_worker_has_copied_most_of_its_memory_before_the_first_request(host: S
 
     with_rehearsal, without = host.call(work)
     assert with_rehearsal < without / 2
+
+
+def test_a_worker_rehearses_ipam_plugins_alone(host: Sandbox) -> None:
+    """It does so on the host itself, where others would change something."""
+    asked: list[str] = []
+
+    class Other(Recorder):
+        leaves_process_unchanged = True
+
+        def add(self, request: AddRequest[NetConf]) -> Result:
+            asked.append(type(self).__name__)
+            return super().add(request)
+
+    class Addresses(Other):
+        leaves_process_unchanged = True
+
+        @classmethod
+        def conformance(cls) -> dict[str, object]:
+            return {"kind": "ipam"}
+
+    class Untidy(Addresses):
+        """It promises nothing."""
+
+    def work() -> list[str]:
+        plugins = [ServedPlugin("recorder", "id", LAUNCHER, PluginMain(each)) for each in (Other, Addresses, Untidy)]
+        rehearse_in_worker(plugins, CallerPolicy())
+        return asked
+
+    assert host.call(work) == ["Addresses", "Addresses"]  # with two configurations
