@@ -54,6 +54,8 @@ EARLIER_BOOT = "it is of an earlier boot"
 _ID_MIN = 12
 # Seconds by which the clock may have been set, and a file still be told to be older than this boot.
 _CLOCK_MARGIN = 60.0
+# The link that each namespace has. It tells nothing, nor do its addresses.
+_LOOPBACK = "lo"
 _PROCESS_PATH = re.compile(r"/proc/(\d+)(/task/\d+)?/ns/net")
 _SELF_PATH = re.compile(r"/proc/(self|thread-self)(/task/\d+)?/ns/net")
 
@@ -352,12 +354,18 @@ def _weigh_process(entry: Remembered, path: str, pid: str, look: Look, survey: S
     if contents is None:
         yield Evidence("doubt", f"its namespace {path} cannot be looked into")
         return
+    ifname = entry.entry.attachment.ifname
     has = (
-        entry.entry.attachment.ifname in contents.links
+        (ifname != _LOOPBACK and ifname in contents.links)
         or any(address in contents.addresses for address in addresses_of(entry))
         or any(mac in contents.links.values() for mac in _macs_of(entry))
     )
-    yield Evidence("life", f"its namespace {path} exists") if has else Evidence("gone", reused)
+    if has:
+        yield Evidence("life", f"its namespace {path} exists")
+    elif ifname == _LOOPBACK:
+        yield Evidence("doubt", f"each namespace has a link {ifname}: nothing tells if {path} is still its own")
+    else:
+        yield Evidence("gone", reused)
 
 
 def _weigh_kernel(traces: Traces, survey: Survey) -> Iterator[Evidence]:
@@ -398,22 +406,24 @@ def namespace_of(entry: Remembered) -> str:
 
 
 def addresses_of(entry: Remembered) -> tuple[IPAddress, ...]:
-    """The addresses in the result, of any version; what cannot be understood says nothing."""
+    """The addresses in the result, of any version, but those that each namespace has; no text that is no address."""
     result = entry.entry.result or {}
     texts = [each.get("address") for each in _objects(result.get("ips"))]
     texts += [each.get("ip") for each in _objects([result.get("ip4"), result.get("ip6")])]
     found = []
     for text in texts:
         try:
-            found.append(ip_interface(str(text)).ip)
+            address = ip_interface(str(text)).ip
         except ValueError:
             continue
+        if not address.is_loopback:
+            found.append(address)
     return tuple(found)
 
 
 def _macs_of(entry: Remembered) -> tuple[str, ...]:
-    """Hardware addresses of the links in the container."""
-    return tuple(each["mac"].lower() for each in _interfaces(entry) if each["sandbox"] and each["mac"])
+    """Hardware addresses of the links in the container; lo has one of zeros."""
+    return tuple(each["mac"].lower() for each in _interfaces(entry) if each["sandbox"] and each["mac"].strip("0:"))
 
 
 def _host_ends_of(entry: Remembered) -> tuple[tuple[str, str], ...]:

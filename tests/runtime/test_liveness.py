@@ -249,6 +249,37 @@ def test_the_namespace_of_a_process_is_its_own_by(contents: dict[str, Any]) -> N
     assert assess(Traces(WHO, (), (remembered(path),)), survey, grace=0).state == "alive"
 
 
+LO: dict[str, Any] = {
+    "cniVersion": "1.0.0",
+    "interfaces": [{"name": "lo", "mac": "00:00:00:00:00:00", "sandbox": BLUE}],
+    "ips": [{"interface": 0, "address": "127.0.0.1/8"}, {"interface": 0, "address": "::1/128"}],
+}
+EACH_HAS: dict[str, Any] = {
+    "links": {"lo": "00:00:00:00:00:00"},
+    "addresses": {ip_address("127.0.0.1"): "lo", ip_address("::1"): "lo"},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "look", "written", "state"),
+    [
+        (BLUE, Look("there", OTHER), BOOTED + 5000, "alive"),
+        (BLUE, GONE, BOOTED + 5000, "dead"),
+        (BLUE, GONE, BOOTED - 5000, "dead"),
+        (BLUE, Look("hidden", why="no", parent_missing=True), BOOTED - 5000, "dead"),
+        ("/proc/7/ns/net", Look("there", OTHER), BOOTED + 5000, "unknown"),
+        ("/proc/7/ns/net", Look("absent"), BOOTED + 5000, "dead"),
+    ],
+)
+def test_what_each_namespace_has_is_no_sign_of_life(path: str, look: Look, written: float, state: str) -> None:
+    """As after a reboot: the plugin loopback returns 127.0.0.1 on lo, and the host has them, too."""
+    entry = CachedAttachment(Attachment("cni-loopback", ID, "lo"), netns=path, result=LO)
+    traces = Traces(entry.attachment, (), (Remembered(entry, "/cache/results/it", 3600, written, (7, 7)),))
+    host = Contents("the host's network namespace", **EACH_HAS)
+    survey = seen(namespaces={OWN: host, OTHER: Contents("that of process 7", **EACH_HAS)}, paths={path: look})
+    assert assess(traces, survey, grace=60).state == state
+
+
 def test_an_old_record_without_interface_is_alive_by_any_link_of_its_container() -> None:
     old = Traces(Attachment("net", ID, ""), (lease(boot="unknown"),))
     assert assess(old, seen(links=[HostLink("v", "veth", "", WHO.tag)]), grace=0).state == "alive"
