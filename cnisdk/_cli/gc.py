@@ -16,6 +16,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 
 from .._releasing import releasing
 from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, cause_of
@@ -23,9 +24,9 @@ from ..invoke.find import split_path
 from ..ipam.store import Owner
 from ..linux.links import veth
 from ..runtime.cache import DEFAULT_CACHE_DIR
-from ..runtime.caches import Remembered, forget, was_replaced
+from ..runtime.caches import Remembered, find_places, forget, known_directories, read_all, was_replaced
 from ..runtime.liveness import Liveness, namespace_of
-from ..runtime.load import load_network
+from ..runtime.load import NetworkNotFoundError, load_network
 from ..runtime.network import Network
 from ..runtime.runner import Runtime
 from ..runtime.survey import find_working, look_at
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
         InvalidEnvironmentError: (4) From here it cannot be known what is dead.
         CNIError: The first of the errors of plugins and tables. The others are printed.
     """
-    network = load_network(args.conf_dir, args.network, on_problem=lambda problem: _warn(str(problem)))
+    network = _get_network(args)
     require_host(args, "from here it cannot be known which attachments are dead")
     if network.disable_gc:
         print(f'network "{network.name}" sets disableGC: nothing was done')
@@ -95,6 +96,7 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
         if each.verdict.state == "unknown":
             _say("keep", each)
     failures: list[CNIError] = []
+    left = 0
     looked = time.monotonic()
     for number in range(len(dead)):
         late = time.monotonic() > looked + min(args.pause, _PAUSE)
@@ -116,13 +118,15 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
                 back = _drop_alone(args, host, network, each)
             except CNIError as exc:
                 failures.append(type(exc)(f"{each.owner}: {exc.msg}", details=exc.details, code=exc.code))
+                print(f"keep {each.owner}: it could not be released")
+                left += 1
             else:
                 if back:
                     print(f"keep {each.owner}: {back}")
                     dead[number] = _keep(each, back)
     judged = {each.owner: each for each in dead}
     attachments = [judged.get(each.owner, each) for each in attachments]
-    _sum_up(attachments)
+    _sum_up(attachments, left)
     if args.plugins and not args.dry_run:
         try:
             kept = [each for each in attachments if each.verdict.state != "dead"]
@@ -134,6 +138,26 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
     if failures:
         raise failures[0]
     return 0
+
+
+def _get_network(args: argparse.Namespace) -> Network:
+    """Load the network, from its file or else from the newest cached result that has its configuration.
+
+    Raises:
+        NetworkNotFoundError: (7) Neither is there.
+        CNIError: The file is broken.
+    """
+    try:
+        return load_network(args.conf_dir, args.network, on_problem=lambda problem: _warn(str(problem)))
+    except NetworkNotFoundError as exc:
+        # Podman's default network has no file, and one that was removed may have left attachments.
+        memory = read_all(find_places(known_directories(args.cache_dir)), args.network)
+        for each in sorted(memory.entries, key=lambda each: each.written, reverse=True):
+            with suppress(CNIError):
+                network = Network.parse(each.entry.config, path=f"in {each.path}")
+                _warn(f"{exc.msg}: it is taken from {each.path}")
+                return network
+        raise
 
 
 def _attachments(host: HostState) -> list[JudgedAttachment]:
@@ -263,10 +287,12 @@ def _say(verb: str, each: JudgedAttachment) -> None:
         print(f"{verb} {held.lease.address} of {each.owner}: {why}")
 
 
-def _sum_up(attachments: Iterable[JudgedAttachment]) -> None:
+def _sum_up(attachments: Iterable[JudgedAttachment], left: int) -> None:
+    """Print how many attachments there are of each state, and how many of the dead could not be released."""
     states = [each.verdict.state for each in attachments]
     kept = f", {states.count('unknown')} kept since they cannot be judged" if "unknown" in states else ""
-    print(f"attachments: {states.count('alive')} alive, {states.count('dead')} dead{kept}")
+    failed = f", of which {left} could not be released" if left else ""
+    print(f"attachments: {states.count('alive')} alive, {states.count('dead')} dead{failed}{kept}")
 
 
 def _warn(text: str) -> None:

@@ -75,7 +75,15 @@ class Cluster:
         self.host.call(work)
 
     def remember(
-        self, container: str, address: str, cache_dir: str, path: str, *, netns_key: bool = True, age: float = HOUR
+        self,
+        container: str,
+        address: str,
+        cache_dir: str,
+        path: str,
+        *,
+        netns_key: bool = True,
+        age: float = HOUR,
+        config: str = "",
     ) -> None:
         result: dict[str, Any] = {
             "cniVersion": "1.0.0",
@@ -86,7 +94,8 @@ class Cluster:
 
         def work() -> None:
             cache = Cache(cache_dir)
-            cache.store(CachedAttachment(attachment, netns=path if netns_key else "", result=result))
+            netns = path if netns_key else ""
+            cache.store(CachedAttachment(attachment, netns=netns, result=result, config=config.encode()))
             os.utime(cache.path(attachment), (time.time() - age,) * 2)
 
         self.host.call(work)
@@ -131,6 +140,18 @@ def test_gc_keeps_what_a_runtime_remembers(cluster: Cluster, layout: str) -> Non
     assert "container alive" not in out
     cluster.host.del_netns("alive")
     cluster.gc()
+    assert cluster.held() == {}
+
+
+def test_gc_of_a_network_without_a_file_takes_its_configuration_from_the_cache(cluster: Cluster) -> None:
+    """Podman's default network has none."""
+    cluster.lease("gone", "10.111.0.2")
+    cluster.remember("gone", "10.111.0.2", "/var/lib/cni", "/run/netns/gone")
+    (cluster.root / "conf" / "net.conflist").unlink()
+    with pytest.raises(AssertionError, match="no net configurations found"):  # no configuration in the cache
+        cluster.gc()
+    cluster.remember("gone", "10.111.0.2", "/var/lib/cni", "/run/netns/gone", config=json.dumps(cluster.conf))
+    assert "drop" in cluster.gc()
     assert cluster.held() == {}
 
 
@@ -501,3 +522,22 @@ def test_gc_drops_no_more_when_it_cannot_look_again(
         gc_with(script)
     assert script.dropped == ["a"]
     assert "attachments: 0 alive, 1 dead, 2 kept since they cannot be judged" in capsys.readouterr().out
+
+
+def test_what_cannot_be_released_does_not_look_as_if_it_was(
+    gc_with: Callable[[Script], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Script(*[{"a": DEAD, "b": DEAD}] * 9)
+    drop = script.drop
+
+    def fail(args: argparse.Namespace, host: HostState, network: Network, each: JudgedAttachment) -> str | None:
+        if each.owner.container_id == "b":
+            raise IOFailureError("the plugin is broken")
+        return drop(args, host, network, each)
+
+    monkeypatch.setattr(script, "drop", fail)
+    with pytest.raises(IOFailureError, match="the plugin is broken"):
+        gc_with(script)
+    told = capsys.readouterr().out
+    assert "keep container b interface eth0: it could not be released" in told
+    assert told.endswith("attachments: 0 alive, 2 dead, of which 1 could not be released\n")
