@@ -301,10 +301,12 @@ def weigh(traces: Traces, survey: Survey, *, grace: float) -> Iterator[Evidence]
             yield Evidence("earlier", EARLIER_BOOT)
     for text in survey.doubts:
         yield Evidence("doubt", text)
-    ages = [each.age for each in traces.leases]
-    ages += [each.age for each in traces.entries] + [each.age for each in traces.unreadable]
-    if ages and min(ages) < grace:
-        yield Evidence("doubt", f"it is only {describe_age(min(ages))} old")
+    ages = [(each.age, "its lease") for each in traces.leases]
+    ages += [(each.age, "its cached result") for each in traces.entries]
+    ages += [(each.age, "its cached result") for each in traces.unreadable]
+    if ages and min(ages)[0] < grace:
+        age, what = min(ages)
+        yield Evidence("doubt", f"{what} is only {describe_age(age)} old")
     for each in traces.unreadable:
         hint = "; cnisdk fsck repairs it" if each.problem in ("empty", "torn") else ""
         yield Evidence("doubt", f"its cached result {each.path} {each.text}{hint}")

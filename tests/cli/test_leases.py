@@ -211,8 +211,8 @@ def test_gc_says_what_it_would_do(place: Place, capsys: pytest.CaptureFixture[st
     assert place.gc("--dry-run") == 0
     out = capsys.readouterr().out.splitlines()
     assert out == [
-        "keep 10.5.0.5 of container starting interface eth0: it is only 3 min old",
-        "keep fd00:5::5 of container starting interface eth0: it is only 3 min old",
+        "keep 10.5.0.5 of container starting interface eth0: its lease is only 3 min old",
+        "keep fd00:5::5 of container starting interface eth0: its lease is only 3 min old",
         f"would drop cached result {cached} of container dead interface eth0: its namespace /run/netns/gone is gone",
         "would drop 10.5.0.3 of container dead interface eth0: its namespace /run/netns/gone is gone",
         "would drop fd00:5::3 of container dead interface eth0: its namespace /run/netns/gone is gone",
@@ -288,7 +288,7 @@ def test_grace_keeps_what_is_young_remembered_or_not(place: Place, capsys: pytes
     place.add("forgotten", None, age=200)
     assert place.gc("--grace", "600") == 0
     assert place.owners() == {"remembered", "forgotten"}
-    assert capsys.readouterr().out.count("it is only 3 min old") == 5
+    assert capsys.readouterr().out.count("its lease is only 3 min old") == 5
     assert place.gc("--grace", "0") == 0
     assert place.owners() == set()
 

@@ -184,12 +184,12 @@ UNKNOWN = {
     "it is young, though no runtime remembers it": (
         LEASED._replace(leases=(lease(age=5.0),)),
         seen(),
-        "it is only 5 s old",
+        "its lease is only 5 s old",
     ),
     "it is young, though its namespace is gone": (
         BOTH._replace(entries=(remembered(age=61),)),
         seen(),
-        "it is only 1 min old",
+        "its cached result is only 1 min old",
     ),
     "the cached result names no namespace": (
         Traces(WHO, (lease(),), (remembered("", {"ips": RESULT["ips"]}),)),
