@@ -65,7 +65,7 @@ class ClusterNetwork(NamedTuple):
 
     @property
     def endpoints(self) -> str:
-        """Where etcd is."""
+        """Endpoints of etcd, and how to authenticate there."""
         return ", ".join(self.conf.etcd.endpoints)
 
     @contextmanager

@@ -29,7 +29,7 @@ _GO_SET = b"\tgithub.com/containernetworking/plugins/plugins/"
 _ABOUT = re.compile(r"^CNI .* plugin (?:version )?(\S+)$", re.MULTILINE)
 
 Origin = Literal["cnisdk", "go", "unknown"]
-"""Who made an executable: `cnisdk install` wrote it, it is of the Go set (containernetworking/plugins), or neither."""
+"""Origin of an executable: `cnisdk install` wrote it, it is of the Go set (containernetworking/plugins), or neither."""
 
 
 class PluginFile(NamedTuple):

@@ -7,9 +7,9 @@ own. There are two exceptions:
 - Requests wait for something else: another program, a lock, a DHCP server. They hold their workers, and must not hold
   up the others. Then no request is answered for a while. (How long each takes shows nothing: on a busy machine all take
   long.)
-- The machine is busy with other things, of which each gets as much of the processor as each worker. Then the last of
+- The machine is busy with other processes, each of which gets as much of the processor as a worker. Then the last of
   many requests would wait until its shim gives up (:data:`.protocol.SHIM_TIMEOUT`) and starts a process of its own,
-  which takes ten times the processor time of a new worker. Requests have waited for long when a worker takes them.
+  which takes ten times the processor time of a new worker. The sign: requests have waited long when a worker takes one.
 
 :class:`Pool` knows the workers by process id, in three states. The server tells it what happened, and the time:
 
@@ -47,7 +47,7 @@ STALL = 0.15
 """Seconds without a request that is taken or answered, after which busy workers are taken to wait for something."""
 
 PATIENCE = ((0.5, 2), (1.0, 4), (2.0, 8))
-"""Seconds that a request has waited for a worker, and so many crowds that there may be after it."""
+"""Seconds that a request has waited for a worker, and by how much ``crowd`` is then multiplied."""
 
 WINDOW = 1.0
 """Seconds in which workers must have been idle throughout to be surplus."""

@@ -50,7 +50,7 @@ _MOST_SOCKET_BYTES = 107
 
 
 class ShimRecord(NamedTuple):
-    """How a shim was installed.
+    """Record of the options with which a shim was installed.
 
     Attributes:
         server: :data:`THICK` if it uses a server that is there; :data:`ON_DEMAND` if it starts one, too.

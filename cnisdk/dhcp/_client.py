@@ -113,7 +113,7 @@ class Client:
 
     @property
     def deadline(self) -> float:
-        """When :meth:`wake` is to be called."""
+        """Time at which to call :meth:`wake`."""
         return min(self.machine.deadline, self._look_at, self._apply_at)
 
     @property

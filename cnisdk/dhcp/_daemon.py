@@ -48,15 +48,15 @@ from ._wire import Wire
 
 _LONGEST_REQUEST = 1 << 20
 _REQUEST_TIME = 5.0
-# Seconds that a plugin which does without a daemon may take for it.
+# Seconds to wait for the lock, which a plugin that works without a daemon may hold.
 _LOCK_TIME = 2.0
-# Seconds until an attached client without lease whose interface is gone is forgotten.
+# Seconds between searches for clients to forget: they have no lease, and their interface is gone.
 _LOOK_FOR_DEAD = 60.0
 # Seconds until an attached client that met with a fault tries again.
 _AFTER_FAULT = 10.0
 # Seconds that sockets stay open when their client is done: long enough for the DEL that may follow at once.
 _LINGER = 0.05
-# Seconds more if a plugin waits for an answer then.
+# Further seconds while a plugin waits for an answer.
 _LINGER_ON = 1.0
 _MOST_LINGERING = 32
 _GO = b"CONNECT "
@@ -73,7 +73,7 @@ class Settings:
         timing: Delays.
         patience: Seconds that an ADD waits for a server.
         prefix: Put in front of the paths of namespaces.
-        broadcast: Servers are to broadcast their answers to all clients.
+        broadcast: If true, clients ask servers to broadcast their answers.
     """
 
     directory: str
@@ -155,7 +155,7 @@ class Daemon:
             _log(f"cnisdk dhcp: the daemon before had its leases in {before}: this one does not know them")
 
     def load(self) -> None:
-        """Go on with the leases of the daemon before.
+        """Take over the leases of the previous daemon.
 
         Raises:
             IOFailureError: (5) The directory cannot be read.
@@ -270,7 +270,7 @@ class Daemon:
 
     @property
     def _closing_time(self) -> float:
-        """When to close the sockets that linger longest."""
+        """Time at which to close the sockets that linger longest."""
         if not self._lingering:
             return float("inf")
         return self._lingering[0][0] + (_LINGER_ON if self._connections else 0.0)

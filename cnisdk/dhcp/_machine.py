@@ -42,12 +42,12 @@ class Timing(NamedTuple):
     """Delays, in seconds.
 
     Attributes:
-        first: Before the first repetition of a DISCOVER or REQUEST, ± a quarter; each further delay is twice as long.
+        first: Delay before a DISCOVER or REQUEST is repeated, ± a quarter; each further delay is twice as long.
         longest: The longest delay between repetitions.
-        declined: Before the client starts over after a DECLINE (RFC 2131, section 3.1).
-        probe: From the probe for an address until the client uses it.
-        floor: Least delay between repetitions in ``renewing`` and ``rebinding`` (RFC 2131, section 4.4.5). A lease that
-            lasts less than 16 of these has a sixteenth of its life, but not less than :attr:`least`.
+        declined: Delay before the client starts over after a DECLINE (RFC 2131, section 3.1).
+        probe: Delay between the probe for an address and its first use.
+        floor: Least delay between repetitions in ``renewing`` and ``rebinding`` (RFC 2131, section 4.4.5). For a
+            lease shorter than 16 times this, a sixteenth of the lease, but at least :attr:`least`.
         least: Least delay between a lease's beginning and its renewal, or between two renewals.
     """
 
@@ -61,7 +61,7 @@ class Timing(NamedTuple):
 
 @frozen(kw_only=True)
 class Identity:
-    """Description that a client gives of itself, and its wishes.
+    """Identity that a client sends to servers, and the options that it asks for.
 
     Attributes:
         mac: Hardware address of the interface.
@@ -81,7 +81,7 @@ class Send(NamedTuple):
 
     Attributes:
         message: The message.
-        server: Where to: from the leased address to this server; None means from ``ciaddr`` to all.
+        server: Server to send it to, from the leased address; None means to all, from the address in ``ciaddr``.
         mac: Hardware address of the next hop to the server, if it must be used: the address may soon be gone.
     """
 
@@ -91,13 +91,13 @@ class Send(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """Ask the network who has an address; tell the answers to :meth:`Machine.object`."""
+    """Ask the network which host has an address. Pass the answers to :meth:`Machine.object`."""
 
     address: IPv4Address
 
 
 class Remember(NamedTuple):
-    """Write down that this client may hold a lease, before the following actions; None for no lease any more."""
+    """Write to the lease file, before the next action, that this client may hold a lease; None: it holds none now."""
 
     lease: DHCPLease | None
     bound: bool = False
@@ -134,7 +134,7 @@ class Machine:
 
     Attributes:
         state: Its state.
-        deadline: When :meth:`wake` is to be called; infinite for never.
+        deadline: Time at which to call :meth:`wake`; infinite for never.
         lease: The lease it holds; None without one.
         trouble: What went wrong last, in words; empty when nothing did.
     """

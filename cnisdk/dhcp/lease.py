@@ -73,17 +73,17 @@ class DHCPLease:
 
     @property
     def renews(self) -> float:
-        """When the server is to be asked for more time (T1): as it says, or after half of the lifetime."""
+        """Time at which to ask the server for more time (T1): as it says, or after half of the lifetime."""
         return self.started + self._times()[0]
 
     @property
     def rebinds(self) -> float:
-        """When any server is to be asked (T2): as the server says, or after seven eighths of the lifetime."""
+        """Time at which to ask any server (T2): as the server says, or after seven eighths of the lifetime."""
         return self.started + self._times()[1]
 
     @property
     def expires(self) -> float:
-        """When the lease ends."""
+        """Time at which the lease ends."""
         return self.started + self.lifetime
 
     def _times(self) -> tuple[float, float]:

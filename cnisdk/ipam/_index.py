@@ -1,8 +1,8 @@
-"""Index beside a directory of leases, with which each operation costs the same at any number of leases.
+"""Index beside a directory of leases. With it, each operation costs the same at any number of leases.
 
 Theory of operation. The index lies in ``<dataDir>/.cnisdk/<network>/``. The reference never looks there, since names of
 networks begin with a letter or a digit. The index is a hint: deleting it costs one scan of the leases. A network with
-few leases has none, and the last lease takes it along, so that removing a network leaves no file of it.
+few leases has no index, and it is deleted with the last lease. So removing a network leaves no file of it.
 
 ``owners/<2 hex digits>``
     The leases of the containers with one hash: lines of ``<address> <container id> <interface>``.

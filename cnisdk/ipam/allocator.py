@@ -86,7 +86,7 @@ class RoundRobin(Allocator):
         range_sets: The addresses to hand out.
         on_duplicate: ``"error"`` refuses an ADD of an attachment that has addresses, as the reference does;
             ``"return"`` gives it the same addresses again.
-        timeout: How long to wait for the store, in seconds.
+        timeout: Seconds to wait for the store.
 
     Raises:
         InvalidConfigError: (7) There is no range set, or two overlap.

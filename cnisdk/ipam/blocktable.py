@@ -40,7 +40,7 @@ BLOCK_LENGTHS: Mapping[int, int] = {4: 26, 6: 122}
 """Prefix length of a block, by IP version."""
 
 ATTEMPTS = 12
-"""How often a change is tried while other nodes change the same keys."""
+"""Attempts at a change while other nodes change the same keys."""
 
 # How many blocks to read at once.
 _PAGE = 200

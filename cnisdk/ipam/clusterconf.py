@@ -30,7 +30,7 @@ class ClusterConf(Protocol):
 
     @property
     def etcd(self) -> EtcdConf:
-        """Where etcd is."""
+        """Endpoints of etcd, and how to authenticate there."""
 
     @property
     def block_size(self) -> int:

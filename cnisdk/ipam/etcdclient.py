@@ -97,12 +97,12 @@ def broken_value(entry: Entry) -> IOFailureError:
 
 
 class KeyRange(NamedTuple):
-    """Answer to a range.
+    """Keys that were read.
 
     Attributes:
         entries: Keys with their values, in order.
         total: Number of keys in the range, also of those that a limit or `count_only` left out.
-        revision: The revision that was looked at.
+        revision: Revision that was read.
     """
 
     entries: tuple[Entry, ...]
@@ -127,8 +127,8 @@ class TransactionOutcome(NamedTuple):
 
     Attributes:
         done: It was carried out.
-        doubtful: It was not carried out now, but may have been before: an answer got lost. Read what it would have
-            written to know.
+        doubtful: It was not carried out this time, but an earlier attempt may have been: its answer was lost. Read the
+            keys to find out.
         revision: The revision of the answer.
     """
 
@@ -192,7 +192,7 @@ class EtcdClient:
 
         Raises:
             CompactedError: The revision is no longer kept.
-            IOFailureError: (5) No endpoint answers, or we may not read this.
+            IOFailureError: (5) No endpoint answers, or the user may not read these keys.
         """
         body: dict[str, Any] = {"key": _encode(first)}
         if end:
@@ -218,8 +218,8 @@ class EtcdClient:
         """Write and delete keys if all conditions hold; else change nothing.
 
         Raises:
-            IOFailureError: (5) No endpoint answers, or we may not write this. What it would have changed may have been
-                changed all the same, if the last answer got lost.
+            IOFailureError: (5) No endpoint answers, or the user may not write these keys. If the last answer was lost,
+                the keys may have been changed all the same.
         """
         conditions = [
             {
@@ -241,7 +241,11 @@ class EtcdClient:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def _ask(self, path: str, body: Mapping[str, Any], deadline: float | None) -> tuple[dict[str, Any], bool]:
-        """Ask until the deadline; tell also whether an earlier answer may have got lost."""
+        """Send a request until an endpoint answers it, or the deadline has passed.
+
+        Returns:
+            The answer, and True if an earlier answer may have been lost.
+        """
         until = time.monotonic() + self._conf.timeout
         until = until if deadline is None else min(until, deadline)
         lost = renewed = False
@@ -316,7 +320,7 @@ class EtcdClient:
 
         Raises:
             OSError: It does not answer.
-            ValueError: Its answer is none of etcd's.
+            ValueError: Its answer does not have the form of etcd's.
         """
         from http.client import HTTPException
 
@@ -388,12 +392,12 @@ class EtcdClient:
 
 @lru_cache(maxsize=4)
 def _take_apart(endpoints: tuple[str, ...]) -> tuple[tuple[bool, str, int], ...]:
-    """Take URLs apart: if each is encrypted, its host, and its port."""
+    """Split each URL: True if it is encrypted, its host, and its port."""
     return tuple(_target(url, index) for index, url in enumerate(endpoints))
 
 
 def _target(url: str, index: int) -> tuple[bool, str, int]:
-    """Take a URL apart."""
+    """Split one URL."""
     # Not by urllib, nor by a regular expression: to import or to compile them takes longer than an ADD.
     scheme, _, place = url.partition("://")
     host, colon, port = place.removesuffix("/").rpartition(":")
@@ -423,7 +427,7 @@ def _why(exc: Exception) -> str:
 def _is_refusal(exc: Exception) -> bool:
     """Return True if one side does not accept the other's certificate, or does not speak TLS: asking again is no use.
 
-    The other subclasses are of connections that ended, perhaps those of a member that stops.
+    Other subclasses of SSLError mean that a connection ended, perhaps because the member of the cluster stops.
     """
     import ssl
 
@@ -435,7 +439,7 @@ def _encode(key: str) -> str:
 
 
 def _base64(data: bytes) -> str:
-    from binascii import b2a_base64  # an ADD in the usual case asks nobody
+    from binascii import b2a_base64  # most ADDs do not talk to etcd
 
     return b2a_base64(data, newline=False).decode()
 

@@ -15,8 +15,8 @@ The order of the steps ensures that no two nodes have the same address, wherever
 addresses changes etcd first, then the file. A node that gives back changes the file first, then etcd. Addresses that
 have left the file while etcd does not know it yet are in the file as *returning*: the next synchronisation gives them
 back. Blocks of which this node has asked for addresses are in the file as *asked* until the answer is noted: if the
-process is killed or the answer is lost, the next synchronisation reads these blocks. As long as there is one or the
-other, the next DEL synchronises. A file that was lost is made again from etcd.
+process is killed or the answer is lost, the next synchronisation reads these blocks. While the file has either,
+the next DEL synchronises. A file that was lost is made again from etcd.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class Holdings:
         cluster: The blocks in etcd.
         directory: Directory for the files that note what this node has; made when it is needed.
         cool_down: Seconds an address rests after its release, before it is used again.
-        timeout: How long to wait for other processes of this node, and for etcd, in seconds.
+        timeout: Seconds to wait for other processes of this node, and for etcd.
 
     Attributes:
         store: The leases of this node.
         cluster: The blocks in etcd.
         resting: The addresses that rest.
         directory: Directory of the files.
-        timeout: How long to wait, in seconds.
+        timeout: Seconds to wait for other processes of this node, and for etcd.
     """
 
     def __init__(
@@ -89,7 +89,8 @@ class Holdings:
             timeout: Seconds to wait for other processes, and again for etcd; None means as constructed.
 
         Raises:
-            TryAgainLaterError: (11) Another process had it all the time, or other nodes were ahead each time.
+            TryAgainLaterError: (11) Another process held the lock for all that time, or other nodes changed the same
+                keys first at each attempt.
             IOFailureError: (5) Etcd does not answer.
             InvalidConfigError: (7) Another machine has this node's name.
         """
@@ -121,10 +122,10 @@ class Holdings:
         return self._file.read()
 
     def look(self) -> AbstractContextManager[tuple[Share, Callable[[], bool]]]:
-        """Yield what this node has, with a function that tells if the file is the same still.
+        """Yield what this node has, and a function that returns True as long as the file is unchanged.
 
-        A process that leases asks it afterwards. If the file has changed, and has the address no more, it takes the
-        lease back.
+        A process that leases calls the function afterwards. If the file has changed and no longer has the address, the
+        process takes the lease back.
         """
         return self._file.look()
 

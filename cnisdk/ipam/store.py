@@ -31,7 +31,7 @@ from ..spec.addresses import IPAddress
 _T = TypeVar("_T")
 
 LOCK_TIMEOUT = 30.0
-"""How long to wait for a store, in seconds: less than the 60 seconds and more runtimes give an ADD."""
+"""Seconds to wait for a store: less than the 60 seconds or more that runtimes give an ADD."""
 
 _PAUSE_MAX = 0.05
 _FREE_TRIES = 3

@@ -290,8 +290,8 @@ def configure(end: Link, leased: Result, *, enabledad: bool = False, accept_ra: 
 def own_dns_or(request: AddRequest[Any], leased: DNS) -> DNS:
     """Return the name resolution of the configuration. If it has none, return what IPAM returned.
 
-    An empty list says: none, whatever IPAM says. The reference's bridge and ptp do so; its other plugins return always
-    their own, and what a DHCP server says of name servers is lost.
+    An empty list in the configuration means none, also if IPAM returned some. The reference's bridge and ptp do the
+    same. Its other plugins always return their own, so that the name servers of a DHCP server are lost.
     """
     own = find_key(request.document, "dns") or {}
     has_own = not request.ipam.configured or any(value is not None for value in own.values())
@@ -305,7 +305,8 @@ def detach(request: DelRequest[Any] | GCRequest[Any], *steps: Callable[[], objec
     """Run the steps of DEL or GC that remove links, and have the IPAM plugin release their addresses.
 
     The IPAM plugin comes last: as long as its link is there, the container may use an address that the next one gets.
-    ``dhcp`` comes first: it tells the server over the link, and takes the address from the link itself.
+    The exception is ``dhcp``. It comes first: it sends the release over the link, and takes the address from the link
+    itself.
 
     Args:
         request: The request.
@@ -321,12 +322,12 @@ def detach(request: DelRequest[Any] | GCRequest[Any], *steps: Callable[[], objec
 def delete_in_container(request: DelRequest[Any], kind: str) -> bool:
     """Delete the container's link, if it is this attachment's. Absence, and a namespace that is gone, are fine.
 
-    Its alias says whose it is. One without alias is taken for the reference plugin's, unless its kind is another, or
-    ``prevResult`` describes another one (see :func:`is_own`): the path may lead to the next container by now. Nothing
-    outside ``CNI_NETNS`` is ever deleted: whatever alias a container gives its links, it can only keep them.
+    The link's alias names its owner. A link without alias counts as the reference plugin's, unless its kind is another,
+    or ``prevResult`` describes another link (see :func:`is_own`): by now the path may lead to the next container.
+    Nothing outside ``CNI_NETNS`` is ever deleted. By an alias, a container can only keep links of its own.
 
     Returns:
-        Whether there was something to delete.
+        True if there was a link to delete.
 
     Raises:
         KernelError: (5) The kernel refused.
@@ -371,7 +372,7 @@ def delete_veth(request: DelRequest[Any]) -> None:
 def list_own_addresses(request: AttachmentRequest[Any]) -> set[IPAddress]:
     """Return the addresses of the attachment's interface; none if its name or its namespace may be another's by now.
 
-    That an address is in the result, too, tells nothing here: another container may have the address.
+    An address that is also in the result is no proof here: another container may have the address by now.
     """
     netns = request.find_netns()
     there = None if netns is None else link.find(request.ifname, netns)
@@ -381,11 +382,11 @@ def list_own_addresses(request: AttachmentRequest[Any]) -> set[IPAddress]:
 
 
 def is_own(request: AttachmentRequest[Any], there: Link, kind: str) -> bool:
-    """Tell whether a link in the container, of the attachment's name, is what its ADD made.
+    """Return True if a link in the container, under the attachment's interface name, is the one that its ADD made.
 
-    Its alias tells, or that of a veth's other end. Where neither has the mark of an attachment, ``prevResult`` does: by
-    the hardware address; where that is another, by the name of a veth's other end; at last by the addresses. The
-    hardware address alone makes no link another's: ``tuning``, whose DEL comes first, has put back the one of before.
+    The alias decides, or that of a veth's other end. If neither names an attachment, ``prevResult`` decides: by the
+    hardware address; if that differs, by the name of a veth's other end; last, by the addresses. A different hardware
+    address alone does not prove another owner: ``tuning``, whose DEL comes first, has restored the earlier address.
     """
     return there.kind == kind and _is_own(request, there)
 
@@ -396,7 +397,7 @@ def _is_own(request: AttachmentRequest[Any], there: Link, *, by_address: bool = 
         return there.alias == owner.tag
     described = None if result is None else find_described(result, request.ifname)
     mac = "" if described is None else described.mac.lower()
-    # It follows that of the link below, so that the next container's has it, too.
+    # It has the hardware address of the link below, and so has the next container's link.
     says_nothing = by_address and there.kind in link.SHARE_MAC
     if mac == there.mac and mac and not says_nothing:
         return True
@@ -417,12 +418,12 @@ def _is_own(request: AttachmentRequest[Any], there: Link, *, by_address: bool = 
 
 
 def is_own_device(request: AttachmentRequest[Any], there: Link, asked: bool | None) -> bool:
-    """Tell whether a device of the host that a container has, with another hardware address, is the attachment's.
+    """Return True if a device that a container got from the host, with another hardware address, is the attachment's.
 
     Args:
         request: The request.
         there: The device, under the attachment's name.
-        asked: Whether it is the one that the configuration asks for; None if nothing tells.
+        asked: True if it is the one that the configuration asks for; None if that is unknown.
     """
     if asked is None:
         return is_own(request, there, there.kind)
@@ -466,7 +467,7 @@ def check(request: CheckRequest[Any]) -> None:
         check_mac(described, link.get(described.name, netns))
     has_layer3 = bool(result.routes) or bool(own_ips(result, request.ifname))
     if any(each.name == request.ifname for each in inside) and has_layer3:
-        # Without, it may be left down on purpose.
+        # Without addresses and routes, it may be down on purpose.
         layer3.verify(netns, request.ifname, result)
         from ..linux.links import veth
 
@@ -480,9 +481,9 @@ def check_container(request: CheckRequest[Any], kind: str, *, up: bool = True, r
 
     Args:
         request: The request.
-        kind: Of what kind it must be.
+        kind: Kind that it must have.
         up: It must be up and have the addresses and routes; False for one that the configuration leaves down.
-        routes: What it must have beside those of the result.
+        routes: Routes that it must have besides those of the result.
 
     Returns:
         The link.

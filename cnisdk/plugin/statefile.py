@@ -48,7 +48,7 @@ class StateFile:
 
     @property
     def path(self) -> str:
-        """Where it is, or is to be.
+        """Path at which the file is, or will be.
 
         Raises:
             IOFailureError: (5) The file that may be there cannot be read.

@@ -16,7 +16,7 @@ evidence     verdict      such as
 (nothing)    unknown
 ===========  ===========  ====================================================================================
 
-Dead means: no view shows a sign of it, and no view was hidden from this process.
+An attachment is dead only if no source shows a sign of life, and this process could read every source.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Survey:
         working: The process of each plugin at work, by container id.
         names: Command lines and control groups of all processes.
         doubts: The parts of the host that could not be looked at, in words. With a doubt, no attachment is judged dead.
-        unseen: Of these the processes and namespaces that are there and could be another container's.
+        unseen: Those doubts that are about a process or namespace that exists, and may be another container's.
         places: Directories of cached results that were read.
         booted: Time at which this machine was started, in seconds since the epoch.
     """
@@ -246,12 +246,13 @@ class Survey:
     def find_use(self, address: IPAddress, *, but: int | None = None) -> str | None:
         """Return the place in words where a container uses an address, or might use it unseen; None when none does.
 
-        Only what is there and cannot be looked at counts as unseen. A command that does not see all of the host, such
-        as one in a container, sees the containers of its runtime: that gives it a path to each one's namespace.
+        A process or namespace counts as unseen only if it exists and could not be looked at. A command in a container
+        does not see all of the host. But it sees the containers of its runtime, which gives it the path of each
+        namespace.
 
         Args:
             address: The address.
-            but: Inode of a namespace in which the address is known to be: no other is expected to have it then.
+            but: Inode of the namespace that is known to have the address. It is passed over, and so is what is unseen.
         """
         for inode, each in self.namespaces.items():
             if inode not in (self.own, but) and address in each.addresses:

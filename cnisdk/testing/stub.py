@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .sandbox import Sandbox
 
 HOME = Path("/run/cnisdk-testing")
-"""Where stubs live on their host; its ``bin`` belongs in ``CNI_PATH``."""
+"""Directory of stubs on their host; its ``bin`` belongs in ``CNI_PATH``."""
 
 # It starts few programs: a test calls it often, and each program takes longer than all of the shell's own work.
 # Leases are directories with the owner in them, which rename(2) puts in place or refuses in one step: killed at any

@@ -47,7 +47,7 @@ class VLANs(NamedTuple):
 
 
 class Port(NamedTuple):
-    """How a link is to be plugged into a bridge.
+    """Settings with which a link becomes a port of a bridge.
 
     Attributes:
         bridge: The bridge.

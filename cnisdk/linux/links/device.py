@@ -156,7 +156,7 @@ def _path(bus: str, name: str, json_path: str) -> str:
 
 
 def _places(path: str) -> list[str]:
-    """Where a device's links can be: a virtio device lies between the PCI device and its link."""
+    """Return the directories that can hold a device's links. A virtio device is between the PCI device and its link."""
     return [path, *(f"{path}/{each}" for each in _list(path) if each.startswith("virtio"))]
 
 

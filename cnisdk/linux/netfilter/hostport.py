@@ -57,7 +57,7 @@ class HostPort(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How all ports of an attachment lead to it.
+    """Settings for all published ports of an attachment.
 
     Attributes:
         snat: Masquerade what would not come back otherwise: what comes from the container's own network or localhost.
