@@ -15,7 +15,8 @@ step    gc                                              ADD
 ======  ==============================================  ================================================
 
 So gc sees the process in its second step, or the ADD sees the file in its own. The plugins of DEL inherit the lock. So
-it outlives a gc that is killed, until the DEL it began has ended. Then the file is left, without a lock.
+it outlives a gc that is killed, until the DEL it began has ended. Then the file is left, without a lock, until the
+next gc (:func:`sweep`).
 
 A plugin of another project does not look for the file: what it makes while DEL runs may be deleted. Our runtime does it
 before it starts the first plugin of a list, so that little time is left for that.
@@ -101,6 +102,20 @@ def releasing(attachment: Sequence[str]) -> Iterator[bool]:
                 fcntl.flock(fd, fcntl.LOCK_UN)  # a process that DEL has left behind may have it, too
     finally:
         os.close(fd)
+
+
+def sweep() -> None:
+    """Remove the files that a gc which was killed has left: those that no process has locked. They do no harm."""
+    with suppress(OSError):
+        for name in os.listdir(DIRECTORY):
+            path = f"{DIRECTORY}/{name}"
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if _lock(fd, fcntl.LOCK_EX) and _is_at(fd, path):
+                    os.unlink(path)
+            finally:
+                os.close(fd)
+        os.rmdir(DIRECTORY)
 
 
 def _path(attachment: Sequence[str]) -> str:

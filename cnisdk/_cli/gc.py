@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 
-from .._releasing import releasing
+from .._releasing import releasing, sweep
 from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, cause_of
 from ..invoke.find import split_path
 from ..ipam.store import Owner
@@ -124,6 +124,8 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
                 if back:
                     print(f"keep {each.owner}: {back}")
                     dead[number] = _keep(each, back)
+    if not args.dry_run:
+        sweep()
     judged = {each.owner: each for each in dead}
     attachments = [judged.get(each.owner, each) for each in attachments]
     _sum_up(attachments, left)

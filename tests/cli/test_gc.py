@@ -178,21 +178,21 @@ def test_gc_keeps_what_lives_at_the_path_of_a_process(cluster: Cluster) -> None:
 @pytest.mark.parametrize("shows", ["by its result", "by its plugin", "by its lease"])
 def test_what_is_attached_again_while_gc_works_stays(cluster: Cluster, shows: str) -> None:
     """Dropping many takes a while, in which a runtime adds one of them again, under the same names."""
-    for number, container in enumerate(("c1", "c2"), start=2):
+    for number, container in enumerate(("gc1", "gc2"), start=2):
         cluster.lease(container, f"10.111.0.{number}")
         cluster.remember(container, f"10.111.0.{number}", "/var/lib/cni", f"/run/netns/{container}")
     results, deleted = "/var/lib/cni/results", cluster.root / "deleted"
     again = {
-        "by its result": f"cp {results}/net-c2-eth0 {results}/.new; mv {results}/.new {results}/net-c2-eth0",
-        "by its plugin": f"CNI_CONTAINERID=c2 tail -f /dev/null > /dev/null 2>&1 & echo $! > {cluster.root}/pid",
-        "by its lease": f"rm {cluster.store.path}/10.111.0.3; printf 'c2\\r\\neth0' > {cluster.store.path}/10.111.0.3",
+        "by its result": f"cp {results}/net-gc2-eth0 {results}/.new; mv {results}/.new {results}/net-gc2-eth0",
+        "by its plugin": f"CNI_CONTAINERID=gc2 tail -f /dev/null > /dev/null 2>&1 & echo $! > {cluster.root}/pid",
+        "by its lease": f"rm {cluster.store.path}/10.111.0.3; printf 'gc2\\r\\neth0' > {cluster.store.path}/10.111.0.3",
     }
     cluster.plugin.write_text(f"#!/bin/sh\necho $CNI_CONTAINERID >> {deleted}\n{again[shows]}\n")
     out = cluster.gc("--grace", "0", pause="1")
     if shows == "by its plugin":
         os.kill(int((cluster.root / "pid").read_text()), signal.SIGKILL)
-    assert deleted.read_text() == "c1\n"
-    assert "c2" in cluster.held().values()
+    assert deleted.read_text() == "gc1\n"
+    assert "gc2" in cluster.held().values()
     assert out.count("keep ") >= 1
 
 
@@ -201,7 +201,7 @@ ADD_IN_THE_BACKGROUND = """
 for fd in $(ls /proc/$$/fd); do # 255 is this script
     [ $fd -lt 3 ] || [ $fd = 255 ] || eval "exec $fd>&-"
 done
-CNI_COMMAND=ADD CNI_NETNS=/run/netns/c1 {host_local} < {conf} > {answer} 2>&1 &
+CNI_COMMAND=ADD CNI_NETNS=/run/netns/gc1 {host_local} < {conf} > {answer} 2>&1 &
 # Until it waits, or has ended: then it would have won the race, and the DEL below would release its lease.
 while kill -0 $! 2>/dev/null && ! ls -l /proc/$!/fd 2>/dev/null | grep -q /run/cni/releasing/; do :; done
 {host_local} < {conf}
@@ -217,24 +217,24 @@ def test_an_add_that_begins_while_gc_deletes_keeps_its_address(cluster: Cluster)
     places = {"conf": cluster.root / "net.conf", "answer": cluster.root / "answer"}
     script = ADD_IN_THE_BACKGROUND.format(host_local=cluster.root / "real" / "host-local", **places)
     cluster.plugin.write_text(f"#!/bin/bash\n{script}")
-    cluster.lease("c1", "10.111.0.2")
+    cluster.lease("gc1", "10.111.0.2")
     out = cluster.gc("--grace", "0")
     assert "drop 10.111.0.2" in out
     cluster.host.shell(f"while [ ! -s {places['answer']} ]; do :; done")
     (given,) = json.loads(places["answer"].read_text())["ips"]
-    assert cluster.held() == {given["address"].partition("/")[0]: "c1"}
+    assert cluster.held() == {given["address"].partition("/")[0]: "gc1"}
     assert not cluster.host.call(os.path.exists, "/run/cni/releasing")
 
 
 def test_gc_keeps_what_another_gc_releases(cluster: Cluster) -> None:
-    cluster.lease("c1", "10.111.0.2")
+    cluster.lease("gc1", "10.111.0.2")
     script = f"exec 3<>{_releasing.DIRECTORY}/$0; flock -x 3; echo; read end"
     cluster.host.call(os.makedirs, _releasing.DIRECTORY)
-    with cluster.host.popen(["sh", "-c", script, _name("c1")], stdin=-1, stdout=-1) as other:
+    with cluster.host.popen(["sh", "-c", script, _name("gc1")], stdin=-1, stdout=-1) as other:
         assert other.stdout is not None
         other.stdout.readline()
         assert "another process is about to attach or release it" in cluster.gc("--grace", "0")
-        assert cluster.held() == {"10.111.0.2": "c1"}
+        assert cluster.held() == {"10.111.0.2": "gc1"}
         other.communicate()
     cluster.gc("--grace", "0")
     assert cluster.held() == {}
@@ -244,21 +244,38 @@ def test_a_gc_that_was_killed_stops_no_add(cluster: Cluster) -> None:
     def leave_a_file() -> None:
         child = os.fork()
         if not child:
-            with _releasing.releasing(("net", "c1", "eth0")):
+            with _releasing.releasing(("net", "gc1", "eth0")):
                 os.kill(os.getpid(), signal.SIGKILL)
         os.waitpid(child, 0)
-        assert os.listdir(_releasing.DIRECTORY) == [_name("c1")]
-        _releasing.wait(("net", "c1", "eth0"))
-        with _releasing.releasing(("net", "c1", "eth0")) as held:
+        assert os.listdir(_releasing.DIRECTORY) == [_name("gc1")]
+        _releasing.wait(("net", "gc1", "eth0"))
+        with _releasing.releasing(("net", "gc1", "eth0")) as held:
             assert held
         assert not os.path.exists(_releasing.DIRECTORY)
 
     cluster.host.call(leave_a_file)
 
 
+def test_gc_sweeps_what_one_that_was_killed_has_left(cluster: Cluster) -> None:
+    cluster.host.call(os.makedirs, _releasing.DIRECTORY)
+    cluster.host.shell(f"cd {_releasing.DIRECTORY}; touch {_name('left')} {_name('held')}")
+    with cluster.host.popen(
+        ["flock", f"{_releasing.DIRECTORY}/{_name('held')}", "sh", "-c", "echo; read end"], stdin=-1, stdout=-1
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        cluster.gc("-n")
+        assert len(cluster.host.call(os.listdir, _releasing.DIRECTORY)) == 2
+        cluster.gc()
+        assert cluster.host.call(os.listdir, _releasing.DIRECTORY) == [_name("held")]
+        other.communicate()
+    cluster.gc()
+    assert not cluster.host.call(os.path.exists, _releasing.DIRECTORY)
+
+
 def test_the_del_of_a_gc_that_was_killed_stops_an_add(cluster: Cluster) -> None:
     def kill_a_gc() -> None:
-        attachment = ("net", "c1", "eth0")
+        attachment = ("net", "gc1", "eth0")
         reading, writing = os.pipe()
         child = os.fork()
         if not child:
@@ -266,7 +283,7 @@ def test_the_del_of_a_gc_that_was_killed_stops_an_add(cluster: Cluster) -> None:
                 os.posix_spawn("/bin/cat", ["cat"], {}, file_actions=[(os.POSIX_SPAWN_DUP2, reading, 0)])
                 os.kill(os.getpid(), signal.SIGKILL)
         os.waitpid(child, 0)
-        with open(f"{_releasing.DIRECTORY}/{_name('c1')}", "rb") as file:
+        with open(f"{_releasing.DIRECTORY}/{_name('gc1')}", "rb") as file:
             with pytest.raises(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             os.close(writing)  # cat, which stands for the DEL, ends
@@ -281,8 +298,8 @@ def _name(container: str) -> str:
 
 def test_a_cached_result_of_a_later_add_survives_the_del_of_the_dead(cluster: Cluster) -> None:
     """libcni knows no lock: it attaches while the plugins' DEL is running."""
-    cluster.remember("c1", "10.111.0.2", "/var/lib/cni", "/run/netns/c1")
-    path = "/var/lib/cni/results/net-c1-eth0"
+    cluster.remember("gc1", "10.111.0.2", "/var/lib/cni", "/run/netns/gc1")
+    path = "/var/lib/cni/results/net-gc1-eth0"
     cluster.plugin.write_text(f"#!/bin/sh\ncp {path} {path}.new; mv {path}.new {path}\n")
     cluster.gc("--grace", "0")
     assert cluster.host.call(os.path.exists, path)
