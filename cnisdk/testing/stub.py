@@ -38,8 +38,11 @@ if [ -f "$CNI_COMMAND.answer" ]; then
     exit "$(cat "$CNI_COMMAND.status")"
 fi
 version=
-case $config in *'"cniVersion"'*)
-    version=${config#*'"cniVersion"'}
+start=$config
+# A long text before the key would take this shell minutes: it looks at each beginning of the text again.
+[ ${#config} -le 10000 ] || start=$(printf '%s' "$config" | grep -o '"cniVersion"[^"]*"[^"]*"' | head -n 1)
+case $start in *'"cniVersion"'*)
+    version=${start#*'"cniVersion"'}
     version=${version#*'"'}
     version=${version%%'"'*}
     case $version in *[!0-9.]*) version= ;; esac

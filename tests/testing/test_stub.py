@@ -29,11 +29,12 @@ BIG: dict[str, Any] = {"cniVersion": "0.4.0", "args": {"org.example": "x" * 1_00
         ('{"cniVersion":"1.0.0","prevResult":{"cniVersion":"0.3.1"}}', "1.0.0"),
         ('{\n    "name": "net",\n    "cniVersion" : "0.4.0"\n}\n', "0.4.0"),
         (json.dumps(BIG), "0.4.0"),
+        (json.dumps({"args": BIG["args"], "cniVersion": "0.4.0"}), "0.4.0"),
         ('{"name": "1.0.0"}', "0.1.0"),
         ('{"cniVersion": "no version"}', "0.1.0"),
         ("", "0.1.0"),
     ],
-    ids=["compact", "pretty", "a megabyte", "none", "nonsense", "empty"],
+    ids=["compact", "pretty", "a megabyte", "after a megabyte", "none", "nonsense", "empty"],
 )
 def test_it_answers_in_the_version_it_is_asked_in(host: Host, text: str, version: str) -> None:
     stub = host.stub()
