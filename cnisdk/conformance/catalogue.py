@@ -11,19 +11,21 @@ from . import (
     _codes,
     _delegation,
     _disk,
+    _documents,
     _gc_status,
     _ipam,
     _leftovers,
     _lifecycle,
-    _protocol,
     _refusals,
     _robustness,
+    _versions,
 )
 from .case import Case
 from .judgement import Kind
 
 _CHAPTERS = (
-    _protocol,
+    _versions,
+    _documents,
     _refusals,
     _codes,
     _lifecycle,
