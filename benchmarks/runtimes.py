@@ -1,4 +1,4 @@
-"""What a container runtime takes with the Go plugins, with a default install of ours, and with `--no-server`.
+"""Cost of container runtimes with the Go plugins, with a default install of ours, and with `--no-server`.
 
 Podman runs containers one after the other, and containerd starts 30 pods at once through CRI, on throw-away nodes: one
 for each directory of plugins, in turns. The first request of a default install starts the server; it is not counted.

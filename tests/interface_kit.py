@@ -1,4 +1,4 @@
-"""What all interface plugins' tests share: the plugins as a table, and ways to disturb and watch them.
+"""Kit of all interface plugins' tests: the plugins as a table, and ways to disturb and watch them.
 
 ``tests/interfaces/test_shared.py`` holds each plugin of the table to the same promises. A plugin's own tests have the
 rest.
@@ -153,7 +153,7 @@ class Bench:
         return self.host.plugin(plugin, conf | ({"ipam": dict(ipam)} if self.subject.ipam else {}), path=[GO])
 
     def state(self) -> State:
-        """What plugins change on the host and in its containers, but the notes of the stub.
+        """Return what plugins change on the host and in its containers, but not the notes of the stub.
 
         Of packet filter rules only those of an attachment: the tables and what is in them for all stay.
         """

@@ -23,7 +23,7 @@ from cnisdk.testing import Sandbox
 from . import server_template
 
 SERVE = [sys.executable, "-I", "-m", "cnisdk", "serve", "--background"]
-"""What starts a server; it is up when this ends."""
+"""Command that starts a server; the server is up when the command ends."""
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What `.ci/run` says of its checks by its exit status."""
+"""Exit status of `.ci/run`, which tells how its checks ended."""
 
 import subprocess
 from pathlib import Path

@@ -121,7 +121,7 @@ PAIRS = [
 
 
 def outcome(call: Callable[[], Any]) -> object:
-    """What a call returns or raises, as text that is alike for both."""
+    """Return what a call returns or raises, as text that is alike for both."""
     try:
         return str(call())
     except Exception as exc:

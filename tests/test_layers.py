@@ -158,7 +158,7 @@ def lazy_packages() -> list[Path]:
 
 @pytest.mark.parametrize("path", lazy_packages(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_lazy_names_are_the_typed_ones(path: Path) -> None:
-    """What a package offers when asked is what type checkers believe it offers, and every name exists."""
+    """A package offers at run time what type checkers believe it offers, and every name exists."""
     tree = ast.parse(path.read_bytes())
     typed = {
         alias.asname or alias.name

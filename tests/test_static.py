@@ -21,7 +21,7 @@ SECOND = [*FOUR, {"address": "10.2.0.2/24"}]
 
 
 def ask(verb: str, conf: Mapping[str, Any], args: str = "") -> tuple[int, Any]:
-    """What ours answers: nothing of it needs a process."""
+    """Return the reply of our plugin, which needs no process."""
     reply = respond(Static, environ(verb, args), json.dumps(conf).encode())
     return reply.status, json.loads(reply.stdout) if reply.stdout else None
 

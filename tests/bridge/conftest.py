@@ -54,7 +54,7 @@ class Network:
 
 
 class Left(NamedTuple):
-    """What attachments leave on the host, to be compared."""
+    """Leftovers of attachments on the host, to be compared."""
 
     links: list[str]
     rules: list[str]

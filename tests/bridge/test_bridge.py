@@ -322,7 +322,7 @@ DAMAGES = {
 
 
 def everything(host: Host) -> State:
-    """What a request could change; what a resident server keeps for itself apart."""
+    """Return what a request could change, without what a resident server keeps for itself."""
     state = host.state("net/ipv4/ip_forward")
     return evolve(state, files=tuple(each for each in state.files if not each.path.startswith("/run/cnisdk/")))
 

@@ -1,4 +1,4 @@
-"""What IPAM plugins print, as our bridge and the reference's take it, and the reference's portmap after ours."""
+"""Results of IPAM plugins, as our bridge and the reference's take them, and the reference's portmap after ours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NULLS = "null entries"
 
 
 def printed(shape: str, version: str) -> dict[str, Any]:
-    """What the IPAM plugin prints, in a version of the specification."""
+    """Return what the IPAM plugin prints, in a version of the specification."""
     document = {"cniVersion": version, **copy.deepcopy(SHAPES[shape])}
     if version < "1.0.0":
         for ip in filter(None, document["ips"]):

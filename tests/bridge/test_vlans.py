@@ -21,7 +21,7 @@ def plug(host: Host, **keys: Any) -> PluginUnderTest:
 
 
 def vlans_of(host: Host, name: str) -> dict[int, set[str]]:
-    """What the port of an attachment carries, by ``bridge -j vlan``."""
+    """Return the VLANs of an attachment's port, by ``bridge -j vlan``."""
     alias = f"cni:testnet/{name}/eth0"
     port = next(each["ifname"] for each in host.ip("link") if each.get("ifalias") == alias)
     (shown,) = json.loads(host.run(["bridge", "-j", "vlan", "show", "dev", port]).stdout)

@@ -29,7 +29,7 @@ EVERYTHING = {**LIMITS, "name": "net"}
 
 
 def discipline(host: Host, ifname: str) -> dict[str, Any]:
-    """What tc tells of a link's root discipline."""
+    """Return what tc tells of a link's root discipline."""
     (shown,) = json.loads(host.shell(f"tc -j qdisc show dev {ifname} root"))
     return {key: shown.get("options", {}).get(key) for key in ("rate", "lat")} | {"kind": shown["kind"]}
 
@@ -261,7 +261,7 @@ def test_a_del_without_result_after_the_namespace_is_gone(host: Host, go: Path) 
 
 @pytest.mark.slow
 def test_a_killed_add_leaves_no_link_after_del(host: Host) -> None:
-    """What is set on the host's link of the container goes with that link, as with the reference."""
+    """The shaping of the host's link of the container goes with that link, as with the reference."""
     container, result = attached(host)
     plugin = host.plugin(Bandwidth, {**EVERYTHING, "prevResult": result})
 

@@ -1,4 +1,4 @@
-"""What chained plugins make belongs to one attachment, however alike the names of two are."""
+"""Objects that chained plugins make belong to one attachment, however alike the names of two are."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ADMIN = "CNI-ADMIN"
 
 
 class Maker(NamedTuple):
-    """What a plugin does for the first or the second of two attachments.
+    """Plugin that works for the first or the second of two attachments.
 
     Attributes:
         add: Make it.

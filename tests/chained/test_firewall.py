@@ -398,7 +398,7 @@ def test_beside_dockers_chains(host: Host, outside: Host, backend: str) -> None:
 
 
 def test_a_table_of_the_administrators_accepts_the_mark(host: Host, outside: Host) -> None:
-    """What another table drops nobody can save, but its rules may accept the mark, as the page tells."""
+    """No plugin can save packets that another table drops, but its rules may accept the mark, as the page tells."""
     container, result = attached(host, "c1", 5)
     host.shell(
         "nft add table inet filter; nft 'add chain inet filter forward"
@@ -726,7 +726,7 @@ def test_a_killed_add_leaves_nothing_after_del(host: Host, backend: str) -> None
 
 
 def test_rules_are_those_of_the_program(host: Host) -> None:
-    """What netlink adds and what iptables-restore adds is the same to the program, and old ones read it, too."""
+    """Rules added by netlink and by iptables-restore look the same to the program, and old programs read them, too."""
     owner = Attachment("net", "c1" * 60, "eth0")
     both = [ip_address("10.1.0.5"), ip_address("2001:db8::5")]
 

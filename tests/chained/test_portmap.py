@@ -675,7 +675,7 @@ def test_rules_with_other_numbers_are_found(host: Host) -> None:
 @pytest.mark.parametrize("options", [Options(), Options(snat=False), Options(masq_all=True, mark_chain="MARKED")])
 @pytest.mark.parametrize("prefixlen", [12, 16, 25])
 def test_rules_are_those_of_the_program(host: Host, options: Options, prefixlen: int) -> None:
-    """What netlink adds and what iptables-restore adds is the same to the program, and old ones read it, too."""
+    """Rules added by netlink and by iptables-restore look the same to the program, and old programs read them, too."""
     owner, other = (Attachment("net", name * 60, "eth0") for name in ("c1", "c2"))
     both = ((f"10.1.2.5/{prefixlen}", "198.51.100.1"), (f"2001:db8::5/{prefixlen * 3}", "2001:db8:9::1"))
     mapped = [

@@ -95,7 +95,7 @@ def test_a_sysctl_of_the_namespace_stays_until_no_interface_wants_it(host: Host,
 
 @pytest.mark.parametrize("first", ["eth0", "net1"])
 def test_interfaces_that_ask_for_different_values_of_the_namespace(host: Host, first: str) -> None:
-    """What a failed ADD or a DEL leaves is what another interface asked for."""
+    """A failed ADD or a DEL leaves only settings that another interface asked for."""
     container, result = attached(host)
     second = "net1" if first == "eth0" else "eth0"
     container.shell("ip link add net1 type veth peer name other")

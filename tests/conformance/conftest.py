@@ -79,7 +79,7 @@ def make(tmp_path: Path) -> Make:
 
 
 def run(subject: Subject, *only: str) -> list[Outcome]:
-    """What comes of some cases, or of all."""
+    """Judge a subject by some cases, or by all."""
     return list(judge(subject, select(subject.kind, only)))
 
 

@@ -354,7 +354,7 @@ def test_what_every_del_leaves_is_reported_once(make: Make, capsys: pytest.Captu
 
 @pytest.mark.kernel
 def test_the_script_reproduces(make: Make) -> None:
-    """What a report offers as commands shows the failure again."""
+    """The commands that a report offers show the failure again."""
     from cnisdk.conformance.runner import run_case
     from cnisdk.testing import Host
 

@@ -168,7 +168,7 @@ def test_an_interface_that_takes_no_renewal(site: Site, interface: Interface) ->
 
 
 def test_an_interface_that_takes_no_route(site: Site, interface: Interface) -> None:
-    """What has left the interface is not noted any more, though the lease is tried again."""
+    """An address that has left the interface is not noted any more, though the lease is tried again."""
     interface.refused_routes = 1000
     for last in range(100, 140):
         site.use(evolve(NEW, address=IPv4Address(f"10.1.0.{last}")))

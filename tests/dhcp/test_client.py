@@ -1,4 +1,4 @@
-"""What plugins call, with daemons that go wrong."""
+"""Functions that plugins call, with daemons that go wrong."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_daemon_that_is_killed_meanwhile(serve: Serve, verb: str) -> None:
 
 
 def test_a_daemon_that_always_ends(serve: Serve) -> None:
-    """What kills each daemon is not asked for ever."""
+    """A request that kills each daemon is not repeated for ever."""
     asked = []
 
     def answer(connection: socket.socket) -> bool:

@@ -63,7 +63,7 @@ def container(lan: Host, plugin: PluginUnderTest) -> Iterator[Container]:
 
 
 def status(host: Host) -> dict[str, Any]:
-    """What the daemon says of each container: it answers, whatever the server does."""
+    """Return the daemon's status of each container: it answers, whatever the server does."""
     printed = host.run([sys.executable, "-m", "cnisdk", "dhcp", "--status"]).stdout
     return {each["containerID"]: each for each in json.loads(printed)["leases"]}
 
@@ -198,7 +198,7 @@ def test_refusals_without_end(lan: Host, rogue: Rogue, plugin: PluginUnderTest, 
 def test_a_lease_that_is_refused_again_and_again(
     rogue: Rogue, daemon: Daemon, plugin: PluginUnderTest, container: Container
 ) -> None:
-    """What each renewal takes away is looked for less and less often."""
+    """A lease that each renewal takes away is looked for less and less often."""
     rogue.say(lease("10.1.0.50", SOON))
     plugin.add(container)
     told = daemon.drain()

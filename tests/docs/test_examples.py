@@ -100,7 +100,7 @@ def quoted() -> list[tuple[Path, str]]:
     ("page", "file"), quoted(), ids=lambda value: named(value) if isinstance(value, Path) else value
 )
 def test_code_of_a_file(page: Path, file: str) -> None:
-    """Who types what the page shows has the file, every line of it, that other tests run."""
+    """A reader who types what the page shows has the file that other tests run, every line of it."""
     text = (ROOT / "examples" / "tutorial" / file).read_text()
     left = text
     for note, code in blocks(page, "python"):

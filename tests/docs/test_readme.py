@@ -1,4 +1,4 @@
-"""What the README says is true: its plugin is the file, and its commands work as printed."""
+"""The README tells the truth: its plugin is the file, and its commands work as printed."""
 
 import json
 import re

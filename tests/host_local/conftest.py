@@ -32,7 +32,7 @@ class Leased(Answer):
 
 
 class Attached(NamedTuple):
-    """What has the addresses: IPAM plugins do not look into its namespace."""
+    """Container that has the addresses: IPAM plugins do not look into its namespace."""
 
     id: str
     netns: str = "/dev/null"

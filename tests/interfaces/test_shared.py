@@ -1,4 +1,4 @@
-"""What every interface plugin promises, held against each of them: see tests/interface_kit.py."""
+"""Promises of all interface plugins, held against each of them: see tests/interface_kit.py."""
 
 from __future__ import annotations
 

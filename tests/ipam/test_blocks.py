@@ -123,7 +123,7 @@ def test_a_block_is_used_up_before_the_next_and_single_addresses_at_last(node: C
 
 
 def test_nothing_is_free_though_something_was_asked_for(node: Callable[..., Node]) -> None:
-    """What an earlier request asked for is looked up first. Finding that it got nothing is no address more."""
+    """Addresses that an earlier request asked for are looked up first. If it got none, there is no address more."""
     first = node("n1", range_sets("10.0.0.0/26"), borrow=False)
     with suppress(TryAgainLaterError):
         for number in range(99):

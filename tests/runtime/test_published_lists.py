@@ -174,7 +174,7 @@ class Tool:
 
 
 def look(host: Host) -> tuple[State, str]:
-    """What the kernel has, and the names of the files that plugins and cnitool leave."""
+    """Return the state of the kernel, and the names of the files that plugins and cnitool leave."""
     return host.state().without("files"), host.shell("find /var/lib/cni /run/cni-ipam-state 2>/dev/null | sort; true")
 
 

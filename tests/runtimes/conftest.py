@@ -35,7 +35,7 @@ def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 class Leaks:
-    """What is left on a node, compared to how it was when this was made."""
+    """Leftovers on a node, compared to how it was when this object was made."""
 
     def __init__(self, node: Node) -> None:
         self._node, self._before = node, node.remains()

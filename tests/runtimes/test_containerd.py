@@ -153,7 +153,7 @@ def containerd(node: Node) -> Iterator[Containerd]:
 
 @pytest.fixture(scope="module")
 def unused(containerd: Containerd) -> Leaks:
-    """What is on the node while no container is."""
+    """Return what is on the node while no container is."""
     return Leaks(containerd.node)
 
 

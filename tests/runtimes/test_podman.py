@@ -116,7 +116,7 @@ def podman(node: Node) -> Podman:
 
 @pytest.fixture(scope="module")
 def unused(podman: Podman) -> Leaks:
-    """What is on the node while no container is."""
+    """Return what is on the node while no container is."""
     return Leaks(podman.node)
 
 

@@ -1,4 +1,4 @@
-"""What is taken for the state of a host."""
+"""State of a host: the parts of it that are compared."""
 
 from __future__ import annotations
 

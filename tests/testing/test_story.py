@@ -1,4 +1,4 @@
-"""What a plugin author writes: a plugin of this test's own, on hosts, in a few lines."""
+"""Tests as a plugin author writes them: a plugin of this test's own, on hosts, in a few lines."""
 
 from __future__ import annotations
 

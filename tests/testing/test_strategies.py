@@ -1,4 +1,4 @@
-"""What the strategies make is what the specification allows, and survives a round trip."""
+"""Values that the strategies make are allowed by the specification, and survive a round trip."""
 
 from __future__ import annotations
 

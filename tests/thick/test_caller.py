@@ -176,7 +176,7 @@ class Setting:
             assert told.recv(100) == b"READY=1"
 
     def ask(self, change: str) -> tuple[str, dict[str, Any], str]:
-        """What a caller that differs says of itself, what the plugin tells, and what is on stderr."""
+        """Return what a caller that differs says of itself, what the plugin tells, and what is on stderr."""
         environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_NETNS": "/x", "CNI_IFNAME": "e", "CNI_PATH": "/x"}
         done = self.host.run(
             [sys.executable, "-I", "-S", "-c", CALLER.format(change=change), self.shim],

@@ -1,4 +1,4 @@
-"""What the units ask of systemd."""
+"""Settings of the systemd units."""
 
 from __future__ import annotations
 

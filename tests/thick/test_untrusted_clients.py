@@ -382,7 +382,7 @@ sys.stdin.read()
 
 
 def add_and_delete(host: Host, shims: Plugins) -> None:
-    """What the server is for."""
+    """Attach and detach a container, as runtimes do."""
     web = host.container("web")
     pool = host.plugin(shims.directory / "host-local", {"ipam": {"type": "host-local", "subnet": "10.1.0.0/24"}})
     assert [str(each.address) for each in pool.add(web).ips] == ["10.1.0.2/24"]
