@@ -112,7 +112,7 @@ class Walkthrough:
             expect("its owner", link["ifalias"].split("/")[0], "cni:mynet")
 
     def reach_each_other(self) -> None:
-        """Every namespace pings every other one, and the gateway."""
+        """Let every namespace ping every other one, and the gateway."""
         ping = shutil.which("ping")
         addresses = {"the gateway": "192.168.100.1"} | {
             name: f"192.168.100.{number}" for number, name in enumerate(NAMES, 2)
@@ -164,7 +164,7 @@ def _read_all(directory: Path) -> dict[str, bytes]:
 
 
 def _ping(netns_path: str, address: str) -> None:
-    """One ICMP echo request and its reply, where no ping program is installed (RFC 792)."""
+    """Send an ICMP echo request and wait for its reply, where no ping program is installed (RFC 792)."""
     import socket
     import struct
 

@@ -402,14 +402,14 @@ def _weigh_kernel(traces: Traces, survey: Survey) -> Iterator[Evidence]:
 
 
 def namespace_of(entry: Remembered) -> str:
-    """The path of the namespace; libcni before 1.2 notes it in the result alone, as ``sandbox`` of an interface."""
+    """Return the path of the namespace. Libcni before 1.2 has it only in the result, as ``sandbox`` of an interface."""
     if entry.entry.netns:
         return entry.entry.netns
     return next((each["sandbox"] for each in _interfaces(entry) if each["sandbox"].startswith("/")), "")
 
 
 def addresses_of(entry: Remembered) -> tuple[IPAddress, ...]:
-    """The addresses in the result, of any version, but those that each namespace has; no text that is no address."""
+    """Return the addresses in a result of any version, without loopback addresses and texts that are no address."""
     result = entry.entry.result or {}
     texts = [each.get("address") for each in _objects(result.get("ips"))]
     texts += [each.get("ip") for each in _objects([result.get("ip4"), result.get("ip6")])]
@@ -425,12 +425,12 @@ def addresses_of(entry: Remembered) -> tuple[IPAddress, ...]:
 
 
 def _macs_of(entry: Remembered) -> tuple[str, ...]:
-    """Hardware addresses of the links in the container; lo has one of zeros."""
+    """Return the hardware addresses of the links in the container, without that of lo, which is all zeros."""
     return tuple(each["mac"].lower() for each in _interfaces(entry) if each["sandbox"] and each["mac"].strip("0:"))
 
 
 def _host_ends_of(entry: Remembered) -> tuple[tuple[str, str], ...]:
-    """Names and hardware addresses of the links on the host."""
+    """Return the names and hardware addresses of the links on the host."""
     return tuple(
         (each["name"], each["mac"].lower())
         for each in _interfaces(entry)
@@ -449,7 +449,7 @@ def _objects(value: object) -> list[Mapping[str, Any]]:
 
 
 def describe_age(seconds: float) -> str:
-    """An age for people: ``"3 d"``, ``"17 min"``."""
+    """Return an age as text for people: ``"3 d"``, ``"17 min"``."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"

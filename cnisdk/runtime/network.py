@@ -91,7 +91,7 @@ class Network(NamedTuple):
         return _from_list(document, data, path)
 
     def with_plugins(self, further: Sequence[NetworkPlugin]) -> Network:
-        """The network with further plugins at its end, those of its folder (spec 1.1.0, ``loadOnlyInlinedPlugins``)."""
+        """Return the network with the plugins of its folder at its end (spec 1.1.0, ``loadOnlyInlinedPlugins``)."""
         if not further:
             return self
         together = self.plugins + tuple(further)
@@ -109,7 +109,7 @@ class Network(NamedTuple):
         prev_result: Mapping[str, Any] | None = None,
         valid: Iterable[tuple[str, str]] | None = None,
     ) -> bytes:
-        """The configuration a plugin is sent, as the reference writes it: compact, sorted.
+        """Return the configuration to send to a plugin, as the reference writes it: compact, sorted.
 
         Args:
             plugin: One of this network's plugins.

@@ -39,7 +39,7 @@ class Attachment(NamedTuple):
         return self.tag_within(_TAG_MAX)
 
     def tag_within(self, limit: int) -> str:
-        """The owner's mark for a place that holds fewer bytes, 80 at least: hashed where the names are too long."""
+        """Return the owner's mark in at most `limit` bytes, 80 or more: hashed if the names are too long."""
         text = f"{network_tag_prefixes(self.network)[0]}{self.container_id}/{self.ifname}"
         if len(text.encode()) <= limit:
             return text

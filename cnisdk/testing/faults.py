@@ -99,7 +99,7 @@ class Fault(NamedTuple):
         return disarm
 
     def strace(self, log: str = os.devnull) -> list[str]:
-        """The words before an executable's path that make it happen there. Needs ``strace``, or coreutils.
+        """Return words that, before an executable's path, make the fault happen. Needs ``strace``, or coreutils.
 
         Args:
             log: File that strace writes, for :meth:`was_reached`.
@@ -135,5 +135,5 @@ def kill(step: int) -> Fault:
 
 
 def kill_after(seconds: float) -> Fault:
-    """The plugin dies after some time, and can do nothing about it: by SIGALRM in process, else by SIGKILL."""
+    """Have the plugin die after some time, and can do nothing about it: by SIGALRM in process, else by SIGKILL."""
     return Fault(0, seconds=seconds)

@@ -101,7 +101,7 @@ def _mac(data: bytes) -> str:
 
 
 def _tag(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
-    """The VLAN of a received frame (struct tpacket_auxdata, linux/if_packet.h); 0 for none."""
+    """Return the VLAN of a received frame (struct tpacket_auxdata, linux/if_packet.h); 0 for none."""
     for level, kind, data in ancillary:
         if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA):
             status, tci = struct.unpack_from("=I12xH", data)
@@ -140,7 +140,7 @@ class Capture:
         return tuple(self._frames)
 
     def kinds(self) -> set[str]:
-        """The kinds of frames seen so far."""
+        """Return the kinds of frames seen so far."""
         return {frame.kind for frame in self.frames}
 
     def wait_for(self, wanted: str | Callable[[Frame], bool], timeout: float = 5.0) -> Frame:

@@ -162,7 +162,7 @@ class PluginUnderTest:
         self.run("STATUS", **keys).raise_for_error()
 
     def versions(self) -> list[str]:
-        """The versions of the specification it supports."""
+        """Return the versions of the specification that the plugin supports."""
         answer = self.run("VERSION")
         answer.raise_for_error()
         return [str(each) for each in answer.document["supportedVersions"]]

@@ -39,7 +39,7 @@ from ..spec.addresses import IPAddress
 
 
 def range_sets(*subnets: str) -> tuple[RangeSet, ...]:
-    """One range set for each subnet."""
+    """Return one range set for each subnet."""
     return tuple(make_range_set([parse_range(subnet)], index, "$") for index, subnet in enumerate(subnets))
 
 
@@ -318,7 +318,7 @@ class StoreSuite(ABC):
 
 
 def make_machine(store: Store) -> RuleBasedStateMachine:
-    """A machine that drives an empty store and a dictionary through the same random sequence."""
+    """Make a state machine that drives an empty store and a dictionary through the same random sequence."""
     return _Machine(store)
 
 

@@ -87,7 +87,7 @@ def set_vlans(port: Link, vlans: VLANs) -> None:
 
 
 def vlan_requests(index: int, name: str, vlans: VLANs) -> list[Message]:
-    """The requests of :func:`set_vlans`, to be sent one after the other."""
+    """Return the requests of :func:`set_vlans`, to be sent one after the other."""
     requests = []
     if not vlans.keep_default:
         # A new port has the bridge's default VLAN, whichever that is. Deleting what is not there is no error.

@@ -457,7 +457,7 @@ def delete_stale(kind: str, network: str, valid: Collection[Attachment]) -> list
 
 
 def random_mac() -> str:
-    """A hardware address of this host's own making: unicast, locally administered (IEEE 802)."""
+    """Return a random hardware address: unicast, locally administered (IEEE 802)."""
     octets = bytearray(os.urandom(6))
     octets[0] = octets[0] & 0xFE | 0x02
     return octets.hex(":")

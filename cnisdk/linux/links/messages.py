@@ -35,7 +35,7 @@ _FIXED = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flag
 
 
 def message(*attributes: bytes, family: int = 0, index: int = 0, flags: int = 0, change: int = 0) -> bytes:
-    """A link message without its netlink header."""
+    """Return a link message without its netlink header."""
     return _FIXED.pack(family, 0, index, flags, change) + b"".join(attributes)
 
 
@@ -102,7 +102,7 @@ def altname_request(altname: str, *, add: bool, index: int = 0, name: str = "") 
 
 
 def mac_attribute(mac: str) -> bytes:
-    """A hardware address: six bytes for Ethernet, but four for a tunnel and twenty for InfiniBand."""
+    """Return the attribute of a hardware address: six bytes for Ethernet, four for a tunnel, twenty for InfiniBand."""
     return attribute(IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
 
 
