@@ -190,7 +190,7 @@ class Machine:
         if self.state == "waiting":
             return self.start(now)
         if self.state == "probing":
-            return self._bind(now)
+            return self._bind()
         if self.state == "requesting" and self._tries > _REQUESTS:
             self.trouble = (
                 f"{self._server_name()} offered {self._offer_address()}, but did not answer the request for it"
@@ -268,7 +268,7 @@ class Machine:
         self.state, self.deadline = "probing", self._probed + self._timing.probe
         return self.wake(now)
 
-    def _bind(self, now: float) -> list[Action]:
+    def _bind(self) -> list[Action]:
         lease, self._offer = self._offer, None
         assert lease is not None
         self.state, self.lease, self.trouble, self._wanted = "bound", lease, "", lease.address

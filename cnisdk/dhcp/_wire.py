@@ -91,12 +91,6 @@ class Wire:
             self._arp = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
             self._arp.bind((self._end.name, _ETH_P_ARP))
 
-    def close_arp(self) -> None:
-        """Close the socket for probes."""
-        if self._arp is not None:
-            self._arp.close()
-            self._arp = None
-
     def open_udp(self, address: IPv4Address) -> None:
         """Open the socket for messages to a server from the client's own address, in the namespace."""
         if self._udp is not None and self._udp_address == address:

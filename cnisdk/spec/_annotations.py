@@ -207,8 +207,6 @@ def _mapping(kind: Any, hook_of: HookOf) -> Hook:
 
 # --- one of several types ---------------------------------------------------------------------------------------------
 
-_NUMBERS = ("an integer", "a number")
-
 
 def json_kinds_of(kind: Any) -> frozenset[str]:
     """Return which kinds of JSON values an annotation reads."""

@@ -107,7 +107,7 @@ def lend(device: Link, netns: NetNS, name: str, *, owner: Attachment) -> Loan:
         except BaseException as error:
             _fetch(there, device, netns, name, owner)
             if isinstance(error, KernelError):
-                raise _explain(error, device, owner) from error
+                raise _explain(error, device) from error
             raise
 
 
@@ -353,7 +353,7 @@ def _fetch(there: Socket, device: Link, netns: NetNS, name: str, owner: Attachme
                 return
 
 
-def _explain(error: KernelError, device: Link, owner: Attachment) -> Exception:
+def _explain(error: KernelError, device: Link) -> Exception:
     if error.errno == errno.ENODEV:
         return IOFailureError(error.msg, details=f"{device.name} is gone: another container may have taken it")
     if error.errno == errno.EINVAL:

@@ -17,10 +17,9 @@ from .nft import COMMENT_MAX, NftTable, Rule, read_generation as read_generation
 
 _SUBSYSTEM = 10
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
-_NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE, _DELETE_RULE, _GET_SET = (_SUBSYSTEM << 8 | each for each in (3, 5, 6, 8, 10))
+_NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE, _DELETE_RULE = (_SUBSYSTEM << 8 | each for each in (3, 5, 6, 8))
 _NEW_ELEMENT, _GET_ELEMENT, _DELETE_ELEMENT = (_SUBSYSTEM << 8 | each for each in (12, 13, 14))
 _TABLE, _CHAIN_NAME, _RULE_CHAIN, _RULE_USERDATA = 1, 3, 2, 7
-_SET_NAME = 2
 _ELEMENTS_SET, _ELEMENTS = 2, 3
 _LIST_ITEM = 1
 _KEY, _DATA, _USERDATA = 1, 2, 6
@@ -112,16 +111,6 @@ def list_all(table: NftTable, where: str, endings: Collection[bytes] = ()) -> li
         return [each for answer in answers for each in _read(answer)]
     some = (answer for answer in answers if any(ending in answer for ending in endings))
     return [each for answer in some for each in _read(answer, endings) if each.key.endswith(tuple(endings))]
-
-
-def list_names(table: NftTable) -> list[str]:
-    """Return the names of a table's sets and maps.
-
-    Raises:
-        IOFailureError: (5) The kernel refused to answer.
-    """
-    answers = [attributes.read(answer) for answer in _dump(table, _GET_SET, _text(_TABLE, table.name))]
-    return [attributes.read_text(each[_SET_NAME]) for each in answers]
 
 
 class Change(NamedTuple):
