@@ -104,7 +104,7 @@ class Remember(NamedTuple):
 
 
 class Use(NamedTuple):
-    """Use a lease: it is new, or differs from the one before."""
+    """Use a lease: it is new, or differs from the previous one."""
 
     lease: DHCPLease
     before: DHCPLease | None
@@ -289,7 +289,7 @@ class Machine:
         return [decline, *self._start_over(now, self._timing.declined)]
 
     def _refused(self, message: Message, sender: str, now: float) -> list[Action]:
-        """Start over after a NAK. Only the server that was asked can say no."""
+        """Start over after a NAK. A NAK of a server that was not asked is ignored."""
         server = next(iter(options.read_addresses(message.options, options.SERVER_ID)), None)
         asked = self._offer if self.state == "requesting" else self.lease
         if self.state != "rebinding" and asked is not None and server not in (None, asked.server):

@@ -1,4 +1,4 @@
-"""Files of leases, one for each attachment, by which a daemon goes on with the leases of the one before.
+"""Files of leases, one for each attachment, from which a daemon takes over the leases of the previous one.
 
 Each file appears whole. It is there before the server can have acknowledged the lease, until DEL or GC has released it.
 Nothing of an earlier boot is alive: those files are deleted.
@@ -179,7 +179,7 @@ class LeaseFiles:
                 raise
 
     def save(self, record: Record) -> None:
-        """Write a record in place of the one before.
+        """Write a record in place of the previous one.
 
         Raises:
             IOFailureError: (5) It cannot be written.

@@ -54,7 +54,7 @@ class Share(NamedTuple):
         return bool(self.borrowed) or len({each.first.version for each in self.blocks}) < len(self.blocks)
 
     def has_same(self, other: Share) -> bool:
-        """Return whether both have the same blocks and borrowed addresses, of whatever revision."""
+        """Return True if both have the same blocks and borrowed addresses. Revisions may differ."""
         mine, theirs = ([evolve(each, revision=0) for each in share.blocks] for share in (self, other))
         return (mine, self.borrowed) == (theirs, other.borrowed)
 

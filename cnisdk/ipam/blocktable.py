@@ -287,7 +287,7 @@ class BlockTable:
         """Replace blocks by other states of them in one transaction, if none has changed since it was read.
 
         Args:
-            changes: Pairs of the block as it was read and as it shall be.
+            changes: Pairs: the block as it was read, and the block to write.
             compares: Further keys that must not have changed.
             puts: Further keys to write.
             deletes: Further keys to delete.
@@ -347,8 +347,8 @@ class BlockTable:
 
         Args:
             first: Its first address.
-            change: Returns the block as it shall be, or None to leave it. It runs again after other nodes changed the
-                block, and after an answer got lost: it must return a block as it is that has the change already.
+            change: Returns the block to write, or None to leave it as it is. It runs again after other nodes changed
+                the block, and after an answer was lost. A block that has the change already must be returned unchanged.
             unless_joined: Name of a node that must have no key, if any.
 
         Raises:

@@ -5,7 +5,7 @@ Theory of operation. A file of this node, ``share.json``, notes what it has.
 A process that leases needs no lock: it reads the file, leases in the store, and reads the file again. If what it leased
 is not there any more, it takes the lease back and begins again. A process that takes addresses out of the file writes
 the file first, and then looks whether they have been leased; if so, it puts them back. Whichever of the two looks last
-sees what the other did. So etcd is never told that an address is free which a process goes on to use.
+sees what the other did. So etcd is never told that an address is free while a process still uses it.
 
 There are two locks. A process that sends requests to etcd holds the lock of the synchronisation, perhaps for seconds:
 one process at a time gets more addresses, or gives some back. The lock of the file is held for one change of it, and

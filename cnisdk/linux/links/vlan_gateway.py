@@ -3,10 +3,10 @@
 A gateway is one end of a veth. The other end is a port of the bridge and carries the VLAN. The port's name is derived
 from bridge and VLAN, and its alias names them: by that port a gateway is known for one that this module made.
 
-All attachments of the VLAN share the gateway, of whatever network. It is in use as long as the port of a container or
-virtual machine carries the VLAN. Any plugin may have made that port. DEL and GC delete a gateway that is not in use,
-and hold the namespace's lock meanwhile. An ADD holds that lock too, shared, from before it makes its port until the
-port carries the VLAN (:func:`cnisdk.linux.links.bridge.kept`). So no gateway goes away below an ADD.
+All attachments of the VLAN share the gateway, also those of other networks. It is in use as long as the port of a
+container or virtual machine carries the VLAN. Any plugin may have made that port. DEL and GC delete a gateway that is
+not in use, and hold the namespace's lock meanwhile. An ADD holds that lock too, shared, from before it makes its port
+until the port carries the VLAN (:func:`cnisdk.linux.links.bridge.kept`). So no gateway goes away below an ADD.
 
 Any other gateway was made by the reference plugin or by an operator. It is used, and never deleted.
 """
