@@ -262,14 +262,14 @@ POOLS = [
     (
         "collects everything",
         "gc-keeps-what-is-valid",
-        '! printf \'%s\\n\' "$valid" | grep -qxF "$(cat "$each/owner")"',
-        "true",
+        'printf \'%s\\n\' "$valid" | grep -qxF "$owner" ||',
+        "false ||",
     ),
     ("collects nothing", "gc-drops-what-is-stale", "GC)\n", "GC)\n    exit 0\n"),
     (
         "looks before it leaps",
         "parallel-attachments",
-        'until mv -T "new.$$" "leases/10.31.0.$n" 2>/dev/null; do',
+        'until [ ! -d "leases/10.31.0.$n" ] && mv -T "new.$$" "leases/10.31.0.$n" 2>/dev/null; do',
         (
             'until [ ! -d "leases/10.31.0.$n" ] && sleep 0.1 && mkdir -p "leases/10.31.0.$n" &&\n'
             '        cp "new.$$/owner" "leases/10.31.0.$n"; do'
