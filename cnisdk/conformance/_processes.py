@@ -7,20 +7,25 @@ preparation of the host has started, are left alone. Zombies do not count: they 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..testing.sandbox import Sandbox
 from ._response import TIMEOUT, Response
 
 _PATIENCE = 1.0
 """Seconds that the pipes of a request may stay open after its end."""
+
+# Bytes that a pipe takes at once.
+_PIPE = 1 << 16
 
 # The kernel needs that long at most to end a process that is killed.
 _DYING = 30.0
@@ -77,6 +82,12 @@ class RequestProcesses:
         left: tuple[int, ...] = ()
         timed_out = ended = held = False
         told: tuple[bytes, bytes] | None = None
+        if data is not None and len(data) > _PIPE:
+            # communicate() writes no more of its input when it is called again, after a timeout.
+            assert process.stdin is not None
+            stdin, process.stdin = process.stdin, None
+            threading.Thread(target=_write, args=(stdin, data), daemon=True).start()
+            data = None
         while told is None:
             try:
                 told = process.communicate(data, timeout=_PATIENCE)
@@ -141,6 +152,11 @@ def feed(process: subprocess.Popen[Any], data: bytes, *, close: bool = True) -> 
         pass
     if close:
         process.stdin = None
+
+
+def _write(stdin: IO[bytes], data: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError), stdin:
+        stdin.write(data)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
