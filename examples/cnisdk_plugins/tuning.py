@@ -120,7 +120,7 @@ class Tuning(Plugin[TuningConf]):
         if not any(wanted):
             return result
         netns, file = request.open_netns(), StateFile(request.conf.data_dir, request.attachment)
-        end = link.get(request.ifname, netns)
+        end = link.get(request.ifname, netns) if settings else None  # sysctls need none: a program may drive the device
         earlier = file.find() or {}
         saved = values_before(wanted, netns, end, earlier) | {"netns": netns.identify(), "asked": sysctls}
         found = dict(saved["sysctl"].items() - earlier.get("sysctl", {}).items())
@@ -131,8 +131,9 @@ class Tuning(Plugin[TuningConf]):
         there = values_before(wanted, netns, end, {}) if earlier else {}  # what another ADD of it has set stays
         request.undo(restore, netns, request.ifname, file, saved | there, found)
         became = netns.call(sysctl.write_all, sysctls)
-        for key, value in settings.items():
-            SETTERS[key](end, value)
+        if end is not None:
+            for key, value in settings.items():
+                SETTERS[key](end, value)
         if became != sysctls:  # CHECK is to know how the kernel writes these values
             file.write({**saved, "became": became})
         described = {key: settings[key] for key in ("mac", "mtu") if key in settings}
@@ -152,10 +153,11 @@ class Tuning(Plugin[TuningConf]):
     def check(self, request: CheckRequest[TuningConf]) -> None:
         settings, sysctls = wanted_by(request)
         netns = request.open_netns()
-        end = link.get(request.ifname, netns)
-        for key, value in settings.items():
-            if (there := getattr(end, key.lower())) != value:
-                raise IOFailureError(f"{key} of interface {end.name} is {there}, not {value}")
+        if settings:
+            end = link.get(request.ifname, netns)
+            for key, value in settings.items():
+                if (there := getattr(end, key.lower())) != value:
+                    raise IOFailureError(f"{key} of interface {end.name} is {there}, not {value}")
         saved = StateFile(request.conf.data_dir, request.attachment).find() or {}
         there = netns.call(sysctl.get_all, sysctls)
         for key, value in sysctls.items():
@@ -200,7 +202,7 @@ def sysctl_path(key: str, ifname: str) -> str:
     return path
 
 
-def values_before(wanted: Wanted, netns: NetNS, end: Link, earlier: Mapping[str, Any]) -> dict[str, Any]:
+def values_before(wanted: Wanted, netns: NetNS, end: Link | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """Return what to restore: the values that are there, or that were `earlier`, before an ADD that has run."""
     settings, sysctls = wanted
     saved = {key: getattr(end, key.lower()) for key in settings}

@@ -230,6 +230,24 @@ def test_what_cannot_be_set_is_refused_and_changes_nothing(
     assert files(host) == {}
 
 
+def test_sysctls_need_no_interface(host: Host) -> None:
+    """A program drives the device, with DPDK: the kernel has no link for it. Or the plugin before is loopback."""
+    container = host.container()
+    before = container.sysctl("net/ipv4/ip_default_ttl")
+    result: dict[str, Any] = {"cniVersion": "1.0.0", "ips": [{"address": "10.1.0.2/24"}], "dns": {}}
+    tuning = host.plugin(
+        Tuning, {"cniVersion": "1.0.0", "prevResult": result, "sysctl": {"net.ipv4.ip_default_ttl": "63"}}
+    )
+    assert tuning.run("ADD", container).document == result
+    assert container.sysctl("net/ipv4/ip_default_ttl") == "63"
+    tuning.check(container, prevResult=result)
+    tuning.delete(container)
+    assert container.sysctl("net/ipv4/ip_default_ttl") == before
+    assert files(host) == {}
+    with expect_error(5, "link eth0 does not exist"):
+        tuning.add(container, mtu=1400)
+
+
 def test_a_sysctl_written_twice_is_refused(host: Host) -> None:
     container, result = attached(host)
     tuning = host.plugin(Tuning, {"prevResult": result, "sysctl": {"net.a": "1", "net.b": "1"}})
