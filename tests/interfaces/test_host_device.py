@@ -253,6 +253,22 @@ def test_another_network_of_the_container(nic: Host) -> None:
     assert links(nic) == HOME
 
 
+@pytest.mark.parametrize("ifname", ["net1", "eth0"])
+@pytest.mark.parametrize("device", ["nic1", "wire1"])
+def test_a_failed_add_leaves_what_the_reference_lent_the_container(nic: Host, device: str, ifname: str) -> None:
+    """Its DEL has no result to tell by: the link that the container's other attachment has is not its own."""
+    web = nic.container()
+    first = make(nic)
+    result = first.run("ADD", web).document
+    nic.call(untag, "eth0", web.netns)
+    second = make(nic, name="other", device=device)
+    second.run("DEL", web, ifname)
+    # An ADD of the same device and name may have failed after the move: it looks the same.
+    assert ("eth0" in web.links()) == ((device, ifname) != ("nic1", "eth0"))
+    first.run("DEL", web, prevResult=result).raise_for_error()
+    assert links(nic) == HOME
+
+
 def test_a_tag_that_another_container_has_copied(nic: Host) -> None:
     """Its own link takes the tag to the host as its namespace ends: nothing of it harms the other's link."""
     nic.shell("ip link add nic2 type veth peer name wire2")

@@ -142,17 +142,19 @@ def find_lent(
 ) -> Link | None:
     """Look up the link that an attachment has on loan in its container, also one that the reference plugin lent.
 
-    The reference plugin tags nothing: its link has the attachment's name and an alias that is a name. If the container
-    has renamed it, the device or the hardware address tells. If the hardware address is known and another, and the
-    device is not the right one either, it is another's: the path of a namespace may lead to the next container by now.
+    The reference plugin tags nothing: its link has the attachment's name and an alias that is a name. The hardware
+    address or the device tells that it is not another's: the path of a namespace may lead to the next container by now,
+    and another attachment of the container may have the name. If the container has renamed the link, it counts only
+    where the hardware address is known, which proves that there was a loan: after an ADD that failed, the link is
+    another attachment's.
 
     Args:
         owner: The attachment.
         netns: The container's namespace.
         device: Its name on the host, where the configuration has it.
         mac: Its hardware address, where the result of ADD has it.
-        is_own: Function that tells if a link of the attachment's name, with another hardware address, is the
-            attachment's nevertheless. It is asked where the device is not known.
+        is_own: Function that tells if a link of the attachment's name, whose hardware address does not tell, is the
+            attachment's. It is asked where the device is not known.
 
     Returns:
         The link; None when there is none.
@@ -167,12 +169,13 @@ def find_lent(
     if (
         named is not None
         and _is_untagged(named)
-        and (not mac or named.mac == mac or (named.alias == device if device else is_own(named)))
+        and ((mac and named.mac == mac) or (named.alias == device if device else is_own(named)))
     ):
         return named
-    for each in link.list_all(netns):
-        if _is_untagged(each) and (each.alias == device or (mac and each.mac == mac)):
-            return each
+    if mac:
+        for each in link.list_all(netns):
+            if _is_untagged(each) and (each.alias == device or each.mac == mac):
+                return each
     return None
 
 
