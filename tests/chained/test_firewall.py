@@ -303,9 +303,11 @@ def test_go_and_ours_check_and_delete_what_the_other_added(
     assert bool(left) == (adder == "ours"), "records of ours, which no packet gets to"
     again, following = host.plugin(Firewall, conf), host.container("next")
     again.add(following)
-    assert len(rules_of(host, *addresses(5))) == 6, "a record without rules goes with the next ADD of the address"
+    assert len(rules_of(host, *addresses(5))) == 6 + len(left)
     again.run("DEL", following, prevResult={**in_version(result, version), "ips": []}).raise_for_error()
-    assert rules_of(host, *addresses(5)) == []
+    assert rules_of(host, *addresses(5)) == left, "a record without rules keeps none of the next container"
+    again.run("DEL", container, prevResult=None).raise_for_error()
+    assert rules_of(host, *addresses(5)) == [], "a record without rules goes with the DEL of its attachment"
     one.run("DEL", other, prevResult=in_version(theirs, version)).raise_for_error()
     assert [line for line in rules_of(host, *addresses(6, 2)) if "accept" in line] == []
     host.plugin(Firewall, {"name": "net"}).gc()
@@ -609,7 +611,7 @@ def test_check_and_del_read_few_rules_of_others(host: Host) -> None:
 
     few, many = (host.call(add_others, *each) for each in ((1, 4), (4, 65)))
     assert many[0] - few[0] < host.call(all_bytes) / 8, "some records are read"
-    assert many[1] - few[1] < host.call(all_bytes) * 0.7, "all records are read"
+    assert many[1] - few[1] < host.call(all_bytes) / 8
 
 
 def test_rules_with_other_numbers_are_found(host: Host) -> None:

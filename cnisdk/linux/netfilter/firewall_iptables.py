@@ -5,28 +5,28 @@ rules for each address of a container: one accepts what it sends, the other the 
 
 The reference compares these rules with comments and all, so ours have none. Their owners are recorded in chains that no
 packet gets to, ``CNI-FORWARD-OWNERS-0`` to ``-f``: one rule for each address of an attachment, with its mark as
-comment. Each ADD adds rules of its own, also where another attachment's are the same, and DEL deletes as many as it
-had: so the DEL of a container that is gone leaves alone the rules of the next one with its address.
+comment, all in the chain that a hash of the attachment names. Each ADD adds rules of its own, also where another
+attachment's are the same, and DEL deletes as many as it had: so the DEL of a container that is gone leaves alone the
+rules of the next one with its address.
 
 A record and its two rules are made in this order, in one transaction, so the kernel numbers them one after the other:
 CHECK and DEL find the rules by the number of the record. Only where they are not there is the long chain read.
 
 The record also names the bridge for which the attachment asks for a policy: see :mod:`.ingress_iptables`.
 
-The reference deletes rules of ours without their record. A record none of whose rules is left goes with the next ADD of
-its address, or with GC.
+The reference deletes rules of ours without their record. That goes with the next ADD or DEL of the attachment, or with
+GC.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from ipaddress import ip_address
 
-from ..._light import NamedTuple
 from ...errors import IOFailureError, run_all
 from ...spec.addresses import IPAddress
 from ...spec.names import Attachment, short_hash
@@ -41,10 +41,10 @@ FORWARD_MARK = 0x1000
 """Bit of a packet's mark by which the nftables backend says that the packet is to be accepted."""
 
 _FORWARD, _PRIVATE = "FORWARD", "CNI-FORWARD"
-# Records are in the chain of their address, so that ADD reads few of them.
+# Records are in the chain of their attachment, so that a request reads few of them, also a DEL that is told no address.
 _OWNERS = [f"CNI-FORWARD-OWNERS-{digit:x}" for digit in range(16)]
 _PATIENCE = 5.0
-# Addresses that are looked for in the bytes of rules. For more it is faster to read all rules.
+# Addresses, or records, for which single rules are looked for. For more it is faster to read all rules.
 _FEW = 20
 _META_MARK = "meta 3"
 _STATES = "RELATED,ESTABLISHED"
@@ -174,8 +174,13 @@ def _bridge_of(record: Rule) -> str:
     return next((ingress_iptables.name_of(each) for each in record.matches if each.what == "iifname"), "")
 
 
-def _chain_of(address: IPAddress) -> str:
-    return _OWNERS[int(short_hash(str(address), digits=1), 16)]
+def _chain_of(owner: Attachment) -> str:
+    return _OWNERS[int(short_hash(*owner, digits=1), 16)]
+
+
+def _list_records(table: Table, owner: Attachment) -> list[Rule]:
+    """List the records of an attachment."""
+    return [each for each in table.list_rules(_chain_of(owner), rules.key(owner)) if rules.is_of(each, owner)]
 
 
 def _list_all(table: Table, *words: str) -> list[Rule]:
@@ -183,36 +188,39 @@ def _list_all(table: Table, *words: str) -> list[Rule]:
     return [record for chain in sorted(table.find_chains(*_OWNERS)) for record in table.list_rules(chain, *words)]
 
 
-def _list_for(table: Table, addresses: Collection[IPAddress], *words: str) -> list[Rule]:
-    """List the records of addresses, and those in the same chains that contain one of the words."""
-    needles = _words(table, addresses)
-    wanted = [*words, *needles] if needles else []
-    return [each for chain in sorted({*map(_chain_of, addresses)}) for each in table.list_rules(chain, *wanted)]
+def _list_for(table: Table, addresses: Collection[IPAddress]) -> list[Rule]:
+    """List the records of addresses, whosever they are."""
+    there = _list_all(table, *_words(table, addresses)) if addresses else []
+    return [each for each in there if _address_of(each) in addresses]
 
 
 def _with_rules(
     table: Table,
     going: list[Rule],
-    there: Iterable[Rule],
     known: Collection[IPAddress] = (),
     kept: str = "",
     is_used: Callable[[IPAddress], bool] = lambda _: False,
 ) -> list[Rule]:
-    """Return the rules to delete with some records: first the rules that no other record needs, then the records.
+    """Return the rules to delete with some records: first those that were made with them, then the records.
+
+    Where these are not all there, that is as many of their addresses as no other record needs.
 
     Args:
         table: The table.
         going: The records that go.
-        there: All records of their addresses, and of the known ones.
         known: Addresses whose rules go if no record goes.
         kept: Bridge whose policy does not go.
         is_used: Function that tells if another container uses a known address: then its rules stay. It need not be
             asked where a record keeps some.
     """
+    policies = _list_policies(table, going, kept)
+    beside = _find_beside(table, going) if len(going) <= _FEW else {}
+    if beside and all(len(each) == len(_KINDS) for each in beside.values()):
+        return [*policies, *(rule for each in beside.values() for rule in each), *going]
     found: list[Rule] = []
     wanted = _addresses_of(going) if going else Counter(known)
     gone = {*going}
-    others = [each for each in there if each not in gone and _address_of(each) in wanted]
+    others = [each for each in _list_for(table, wanted) if each not in gone]
     accepts = _list_accepts(table, wanted)
     if others:  # those that have gone since, with their rules, need none of the rules that were found then
         staying = {*_list_for(table, wanted)}
@@ -223,7 +231,7 @@ def _with_rules(
             continue
         for rules_there in kinds:
             found += rules_there[: max(min(wanted[address], len(rules_there) - needed[address]), 0)]
-    return [*_list_policies(table, going, kept), *found, *going]
+    return [*policies, *found, *going]
 
 
 def _list_policies(table: Table, going: Collection[Rule], kept: str = "") -> list[Rule]:
@@ -283,16 +291,15 @@ def apply(
     base = _base(table, admin, ingress)
     mark, bridge = rules.mark(owner, XT_COMMENT_MAX), ingress.bridge if ingress is not None else ""
     option = f" -i {bridge}" if bridge else ""
-    lines: list[str] = []
+    chain, lines = _chain_of(owner), list[str]()
     for each in addresses:
-        lines.append(f"-A {_chain_of(each)} -s {each}{option} -m comment --comment {quote(mark)}")
+        lines.append(f"-A {chain} -s {each}{option} -m comment --comment {quote(mark)}")
         lines += [f"-A {_PRIVATE} {text}" for text in _texts(each)]
     chains = {_PRIVATE, admin, *_OWNERS, *(ingress_iptables.STAGES if ingress is not None else ())}
     with rules.alone(owner) as sign:
         # What was there before goes afterwards: killed in between, an ADD leaves records of all that there is.
-        before = {str(table): _look_before(table, owner, addresses) for table in tables(version, "filter")}
-        again = any(each.own for each in before.values())
-        undo(_put_back, owner, version, _keep(owner, version) if again else {})
+        before = {str(table): _list_records(table, owner) for table in tables(version, "filter")}
+        undo(_put_back, owner, version, _keep(owner, version) if any(before.values()) else {})
         base_rules.commit(
             version,
             base,
@@ -300,21 +307,21 @@ def apply(
             {"filter": lines},
             [sign],
             locked=ingress is not None,
-            quickly=partial(_add, table, mark, addresses, bridge),
+            quickly=partial(_add, table, chain, mark, addresses, bridge),
         )
         for table in tables(version, "filter"):
-            look = partial(_list_replaced, table, before.get(str(table), _Before()), ingress)
+            look = partial(_list_replaced, table, owner, before.get(str(table), ()), ingress)
             if look():
                 _delete_found(table, look)
 
 
-def _add(table: Table, mark: str, addresses: Iterable[IPAddress], bridge: str) -> bool:
+def _add(table: Table, records: str, mark: str, addresses: Iterable[IPAddress], bridge: str) -> bool:
     """Add an attachment's records and rules without a program; return whether that could be done."""
     added = [
         xt_rules.IptablesRule(chain, expressions)
         for address in addresses
         for chain, expressions in (
-            (_chain_of(address), xt_rules.note(address, bridge, mark)),
+            (records, xt_rules.note(address, bridge, mark)),
             (_PRIVATE, xt_rules.accept_replies(address)),
             (_PRIVATE, xt_rules.accept_source(address)),
         )
@@ -335,29 +342,13 @@ def _put_back(owner: Attachment, version: int, kept: rules.Kept) -> None:
                 rules.put_back([table], lambda table: ([], _list_own(table, owner)), kept)
 
 
-class _Before(NamedTuple):
-    """Records that an ADD finds: those of an earlier ADD of the attachment, and those of others without any rule."""
-
-    own: Sequence[Rule] = ()
-    void: Sequence[Rule] = ()
-
-
-def _look_before(table: Table, owner: Attachment, addresses: Collection[IPAddress]) -> _Before:
-    there = _list_for(table, addresses, rules.key(owner))
-    own = [each for each in there if rules.is_of(each, owner)]
-    others = [each for each in there if each not in own and _address_of(each) in addresses]
-    accepts = _list_accepts(table, addresses if others else ())
-    alive = {address for address, kinds in accepts.items() if any(kinds)}
-    return _Before(own, [each for each in others if _address_of(each) not in alive])
-
-
-def _list_replaced(table: Table, before: _Before, ingress: Ingress | None) -> list[Rule]:
+def _list_replaced(table: Table, owner: Attachment, before: Collection[Rule], ingress: Ingress | None) -> list[Rule]:
     """List what an ADD has replaced: what was there before, and the rule of another policy for the bridge."""
     outdated = ingress_iptables.list_outdated(table, ingress) if ingress is not None else []
-    there = _list_for(table, _addresses_of([*before.own, *before.void]))
-    own, void = ([each for each in records if each in there] for records in before)
+    there = _list_records(table, owner) if before else []
+    own = [each for each in before if each in there]  # of equal ones, which the legacy variant has, as many as before
     kept = ingress.bridge if ingress is not None else ""
-    return [*outdated, *_with_rules(table, own, [each for each in there if each not in void], kept=kept), *void]
+    return [*outdated, *_with_rules(table, own, kept=kept)]
 
 
 def check(
@@ -389,10 +380,8 @@ def _missing_base(table: Table, base: Iterable[BaseRule]) -> str:
 
 
 def _missing_accept(table: Table, owner: Attachment, addresses: Collection[IPAddress]) -> str:
-    own = [each for each in _list_for(table, addresses) if rules.is_of(each, owner)]
-    accepted = {
-        _address_of(record) for record, beside in _find_beside(table, own).items() if len(beside) == len(_KINDS)
-    }
+    own = _find_beside(table, _list_records(table, owner))
+    accepted = {_address_of(record) for record, beside in own.items() if len(beside) == len(_KINDS)}
     others = [each for each in addresses if each not in accepted]
     for address, kinds in _list_accepts(table, others).items():
         for text, there in zip(_texts(address), kinds, strict=True):
@@ -432,12 +421,7 @@ def _list_own(
     is_used: Callable[[IPAddress], bool] = lambda _: False,
 ) -> list[Rule]:
     """List the rules and records that :func:`delete` deletes."""
-    found = [each for each in _list_all(table, rules.key(owner)) if rules.is_of(each, owner)]
-    beside = _find_beside(table, found)
-    if found and all(len(each) == len(_KINDS) for each in beside.values()):
-        return [*_list_policies(table, found), *(rule for each in beside.values() for rule in each), *found]
-    there = _list_for(table, {*known, *_addresses_of(found)})
-    return _with_rules(table, [each for each in there if rules.is_of(each, owner)], there, known, is_used=is_used)
+    return _with_rules(table, _list_records(table, owner), known, is_used=is_used)
 
 
 def gc(network: str, valid: Collection[Attachment]) -> None:
@@ -448,8 +432,7 @@ def gc(network: str, valid: Collection[Attachment]) -> None:
     """
 
     def look(table: Table) -> list[Rule]:
-        there = _list_all(table)
-        return _with_rules(table, [*filter(rules.is_stale(network, valid), there)], there)
+        return _with_rules(table, [*filter(rules.is_stale(network, valid), _list_all(table))])
 
     run_all(
         *(
