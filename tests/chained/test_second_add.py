@@ -149,7 +149,8 @@ def fail_at_each_step(
         if answer.status:
             failed += 1
             assert state() == before, f"step {step}: {answer.stdout!r}"
-        elif changed != conf or go:  # a step that ADD can do without may have failed
+            continue
+        if changed != conf or go:  # a step that ADD can do without may have failed
             begin_again(first, second, container)
         before = state()
     return failed
