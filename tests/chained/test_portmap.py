@@ -695,7 +695,7 @@ def test_rules_are_those_of_the_program(host: Host, options: Options, prefixlen:
         hostports.publish("iptables", other, [mapped[0]._replace(port=1), mapped[1]._replace(port=1)], *asked[3:])
         hostports.withdraw(other)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(xt_rules, "add", lambda *_: False)
+            patch.setattr(xt_rules, "add", lambda *_, **__: False)
             assert sorted(started_programs(hostports.publish, *asked)) == ["ip6tables-restore", "iptables-restore"]
         by_program = read_iptables(*chains)
         hostports.withdraw(owner)

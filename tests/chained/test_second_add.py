@@ -7,12 +7,15 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from cnisdk import Plugin
+from cnisdk.linux import program
+from cnisdk.linux.netfilter import nfnetlink
 from cnisdk.testing import Container, Host, PluginUnderTest, fail
 from cnisdk.testing.state import collect
 from cnisdk_plugins.bandwidth import Bandwidth
@@ -25,6 +28,8 @@ from cnisdk_plugins.vrf import Vrf
 from .conftest import attached
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
+
+T = TypeVar("T")
 
 LIMITS = {"ingressRate": 8_000_000, "ingressBurst": 80_000, "egressRate": 8_000_000, "egressBurst": 80_000}
 INGRESS = ("ingressRate", "ingressBurst")
@@ -85,6 +90,47 @@ def test_a_second_add_that_fails_leaves_what_the_first_made(host: Host, name: st
     first.add(container)
     assert host.call(fail_at_each_step, kind, conf, conf | changed, container) > 0
     first.run("CHECK", container).raise_for_error()
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+@pytest.mark.parametrize("conditions", [[], ["!", "-s", "198.51.100.0/24"]])
+@pytest.mark.parametrize("name", ["portmap, iptables", "portmap, nftables", "firewall, iptables", "firewall, nftables"])
+def test_there_is_no_moment_of_a_second_add_without_the_rules(
+    name: str, conditions: list[str], variant: str, request: pytest.FixtureRequest
+) -> None:
+    """An ADD that is killed takes nothing back: so whenever that happens, the container keeps what it had."""
+    kind, conf, _ = SUBJECTS[f"{name}, the same"]
+    if (conditions and name != "portmap, iptables") or (variant == "legacy" and "nftables" in name):
+        pytest.skip("these belong to iptables")
+    host: Host = request.getfixturevalue("legacy" if variant == "legacy" else "host")
+    container, result = on_two_families(host)
+    conf = {**conf, "prevResult": result, **({"conditionsV4": conditions} if conditions else {})}
+    first = PluginUnderTest(None, kind, conf)
+
+    def add_again() -> list[str]:
+        def look_after(act: Callable[..., T]) -> Callable[..., T]:
+            def wrapped(*arguments: Any, **keys: Any) -> T:
+                done = act(*arguments, **keys)
+                if act is transact or "-S" not in arguments[0]:  # which only reads
+                    found.append(first.run("CHECK", container).stdout)
+                return done
+
+            return wrapped
+
+        for verb in ("ADD", "DEL", "ADD"):  # what attachments share is there then
+            first.run(verb, container).raise_for_error()
+        found: list[str] = []
+        before, transact = state(), nfnetlink.transact
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(program, "run", look_after(program.run))
+            patch.setattr(nfnetlink, "transact", look_after(transact))
+            first.run("ADD", container).raise_for_error()
+        assert state() == before
+        return found
+
+    found = host.call(add_again)
+    assert found
+    assert set(found) == {""}
 
 
 @pytest.mark.interop

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -24,6 +26,7 @@ from ..programs import started_programs
 
 pytestmark = pytest.mark.kernel
 
+T = TypeVar("T")
 Pair = tuple[Attachment, Attachment]
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 PORTS = ("veth00000001", "veth00000002")
@@ -234,7 +237,7 @@ def test_the_spoof_check_of_netlink_is_what_nft_would_make(host: Host) -> None:
 
     def add_twice() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(nft.NftTable, "replace", lambda *_: False)
+            patch.setattr(rules, "_add_at_once", lambda *_: False)
             assert started_programs(rules.apply, owner, asked) == ["nft"]
         by_program = rules_there(), chains_there()
         assert [len(each) for each in by_program] == [3, 2]
@@ -541,3 +544,89 @@ def test_a_table_made_anew_keeps_the_rules_of_others(host: Host, act: str) -> No
     with pytest.MonkeyPatch.context() as patch:
         left = host.call(look_and_act)
     assert left == sorted(rules.mark(each) for each in ([living] if act == "delete" else [gone, living]))
+
+
+COUNTED = rules.Layout(
+    family="inet", table="t", shared=("c",), base=("add table inet t", "add chain inet t c"), prefix="own-"
+)
+BY_TEXT = rules.Part(
+    COUNTED,
+    (
+        rules.Wanted("c", "counter accept", (), "accept"),
+        rules.Wanted(rules.OWN, "drop", (), "drop"),
+        rules.Wanted("c", "jump {chain}", (), rules.JUMP_TO_OWN),
+    ),
+)
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+@pytest.mark.parametrize("kind", ["iptables", "nftables", "a layout of an author"])
+def test_there_is_no_moment_of_a_second_add_without_the_rules(
+    kind: str, variant: str, request: pytest.FixtureRequest
+) -> None:
+    """An ADD that is killed takes nothing back: so whenever that happens, the container keeps what it had."""
+    if variant == "legacy" and kind != "iptables":
+        pytest.skip("the variants are those of iptables")
+    host = request.getfixturevalue("legacy" if variant == "legacy" else "host")
+    owner, (addresses, others) = Attachment("net", "c1", "eth0"), ADDRESSES
+    parts = masquerade.wanted(kind, addresses) if "tables" in kind else [BY_TEXT]
+    more = masquerade.wanted(kind, [*addresses, *others]) if "tables" in kind else parts
+
+    def owned() -> list[int]:
+        tables = [table for part in parts for table in part.layout.tables()]
+        return [len(table.list_rules(chain)) for table in tables for chain in ("c", "masq_checks", "POSTROUTING")]
+
+    def add_again() -> list[str]:
+        def look_after(act: Callable[..., T]) -> Callable[..., T]:
+            def wrapped(*arguments: Any, **keys: Any) -> T:
+                done = act(*arguments, **keys)
+                if act is transact or "-S" not in arguments[0]:  # which only reads
+                    try:
+                        rules.check(owner, parts)
+                    except CNIError as exc:
+                        problems.append(str(exc))
+                    else:
+                        problems.append("")
+                return done
+
+            return wrapped
+
+        rules.apply(owner, parts)
+        rules.check(owner, parts)
+        problems: list[str] = []
+        before, transact = owned(), nfnetlink.transact
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(program, "run", look_after(program.run))
+            patch.setattr(nfnetlink, "transact", look_after(transact))
+            rules.apply(owner, parts)
+        assert owned() == before
+        rules.apply(owner, more)
+        rules.apply(owner, parts)
+        assert owned() == before
+        for part in parts:
+            rules.delete(part.layout, owner)
+        assert "c1" not in subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
+        return problems
+
+    problems = host.call(add_again)
+    assert problems
+    assert set(problems) == {""}
+
+
+def test_what_the_kernel_refuses_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that a program is missing which was to be asked next."""
+    owner = Attachment("net", "c1", "eth0")
+    parts = [spoofcheck.wanted(PORTS[0], MACS[0])]
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(nfnetlink, "transact", lambda *_: errno.ENOMEM)
+    with expect_error(5, "cannot add rules of nftables table bridge nat: ENOMEM"):
+        host.call(rules.apply, owner, parts)
+
+
+def test_an_expression_that_the_kernel_lacks_is_told(host: Host) -> None:
+    """The kernel has the same error for it as for a chain that is gone."""
+    unknown = (_expressions.expression("cnisdk-none"),)
+    layout = rules.Layout(family="ip", table="t", shared=("c",), base_chain=nft.BaseChain("c", 0, 0))
+    part = rules.Part(layout, (rules.Wanted("c", "accept", (), "accept", unknown),))
+    with expect_error(5, "cannot add rules of nftables table ip t: ENOENT"):
+        host.call(rules.apply, Attachment("net", "c1", "eth0"), [part])

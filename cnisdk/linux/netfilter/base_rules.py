@@ -6,11 +6,10 @@ same rule lacking would both add it, so the one that adds holds the lock of the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from ..._light import NamedTuple
-from .. import lock, program
+from .. import lock
 from . import iptables, nft
 from .nft import Rule
 from .rules import Table
@@ -64,21 +63,9 @@ def tables(version: int, name: str) -> list[Table]:
     return [nft.NftTable(IP_FAMILIES[version], name), *([legacy] if legacy.exists() else [])]
 
 
-def current(version: int, name: str) -> Table:
-    """Return the table that the program ``iptables-restore`` changes."""
-    return _currents(version, [name])[name]
-
-
-def _currents(version: int, names: Iterable[str]) -> dict[str, Table]:
-    found = program.find("iptables-restore" if version == 4 else "ip6tables-restore")
-    if found is not None and "legacy" in os.path.basename(os.path.realpath(found)):
-        return {name: iptables.LegacyTable(version, name) for name in names}
-    return {name: nft.NftTable(IP_FAMILIES[version], name) for name in names}
-
-
 def find_lacking(version: int, base: Collection[BaseRule]) -> list[BaseRule]:
     """Find the rules that are not there, or not in their place, also once those before them in the list are made."""
-    return _find_lacking(_currents(version, {each.table for each in base}), base)
+    return _find_lacking(iptables.currents(version, {each.table for each in base}), base)
 
 
 def _find_lacking(there: Mapping[str, Table], base: Iterable[BaseRule]) -> list[BaseRule]:
@@ -132,7 +119,7 @@ def commit(
 def _making(version: int, base: Collection[BaseRule], chains: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
     """Return the lines that make what is lacking, by table."""
     lines: dict[str, list[str]] = {}
-    there = _currents(version, {*chains, *(each.table for each in base)})
+    there = iptables.currents(version, {*chains, *(each.table for each in base)})
     for table, names in chains.items():
         wanted = sorted(names)
         found = there[table].find_chains(*wanted) if wanted else set()

@@ -13,7 +13,7 @@ from ...errors import InvalidConfigError, IOFailureError, PluginNotAvailableErro
 from ...spec.addresses import IPAddress
 from ...spec.names import Attachment, shorten
 from .. import program, sysctl
-from . import base_rules, firewall_iptables, firewall_nft, firewalld, nft, rules, sets
+from . import firewall_iptables, firewall_nft, firewalld, iptables, nft, rules, sets
 from .ingress import POLICIES as POLICIES, Ingress as Ingress
 
 _PROGRAMS = {"iptables": "iptables", "nftables": "nft"}
@@ -172,7 +172,7 @@ def status(backend: str, policy: str = "") -> None:
     name = _PROGRAMS[backend]
     if program.find(name) is None:
         raise PluginNotAvailableError(f"the backend {backend} needs the program {name}, which is not installed")
-    if backend == "nftables" or isinstance(base_rules.current(4, "filter"), nft.NftTable):
+    if backend == "nftables" or isinstance(iptables.current(4, "filter"), nft.NftTable):
         try:
             generation = sets.read_generation()
         except IOFailureError as exc:

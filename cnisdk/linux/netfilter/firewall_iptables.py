@@ -32,7 +32,7 @@ from ...spec.addresses import IPAddress
 from ...spec.names import Attachment, short_hash
 from .. import attributes, lock
 from . import base_rules, ingress_iptables, iptables, nft, rules, xt, xt_rules
-from .base_rules import IP_FAMILIES, XT_COMMENT_MAX, BaseRule, current, quote, tables
+from .base_rules import IP_FAMILIES, XT_COMMENT_MAX, BaseRule, quote, tables
 from .ingress import Ingress
 from .nft import NftTable, Rule
 from .rules import Table
@@ -287,7 +287,7 @@ def apply(
         IOFailureError: (5) The kernel or ``iptables-restore`` refused.
         PluginNotAvailableError: (50) ``iptables-restore`` is not installed.
     """
-    table = current(version, "filter")
+    table = iptables.current(version, "filter")
     base = _base(table, admin, ingress)
     mark, bridge = rules.mark(owner, XT_COMMENT_MAX), ingress.bridge if ingress is not None else ""
     option = f" -i {bridge}" if bridge else ""
@@ -359,7 +359,7 @@ def check(
     Raises:
         IOFailureError: (5) A rule is missing, or was changed, or is one of another policy.
     """
-    written = str(current(version, "filter"))
+    written = str(iptables.current(version, "filter"))
     problems = {
         str(table): _missing_base(table, _base(table, admin, ingress)) or _missing_accept(table, owner, addresses)
         for table in tables(version, "filter")
@@ -453,7 +453,7 @@ def ensure_accepted(version: int, admin: str) -> None:
         IOFailureError: (5) ``iptables-restore`` refused.
         PluginNotAvailableError: (50) It is not installed.
     """
-    table = current(version, "filter")
+    table = iptables.current(version, "filter")
     if table.has_chain(_FORWARD):
         base_rules.commit(version, _accepting(table, admin), {"filter": {_PRIVATE, admin}}, {})
 
@@ -464,6 +464,6 @@ def check_accepted(version: int, admin: str) -> None:
     Raises:
         IOFailureError: (5) A rule for that is missing.
     """
-    table = current(version, "filter")
+    table = iptables.current(version, "filter")
     if table.has_chain(_FORWARD) and (problem := _missing_base(table, _accepting(table, admin))):
         raise IOFailureError(problem)

@@ -19,7 +19,7 @@ from ...errors import CNIError, IOFailureError, run_all
 from ...spec.addresses import IPAddress
 from ...spec.names import Attachment, short_hash
 from . import base_rules, iptables, nft, rules, xt_rules
-from .base_rules import IP_FAMILIES, XT_COMMENT_MAX, BaseRule, current, find_lacking, quote, tables
+from .base_rules import IP_FAMILIES, XT_COMMENT_MAX, BaseRule, find_lacking, quote, tables
 from .dnat_chain import SETMARK, ShownRule, group_ports, read_port, show, wanted_rules
 from .hostport import CONNECTION_MARK, PROTOCOLS, HostPort, Options, is_same_container, taken
 from .nft import Rule
@@ -112,7 +112,7 @@ def ensure_accepted(version: int) -> None:
         IOFailureError: (5) ``iptables-restore`` refused.
         PluginNotAvailableError: (50) It is not installed.
     """
-    table = current(version, "filter")
+    table = iptables.current(version, "filter")
     if not accepting().is_in(table) and table.has_chain("FORWARD"):
         base_rules.commit(version, [accepting()], {}, {})
 
@@ -123,7 +123,7 @@ def check_accepted(version: int) -> None:
     Raises:
         IOFailureError: (5) The rule for that is missing.
     """
-    if current(version, "filter").has_chain("FORWARD") and find_lacking(version, [accepting()]):
+    if iptables.current(version, "filter").has_chain("FORWARD") and find_lacking(version, [accepting()]):
         raise IOFailureError(f"a rule of chain FORWARD is missing or was changed: {accepting().text}")
 
 
@@ -155,14 +155,21 @@ def apply(
         PluginNotAvailableError: (50) ``iptables-restore`` is not installed.
     """
     with rules.alone(owner) as sign:
-        kept = rules.keep_found(tables(version, "nat"), _look_for(owner, version, ports, []))
+        look, table = _look_for(owner, version, ports, []), iptables.current(version, "nat")
+        kept = rules.keep_found(tables(version, "nat"), look)
         undo(_take_back, owner, version, ports, kept)
+        name = next(iter(kept[str(table)].chains), "") if str(table) in kept else ""
+        if name:
+            _commit(owner, version, name, ports, options, listed, sign, again=True)
+        else:
+            name = _reference_name(owner)
+            with rules.reserve(f"{IP_FAMILIES[version]}-{name}") as reserved:
+                if not reserved or any(each.has_chain(name) for each in tables(version, "nat")):
+                    name = _own_name(owner)
+                _commit(owner, version, name, ports, options, listed, sign)
         if kept:
-            _delete(owner, version, ports)
-        name = _reference_name(owner)
-        with rules.reserve(f"{IP_FAMILIES[version]}-{name}") as reserved:
-            free = reserved and not any(table.has_chain(name) for table in tables(version, "nat"))
-            _commit(owner, version, name if free else _own_name(owner), ports, options, listed, sign)
+            # What was there before goes afterwards: the ports are published all the time.
+            rules.delete_earlier(tables(version, "nat"), look, table, name, {_ENTRY: len(group_ports(listed))})
         try:
             check_holders(owner, version, ports)
         except CNIError:
@@ -190,13 +197,16 @@ def _commit(
     options: Options,
     listed: Iterable[tuple[str, int]],
     sign: int,
+    *,
+    again: bool = False,
 ) -> None:
+    """Make a chain, or replace the rules in it, and make the jumps to it."""
     wanted, grouped = list(wanted_rules(ports, options)), group_ports(listed)
     mark, bit = rules.mark(owner, XT_COMMENT_MAX), f"{CONNECTION_MARK:#x}"
     jump = _reference_comment(owner) if name == _reference_name(owner) else mark
     conditions = "".join(f" {quote(word)}" for word in options.conditions)
     own = [
-        f"-N {name}",
+        f"-F {name}" if again else f"-N {name}",
         f"-A {name} -m comment --comment {quote(mark)} -j CONNMARK --set-xmark {bit}/{bit}",
         *(f"-A {name} {rule.text}" for rule in wanted),
         *(
@@ -208,7 +218,7 @@ def _commit(
 
     def add() -> bool:
         """Add the same by netlink, if it can be done."""
-        table = current(version, "nat")
+        table = iptables.current(version, "nat")
         if options.conditions or not isinstance(table, nft.NftTable):
             return False
         rules_added = [
@@ -219,7 +229,7 @@ def _commit(
             number = PROTOCOLS[protocol]
             jumps = xt_rules.to_ports(number, some, jump, xt_rules.jump(name))
             rules_added.append(xt_rules.IptablesRule(_ENTRY, jumps, number))
-        return xt_rules.add(table, rules_added, name)
+        return xt_rules.add(table, rules_added, name, again=again)
 
     chains = {_ENTRY, *({SETMARK, _MASQUERADE} if options.snat and not options.mark_chain else ())}
     base_rules.commit(version, _base(options), {"nat": chains}, {"nat": own}, [sign], quickly=add)
@@ -283,7 +293,7 @@ def check(
     Raises:
         IOFailureError: (5) A rule is missing, or was changed.
     """
-    written = str(current(version, "nat"))
+    written = str(iptables.current(version, "nat"))
     owned = [(table, _chains(table, owner)) for table in tables(version, "nat")]
     problems = {
         str(table): _problem(table, owner, chains, ports, options, listed) or _missing_base(table, options)

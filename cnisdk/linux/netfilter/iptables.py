@@ -6,16 +6,18 @@ can read those of the legacy variant; a kernel that has such tables names them i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import ip_network
 
 from ...errors import IOFailureError
 from .. import program
-from .nft import KeptRules, Match, Rule, match
+from .nft import KeptRules, Match, NftTable, Rule, match
 
 # Seconds to wait for the lock that the legacy variant takes around each change.
 _WAIT = "30"
 _PROGRAMS = {4: ("iptables", "/proc/net/ip_tables_names"), 6: ("ip6tables", "/proc/net/ip6_tables_names")}
+_KEYWORDS = {4: "ip", 6: "ip6"}
 _OFFSETS = {(4, "-s"): 12, (4, "-d"): 16, (6, "-s"): 8, (6, "-d"): 24}
 INTERFACES = {"-i": "iifname", "-o": "meta 7"}
 """Conditions on the interface a packet comes from or leaves by: options, and names in :class:`.nft.Match`."""
@@ -40,6 +42,19 @@ def commit_all(version: int, tables: Mapping[str, Iterable[str]], inherited: Seq
     script = "".join(f"*{table}\n{body}COMMIT\n" for table, body in bodies.items() if body)
     if script:
         program.run([f"{_PROGRAMS[version][0]}-restore", "--noflush", "-w", _WAIT], script, inherited)
+
+
+def current(version: int, name: str) -> NftTable | LegacyTable:
+    """Return the table that the program ``iptables-restore`` changes."""
+    return currents(version, [name])[name]
+
+
+def currents(version: int, names: Iterable[str]) -> dict[str, NftTable | LegacyTable]:
+    """Return the tables that the program ``iptables-restore`` changes, by name."""
+    found = program.find(f"{_PROGRAMS[version][0]}-restore")
+    if found is not None and "legacy" in os.path.basename(os.path.realpath(found)):
+        return {name: LegacyTable(version, name) for name in names}
+    return {name: NftTable(_KEYWORDS[version], name) for name in names}
 
 
 def match_address(version: int, option: str, network: str, *, equal: bool = True) -> Match:

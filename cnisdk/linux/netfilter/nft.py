@@ -382,8 +382,11 @@ class NftTable(NamedTuple):
             generation: The ruleset's, read before looking for the rules (:func:`read_generation`); 0 for any.
 
         Returns:
-            False if the kernel refused, such as for a rule that is gone, another generation, or a chain that is not
-            there.
+            False if the ruleset is of another generation, or, for any generation, if a rule or a chain is gone: look
+            again.
+
+        Raises:
+            IOFailureError: (5) The kernel refused.
         """
         table, family = attributes.text(_RULE_TABLE, f"{self.name}\0"), _FAMILIES[self.family]
         messages: list[nfnetlink.FilterMessage] = []
@@ -403,17 +406,15 @@ class NftTable(NamedTuple):
                 + attributes.attribute(_RULE_USERDATA, bytes([_COMMENT_TYPE, len(text)]), text)
             )
             messages.append((_NEW_RULE, nfnetlink.CREATE | _APPEND, family, body))
-        try:
-            return nfnetlink.transact(_SUBSYSTEM, messages, generation) == 0
-        except OSError:
-            return False
+        return self._transact(messages, "add", generation)
 
     def _transact(self, messages: Iterable[nfnetlink.FilterMessage], verb: str, generation: int) -> bool:
         try:
             error = nfnetlink.transact(_SUBSYSTEM, messages, generation)
         except OSError as exc:
             error = exc.errno or errno.EIO
-        if error in (0, errno.ENOENT, errno.ERESTART):
+        # Nothing is gone in the same generation: then the kernel lacks an expression.
+        if error in (0, errno.ERESTART) or (error == errno.ENOENT and not generation):
             return not error
         raise IOFailureError(f"cannot {verb} rules of {self}: {describe_errno(error)}")
 

@@ -17,6 +17,8 @@ without ``nft`` where this module knows the bytes of the rules, and the table is
 Reading and deleting start no program, since they use netlink. The legacy variant of iptables is the exception: only a
 program can read it.
 
+What an earlier ADD left goes in the same transaction, or after it: at no moment is an attachment without its rules.
+
 Other processes change the same tables meanwhile. A deletion is one transaction, which the kernel refuses if a rule in
 it is gone; then this module looks again. Killed between two transactions, an ADD leaves rules with its mark, which DEL
 and GC find; killed while a program runs, it leaves that program, which DEL waits for.
@@ -25,7 +27,8 @@ and GC find; killed while a program runs, it leaves that program, which DEL wait
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -212,13 +215,22 @@ def apply(owner: Attachment, parts: Iterable[Part]) -> None:
     """
     with alone(owner) as sign:
         commands: list[str] = []
+        slow: list[Part] = []
         for part in parts:
             if part.layout.by_iptables:
                 _apply_iptables(owner, part, sign)
             elif not _add_at_once(owner, part):
-                _delete(part.layout, owner)
+                slow.append(part)
                 commands += _nft_commands(owner, part)
         nft.commit(commands, [sign])
+        for part in slow:
+            table = nft.NftTable(part.layout.family, part.layout.table)
+            _delete_earlier(owner, part, table, part.layout.own_chain(owner))
+
+
+def _delete_earlier(owner: Attachment, part: Part, current: Table, chain: str) -> None:
+    numbers = Counter(each.chain for each in part.wanted)
+    delete_earlier(part.layout.tables(), lambda table: _list_owned(part.layout, table, owner), current, chain, numbers)
 
 
 @contextmanager
@@ -245,7 +257,7 @@ def alone(owner: Attachment) -> Iterator[int]:
 def _add_at_once(owner: Attachment, part: Part) -> bool:
     """Make the rules of a part without a program; return whether that could be done."""
     layout, table = part.layout, nft.NftTable(part.layout.family, part.layout.table)
-    if not all(rule.expressions for rule in part.wanted) or not (layout.base_chain or _is_made(layout, table)):
+    if not all(rule.expressions for rule in part.wanted):
         return False
     own = layout.own_chain(owner) if layout.prefix else ""
     added = []
@@ -253,17 +265,17 @@ def _add_at_once(owner: Attachment, part: Part) -> bool:
         jump = (_expressions.verdict(_expressions.JUMP, own),) if rule.verdict == JUMP_TO_OWN else ()
         chain = own if rule.chain == OWN else rule.chain
         added.append(nft.NewRule(chain, (*rule.expressions, *jump), mark(owner)))
+    seen = False
     for _ in range(_ATTEMPTS):
-        generation = 0
-        old = _list_owned(layout, table, owner).rules
-        if old:  # a handle is of the generation in which it was read
-            generation = nft.read_generation()
-            old = _list_owned(layout, table, owner).rules
-        if table.replace(old, added, layout.base_chain, own, generation):
-            return True
-        if not generation or nft.read_generation() == generation:
+        if layout.base_chain is None and not _is_made(layout, table):
             return False
-    return False
+        # A handle is of the generation in which it was read.
+        generation = nft.read_generation() if seen else 0
+        old = _list_owned(layout, table, owner).rules
+        if (seen or not old) and table.replace(old, added, layout.base_chain, own, generation):
+            return True
+        seen = True
+    raise changed_too_often(table, _ATTEMPTS)
 
 
 def _is_made(layout: Layout, table: nft.NftTable) -> bool:
@@ -281,7 +293,7 @@ def _nft_commands(owner: Attachment, part: Part) -> list[str]:
     own = layout.own_chain(owner)
     commands = [*layout.base]
     if layout.prefix:
-        commands.append(f"add chain {where} {own}")
+        commands += [f"add chain {where} {own}", f"flush chain {where} {own}"]
     for chain, text, *_ in part.wanted:
         where_to = own if chain == OWN else chain
         commands.append(f'add rule {where} {where_to} {text.format(chain=own)} comment "{mark(owner)}"')
@@ -289,8 +301,19 @@ def _nft_commands(owner: Attachment, part: Part) -> list[str]:
 
 
 def _apply_iptables(owner: Attachment, part: Part, sign: int) -> None:
+    layout, table = part.layout, iptables.current(part.layout.version, part.layout.table)
+    before = {str(each): _list_owned(layout, each, owner) for each in layout.tables()}
+    chains = before.get(str(table), _Owned([], [])).chains
+    chain = chains[0] if chains else _add_chain(owner, part, sign)
+    if chains:
+        _restore(owner, part, chain, f"-F {chain}", sign)
+    if any(any(each) for each in before.values()):
+        _delete_earlier(owner, part, table, chain)
+
+
+def _add_chain(owner: Attachment, part: Part, sign: int) -> str:
+    """Make the chain of an attachment, and all of its rules; return the name of the chain."""
     layout = part.layout
-    _delete(layout, owner)
     own = layout.own_chain(owner)
     if layout.reference is not None:
         name = layout.reference(owner)
@@ -303,8 +326,9 @@ def _apply_iptables(owner: Attachment, part: Part, sign: int) -> None:
                     if not any(table.has_chain(name) for table in layout.tables()):
                         raise
                 else:
-                    return
+                    return name
     _restore(owner, part, own, f":{own} - [0:0]", sign)
+    return own
 
 
 @contextmanager
@@ -456,6 +480,44 @@ def delete_found(table: Table, look: Callable[[], tuple[Collection[str], Collect
         if not (chains or found) or table.delete(found, chains, generation):
             return
     raise changed_too_often(table, _ATTEMPTS)
+
+
+def delete_earlier(
+    tables: Iterable[Table],
+    look: Callable[[Table], tuple[Collection[str], Sequence[Rule]]],
+    current: Table,
+    chain: str,
+    numbers: Mapping[str, int],
+) -> None:
+    """Delete what an earlier ADD of an attachment left, once this ADD has made the same anew.
+
+    Args:
+        tables: The tables to look into.
+        look: Function that finds the chains and rules of the attachment, the newest rules of a chain last.
+        current: The table in which this ADD has made its rules.
+        chain: The attachment's chain in it, with no other rules.
+        numbers: How many rules this ADD has made in other chains.
+
+    Raises:
+        IOFailureError: (5) The kernel refused.
+        TryAgainLaterError: (11) Other processes change the rules all the time.
+    """
+
+    def earlier(table: Table) -> tuple[Collection[str], Collection[Rule]]:
+        chains, found = look(table)
+        if str(table) != str(current):
+            return chains, found
+        left = Counter(rule.chain for rule in found)
+        left.subtract(numbers)
+        going = []
+        for rule in found:
+            if left[rule.chain] > 0:
+                going.append(rule)
+            left[rule.chain] -= 1
+        return [each for each in chains if each != chain], going
+
+    for table in tables:
+        delete_found(table, partial(earlier, table))
 
 
 def no_undo(inverse: Callable[..., object], *args: object) -> None:

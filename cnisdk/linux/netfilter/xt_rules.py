@@ -37,7 +37,7 @@ from ._expressions import (
 from .nft import NftTable
 
 _SUBSYSTEM = 10
-_NEW_CHAIN, _NEW_RULE = _SUBSYSTEM << 8 | 3, _SUBSYSTEM << 8 | 6
+_NEW_CHAIN, _NEW_RULE, _DELETE_RULE = (_SUBSYSTEM << 8 | number for number in (3, 6, 8))
 _APPEND = 0x800
 _FAMILIES = {"ip": 2, "ip6": 10}
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_COMPATIBILITY = 1, 2, 4, 5
@@ -151,13 +151,14 @@ def translate(address: IPAddress, port: int) -> bytes:
     return _xt("target", "DNAT", 2, _RANGE.pack(_MAP_ADDRESS_AND_PORT, where, where, number, number))
 
 
-def add(table: NftTable, added: Iterable[IptablesRule], chain: str = "") -> bool:
+def add(table: NftTable, added: Iterable[IptablesRule], chain: str = "", *, again: bool = False) -> bool:
     """Add rules behind all others of their chains, in one transaction.
 
     Args:
         table: The table.
         added: The rules.
         chain: Name of a chain to make first; empty for none.
+        again: The chain is there: its rules go first.
 
     Returns:
         False if the kernel refused, such as for a chain that is not there, or one to make that is.
@@ -165,7 +166,9 @@ def add(table: NftTable, added: Iterable[IptablesRule], chain: str = "") -> bool
     messages: list[nfnetlink.FilterMessage] = []
     if chain:
         body = attribute(_CHAIN_TABLE, table.name.encode(), b"\0") + attribute(_CHAIN_NAME, chain.encode(), b"\0")
-        messages.append((_NEW_CHAIN, nfnetlink.CREATE | nfnetlink.EXCLUSIVE, _FAMILIES[table.family], body))
+        make = (_NEW_CHAIN, nfnetlink.CREATE | nfnetlink.EXCLUSIVE, _FAMILIES[table.family], body)
+        rules = attribute(_RULE_TABLE, table.name.encode(), b"\0") + attribute(_RULE_CHAIN, chain.encode(), b"\0")
+        messages.append((_DELETE_RULE, 0, _FAMILIES[table.family], rules) if again else make)
     for where, expressions, protocol in added:
         body = attribute(_RULE_TABLE, table.name.encode(), b"\0") + attribute(_RULE_CHAIN, where.encode(), b"\0")
         body += attribute(_RULE_EXPRESSIONS | nfnetlink.NESTED, join(expressions))
