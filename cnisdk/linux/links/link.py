@@ -288,8 +288,7 @@ class Link(NamedTuple):
             IOFailureError: (5) It is down, or no port of this bridge.
         """
         if isinstance(bridge, str):
-            with rtnetlink.connect(self.netns) as sock:
-                bridge = _get(sock, get_request(name=bridge, what=f"bridge {bridge}"), self.netns)
+            bridge = _look_up(self.netns, f"bridge {bridge}", name=bridge)
         if not self.up:
             raise IOFailureError(f"link {self.name} is down")
         if self.master != bridge.index:
@@ -376,8 +375,7 @@ def get(name: str, netns: NetNS | None = None) -> Link:
         LinkNotFoundError: (5) There is none.
         KernelError: (5) The kernel refused to tell.
     """
-    with rtnetlink.connect(netns) as sock:
-        return _get(sock, get_request(name=name, what=f"link {name}"), netns)
+    return _look_up(netns, f"link {name}", name=name)
 
 
 def get_by_index(index: int, netns: NetNS | None = None) -> Link:
@@ -387,8 +385,7 @@ def get_by_index(index: int, netns: NetNS | None = None) -> Link:
         LinkNotFoundError: (5) There is none.
         KernelError: (5) The kernel refused to tell.
     """
-    with rtnetlink.connect(netns) as sock:
-        return _get(sock, get_request(index=index, what=f"link with index {index}"), netns)
+    return _look_up(netns, f"link with index {index}", index=index)
 
 
 def find_peer(end: Link, netns: NetNS | None = None) -> Link | None:
@@ -520,6 +517,11 @@ def parse(data: bytes, netns: NetNS | None = None) -> Link:
         data=b"" if kind == "bridge" else about.get(IFLA_INFO_DATA, b""),
         netns=netns,
     )
+
+
+def _look_up(netns: NetNS | None, what: str, *, name: str = "", index: int = 0) -> Link:
+    with rtnetlink.connect(netns) as sock:
+        return _get(sock, get_request(what=what, name=name, index=index), netns)
 
 
 def _get(sock: rtnetlink.Socket, request: Message, netns: NetNS | None) -> Link:

@@ -436,25 +436,15 @@ def delete(
         IOFailureError: (5) The kernel refused.
     """
     with alone(owner):
-        _delete(layout, owner, foreign=foreign, look=look)
-
-
-def _delete(
-    layout: Layout,
-    owner: Attachment,
-    *,
-    foreign: str = "",
-    look: Callable[[Table], tuple[Collection[str], Collection[Rule]]] | None = None,
-) -> None:
-    for table in layout.tables():
-        own = [layout.own_chain(owner)] if layout.prefix else []
-        if layout.reference is not None:
-            own.append(layout.reference(owner))
-        there = table.find_chains(*own, *filter(None, [foreign])) if layout.prefix else set()
-        if not layout.prefix or not there.isdisjoint(own):
-            delete_found(table, partial(_list_owned, layout, table, owner))
-        if look is not None and foreign in there:
-            delete_found(table, partial(look, table))
+        for table in layout.tables():
+            own = [layout.own_chain(owner)] if layout.prefix else []
+            if layout.reference is not None:
+                own.append(layout.reference(owner))
+            there = table.find_chains(*own, *filter(None, [foreign])) if layout.prefix else set()
+            if not layout.prefix or not there.isdisjoint(own):
+                delete_found(table, partial(_list_owned, layout, table, owner))
+            if look is not None and foreign in there:
+                delete_found(table, partial(look, table))
 
 
 def changed_too_often(table: Table, attempts: int) -> TryAgainLaterError:
