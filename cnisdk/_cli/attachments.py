@@ -14,8 +14,9 @@ from ..errors import CNIError
 from ..ipam.ranges import Pool
 from ..ipam.store import Owner
 from ..ipam.table import Examination, LeaseRecord, LeaseTable
-from ..runtime.caches import Memory, find_places, known_directories, read_all
-from ..runtime.liveness import LeaseTrace, Liveness, LivenessState, Survey, Traces, assess, namespace_of
+from ..runtime.caches import Memory, find_places, known_directories, namespace_of, read_all
+from ..runtime.hostview import Survey
+from ..runtime.liveness import LeaseTrace, Liveness, LivenessState, Traces, assess
 from ..runtime.load import load_networks
 from ..runtime.network import Network
 from ..runtime.survey import survey_host

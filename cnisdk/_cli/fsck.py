@@ -7,8 +7,8 @@ import sys
 
 from ..ipam.store import NOBODY, Owner
 from ..ipam.table import LeaseRecord
-from ..runtime.caches import Unreadable, forget
-from ..runtime.liveness import EARLIER_BOOT, Liveness, Traces, addresses_of, assess
+from ..runtime.caches import Unreadable, addresses_of, forget
+from ..runtime.liveness import EARLIER_BOOT, Liveness, Traces, assess
 from ..spec.addresses import IPAddress
 from ..spec.names import Attachment
 from .attachments import HostState, JudgedAttachment, JudgedNetwork, JudgedTable, add_shared_arguments, judge_host

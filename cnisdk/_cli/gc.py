@@ -24,8 +24,8 @@ from ..invoke.find import split_path
 from ..ipam.store import Owner
 from ..linux.links import veth
 from ..runtime.cache import DEFAULT_CACHE_DIR
-from ..runtime.caches import Remembered, find_places, forget, known_directories, read_all, was_replaced
-from ..runtime.liveness import Liveness, namespace_of
+from ..runtime.caches import Remembered, find_places, forget, known_directories, namespace_of, read_all, was_replaced
+from ..runtime.liveness import Liveness
 from ..runtime.load import NetworkNotFoundError, load_network
 from ..runtime.network import Network
 from ..runtime.runner import Runtime

@@ -24,8 +24,7 @@ from ..linux.links import veth
 from ..plugin._repair import NotAsRecordedError, repair, repairs
 from ..plugin.base import Plugin
 from ..plugin.reply import respond
-from ..runtime.caches import Remembered, find_places, known_directories, read_all
-from ..runtime.liveness import namespace_of
+from ..runtime.caches import Remembered, find_places, known_directories, namespace_of, read_all
 from ..runtime.network import Network
 from ..spec.names import Attachment
 from .install import registered_plugins

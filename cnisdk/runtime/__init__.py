@@ -9,16 +9,11 @@ if TYPE_CHECKING:
         Memory as Memory,
         find_places as find_places,
         known_directories as known_directories,
+        namespace_of as namespace_of,
         read_all as read_all,
     )
-    from .liveness import (
-        LeaseTrace as LeaseTrace,
-        Liveness as Liveness,
-        Survey as Survey,
-        Traces as Traces,
-        assess as assess,
-        namespace_of as namespace_of,
-    )
+    from .hostview import Survey as Survey
+    from .liveness import LeaseTrace as LeaseTrace, Liveness as Liveness, Traces as Traces, assess as assess
     from .load import (
         DEFAULT_CONF_DIR as DEFAULT_CONF_DIR,
         NetworkNotFoundError as NetworkNotFoundError,
@@ -34,8 +29,9 @@ __all__, __dir__, __getattr__ = exports(
     __name__,
     {
         ".cache": "DEFAULT_CACHE_DIR Cache CachedAttachment",
-        ".caches": "Memory find_places known_directories read_all",
-        ".liveness": "LeaseTrace Survey Traces Liveness assess namespace_of",
+        ".caches": "Memory find_places known_directories namespace_of read_all",
+        ".hostview": "Survey",
+        ".liveness": "LeaseTrace Traces Liveness assess",
         ".load": "DEFAULT_CONF_DIR NetworkNotFoundError load_network load_networks read_network",
         ".network": "Network NetworkPlugin",
         ".runner": "GCReport Runtime",

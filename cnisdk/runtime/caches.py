@@ -10,10 +10,12 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_interface
 
-from .._light import Literal, NamedTuple
+from .._light import Any, Literal, NamedTuple
 from ..errors import CNIError
+from ..spec.addresses import IPAddress
 from ..spec.codec import loads
 from ..spec.names import Attachment
 from .cache import DEFAULT_CACHE_DIR, CachedAttachment, parse_entry
@@ -238,3 +240,53 @@ def forget(found: Remembered | Unreadable) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+# --- what a cached result says ----------------------------------------------------------------------------------------
+
+
+def namespace_of(entry: Remembered) -> str:
+    """Return the path of the namespace. Libcni before 1.2 has it only in the result, as ``sandbox`` of an interface."""
+    if entry.entry.netns:
+        return entry.entry.netns
+    return next((each["sandbox"] for each in _interfaces(entry) if each["sandbox"].startswith("/")), "")
+
+
+def addresses_of(entry: Remembered) -> tuple[IPAddress, ...]:
+    """Return the addresses in a result of any version, without loopback addresses and texts that are no address."""
+    result = entry.entry.result or {}
+    texts = [each.get("address") for each in _objects(result.get("ips"))]
+    texts += [each.get("ip") for each in _objects([result.get("ip4"), result.get("ip6")])]
+    found = []
+    for text in texts:
+        try:
+            address = ip_interface(str(text)).ip
+        except ValueError:
+            continue
+        if not address.is_loopback:
+            found.append(address)
+    return tuple(found)
+
+
+def macs_of(entry: Remembered) -> tuple[str, ...]:
+    """Return the hardware addresses of the links in the container, without that of lo, which is all zeros."""
+    return tuple(each["mac"].lower() for each in _interfaces(entry) if each["sandbox"] and each["mac"].strip("0:"))
+
+
+def host_ends_of(entry: Remembered) -> tuple[tuple[str, str], ...]:
+    """Return the names and hardware addresses of the links on the host."""
+    return tuple(
+        (each["name"], each["mac"].lower())
+        for each in _interfaces(entry)
+        if not each["sandbox"] and each["name"] and each["mac"]
+    )
+
+
+def _interfaces(entry: Remembered) -> list[dict[str, str]]:
+    listed = _objects((entry.entry.result or {}).get("interfaces"))
+    keys = ("name", "mac", "sandbox")
+    return [{key: value if isinstance(value := each.get(key), str) else "" for key in keys} for each in listed]
+
+
+def _objects(value: object) -> list[Mapping[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []

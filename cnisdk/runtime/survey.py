@@ -23,7 +23,7 @@ from ..linux import netns, rtnetlink
 from ..linux.ip import address
 from ..linux.links import link, messages
 from ..linux.netns import NetNS, NetNSNotFoundError
-from .liveness import Contents, HostLink, Look, Survey
+from .hostview import Contents, HostLink, Look, Survey
 
 _PROC = "/proc"
 # include/linux/proc_ns.h: PROC_PID_INIT_INO, the same on every Linux since 3.8.

@@ -28,7 +28,8 @@ from cnisdk.ipam import FileStore, Lease, Owner
 from cnisdk.linux import netns, veth
 from cnisdk.runtime import Cache, CachedAttachment, Network, Runtime
 from cnisdk.runtime.caches import Memory
-from cnisdk.runtime.liveness import Liveness, LivenessState, Survey, Traces
+from cnisdk.runtime.hostview import Survey
+from cnisdk.runtime.liveness import Liveness, LivenessState, Traces
 from cnisdk.spec.addresses import parse_address
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Host

@@ -10,22 +10,9 @@ from hypothesis import given, strategies as st
 
 from cnisdk.linux.links.veth import host_names
 from cnisdk.runtime.cache import CachedAttachment
-from cnisdk.runtime.caches import Remembered, Unreadable
-from cnisdk.runtime.liveness import (
-    VERDICTS,
-    Contents,
-    Evidence,
-    HostLink,
-    LeaseTrace,
-    Liveness,
-    Look,
-    Survey,
-    Traces,
-    addresses_of,
-    assess,
-    conclude,
-    namespace_of,
-)
+from cnisdk.runtime.caches import Remembered, Unreadable, addresses_of, namespace_of
+from cnisdk.runtime.hostview import Contents, HostLink, Look, Survey
+from cnisdk.runtime.liveness import VERDICTS, Evidence, LeaseTrace, Liveness, Traces, assess, conclude
 from cnisdk.spec.names import Attachment
 
 ID = "2d6f3a5be0c9417c8c66f6e8d2a4b1e0"

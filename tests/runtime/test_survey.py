@@ -18,7 +18,7 @@ import pytest
 
 from cnisdk.linux import netns, veth
 from cnisdk.runtime import survey
-from cnisdk.runtime.liveness import Survey
+from cnisdk.runtime.hostview import Survey
 from cnisdk.runtime.survey import find_obstacle, look_at, parse_mounts, survey_host
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Host
