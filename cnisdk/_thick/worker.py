@@ -45,6 +45,7 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 
 from ..errors import CNIError
 from ..invoke import _local
+from ..linux import _sockets
 from ..linux.netns import NetNS, enter
 from ..plugin import _process, reply
 from ..plugin._launch import Launcher
@@ -210,6 +211,7 @@ def _run_and_answer(
     try:
         found = CallerState.of(request)
         reply.is_spent = False
+        _sockets.close_later()
         status = run_request(plugin, request, worker)
         caller = None if reply.is_spent else found
     except BaseException:  # a worker that ends without an answer would be taken for one that died
@@ -220,6 +222,7 @@ def _run_and_answer(
         connection.send(b"exit %03d\n" % status)
     except OSError:
         caller = None
+    _sockets.close_all()
     try:
         if rest.close_leftovers(connection.fileno()) is not None:
             caller = None

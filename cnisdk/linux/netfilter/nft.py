@@ -39,9 +39,6 @@ _VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
 COMMENT_MAX = 128
 """Bytes of a comment, at most (NFTNL_UDATA_COMMENT_MAXLEN)."""
 
-NAME_MAX = 255
-"""Bytes of a chain's name, at most (NFT_NAME_MAXLEN less one)."""
-
 # Nothing of this name, or the kernel has no nftables, or not for this family: then it has no such chain either.
 _NO_NFTABLES = nfnetlink.ABSENT | {errno.EINVAL}
 
