@@ -63,7 +63,7 @@ def wait(attachment: Sequence[str]) -> None:
             if time.monotonic() > deadline:
                 raise TryAgainLaterError(
                     f"cnisdk gc releases what an earlier attachment of container {attachment[1]} left",
-                    details=f"it has held {_path(attachment)} for {_PATIENCE:g} seconds",
+                    details=f"it has held {_path(attachment)} for {_PATIENCE:g} seconds; fuser(1) shows its process",
                 )
             time.sleep(_PAUSE)
     finally:
