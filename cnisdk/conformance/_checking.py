@@ -99,7 +99,7 @@ class Damage(NamedTuple):
 
 
 def _inside(find: Callable[[CaseRun, Result], str], command: str, wrong: str) -> Hurt:
-    """Make a damage: a command in the container, ``@`` for the thing found and ``%`` for the interface."""
+    """Return the damage by a command in the container: ``@`` in it is the thing found, ``%`` the interface."""
 
     def hurt(run: CaseRun, container: Container, result: Result) -> str:
         found = find(run, result)
@@ -110,7 +110,7 @@ def _inside(find: Callable[[CaseRun, Result], str], command: str, wrong: str) ->
 
 
 def _outside(find: Callable[[CaseRun, Result], list[str]], command: str, wrong: str, otherwise: str) -> Hurt:
-    """Make a damage: a command on the host for each thing found, ``@`` for its name."""
+    """Return the damage by a command on the host for each thing found: ``@`` in it is its name."""
 
     def hurt(run: CaseRun, container: Container, result: Result) -> str:
         found = find(run, result)

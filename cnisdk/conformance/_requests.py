@@ -220,5 +220,5 @@ class Requests:
         self.script.append(f"env -i {' '.join(words)} {shlex.quote(self.subject.path)} <<'END'\n{shown}\nEND")
 
     def prev_result(self, container: Container) -> Any:
-        """Return the prevResult for DEL after an ADD without a result: only a chained plugin has one from before."""
+        """Return ``prevResult`` for a DEL whose ADD had no result: that of the plugin before; None if there is none."""
         return self.document(container)["prevResult"] if self.subject.kind is Kind.CHAINED else None

@@ -103,7 +103,7 @@ def _addresses_of_all(run: CaseRun) -> set[str]:
 
 
 def _attach_in_turn(run: CaseRun, names: list[str]) -> list[str]:
-    """Delete all, and attach one after the other until one fails. Return those that could be, and delete all again."""
+    """Delete all, and attach one after the other until one fails. Return those attached, and delete all again."""
     every = [run.containers[name] for name in names]
     for container in every:
         run.request("DEL", container)

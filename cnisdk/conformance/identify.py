@@ -49,8 +49,8 @@ def identify(
             becomes its name.
 
     Returns:
-        It. If :attr:`Subject.problem` is not empty, it cannot be started, or its ADD does not work, and there is
-        nothing to judge.
+        The plugin. If :attr:`Subject.problem` is not empty, it cannot be started, or its ADD does not work: then it
+        cannot be judged.
 
     Raises:
         InvalidConfigError: (7) It declares something else than settings.

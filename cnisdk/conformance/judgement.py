@@ -17,7 +17,7 @@ class Kind(TextEnum):
 
 
 class Level(TextEnum):
-    """Word of the specification. An opinion is the suite's own: the specification is silent, operators are not."""
+    """How strictly the specification asks for something. Where it is silent, the suite has an opinion of its own."""
 
     MUST = "MUST"
     SHOULD = "SHOULD"

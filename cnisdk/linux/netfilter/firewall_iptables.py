@@ -201,9 +201,10 @@ def _with_rules(
     kept: str = "",
     is_used: Callable[[IPAddress], bool] = lambda _: False,
 ) -> list[Rule]:
-    """Return the rules to delete with some records: first those that were made with them, then the records.
+    """Return the rules to delete together with some records, and then the records.
 
-    Where these are not all there, that is as many of their addresses as no other record needs.
+    They are the rules that were made with each record. If some of those are not there, then for each address as many of
+    its rules as no other record needs.
 
     Args:
         table: The table.

@@ -247,7 +247,7 @@ def _settle(place: _Place, wanted: _Wanted, undo: rules.Undo = rules.no_undo) ->
 
 
 def _hand_back(place: _Place, chain: str, going: Collection[Element]) -> list[Element]:
-    """Return those elements of a chain that others have a record of, too, as elements of one of those."""
+    """Return the elements of which another attachment has a record, too, with that one as their owner."""
     wanted = {each[:2] for each in going}
     marks: dict[str, str] = {}
     shared: set[str] = set()
@@ -372,7 +372,7 @@ def check_isolation(owner: Attachment, ports: Collection[str]) -> None:
 def _check_has(place: _Place, owner: Attachment, record: str) -> None:
     """Verify that an element is there, and an attachment's.
 
-    It may have the mark of another attachment, which has taken it over. The record makes that give it back.
+    It may have the mark of another attachment, which has taken it over. Because of the record, that one gives it back.
     """
     element = _read_element(record)
     assert element is not None
