@@ -72,6 +72,13 @@ def test_a_row_for_each_case_names_the_plugins_that_fail(page: str) -> None:
     assert rows["check-after-add"] == ["MUST", "19 of 19", "", "21 of 21", ""]
 
 
+def test_the_page_does_not_depend_on_the_order_in_which_cases_ended(publisher: dict[str, Any]) -> None:
+    made = report("plugin-1", del_twice=Verdict.FAILED, check_after_add=Verdict.FAILED)
+    backwards = made._replace(outcomes=made.outcomes[::-1])
+    pages = {publisher["page"]({"Go's": {"plugin-1": each}, "our": {}}, {}) for each in (made, backwards)}
+    assert len(pages) == 1
+
+
 def test_what_failed_is_explained(page: str) -> None:
     explained = page[page.index("### del-twice") :]
     assert "- Go's plugin-3: expected `this`; saw `that`" in explained
