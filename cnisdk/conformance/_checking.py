@@ -77,42 +77,49 @@ def check_changes_nothing(run: CaseRun) -> None:
 
 # -- what CHECK is to notice ----------------------------------------------------------------------------------------
 
-Hurt = Callable[[CaseRun, Container, Result], str]
+Inflict = Callable[[CaseRun, Container, Result], str]
 
 
 class Damage(NamedTuple):
-    """A part of an attachment that the case takes away.
+    """Damage to an attachment, which CHECK must notice.
 
     Attributes:
         case: The name of the case.
-        hurt: Takes it away, and returns what is wrong then; raises NotApplicable where there is nothing of the kind.
+        inflict: Removes a part of the attachment, and returns what is wrong then, for a message. Raises NotApplicable
+            if the attachment has no such part.
         sentence: The sentence that the plugin is held to.
         means: What a failure means for an operator.
         kinds: The kinds of plugins it applies to.
     """
 
     case: str
-    hurt: Hurt
+    inflict: Inflict
     sentence: Sentence = spec.CHECK_OF_THE_RESULT
     means: str = "A container without network is reported as healthy."
     kinds: frozenset[Kind] = INTERFACE
 
 
-def _inside(find: Callable[[CaseRun, Result], str], command: str, wrong: str) -> Hurt:
-    """Return the damage by a command in the container: ``@`` in it is the thing found, ``%`` the interface."""
+def _inside(find: Callable[[CaseRun, Result], str], command: str, wrong: str) -> Inflict:
+    """Return a function that runs a shell command in the container.
 
-    def hurt(run: CaseRun, container: Container, result: Result) -> str:
+    ``@`` in the command stands for the name that ``find`` returns, and ``%`` for the interface.
+    """
+
+    def inflict(run: CaseRun, container: Container, result: Result) -> str:
         found = find(run, result)
         run.shell(command.replace("@", found).replace("%", run.subject.ifname), container.name)
         return wrong.replace("@", found)
 
-    return hurt
+    return inflict
 
 
-def _outside(find: Callable[[CaseRun, Result], list[str]], command: str, wrong: str, otherwise: str) -> Hurt:
-    """Return the damage by a command on the host for each thing found: ``@`` in it is its name."""
+def _outside(find: Callable[[CaseRun, Result], list[str]], command: str, wrong: str, otherwise: str) -> Inflict:
+    """Return a function that runs a shell command on the host for each name that ``find`` returns.
 
-    def hurt(run: CaseRun, container: Container, result: Result) -> str:
+    ``@`` in the command stands for the name. ``otherwise`` is the reason to skip the case if there is none.
+    """
+
+    def inflict(run: CaseRun, container: Container, result: Result) -> str:
         found = find(run, result)
         if not found:
             raise NotApplicable(otherwise)
@@ -120,7 +127,7 @@ def _outside(find: Callable[[CaseRun, Result], list[str]], command: str, wrong: 
             run.shell(command.replace("@", each))
         return wrong.replace("@", listed(found))
 
-    return hurt
+    return inflict
 
 
 def _ifname(run: CaseRun, result: Result) -> str:
@@ -204,12 +211,12 @@ for _damage in (
     ),
 ):
 
-    def _notices(run: CaseRun, hurt: Hurt = _damage.hurt) -> None:
+    def _notices(run: CaseRun, inflict: Inflict = _damage.inflict) -> None:
         container = run.container()
         result = run.add(container)
         if run.check(container).status != 0:
             raise NotApplicable("CHECK fails before any damage, as another case says")
-        wrong = hurt(run, container, result)
+        wrong = inflict(run, container, result)
         run.check(container).must_fail(f"an error, since {wrong}")
 
     chapter.add(_damage.case, SHOULD, _damage.sentence, _notices, means=_damage.means, kinds=_damage.kinds)

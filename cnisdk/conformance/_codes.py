@@ -39,7 +39,7 @@ def codes_are_of_the_table(run: CaseRun) -> None:
             raise Broken("a code of the table, or one from 100 on", response.show())
 
 
-@chapter.must(spec.error_code(2), means="Nobody can tell which line of the configuration to change.")
+@chapter.must(spec.error_code(2), means="The operator cannot tell which key of the configuration to change.")
 def unsupported_fields_are_named(run: CaseRun) -> None:
     key: dict[str, Any] = {"org.example/unsupported": "value-7"}
     response = run.request("ADD", run.container(), **key)

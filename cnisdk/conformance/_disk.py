@@ -1,4 +1,4 @@
-"""A disk without space, on which plugins keep what they must know at DEL."""
+"""Full disks: plugins cannot write the state that their DEL needs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def a_full_disk(run: CaseRun) -> None:
         raise Broken("no empty files left by a full disk", listed(rubbish))
 
 
-# Where plugins that attach keep what DEL needs; and the temporary directory of the requests.
+# Directories in which interface and chained plugins keep what DEL needs, and TMPDIR of the requests.
 _STATE = ("/var/lib/cni", "/run/cni", TEMPORARY)
 
 

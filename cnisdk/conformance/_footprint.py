@@ -1,4 +1,4 @@
-"""Footprint of plugins on a host: what they leave, as a set of readable lines that can be subtracted from one another.
+"""Footprint of a host: the objects that plugins made there, as a set of lines. Sets are compared and subtracted.
 
 A footprint has a line for each link, address, route, rule, lease and temporary file, and for each file that names a
 container. It leaves out what changes by itself (a bridge's MAC address, packet counters) and what is no leak: empty
@@ -21,24 +21,24 @@ TEMPORARY = "/run/cnisdk-testing/tmp"
 """``TMPDIR`` of requests."""
 
 WATCHED = ("/tmp", "/var/tmp", "/var/log")
-"""Places where plugins log, and leave files without asking for the temporary directory."""
+"""Directories where plugins log, or make files although ``TMPDIR`` says another one."""
 
-_MAIN = 254  # the table of routes that needs no name
+_MAIN = 254  # RT_TABLE_MAIN of <linux/rtnetlink.h>
 _LOOPBACK = ("127.0.0.1/8", "::1/128")  # the kernel's own addresses
 
 
 def watched_for(path: str) -> list[str]:
-    """Return the places to watch on a host for a plugin: all but the one it is in itself."""
+    """Return the directories of :data:`WATCHED` to watch on a host, without the one that contains the plugin."""
     return [place for place in WATCHED if place != os.path.dirname(path)]
 
 
-class Sight(NamedTuple):
-    """Everything of a host that plugins change, looked at in one go.
+class Snapshot(NamedTuple):
+    """State of a host that plugins change, read in one call.
 
     Attributes:
         state: Its links, addresses, routes, rules and leases.
-        files: The files whose name or content has the ID of a container.
-        temporary: The temporary files.
+        files: Paths of the files whose path or content has the ID of a container.
+        temporary: Paths of the temporary files.
         stub_leases: Addresses that the stub has leased, with their owners.
     """
 
@@ -48,7 +48,7 @@ class Sight(NamedTuple):
     stub_leases: dict[str, str]
 
     def footprint(self) -> frozenset[str]:
-        """Return what there is that a plugin or its caller must have made."""
+        """Return a line for each object, without those that every host has."""
         state = self.state
         found = {f"link {each.place or 'host'}:{each.name}" for each in state.links}
         found |= {
@@ -60,7 +60,7 @@ class Sight(NamedTuple):
             table = f" table {way.table}" if way.table != _MAIN else ""
             found.add(f"route {way.place or 'host'}: {way.dst} {way.link}{table}")
         found |= {f"rule {each.place or 'host'}: {each.rule}" for each in state.rules}
-        # A plugin that only looks for something in a table leaves the table, empty.
+        # An empty table is no leak: a plugin that only looks for a rule may make one.
         found |= {f"nft {each.place or 'host'}: {each.chain}: {each.line}" for each in state.nft if each.chain}
         found |= {f"lease {each.network}: {each.address} of {each.container_id}" for each in state.leases}
         found |= {f"lease {address} of {owner}" for address, owner in self.stub_leases.items()}
@@ -75,28 +75,28 @@ class Sight(NamedTuple):
         return self.footprint() | up | {f"{name} in {each.master}" for name, each in links if each.master}
 
 
-def look(host: Host, containers: Collection[str], stub: StubPlugin | None = None) -> Sight:
-    """Look at a host.
+def look(host: Host, containers: Collection[str], stub: StubPlugin | None = None) -> Snapshot:
+    """Read the state of a host.
 
     Args:
         host: The host.
         containers: The IDs of its containers.
         stub: The stub on it; None means that there is none.
     """
-    return Sight(*host.call(_look, list(containers), stub))
+    return Snapshot(*host.call(_look, list(containers), stub))
 
 
 def generalize(item: str, containers: Collection[str]) -> str:
-    """Return a line without what tells one attachment from another: names of containers, and numbers."""
+    """Return a line with ``@`` for names of containers and ``#`` for numbers, so that lines of attachments compare."""
     names = "|".join(sorted(map(re.escape, containers), key=len, reverse=True))
     alike = re.sub(rf"(?<![A-Za-z0-9])({names})(?![A-Za-z0-9])", "@", item) if names else item
     return re.sub(r"[0-9a-f]*[0-9][0-9a-f]*", "#", alike)
 
 
 def read_files() -> dict[str, bytes]:
-    """Return the content of every file where plugins keep, log or leave something, the stubs' own apart.
+    """Return the content of every file below the directories that plugins write to, by path; without the stubs'.
 
-    To be called on the host (:meth:`~cnisdk.testing.Sandbox.call`).
+    Call it on the host (:meth:`~cnisdk.testing.Sandbox.call`).
     """
     found = {}
     for top in ("/run", "/var/lib", "/etc/cni", *WATCHED):

@@ -1,6 +1,6 @@
-"""Configurations of well-known plugins, which exercise much of them.
+"""Configurations with which the suite judges well-known plugins.
 
-A plugin made with this SDK declares that itself (:meth:`cnisdk.Plugin.conformance`).
+A plugin made with this SDK declares its own (:meth:`cnisdk.Plugin.conformance`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ STUB = "stub-ipam"
 
 @frozen(kw_only=True)
 class Trial:
-    """Configuration and surroundings for one plugin.
+    """Configuration of a plugin, and preparation of its hosts.
 
     Attributes:
-        kind: What it does; None means to find out.
+        kind: Its kind; None means to detect it.
         conf: Its configuration, without ``cniVersion``, ``name`` and ``type``. In its texts, ``{number}`` becomes the
             number of the attachment.
         ifname: ``CNI_IFNAME``; empty means ``eth0``.
@@ -39,7 +39,7 @@ class Trial:
 
 
 _LEASED = {"ipam": {"type": STUB}}
-# A container has one device: no case has more.
+# One device for each attachment: no case makes more than twenty.
 _DEVICES = "seq 1 20 | sed 's/.*/link add dev& type veth peer name dev&x/' | ip -batch -"
 
 _DHCP_SERVER = (
@@ -49,7 +49,7 @@ _DHCP_SERVER = (
     "--conf-file=/dev/null --port=0 --interface=up0x --bind-interfaces --no-ping --dhcp-authoritative --pid-file= "
     "--dhcp-leasefile=/run/dnsmasq.leases --dhcp-range=10.25.0.2,10.25.0.254,1h </dev/null >/dev/null 2>&1 & }"
 )
-# Without either, each ADD would say why it fails.
+# Go on without them after 30 seconds: each ADD then says why it fails.
 _DHCP_READY = (
     "timeout 30 sh -c 'until [ -e /run/dnsmasq.leases ] && [ -S /run/cni/dhcp.sock ]; do sleep 0.02; done' || true"
 )
@@ -63,7 +63,7 @@ KNOWN: dict[str, Trial] = {
     "ptp": Trial(kind=Kind.INTERFACE, conf={"ipMasq": True, **_LEASED}),
     "macvlan": Trial(kind=Kind.INTERFACE, conf={"master": "up0", "capabilities": {"mac": True}, **_LEASED}),
     "ipvlan": Trial(kind=Kind.INTERFACE, conf={"master": "up0", **_LEASED}),
-    # The kernel gives a VLAN of a link away once, so each attachment has a link of its own.
+    # A link can have a VLAN ID only once, so each attachment has a link of its own.
     "vlan": Trial(
         kind=Kind.INTERFACE,
         conf={"master": "dev{number}", "vlanId": 42, **_LEASED},
@@ -73,7 +73,7 @@ KNOWN: dict[str, Trial] = {
     "tap": Trial(kind=Kind.INTERFACE, conf={"capabilities": {"mac": True}, **_LEASED}),
     "host-device": Trial(kind=Kind.INTERFACE, conf={"device": "dev{number}", **_LEASED}, setup=_DEVICES),
     "loopback": Trial(kind=Kind.INTERFACE, ifname="lo"),
-    # Chained plugins: the suite makes the interface, and the result that tells of it.
+    # Chained plugins: the suite makes the interface, and the prevResult that describes it.
     "portmap": Trial(
         kind=Kind.CHAINED,
         conf={
@@ -101,7 +101,7 @@ KNOWN: dict[str, Trial] = {
         kind=Kind.IPAM,
         conf={"ipam": {"type": "static", "addresses": [{"address": "10.23.0.5/24", "gateway": "10.23.0.1"}]}},
     ),
-    # The network has a server, and each container interfaces on that network, as an interface plugin makes them.
+    # A DHCP server runs behind up0. Each container gets macvlan interfaces on up0, as from an interface plugin.
     "dhcp": Trial(
         kind=Kind.IPAM,
         conf={"ipam": {"type": "dhcp"}},

@@ -114,8 +114,8 @@ def del_of_a_container_never_added(run: CaseRun) -> None:
     run.request("DEL", run.container(), prevResult=None).must_succeed("success for a container never added")
 
 
-class Less(NamedTuple):
-    """DEL with something missing.
+class IncompleteDel(NamedTuple):
+    """DEL from which something is missing that ADD had.
 
     Attributes:
         case: The name of the case.
@@ -139,8 +139,10 @@ class Less(NamedTuple):
 _LEAKS = "What a container had leaks when its namespace went first, as after every node reboot and OOM kill."
 
 for _less in (
-    Less("del-without-netns", spec.DEL_WITHOUT, "with an empty CNI_NETNS", _LEAKS, commands="ip netns del @", netns=""),
-    Less(
+    IncompleteDel(
+        "del-without-netns", spec.DEL_WITHOUT, "with an empty CNI_NETNS", _LEAKS, commands="ip netns del @", netns=""
+    ),
+    IncompleteDel(
         "del-without-netns-and-prev-result",
         spec.DEL_WITHOUT,
         "with an empty CNI_NETNS and without prevResult",
@@ -149,18 +151,18 @@ for _less in (
         netns="",
         prev_result=False,
     ),
-    Less(
+    IncompleteDel(
         "del-without-prev-result",
         spec.DEL_WITHOUT,
         "without prevResult",
         "After a failed ADD runtimes send no prevResult: what it left leaks.",
         prev_result=False,
     ),
-    Less(
+    IncompleteDel(
         "del-with-a-netns-that-is-gone", spec.DEL_WITH_LESS, "with a CNI_NETNS that is gone", _STUCK, "ip netns del @"
     ),
     # As when only the mount is gone: after a reboot with a persistent /run, or `umount`.
-    Less(
+    IncompleteDel(
         "del-with-a-netns-that-is-a-plain-file",
         spec.DEL_WITH_LESS,
         "with a CNI_NETNS that is a plain file",
@@ -169,7 +171,7 @@ for _less in (
     ),
 ):
 
-    def _with_less(run: CaseRun, less: Less = _less) -> None:
+    def _with_less(run: CaseRun, less: IncompleteDel = _less) -> None:
         container, known = run.fresh_container()
         run.add(container)
         if less.commands:

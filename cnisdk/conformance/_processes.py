@@ -1,4 +1,4 @@
-"""Processes of requests: started on a host, followed to their end, and killed with all they leave behind.
+"""Processes of requests: start them on a host, wait for their end, and kill every process that they leave behind.
 
 Each request runs in a session of its own. A process belongs to a request if it is in the request's session, or if it
 left the session and is on the request's host. Sessions of other requests that still run, and of daemons that the
@@ -24,11 +24,11 @@ from ._response import TIMEOUT, Response
 _PATIENCE = 1.0
 """Seconds that the pipes of a request may stay open after its end."""
 
-# Bytes that a pipe takes at once.
+# Bytes that fit into a pipe (pipe(7)).
 _PIPE = 1 << 16
 
-# The kernel needs that long at most to end a process that is killed.
-_DYING = 30.0
+# Seconds to wait until the kernel has ended a killed process.
+_KILL_TIMEOUT = 30.0
 
 _LIMITS = {resource.RLIMIT_NOFILE: "nofile", resource.RLIMIT_FSIZE: "fsize"}
 
@@ -46,7 +46,7 @@ class RequestProcesses:
         self._daemons: set[int] = set()  # sessions
 
     def spare_daemons(self) -> None:
-        """Count what runs on the host now as daemons, which belong to no request."""
+        """Record all processes on the host as daemons. They belong to no request, and are not killed."""
         self._daemons = {session for _, session in self._list()}
 
     def start(
@@ -70,13 +70,13 @@ class RequestProcesses:
     def finish(
         self, verb: str, process: subprocess.Popen[Any], data: bytes | None = None, timeout: float = TIMEOUT
     ) -> Response:
-        """Wait for the end of a request, and kill what does not come to an end.
+        """Wait for the end of a request, and kill its processes that do not end.
 
         Args:
             verb: ``CNI_COMMAND``.
-            process: Its first process, as of :meth:`start`.
+            process: Its first process, from :meth:`start`.
             data: Rest of its standard input; None means there is none.
-            timeout: Seconds it may take.
+            timeout: Seconds that it may take.
         """
         deadline = time.monotonic() + timeout
         left: tuple[int, ...] = ()
@@ -93,7 +93,7 @@ class RequestProcesses:
                 told = process.communicate(data, timeout=_PATIENCE)
             except subprocess.TimeoutExpired:
                 data = None
-                # Its pipes have that long to come to their end, too.
+                # After its end, its pipes may stay open for one more _PATIENCE.
                 held, ended = ended, process.poll() is not None
                 timed_out = timed_out or time.monotonic() > deadline
                 if held or timed_out:
@@ -102,10 +102,10 @@ class RequestProcesses:
         return Response(verb, process.returncode, *told, left, timed_out, held)
 
     def end(self, leader: int) -> tuple[int, ...]:
-        """Kill what still lives of a request, and return those processes.
+        """Kill the living processes of a request, and return their process ids.
 
         Args:
-            leader: Its first process, as of :meth:`start`.
+            leader: Process id of its first process, from :meth:`start`.
         """
         left = tuple(self._living(leader))
         for pid in left:
@@ -114,7 +114,7 @@ class RequestProcesses:
             except ProcessLookupError:
                 continue
         if left:
-            wait_until(lambda: not any(True for _ in self._living(leader)), _DYING)
+            wait_until(lambda: not any(True for _ in self._living(leader)), _KILL_TIMEOUT)
         self._leaders.discard(leader)
         return left
 
@@ -129,7 +129,7 @@ class RequestProcesses:
             if not entry.isdigit() or int(entry) == self._host.pid:
                 continue
             pid = int(entry)
-            # All processes of the machine are looked at after each request: what takes least comes first.
+            # This runs for every process of the machine after each request: the cheapest test comes first.
             try:
                 if os.getsid(pid) != leader and os.stat(f"/proc/{pid}/ns/mnt").st_ino != mounts:
                     continue
@@ -160,7 +160,7 @@ def _write(stdin: IO[bytes], data: bytes) -> None:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait for a condition, and return whether it came true in time."""
+    """Poll a condition until it is true. Return False if it is not within this many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

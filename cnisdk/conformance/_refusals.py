@@ -24,9 +24,9 @@ class Mistake(NamedTuple):
     Attributes:
         what: The mistake, for messages.
         verbs: The verbs to send it with.
-        environ: Variables; None takes one out.
-        stdin: Makes the standard input of the whole configuration.
-        keys: Keys of the configuration; None takes one out.
+        environ: Variables to set; None removes one.
+        stdin: Function from the whole configuration to the bytes to send instead; None sends the configuration.
+        keys: Keys to set in the configuration; None removes one.
     """
 
     what: str

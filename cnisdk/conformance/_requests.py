@@ -70,7 +70,7 @@ class Requests:
         return self.host.run([*inside, "sh", "-euc", command]).stdout
 
     def container(self, name: str = "c1") -> Container:
-        """Make a container. For a chained plugin it gets an interface, as a plugin before it would have made it."""
+        """Make a container. For a chained plugin, make the interface that an earlier plugin of the list would make."""
         self.script.append(f"ip netns add {name}")
         container = self.containers[name] = self.host.container(name)
         if self.subject.container_setup:
@@ -112,7 +112,7 @@ class Requests:
         return self.in_version({"ips": [ip], **keys}, self.subject.version)
 
     def document(self, container: Container | None = None, ifname: str = "", **keys: Any) -> dict[str, Any]:
-        """Return the configuration of a request; None as a key's value takes the key out."""
+        """Return the configuration of a request, with further keys. None as a value removes the key."""
         attachment = (container.id if container else "", ifname or self.subject.ifname)
         number = self._attachments.setdefault(attachment, len(self._attachments) + 1) if container else 1
         conf = self.subject.document(number)
@@ -122,7 +122,7 @@ class Requests:
         return {key: value for key, value in {**conf, **keys}.items() if value is not None}
 
     def in_version(self, result: Any, version: str) -> dict[str, Any]:
-        """Return a result in the shape of a version: before 1.0.0, addresses tell their family."""
+        """Return a result in the shape of a version. Before 1.0.0, each address has the key ``version``."""
         if version.startswith("1."):
             return {**result, "cniVersion": version}
         result = copy.deepcopy(result)
@@ -131,7 +131,7 @@ class Requests:
         return {**result, "cniVersion": version}
 
     def environ(self, verb: str, container: Container | str | None = None, ifname: str = "") -> dict[str, str]:
-        """Return the environment of a request. A container that is not there is given by its name."""
+        """Return the environment of a request. A text stands for a container that does not exist, by its name."""
         environ = {
             "PATH": SYSTEM_PATH,
             "TMPDIR": TEMPORARY,
@@ -161,11 +161,11 @@ class Requests:
         Args:
             verb: ``CNI_COMMAND``.
             container: The container it is about; None for a verb that is about none.
-            ifname: ``CNI_IFNAME``; empty means the usual one.
-            environ: Other values for variables; None takes one out.
-            stdin: What to send instead of the configuration.
-            limits: Resource limits to run it under.
-            **keys: Keys of the configuration; None takes one out. After an ADD, ``prevResult`` is there by itself.
+            ifname: ``CNI_IFNAME``; empty means the subject's.
+            environ: Variables to set; None removes one.
+            stdin: Bytes to send instead of the configuration.
+            limits: Resource limits (``resource.RLIMIT_NOFILE`` and so on) with their values.
+            **keys: Keys to set in the configuration; None removes one. After an ADD, ``prevResult`` is set already.
         """
         data = stdin if stdin is not None else json.dumps(self.document(container, ifname, **keys)).encode()
         process = self.start(verb, container, ifname, environ=environ, data=data, limits=limits)
@@ -220,5 +220,5 @@ class Requests:
         self.script.append(f"env -i {' '.join(words)} {shlex.quote(self.subject.path)} <<'END'\n{shown}\nEND")
 
     def prev_result(self, container: Container) -> Any:
-        """Return ``prevResult`` for a DEL whose ADD had no result: that of the plugin before; None if there is none."""
+        """Return ``prevResult`` for a DEL whose ADD had no result: the earlier plugin's, or None without one."""
         return self.document(container)["prevResult"] if self.subject.kind is Kind.CHAINED else None

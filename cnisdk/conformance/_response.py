@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from .judgement import Broken
 
 TIMEOUT = 60.0
-"""Seconds a request may take: on a machine under load it takes half of that."""
+"""Seconds that a request may take: twice the time of the slowest one on a loaded machine."""
 
 
 class Response(NamedTuple):

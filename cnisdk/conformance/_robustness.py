@@ -1,4 +1,4 @@
-"""Troubles of real nodes: many requests at once, signals, slow peers, low limits, secrets."""
+"""Conditions of real nodes: many requests at once, signals, slow peers, low limits, secrets."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from .judgement import Broken, NotApplicable, Unprepared
 
 chapter = Chapter()
 
-# So many containers at once, or as many as there are addresses for.
+# Containers that are attached at the same time; fewer if the pool has fewer addresses.
 _PARALLEL = 16
-# An ADD is ended at so many points at the most; and where it has fewer than this, the work is another process's.
-_ROUNDS = 12
-_FEW = 4
-# What every container has.
+# Changes of an ADD before which it gets a signal, at most.
+_MAX_POINTS = 12
+# An ADD with fewer changes than this has another process do the work.
+_MIN_CHANGES = 4
+# Addresses that every container has: they are no duplicates.
 _SHARED = {"", "00:00:00:00:00:00", "127.0.0.1/8", "::1/128"}
 
 
@@ -103,7 +104,7 @@ def _addresses_of_all(run: CaseRun) -> set[str]:
 
 
 def _attach_in_turn(run: CaseRun, names: list[str]) -> list[str]:
-    """Delete all, and attach one after the other until one fails. Return those attached, and delete all again."""
+    """Detach all containers, attach one after another until one fails, and detach all. Return the attached ones."""
     every = [run.containers[name] for name in names]
     for container in every:
         run.request("DEL", container)
@@ -114,11 +115,11 @@ def _attach_in_turn(run: CaseRun, names: list[str]) -> list[str]:
 
 
 def _interrupt(run: CaseRun, number: signal.Signals) -> None:
-    """End an ADD before each of its changes. Of many changes it takes some, always the same."""
+    """Send a signal to an ADD before each of its changes, or before _MAX_POINTS of them, evenly spread."""
     container, known = run.fresh_container()
     waits = False
     whole = run.trace(container)
-    if len(whole.points) < _FEW:  # another process does the work
+    if len(whole.points) < _MIN_CHANGES:  # another process does the work
         run.request("DEL", container, prevResult=run.prev_result(container))
         waits, whole = True, run.trace(container, waits=True)
     if whole.status != 0:
@@ -126,7 +127,7 @@ def _interrupt(run: CaseRun, number: signal.Signals) -> None:
     run.request("DEL", container, prevResult=run.prev_result(container))
     known |= run.footprint()  # what a whole ADD leaves is another case's
     many = len(whole.points)
-    rounds = min(many, _ROUNDS)
+    rounds = min(many, _MAX_POINTS)
     for at in [1 + each * (many - 1) // max(rounds - 1, 1) for each in range(rounds)]:
         traced = run.trace(container, at=at, number=number, waits=waits)
         where = f"at change {at} of {many} ({whole.points[at - 1]})"

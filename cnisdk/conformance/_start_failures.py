@@ -1,4 +1,4 @@
-"""Reasons why an executable cannot be started, in the words of its author: the kernel gives only a number."""
+"""Explanations of executables that cannot be started. The kernel gives only an errno."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..testing.sandbox import Sandbox
 
-# The kernel reads no more of the first line (BINPRM_BUF_SIZE).
+# Bytes that the kernel reads of the first line (BINPRM_BUF_SIZE of <linux/binfmts.h>).
 _FIRST_LINE = 256
 
 _REASONS = {

@@ -1,4 +1,4 @@
-"""End a program at a point that can be found again: before its Nth change of anything.
+"""Send a signal to a program at a reproducible point: before its Nth change of anything outside it.
 
 The program runs under ptrace(2), with a filter of seccomp(2) that stops it, and each process it starts, at those system
 calls alone that change something outside it: messages to the kernel or another process, and what makes, renames and
@@ -63,7 +63,7 @@ _NLM_F_REQUEST, _RTM_GET = 1, 2  # a message of rtnetlink is new, del, get or se
 
 
 class Untraceable(Exception):
-    """This machine does not allow it, or its system calls are not known here."""
+    """The machine does not allow ptrace(2) or seccomp(2), or its system call numbers are not known here."""
 
 
 class Traced(NamedTuple):
@@ -92,20 +92,20 @@ def run(
     waits: bool = False,
     timeout: int = 30,
 ) -> Traced:
-    """Run a program, and send it a signal before its Nth change. For a process without other children or threads.
+    """Run a program, and send it a signal before its Nth change. This process must have no other child or thread.
 
     Args:
         argv: The program and its arguments.
         environ: Its environment.
         stdin: Its input.
         at: The number of the change, 1 for the first; 0 means none.
-        number: The signal. SIGKILL goes to all of its processes, as when a control group is killed; another one to the
-            first.
-        waits: Count where it waits for another process, too.
-        timeout: Seconds it may go on for after the signal, or altogether.
+        number: The signal. SIGKILL goes to all of its processes, as when a control group is killed; any other signal
+            goes to the first process only.
+        waits: Count the system calls that wait for another process (recv, poll), too.
+        timeout: Seconds that the whole run may take.
 
     Raises:
-        Untraceable: This machine does not allow it.
+        Untraceable: The machine does not allow it.
     """
     machine, numbers = _MACHINES.get(platform.machine(), (0, {}))
     if not numbers:
@@ -114,7 +114,7 @@ def run(
     files = [_file(stdin), _file(b""), _file(b"")]
     leader = os.fork()
     if leader == 0:
-        _become(argv, environ, files, program)
+        _exec_traced(argv, environ, files, program)
     return _Tracer(leader, {value: key for key, value in numbers.items()}, at, number).follow(timeout, files[1])
 
 
@@ -125,7 +125,7 @@ def _file(content: bytes) -> int:
     return fd
 
 
-def _become(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[int], program: bytes) -> None:
+def _exec_traced(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[int], program: bytes) -> None:
     try:
         os.setsid()
         for target, fd in enumerate(files):
@@ -173,7 +173,7 @@ class _Tracer:
         self.libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 
     def follow(self, timeout: int, stdout: int) -> Traced:
-        """Let it run to its end."""
+        """Run the program to its end, or kill it after ``timeout`` seconds."""
         _, status = os.waitpid(self.leader, _WALL)
         if not os.WIFSTOPPED(status):
             raise Untraceable("ptrace(2) is not allowed")

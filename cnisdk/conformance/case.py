@@ -1,8 +1,8 @@
-"""Cases: each holds a plugin to a sentence of the specification.
+"""Cases: each tests a plugin against one sentence of the specification.
 
-A case runs on a fresh host of its own. Cases that judge the same requests share one: they have the same ``shares``, and
-get the responses through :meth:`~.case_run.CaseRun.once`, so that the requests are sent once. They run in the order of
-the catalogue, and only the last one may change what the others look at.
+A case runs on a fresh host of its own. Cases that judge the same requests have the same ``shares``, and run on one host
+in the order of the catalogue. They get the responses through :meth:`~.case_run.CaseRun.once`, so each request is sent
+once. Only the last of these cases may change the state that the others inspect.
 """
 
 from __future__ import annotations
@@ -17,24 +17,23 @@ if TYPE_CHECKING:
     from .case_run import CaseRun
 
 Check = Callable[["CaseRun"], None]
-"""Function of a case. It raises a verdict, or returns if the plugin passes."""
+"""Function of a case. It returns if the plugin passes, and raises :class:`~.judgement.Broken` or
+:class:`~.judgement.NotApplicable` otherwise."""
 
 
 class Case(NamedTuple):
     """One case.
 
     Attributes:
-        id: Its name, for ``--only``.
-        level: How much the specification insists.
-        section: Where in the specification.
-        says: What it says there, word for word, except that ``[...]`` stands for what is left out; for an opinion
-            possibly what we hold.
-        note: The suite's own note.
+        id: Name of the case, as ``--only`` takes it.
+        level: Level of the requirement.
+        section: Section of the specification that contains the sentence.
+        says: The sentence, word for word; ``[...]`` marks an omission.
+        note: The suite's own note to the sentence; empty for none.
         means: What a failure means for an operator.
         kinds: The kinds of plugins it applies to.
-        shares: The host it shares with the other cases of this word; empty for a host of its own.
-        check: Returns when the plugin passes; raises
-            :class:`~.judgement.Broken` or :class:`~.judgement.NotApplicable` otherwise.
+        shares: Name of the host that it shares with other cases; empty for a host of its own.
+        check: Function that tests the plugin.
     """
 
     id: str
@@ -49,14 +48,15 @@ class Case(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """Words of the specification with the suite's note."""
+        """The sentence, and the suite's note in parentheses."""
         return f"{self.says} ({self.note})" if self.note else self.says
 
 
 class Chapter:
     """Collector of the cases of one module, in their order.
 
-    A case is a function below :meth:`must`, :meth:`should` or :meth:`opinion`; the function's name is the case's.
+    A case is a function decorated with :meth:`must`, :meth:`should` or :meth:`opinion`. The name of the function, with
+    hyphens for underscores, is the name of the case.
 
     Attributes:
         cases: The cases so far.
@@ -104,16 +104,16 @@ class Chapter:
         kinds: frozenset[Kind] | None = None,
         shares: str = "",
     ) -> None:
-        """Add a case: a row of a table, whose check is a function that other rows share.
+        """Add a case. Tables call it, whose rows share one function.
 
         Args:
-            id: Its name.
-            level: Its level.
+            id: Name of the case.
+            level: Level of the requirement.
             sentence: The sentence of the specification.
-            check: As :class:`Case` has it.
+            check: Function that tests the plugin.
             means: What a failure means for an operator.
             kinds: The kinds of plugins it applies to; None means the chapter's.
-            shares: As :class:`Case` has it.
+            shares: Name of the host that it shares with other cases; empty for a host of its own.
         """
         kinds = self._kinds if kinds is None else kinds
         section, says, note = sentence

@@ -1,4 +1,4 @@
-"""One run of one case: a host, the plugin, and the words that cases are written in."""
+"""Run of a case: its host, its requests to the plugin, and the assertions that cases use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..spec.convert import parse_result, upgrade
 from ..spec.result import Result
 from ..testing.hosts import Container, Host
 from ..testing.state import State
-from ._footprint import Sight, generalize, look, read_files
+from ._footprint import Snapshot, generalize, look, read_files
 from ._processes import wait_until
 from ._requests import Requests
 from ._response import Response
@@ -20,10 +20,10 @@ from .subject import Subject
 _T = TypeVar("_T")
 
 _MARK = "cnisdk-mark"
-# The kernel removes namespaces one batch after another, for all of the machine's sandboxes together.
-_SETTLING = 30.0
-# A resident server lets go of a container that long after the response.
-_LETTING_GO = 1.0
+# Seconds. The kernel removes namespaces in batches, one after another, for all sandboxes of the machine together.
+_SETTLE_TIMEOUT = 30.0
+# Seconds that a resident server may take, after its response, to close what it has open of a container.
+_RELEASE_TIMEOUT = 1.0
 
 
 class CaseRun(Requests):
@@ -34,7 +34,7 @@ class CaseRun(Requests):
         self._done: dict[Callable[[CaseRun], Any], tuple[Any, Broken | NotApplicable | None]] = {}
 
     def once(self, ask: Callable[[CaseRun], _T]) -> _T:
-        """Return what a function returned, or raise what it raised, when it was called first on this host."""
+        """Call a function once on this host. Later calls return its first result, or raise its first verdict again."""
         if ask not in self._done:
             try:
                 self._done[ask] = ask(self), None
@@ -47,10 +47,10 @@ class CaseRun(Requests):
         return found
 
     def add(self, container: Container, ifname: str = "", **keys: Any) -> Result:
-        """Attach a container, which the case needs, and return the result in the current shape.
+        """Attach a container that the case needs, and return the result in the newest version.
 
         Raises:
-            Unprepared: It does not work. A case that is about ADD uses :meth:`request`.
+            Unprepared: ADD fails, or its result is not valid. A case that judges ADD uses :meth:`request`.
         """
         response = self.request("ADD", container, ifname, **keys)
         try:
@@ -59,28 +59,33 @@ class CaseRun(Requests):
             raise Unprepared(f"it needs an ADD that works, and this one does not: {broken.seen}") from broken
 
     def parse(self, response: Response, version: str) -> Result:
-        """Return the result of a response in the current shape, or raise :class:`~.judgement.Broken`."""
+        """Return the result of a response in the newest version, or raise :class:`~.judgement.Broken`.
+
+        Args:
+            response: Response to an ADD.
+            version: ``cniVersion`` of the request.
+        """
         try:
             return upgrade(parse_result(response.stdout, version))
         except Exception as exc:
             raise Broken("a result as the specification describes it", f"{exc} in {response.show()}") from exc
 
     def delete(self, container: Container, ifname: str = "", **keys: Any) -> Response:
-        """Detach a container, which must work."""
+        """Detach a container, or raise :class:`~.judgement.Broken` if DEL fails."""
         return self.request("DEL", container, ifname, **keys).must_succeed()
 
     def check(self, container: Container, ifname: str = "", **keys: Any) -> Response:
-        """Send CHECK for an attachment."""
+        """Send CHECK for an attachment. Skip the case if no runtime may send CHECK."""
         self.need_check()
         return self.request("CHECK", container, ifname, **keys)
 
     def need(self, version: str) -> None:
-        """Skip the case unless the plugin claims a version as new as this."""
+        """Skip the case (:class:`~.judgement.NotApplicable`) unless the plugin supports this version or a newer one."""
         if _number(self.subject.version) < _number(version):
             raise NotApplicable(f"it claims no version from {version} on")
 
     def need_check(self) -> None:
-        """Skip the case unless a runtime may send CHECK."""
+        """Skip the case (:class:`~.judgement.NotApplicable`) unless a runtime may send CHECK."""
         self.need("0.4.0")
         if not self.subject.checks:
             raise NotApplicable("its configuration says disableCheck, so that no runtime sends CHECK")
@@ -89,8 +94,8 @@ class CaseRun(Requests):
         """Return the state of the host and its containers."""
         return self.host.state()
 
-    def look(self) -> Sight:
-        """Look at the host, for :class:`~._footprint.Sight`."""
+    def look(self) -> Snapshot:
+        """Return a snapshot of the host."""
         return look(self.host, self.containers, self.stub if self.subject.delegates else None)
 
     def footprint(self) -> frozenset[str]:
@@ -98,7 +103,7 @@ class CaseRun(Requests):
         return self.look().footprint()
 
     def warm(self) -> frozenset[str]:
-        """Attach and detach a container, so that the plugin makes what serves all attachments; return the footprint."""
+        """Attach and detach a container, so that shared objects such as a bridge exist. Return the footprint."""
         container = self.container("warm")
         self.add(container)
         response = self.request("DEL", container)
@@ -107,23 +112,23 @@ class CaseRun(Requests):
         return self.footprint()
 
     def fresh_container(self) -> tuple[Container, frozenset[str]]:
-        """Make a container on a host on which another one has come and gone.
+        """Make a container on a host on which another one was attached and detached before.
 
         Returns:
-            The container, and the footprint that its ADD and DEL have to leave.
+            The container, and the footprint to which its ADD and DEL must return.
         """
         before = self.warm()
         container = self.container()
         return container, before | self.footprint()
 
     def undo(self, container: Container, known: frozenset[str], after: str, **keys: Any) -> None:
-        """Send the DEL that follows an ADD which went wrong, and see that nothing is left.
+        """Send DEL after an ADD that failed or was interrupted, and assert that nothing is left.
 
         Args:
             container: The container.
             known: The footprint of :meth:`fresh_container`.
             after: The ADD, for messages: ``"an ADD that was killed"``.
-            **keys: Arguments of :meth:`request`, beside those of a DEL whose ADD had no result.
+            **keys: Further arguments of :meth:`request`.
         """
         keys = {"prevResult": self.prev_result(container), **keys}
         with self.leaving_nothing(f"after {after}, and DEL", known):
@@ -137,12 +142,12 @@ class CaseRun(Requests):
         """
         link = f"ip link add {_MARK}0 type veth peer name {_MARK}1 netns {_MARK}"
         self.host.run(["sh", "-euc", f"ip netns add {_MARK}; {link}; ip netns del {_MARK}"])
-        wait_until(lambda: f"{_MARK}0" not in self.host.links(), _SETTLING)
+        wait_until(lambda: f"{_MARK}0" not in self.host.links(), _SETTLE_TIMEOUT)
 
     def remains(self, known: frozenset[str]) -> frozenset[str]:
-        """Return what is beyond a known footprint.
+        """Return the lines of the present footprint that are not in a known one.
 
-        What every DEL of this plugin leaves does not count: another case reports it.
+        Lines that every DEL of this plugin leaves do not count: the case ``del-leaves-nothing`` reports them.
         """
 
         def left() -> frozenset[str]:
@@ -152,7 +157,7 @@ class CaseRun(Requests):
         found = left()
         if found:
             self.settle()
-            wait_until(lambda: not left(), _LETTING_GO)
+            wait_until(lambda: not left(), _RELEASE_TIMEOUT)
             found = left()
         return found
 
@@ -161,7 +166,7 @@ class CaseRun(Requests):
         """Raise :class:`~.judgement.Broken` if the block leaves something behind.
 
         Args:
-            what: When or by what, for the message: ``"after ADD and DEL"``.
+            what: End of the message "nothing left …", for example ``"after ADD and DEL"``.
             before: The footprint to compare with; None means the one before the block.
         """
         known = self.footprint() if before is None else before
@@ -169,13 +174,17 @@ class CaseRun(Requests):
         self.must_be_nothing(self.remains(known), what)
 
     def must_be_nothing(self, left: frozenset[str], what: str) -> None:
-        """Raise :class:`~.judgement.Broken` if there are lines of the footprint that were left behind."""
+        """Raise :class:`~.judgement.Broken` unless ``left``, lines of a footprint, is empty."""
         if left:
             raise Broken(f"nothing left {what}", listed(left), (generalize(each, self.containers) for each in left))
 
     @contextmanager
     def changing_nothing(self, what: str) -> Iterator[None]:
-        """Raise :class:`~.judgement.Broken` if the block changes anything on the host."""
+        """Raise :class:`~.judgement.Broken` if the block changes anything on the host.
+
+        Args:
+            what: End of the message "nothing changed …", for example ``"by a second DEL"``.
+        """
         before = self.look().condition()
         yield
         after = self.look().condition()
@@ -184,7 +193,7 @@ class CaseRun(Requests):
             raise Broken(f"nothing changed {what}", listed(changes))
 
     def read_host_files(self) -> dict[str, bytes]:
-        """Return the content of every file where plugins keep, log or leave something, the stubs' own apart."""
+        """Return the content of every file below the directories that plugins write to, by path; without the stubs'."""
         return self.host.call(read_files)
 
 

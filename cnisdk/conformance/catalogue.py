@@ -40,11 +40,16 @@ _CHAPTERS = (
 )
 
 CASES: tuple[Case, ...] = tuple(case for module in _CHAPTERS for case in module.chapter.cases)
-"""The catalogue."""
+"""All cases, in the order of the specification."""
 
 
 def select(kind: Kind | None = None, only: Iterable[str] = ()) -> list[Case]:
-    """Return the cases of a kind of plugin. With patterns (``*`` and ``?``), only those whose name matches one."""
+    """Return the cases that apply to a kind of plugin, in the order of the catalogue.
+
+    Args:
+        kind: Kind of plugin; None means all kinds.
+        only: Shell patterns (``*`` and ``?``), one of which the name of a case must match; none means all cases.
+    """
     patterns = list(only)
     return [
         case
@@ -55,7 +60,7 @@ def select(kind: Kind | None = None, only: Iterable[str] = ()) -> list[Case]:
 
 
 def place_of(case: Case) -> int:
-    """Return the place of a case in the catalogue, to sort by."""
+    """Return the index of a case in the catalogue, as a sort key. A case that is not in it comes last."""
     return _PLACES.get(case.id, len(_PLACES))
 
 

@@ -39,9 +39,9 @@ def identify(
 
     Args:
         path: Its executable.
-        conf: Its configuration; None means what it declares itself (:meth:`cnisdk.Plugin.conformance`), or what is
-            known to suit its name, or nothing beyond the required keys.
-        kind: What it is; None means to find out.
+        conf: Its configuration; None means the one that it declares (:meth:`cnisdk.Plugin.conformance`), else the one
+            that the suite knows for its name, else none beyond the required keys.
+        kind: Its kind; None means to detect it.
         search: Directories with the plugins it delegates to.
         ifname: ``CNI_IFNAME``; empty means what it declares, or ``eth0``.
         setup: Shell commands to prepare a host with, beside those the suite needs and those it declares.
@@ -53,7 +53,7 @@ def identify(
         cannot be judged.
 
     Raises:
-        InvalidConfigError: (7) It declares something else than settings.
+        InvalidConfigError: (7) It declares a kind that does not exist.
         SandboxUnavailable: This machine does not allow namespaces.
     """
     path = os.path.abspath(path)
@@ -84,7 +84,7 @@ def identify(
             kind = Kind.IPAM
         tried = _try(host, evolve(subject, kind=kind) if kind else subject, known=kind is not None)
     if kind is None and tried.problem and tried.starts:
-        # Only a chained plugin fails for want of a prevResult.
+        # ADD may have failed for want of a prevResult: then it is a chained plugin.
         with Host(watched=watched_for(path)) as host:
             chained = _try(host, evolve(subject, kind=Kind.CHAINED), known=True)
         if chained.problem:
@@ -116,7 +116,7 @@ def _ask_versions(host: Host, subject: Subject) -> tuple[str, ...]:
 
 
 def _find_declared(host: Host, path: str) -> Trial | None:
-    """Ask a plugin for its declaration (``--conformance``); None if it has none, as plugins made without this SDK."""
+    """Ask a plugin for its declaration (``--conformance``). Plugins made without this SDK have none: return None."""
     document = _run(host, path, {}, "--conformance")
     if (
         not document
@@ -127,11 +127,11 @@ def _find_declared(host: Host, path: str) -> Trial | None:
     try:
         return Trial(**{**document, "kind": Kind(document["kind"]) if "kind" in document else None})
     except ValueError as exc:
-        raise InvalidConfigError(f"{path} declares for conformance {exc}") from exc
+        raise InvalidConfigError(f"{path} --conformance: {exc}") from exc
 
 
 def _try(host: Host, subject: Subject, *, known: bool) -> Subject:
-    """Attach a container, to see whether the configuration fits, and if its kind is not known, what kind it is of."""
+    """Attach a container, to see if the configuration works. If the kind is not known, detect it by the result."""
     run = CaseRun(host, subject)
     try:
         run.prepare()
@@ -161,7 +161,7 @@ _TEXTS = ("ip rule show", "tc qdisc show", "sysctl -a 2>/dev/null | grep '^net.i
 
 
 def _visible(run: CaseRun, container: Container) -> list[object]:
-    """List everything that a plugin may change, which is more than it may leave behind."""
+    """List everything that an ADD can change: the condition of the host, link settings, rules, qdiscs and sysctls."""
     seen: list[object] = [run.look().condition()]
     for netns, inside in (("", []), (container.name, ["ip", "netns", "exec", container.name])):
         seen += [[each.get(key) for key in _LINK] for each in run.host.ip("link", "show", netns=netns or None)]

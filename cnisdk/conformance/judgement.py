@@ -1,4 +1,4 @@
-"""Terms of a judgement: kinds of plugins, levels of the specification, its sentences, and what a case may find."""
+"""Terms of a judgement: kinds of plugins, levels of requirements, sentences of the specification, and verdicts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from .._light import TextEnum
 
 
 class Kind(TextEnum):
-    """Kind of a plugin. It decides which cases apply."""
+    """Kind of a plugin. It decides which cases apply.
+
+    Attributes:
+        INTERFACE: It makes the interface ``CNI_IFNAME``, and may delegate to an IPAM plugin.
+        CHAINED: It adjusts an interface that an earlier plugin of the list made, and needs ``prevResult``.
+        IPAM: It leases addresses, and is called by another plugin.
+    """
 
     INTERFACE = "interface"
     CHAINED = "chained"
@@ -17,7 +23,7 @@ class Kind(TextEnum):
 
 
 class Level(TextEnum):
-    """How strictly the specification asks for something. Where it is silent, the suite has an opinion of its own."""
+    """Level of a requirement: the word in the specification. Where it is silent, the suite has an opinion."""
 
     MUST = "MUST"
     SHOULD = "SHOULD"
@@ -28,8 +34,8 @@ class Sentence(NamedTuple):
     """Words of the specification.
 
     Attributes:
-        section: Where they stand; the version, if a later one has left them out.
-        words: The words, ``[...]`` for what is left out.
+        section: Section that contains them; with the version, if later versions do not have them.
+        words: The words; ``[...]`` marks an omission.
         note: The suite's own note.
     """
 
@@ -67,6 +73,6 @@ class Unprepared(NotApplicable):
 
 
 def listed(items: Iterable[str]) -> str:
-    """Return the first six of some items in their order, and how many more there are, for a message."""
+    """Return a list for a message: the first six items in sorted order, and the number of the others."""
     ordered = sorted(items)
     return "; ".join(ordered[:6]) + (f"; and {len(ordered) - 6} more" if len(ordered) > 6 else "")

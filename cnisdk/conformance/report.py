@@ -25,10 +25,10 @@ class Report(NamedTuple):
     Attributes:
         subject: The plugin.
         outcomes: The outcomes.
-        options: The words that ``cnisdk conform`` was given to describe the plugin, for the shell.
-        seconds: How long it took by the clock; cases run side by side. None means that it was not measured.
+        options: Options of ``cnisdk conform`` that describe the plugin, quoted for the shell.
+        seconds: Wall-clock time of the run, in seconds; None if it was not measured.
         stopped: The signal that stopped the run; empty for none.
-        unrun: The cases that did not come to their end before that.
+        unrun: The cases that had not ended when the signal came.
     """
 
     subject: Subject
@@ -47,7 +47,7 @@ class Report(NamedTuple):
 
     @property
     def causes(self) -> list[list[Outcome]]:
-        """Failures by cause: cases that found the same leftovers have one cause."""
+        """Failures, grouped by cause: cases that found the same leftovers have one cause."""
         found: dict[frozenset[str] | str, list[Outcome]] = {}
         for outcome in self.failures:
             found.setdefault(outcome.left or outcome.case.id, []).append(outcome)
@@ -142,7 +142,7 @@ def _one_line(script: Sequence[str]) -> str:
 
 
 def as_document(reports: Iterable[Report]) -> dict[str, Any]:
-    """Return everything, for programs."""
+    """Return the reports as one object of JSON values."""
     return {
         "plugins": [
             {
@@ -179,7 +179,7 @@ def as_document(reports: Iterable[Report]) -> dict[str, Any]:
 
 
 def as_json(reports: Iterable[Report]) -> str:
-    """Return everything as JSON text."""
+    """Return the reports as JSON text."""
     return json.dumps(as_document(reports), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,7 +1,7 @@
-"""Run cases, each on a fresh host; those that judge the same requests on one.
+"""Run cases, each on a fresh host, or on one that it shares with other cases (:mod:`.case`).
 
 The case ``del-leaves-nothing`` runs first. What it finds is one fault of the plugin, which later cases do not report
-again (:attr:`.subject.Subject.leaks`). The others run in their order, or side by side in forked processes, each of
+again (:attr:`.subject.Subject.leaks`). The others run in their order, or in parallel in forked processes, each of
 which sends its outcomes back through a pipe. A case ends in one of four ways: it returns (passed), raises
 :class:`~.judgement.Broken` (failed) or :class:`~.judgement.NotApplicable`, or raises anything else, which is an error
 of the suite or of the machine. A host and all processes on it end with its cases.
@@ -51,7 +51,7 @@ class Outcome:
         seen: For a failure, what it saw instead; for a case that does not apply, the reason.
         left: Lines of the footprint that were left behind, generalized.
         script: Shell commands that do what the case did, to be run as root in a throw-away network namespace.
-        seconds: How long it took.
+        seconds: Wall-clock time of the case, in seconds.
     """
 
     case: Case
@@ -63,19 +63,19 @@ class Outcome:
     seconds: float = 0.0
 
 
-# It is judged first: what each DEL leaves is one fault, and not one of every case that looks for what is left.
+# It runs first: what every DEL leaves is one fault, which later cases do not report again.
 _FIRST = "del-leaves-nothing"
-# These take longest, so that they are not begun last.
+# The slowest cases start first, so that none of them runs alone at the end.
 _LONG = ("killed-in-add", "terminated-in-add", "parallel-attachments", "a-full-disk-while-attaching", "few-open-files")
 
 
 def judge(subject: Subject, cases: Iterable[Case], *, jobs: int = 1) -> Generator[Outcome, None, None]:
-    """Run cases, and yield the outcome of each as it ends. Closed early, it ends those that run, with their hosts.
+    """Run cases, and yield the outcome of each as it ends. Closing the generator kills running cases and their hosts.
 
     Args:
-        subject: The plugin. If it has a :attr:`~.subject.Subject.problem`, there is nothing to be learned from it.
+        subject: The plugin. Do not judge one that has a :attr:`~.subject.Subject.problem`: its requests fail.
         cases: The cases.
-        jobs: How many to run at the same time, each in a process of its own.
+        jobs: Number of cases to run at the same time, each in a process of its own; 1 runs them in this process.
 
     Raises:
         SandboxUnavailable: This machine does not allow namespaces.
@@ -92,7 +92,7 @@ def judge(subject: Subject, cases: Iterable[Case], *, jobs: int = 1) -> Generato
             yield from run_cases(subject, group)
         return
     groups.sort(key=lambda group: not any(each.id in _LONG or each.shares for each in group))
-    yield from _side_by_side(subject, groups, jobs)
+    yield from _run_in_parallel(subject, groups, jobs)
 
 
 def _group(cases: Iterable[Case]) -> list[list[Case]]:
@@ -103,13 +103,13 @@ def _group(cases: Iterable[Case]) -> list[list[Case]]:
     return list(groups.values())
 
 
-def _side_by_side(subject: Subject, groups: Iterable[list[Case]], jobs: int) -> Iterator[Outcome]:
-    running: dict[int, tuple[int, list[Case]]] = {}  # by the pipe of each: its process, and the cases
+def _run_in_parallel(subject: Subject, groups: Iterable[list[Case]], jobs: int) -> Iterator[Outcome]:
+    running: dict[int, tuple[int, list[Case]]] = {}  # read end of the pipe: process id and cases
     waiting = iter(groups)
     try:
         while True:
             for group in islice(waiting, jobs - len(running)):
-                pipe, pid = fork_call(partial(_run_apart, subject, group))
+                pipe, pid = fork_call(partial(_run_in_child, subject, group))
                 running[pipe] = pid, group
             if not running:
                 return
@@ -125,8 +125,8 @@ def _side_by_side(subject: Subject, groups: Iterable[list[Case]], jobs: int) -> 
             os.waitpid(pid, 0)
 
 
-def _run_apart(subject: Subject, cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """Return the outcomes without their cases, which cannot be pickled."""
+def _run_in_child(subject: Subject, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Run cases in a forked process. Return the fields of the outcomes without the cases, which cannot be pickled."""
     names = [each.name for each in fields(Outcome) if each.name != "case"]
     return [{name: getattr(outcome, name) for name in names} for outcome in run_cases(subject, cases)]
 
@@ -178,7 +178,7 @@ UNFINISHED = 3
 
 
 def exit_status(outcomes: Iterable[Outcome], fail_on: Level = Level.MUST) -> int:
-    """0 when no case of this level, or a stricter one, failed; 1 when one did; 3 when the suite itself had an error."""
+    """Return 0 if no case of this level or a stricter one failed, 1 if one did, 3 if the suite itself had an error."""
     strict = {Level.MUST: {Level.MUST}, Level.SHOULD: {Level.MUST, Level.SHOULD}, Level.OPINION: set(Level)}[fail_on]
     everything = list(outcomes)
     if any(each.verdict is Verdict.FAILED and each.case.level in strict for each in everything):

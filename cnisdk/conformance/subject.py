@@ -1,4 +1,4 @@
-"""Plugin under judgement: its kind, its configuration, and the preparation of its hosts."""
+"""Plugin under test: its kind, its configuration, and the commands that prepare its hosts."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Subject:
         path: Its executable.
         kind: Its kind.
         conf: Its configuration, without ``cniVersion`` and ``name``.
-        versions: The versions of the specification it claims, oldest first.
+        versions: Versions of the specification that it reports to VERSION and the suite knows, oldest first.
         search: Directories with the plugins it delegates to.
         ifname: ``CNI_IFNAME`` of requests.
         setup: Shell commands that prepare a host.
         container_setup: Shell commands, run on the host, that prepare a container, with ``{container}`` for its name.
-        problem: The error of its ADD with this configuration, for which it cannot be judged; empty for none.
+        problem: Reason why it cannot be judged, such as the error of its ADD; empty for none.
         starts: False if it cannot be started at all, for the reason in ``problem``.
         remark: A warning about the configuration, for readers of the verdict.
-        leaks: Lines of the footprint that each DEL of it leaves, generalized. One case reports them, and others do not.
+        leaks: Lines of the footprint that every DEL of it leaves, generalized. Only one case reports them.
     """
 
     path: str
@@ -57,7 +57,7 @@ class Subject:
 
     @property
     def version(self) -> str:
-        """Newest version it claims that the suite knows."""
+        """Newest of its versions; 1.0.0 if it reports none."""
         return self.versions[-1] if self.versions else "1.0.0"
 
     def document(self, number: int = 1) -> dict[str, Any]:
