@@ -324,7 +324,8 @@ def delete_in_container(request: DelRequest[Any], kind: str) -> bool:
 
     The link's alias names its owner. A link without alias counts as the reference plugin's, unless its kind is another,
     or ``prevResult`` describes another link (see :func:`is_own`): by now the path may lead to the next container.
-    Nothing outside ``CNI_NETNS`` is ever deleted. By an alias, a container can only keep links of its own.
+    A device of the host's that the container has on loan is never deleted, nor anything outside ``CNI_NETNS``. By an
+    alias, a container can only keep links of its own.
 
     Returns:
         True if there was a link to delete.
@@ -334,7 +335,7 @@ def delete_in_container(request: DelRequest[Any], kind: str) -> bool:
     """
     netns = request.find_netns()
     there = None if netns is None else link.find(request.ifname, netns)
-    return there is not None and is_own(request, there, kind) and there.delete()
+    return there is not None and _is_own_to_delete(request, there, kind) and there.delete()
 
 
 def delete_veth(request: DelRequest[Any]) -> None:
@@ -362,7 +363,7 @@ def delete_veth(request: DelRequest[Any]) -> None:
         gone = netns is None
         end = None if netns is None else link.find(request.ifname, netns)
         # The path may lead to another container by now, whose veth the reference plugin made.
-        if end is not None and is_own(request, end, "veth"):
+        if end is not None and _is_own_to_delete(request, end, "veth"):
             addresses.update(each.interface for each in address.list_on(end))
             veth.delete(owner, netns=netns)
 
@@ -384,17 +385,26 @@ def list_own_addresses(request: AttachmentRequest[Any]) -> set[IPAddress]:
 def is_own(request: AttachmentRequest[Any], there: Link, kind: str) -> bool:
     """Return True if a link in the container, under the attachment's interface name, is the one that its ADD made.
 
-    The alias decides, or that of a veth's other end. If neither names an attachment, ``prevResult`` decides: by the
-    hardware address; if that differs, by the name of a veth's other end; last, by the addresses. A different hardware
-    address alone does not prove another owner: ``tuning``, whose DEL comes first, has restored the earlier address.
+    The alias decides, or that of a veth's other end, or the alternative name of a device on loan. If none names an
+    attachment, ``prevResult`` decides: by the hardware address; if that differs, by the name of a veth's other end;
+    last, by the addresses. A different hardware address alone does not prove another owner: ``tuning``, whose DEL comes
+    first, has restored the earlier address.
     """
     return there.kind == kind and _is_own(request, there)
+
+
+def _is_own_to_delete(request: AttachmentRequest[Any], there: Link, kind: str) -> bool:
+    """As :func:`is_own`, but False for a device on loan: it has our alternative name, or the reference's alias."""
+    is_lent = there.loan_tag or (there.alias and not there.alias.startswith("cni:") and request.prev_result is None)
+    return not is_lent and is_own(request, there, kind)
 
 
 def _is_own(request: AttachmentRequest[Any], there: Link, *, by_address: bool = True) -> bool:
     owner, result = request.attachment, request.prev_result
     if there.alias.startswith("cni:"):
         return there.alias == owner.tag
+    if there.loan_tag:
+        return there.loan_tag == owner.tag_within(link.ALTNAME_MAX)
     described = None if result is None else find_described(result, request.ifname)
     mac = "" if described is None else described.mac.lower()
     # It has the hardware address of the link below, and so has the next container's link.

@@ -10,8 +10,11 @@ import pytest
 from cnisdk.errors import CNIError, InvalidConfigError, InvalidEnvironmentError, IOFailureError, PluginNotAvailableError
 from cnisdk.linux import link, netns, rtnetlink
 from cnisdk.linux.links import messages
-from cnisdk.testing import Container, Host, PluginUnderTest
+from cnisdk.testing import Container, Host, PluginUnderTest, expect_error
+from cnisdk_plugins.bridge import Bridge
 from cnisdk_plugins.host_device import HostDevice
+from cnisdk_plugins.macvlan import Macvlan
+from cnisdk_plugins.ptp import Ptp
 
 pytestmark = pytest.mark.kernel
 
@@ -267,6 +270,38 @@ def test_a_failed_add_leaves_what_the_reference_lent_the_container(nic: Host, de
     assert ("eth0" in web.links()) == ((device, ifname) != ("nic1", "eth0"))
     first.run("DEL", web, prevResult=result).raise_for_error()
     assert links(nic) == HOME
+
+
+@pytest.mark.parametrize("lender", ["ours", "the reference"])
+@pytest.mark.parametrize("kind", ["veth", "macvlan"])
+def test_another_plugin_whose_add_failed_deletes_no_device_of_the_host(nic: Host, kind: str, lender: str) -> None:
+    """Its interface has the name already. The runtime sends the DEL after it without a result."""
+    plugins: dict[str, list[PluginUnderTest]] = {
+        "veth": [nic.plugin(each, {"name": "other", "ipam": nic.stub().conf}) for each in (Bridge, Ptp)],
+        "macvlan": [nic.plugin(Macvlan, {"name": "other", "master": "wire1", "ipam": nic.stub().conf})],
+    }
+    if kind == "macvlan":
+        nic.shell(
+            "ip link del nic1; ip link add wire1 type veth peer name up1; ip link add nic1 link wire1 type macvlan"
+        )
+    before = links(nic)
+    web = nic.container()
+    first = make(nic)
+    result = first.run("ADD", web).document
+    if lender == "the reference":
+        nic.call(untag, "eth0", web.netns)
+    lent = links(nic, "c1")
+    for other in plugins[kind]:
+        with expect_error(4, "eth0 already exists"):
+            other.add(web)
+        other.run("DEL", web, prevResult=None).raise_for_error()
+        assert links(nic, "c1") == lent
+    # Nor does it when the network's configuration was changed while the container ran.
+    for other in plugins[kind]:
+        other.run("DEL", web, name="testnet", prevResult=None).raise_for_error()
+        assert links(nic, "c1") == lent
+    first.run("DEL", web, prevResult=result).raise_for_error()
+    assert {*links(nic)} == {*before}
 
 
 def test_a_tag_that_another_container_has_copied(nic: Host) -> None:

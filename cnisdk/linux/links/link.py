@@ -56,6 +56,9 @@ _OPERSTATE_UP = 6  # linux/if.h
 #: Kinds of links that have the hardware address of the link below them, and follow it.
 SHARE_MAC = frozenset({"ipvlan", "vlan"})
 
+ALTNAME_MAX = 127
+"""Bytes of an alternative name, at most (ALTIFNAMSIZ in linux/if.h, less one)."""
+
 _L = TypeVar("_L", bound="Link")
 
 
@@ -138,6 +141,11 @@ class Link(NamedTuple):
         return Interface(
             name=self.name, mac=self.mac, mtu=self.mtu, sandbox=self.netns.path if self.netns is not None else ""
         )
+
+    @property
+    def loan_tag(self) -> str:
+        """Alternative name that tells which attachment has it on loan from the host; empty if none has."""
+        return next((each for each in self.altnames if each.startswith("cni:")), "")
 
     def refresh(self: _L) -> _L:
         """Ask the kernel again, by index.

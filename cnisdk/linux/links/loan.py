@@ -33,7 +33,6 @@ from ..rtnetlink import KernelError, Message, Socket
 from . import link, messages
 from .link import Link
 
-_ALTNAME_MAX = 127  # linux/if.h
 _PREFIX = "cni:"
 _NAMED = "/run/netns"
 # How a name is made that the kernel completes: a name has at most 15 bytes.
@@ -84,7 +83,7 @@ def lend(device: Link, netns: NetNS, name: str, *, owner: Attachment) -> Loan:
         InvalidEnvironmentError: (4) The container has a link of that name, or the attachment one already.
         IOFailureError: (5) The kernel refused, or another container took the link this moment.
     """
-    if any(each.startswith(_PREFIX) for each in device.altnames):
+    if device.loan_tag:
         device = bring_home(device)
     look = messages.get_request(name=name, what=f"link {name}")
     what = f"cannot move link {device.name} to {name} in {netns.path}"
@@ -203,7 +202,7 @@ def get_on_host(device: str) -> Link:
     if found is not None:
         return found
     for each in link.list_all():
-        if each.alias == device and any(name.startswith(_PREFIX) for name in each.altnames):
+        if each.alias == device and each.loan_tag:
             return each
     raise link.LinkNotFoundError(f"failed to find host device: link {device} does not exist")
 
@@ -236,7 +235,7 @@ def name_at_home(there: Link) -> str:
 
 def _is_untagged(there: Link) -> bool:
     """Return whether the reference plugin may have lent the link: it leaves an alias, and no tag."""
-    return bool(name_at_home(there)) and not any(each.startswith(_PREFIX) for each in there.altnames)
+    return bool(name_at_home(there)) and not there.loan_tag
 
 
 def give_back(end: Link, *, owner: Attachment, name: str = "") -> Link | None:
@@ -369,4 +368,4 @@ def _explain(error: KernelError, device: Link) -> Exception:
 
 def tag(owner: Attachment) -> str:
     """Return the alternative name of a link that an attachment has on loan."""
-    return owner.tag_within(_ALTNAME_MAX)
+    return owner.tag_within(link.ALTNAME_MAX)

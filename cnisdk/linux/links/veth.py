@@ -178,7 +178,7 @@ def delete(owner: Attachment, *, netns: NetNS | None = None) -> bool:
         owner: The attachment.
         netns: Its namespace, if there is one. If the host has no end of ours, a veth of the attachment's interface name
             in there is deleted: the reference plugin makes such ones, with a random name on the host. A veth that
-            another attachment owns stays.
+            another attachment owns stays, and so does a device that the container has on loan from the host.
 
     Returns:
         True if there was a veth to delete.
@@ -196,7 +196,9 @@ def delete(owner: Attachment, *, netns: NetNS | None = None) -> bool:
 
 
 def _is_of_another(end: Link, owner: Attachment) -> bool:
-    """Return whether the alias of the host end names another owner."""
+    """Return whether the alias of the host end names another owner, or the end is a device on loan."""
+    if end.loan_tag:
+        return True
     host = link.find_peer(end)
     return host is not None and host.alias.startswith("cni:") and host.alias != owner.tag
 
