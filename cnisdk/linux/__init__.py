@@ -13,7 +13,7 @@
 ``traffic``
     Limits of what a link sends.
 ``netns``, ``sysctl``, ``rtnetlink``, ``attributes``, ``lock``, ``program``
-    The ground they stand on.
+    Foundations of the others: namespaces, kernel settings, netlink, locks, programs of the host.
 
 Plugins import modules by name, ``from cnisdk.linux import veth``; each is loaded when it is first asked for.
 """

@@ -35,7 +35,7 @@ class Socket(_socket.socket):
 
 
 class SlowToClose(Socket):
-    """A socket for whose end the kernel makes a process wait: see :func:`close_later`."""
+    """A socket whose close(2) takes the kernel milliseconds: see :func:`close_later`."""
 
     __slots__ = ()
 
@@ -50,10 +50,10 @@ _left_open: list[SlowToClose] | None = None
 
 
 def close_later() -> None:
-    """Have ``with`` leave sockets open that are slow to close, until :func:`close_all`.
+    """Make ``with`` leave every :class:`SlowToClose` open until :func:`close_all`.
 
-    The resident server's worker does, until the answer is sent. With it, DEL of portmap takes 4 ms in place of 28, of
-    firewall 3 in place of 34, and of bridge with ``ipMasq`` 20 in place of 33.
+    The resident server's worker calls it, and closes the sockets after it has sent the answer. Then DEL of portmap
+    takes 4 ms instead of 28, of firewall 3 instead of 34, and of bridge with ``ipMasq`` 20 instead of 33.
     """
     global _left_open
     _left_open = []
@@ -68,16 +68,21 @@ def close_all() -> None:
 
 
 def connect_unix(sock: _socket.socket, path: str, timeout: float) -> None:
-    """Connect to a socket in the file system.
+    """Connect to a Unix socket at a path.
 
-    With ``settimeout``, the kernel would refuse at once when as many wait for the listener as it allows. So the kernel
-    is told how long to wait.
+    With ``settimeout``, connect(2) would fail at once when the listener's backlog is full. SO_SNDTIMEO makes the kernel
+    wait instead.
+
+    Args:
+        sock: The socket.
+        path: Path of the listener's socket.
+        timeout: Seconds to wait at most.
 
     Raises:
-        TimeoutError: The listener did not get to it in time.
+        TimeoutError: The backlog was still full after that time.
         OSError: The kernel refused.
     """
-    whole, part = divmod(max(int(timeout * 1e6), 1), 1_000_000)  # 0 would be for ever
+    whole, part = divmod(max(int(timeout * 1e6), 1), 1_000_000)  # a timeout of 0 would mean no limit
     sock.settimeout(None)
     sock.setsockopt(SOL_SOCKET, SO_SNDTIMEO, struct.pack("@ll", whole, part))
     try:

@@ -51,12 +51,15 @@ def iterate(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def read(data: bytes, start: int = 0) -> dict[int, bytes]:
-    """Return the payloads by number; of several attributes of one number, the last."""
+    """Return the payloads by number. If several attributes have one number, the last one counts."""
     return dict(iterate(data, start))
 
 
 def find(data: bytes, number: int) -> bytes | None:
-    """Return the payload of the first attribute of a number, without reading all: a bridge has a hundred."""
+    """Return the payload of the first attribute with a number; None if there is none.
+
+    It stops there: a bridge has a hundred attributes.
+    """
     return next((payload for each, payload in iterate(data) if each == number), None)
 
 

@@ -16,14 +16,21 @@ from .netns import NetNS
 
 @contextmanager
 def shared(patience: float) -> Iterator[bool]:
-    """Hold the lock beside other holders of :func:`shared`. See :func:`exclusive`."""
+    """Hold the lock of the calling thread's network namespace together with other holders of :func:`shared`.
+
+    Args:
+        patience: Seconds to wait for it at most.
+
+    Yields:
+        True if the lock is held, False if another process holds it exclusively: see :func:`exclusive`.
+    """
     with _locked(fcntl.LOCK_SH, patience) as held:
         yield held
 
 
 @contextmanager
 def exclusive(patience: float, netns: NetNS | None = None) -> Iterator[bool]:
-    """Hold the lock alone, if it can be had in time.
+    """Hold the lock of a network namespace alone, if it can be had in time.
 
     A namespace's file under /proc is one inode to all processes in it. Every user may open that file, and hold the lock
     for ever. So a caller must not depend on it: one that does not get the lock goes on without, or leaves its work to a

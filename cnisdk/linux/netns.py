@@ -29,9 +29,9 @@ class NetNSNotFoundError(InvalidNetNSError):
 
 
 class NetNS:
-    """An open network namespace; it stays alive, and its path is not needed again, until it is closed.
+    """An open network namespace. The kernel keeps it until it is closed, even if its path is deleted.
 
-    Equal to every other handle of the same namespace.
+    It is equal to every other handle of the same namespace.
 
     Attributes:
         path: The path it was opened by, verbatim.
@@ -63,9 +63,13 @@ class NetNS:
         return self._identity[1]
 
     def identify(self) -> str:
-        """Return what tells this namespace from any other of this boot: its cookie, or before Linux 5.14 its inode.
+        """Return an identifier that no other namespace has until the next boot: its cookie (SO_NETNS_COOKIE).
 
-        The kernel uses the number of an inode again; so does it the process of a path such as ``/proc/4711/ns/net``.
+        Before Linux 5.14 it is device and inode. The kernel uses inode numbers again, as it does process ids in paths
+        such as ``/proc/4711/ns/net``.
+
+        Raises:
+            IOFailureError: (5) The kernel does not let this process enter.
         """
 
         def cookie() -> bytes:
@@ -164,7 +168,7 @@ def open(path: str) -> NetNS:
     Raises:
         NetNSNotFoundError: (8) There is no file.
         InvalidNetNSError: (8) The path is empty, or the file is no network namespace.
-        IOFailureError: (5) It may not be opened.
+        IOFailureError: (5) The kernel does not let this process open it.
     """
     if not path:
         raise InvalidNetNSError("the path of the network namespace is empty")
@@ -202,7 +206,7 @@ def find(path: str) -> NetNS | None:
     ``/run/netns/blue`` leaves an empty file.
 
     Raises:
-        IOFailureError: (5) It may not be opened.
+        IOFailureError: (5) The kernel does not let this process open it.
     """
     try:
         return open(path)
@@ -211,7 +215,7 @@ def find(path: str) -> NetNS | None:
 
 
 def enter(netns: NetNS) -> None:
-    """Move the calling thread into a namespace, for good: for processes made for one piece of work.
+    """Move the calling thread into a namespace. It does not return: call it only in a process made for this work.
 
     Raises:
         IOFailureError: (5) The kernel does not let it enter.

@@ -22,7 +22,7 @@ def run(argv: Sequence[str], stdin: str = "", inherited: Sequence[int] = ()) -> 
 
     Args:
         argv: Its name and arguments.
-        stdin: What it reads.
+        stdin: Text of its standard input.
         inherited: Descriptors that it keeps open: they tell that it runs, also when this process is killed.
 
     Returns:
@@ -37,7 +37,7 @@ def run(argv: Sequence[str], stdin: str = "", inherited: Sequence[int] = ()) -> 
     path = find(argv[0])
     if path is None:
         raise PluginNotAvailableError(
-            f"the program {argv[0]} is not installed", details="it is needed for packet filter rules"
+            f"the program {argv[0]} is not installed", details="install its package, or add its directory to PATH"
         )
     try:
         done = subprocess.run(

@@ -112,10 +112,11 @@ class Message(NamedTuple):
 
 
 class Socket:
-    """A netlink socket of the ``NETLINK_ROUTE`` family in the calling thread's namespace.
+    """A netlink socket in the calling thread's namespace, by default of the family ``NETLINK_ROUTE``.
 
     Args:
-        groups: Multicast groups to hear, for :meth:`listen`.
+        groups: Multicast groups to join, as bits, for :meth:`listen`.
+        family: Netlink family.
     """
 
     def __init__(self, groups: int = 0, *, family: int = _NETLINK_ROUTE) -> None:
@@ -189,7 +190,7 @@ class Socket:
         return answers
 
     def dump(self, request: Message) -> list[bytes]:
-        """Ask for a whole table, again when it changed meanwhile.
+        """Read a whole table. Read it again if it changed meanwhile.
 
         Returns:
             The messages, each with its header.
@@ -201,13 +202,13 @@ class Socket:
             messages = list(self._stream(request))
             if not self._interrupted:
                 return messages
-        raise _never_still(request)
+        raise _kept_changing(request)
 
     def scan(self, request: Message) -> Iterator[bytes]:
         """Yield the messages of a table one by one, for a reader that stops when it has found its entry.
 
-        No message is kept, so that a table of any length takes no memory. When the table changed meanwhile, it is
-        yielded once more. After a reader that stops, :meth:`finish` before the next request.
+        No message is kept, so a table of any length takes no memory. If the table changed meanwhile, all of it is
+        yielded again. If the reader stops early, call :meth:`finish` before the next request.
 
         Raises:
             KernelError: (5) The kernel refused, or the table changed during each attempt (EINTR).
@@ -222,7 +223,7 @@ class Socket:
                 yield message
             if not self._interrupted:
                 return
-        raise _never_still(request)
+        raise _kept_changing(request)
 
     def finish(self) -> bool:
         """Read the rest of a table whose reader has stopped, if it is short.
@@ -305,12 +306,12 @@ class Socket:
             offset += (length + 3) & ~3
 
 
-def _never_still(request: Message) -> KernelError:
+def _kept_changing(request: Message) -> KernelError:
     return KernelError(request.what, errno.EINTR, reason=f"the table changed during each of {_DUMP_ATTEMPTS} dumps")
 
 
 class Prefixes:
-    """Filter for the messages of a scan that may be about certain addresses or destinations.
+    """Filter that passes the messages of a scan which may be about certain addresses or destinations.
 
     It compares bytes, since decoding all messages takes too long: struct ifaddrmsg and struct rtmsg both begin with the
     family and the length of the prefix.
@@ -326,13 +327,17 @@ class Prefixes:
             self._addresses.setdefault((family, length), []).append(packed)
 
     def __contains__(self, message: bytes) -> bool:
-        """Return whether the message may be about one of the prefixes."""
+        """Return True if the message may be about one of the prefixes."""
         candidates = self._addresses.get((message[HEADER.size], message[HEADER.size + 1]), ())
         return any(packed in message for packed in candidates)
 
 
 def connect(netns: NetNS | None = None, groups: int = 0) -> AbstractContextManager[Socket]:
-    """Open a socket in a namespace, to be used in ``with``; None means the calling thread's own.
+    """Open a socket in a namespace, to be used in ``with``.
+
+    Args:
+        netns: None means the calling thread's own namespace.
+        groups: Multicast groups to join, as bits.
 
     Raises:
         IOFailureError: (5) The kernel does not let this process enter the namespace.
@@ -353,14 +358,14 @@ def keep(netns: NetNS | None) -> Callable[[], None]:
     """Use one socket for all calls of :func:`connect` for a namespace in this thread, from here on.
 
     A plugin sends a dozen requests. To open a socket for each takes longer than most answers, and in another namespace
-    it takes a thread, too. So a request does this for the container's namespace when it opens it
-    (:meth:`~cnisdk.AddRequest.open_netns`), until its end. For the plugin's own there is :func:`sharing`.
+    it takes a thread, too. So a request of the runtime keeps one for the container's namespace, from
+    :meth:`~cnisdk.AddRequest.open_netns` to its end. For the plugin's own namespace there is :func:`sharing`.
 
     Args:
         netns: None means the calling thread's own namespace, which must stay the same meanwhile.
 
     Returns:
-        A function that closes the socket, and ends this.
+        A function that closes the socket. From then on, :func:`connect` opens a new one for each call.
     """
     kept = _kept.sockets
     if netns in kept:

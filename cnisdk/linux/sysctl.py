@@ -55,7 +55,7 @@ def ensure(key: str, value: str) -> bool:
     ``forwarding`` resets other settings.
 
     Returns:
-        Whether it was changed.
+        True if it was changed.
 
     Raises:
         SysctlError: (5) It does not exist, cannot be written, or did not keep the value.
@@ -67,7 +67,10 @@ def ensure(key: str, value: str) -> bool:
 
 
 def ensure_if_present(key: str, value: str) -> bool:
-    """Like :func:`ensure`, doing nothing where the kernel has no such setting.
+    """Give a setting a value as :func:`ensure` does. Do nothing if the kernel has no such setting.
+
+    Returns:
+        True if it was changed.
 
     Raises:
         SysctlError: (5) It cannot be written, or did not keep the value.
@@ -116,7 +119,7 @@ def write(key: str, value: str) -> str:
 
 
 def get_all(keys: Iterable[str]) -> dict[str, str]:
-    """Read several settings, as one visit to a namespace can.
+    """Read several settings in one call, as for :meth:`.NetNS.call`.
 
     Raises:
         SysctlError: (5) As for :func:`get`.
@@ -240,7 +243,7 @@ def enable_forwarding(*versions: int) -> None:
     """Let this host forward packets, as a gateway must.
 
     Args:
-        *versions: Of IP, 4 and 6; any number of times.
+        *versions: Versions of IP, 4 or 6; each may be there several times.
 
     Raises:
         SysctlError: (5) The kernel refused, or has no such protocol.
@@ -250,10 +253,13 @@ def enable_forwarding(*versions: int) -> None:
 
 
 def check_forwarding(*versions: int) -> None:
-    """Verify that this host forwards packets, as :func:`enable_forwarding` has it do.
+    """Verify that this host forwards packets. A kernel without this version of IP passes.
+
+    Args:
+        *versions: Versions of IP, 4 or 6.
 
     Raises:
-        SysctlError: (5) It does not, or does not tell.
+        SysctlError: (5) Forwarding is off, or the setting cannot be read.
     """
     for version in sorted(set(versions)):
         if find(_FORWARDING[version]) == "0":
@@ -261,10 +267,10 @@ def check_forwarding(*versions: int) -> None:
 
 
 def refuse_advertisements(ifname: str, *, redirects: bool = True) -> None:
-    """Let a link ignore router advertisements, verified: any neighbour could otherwise give it addresses and routes.
+    """Make a link ignore router advertisements (RFC 4861), and verify it.
 
-    Nothing need be set where the kernel has no IPv6. A link with IPv6 disabled hears none: if the setting cannot be
-    written there, that is no failure.
+    Otherwise any neighbour could give it addresses and routes. A kernel without IPv6 needs no setting. A link with IPv6
+    disabled receives no advertisements: there it is no failure that the setting cannot be written.
 
     Args:
         ifname: The link, in the calling thread's namespace.

@@ -40,7 +40,7 @@ _STOLEN, _EGRESS_REDIRECT = 4, 1
 _FIRST_PRIORITY_OF_ALL = 1 << 16 | 0x0003 << (8 if sys.byteorder == "little" else 0)  # ETH_P_ALL, as it is sent
 
 LATENCY = 0.025
-"""Seconds that a packet waits at most before it is dropped: the reference's."""
+"""Seconds that a packet waits at most before it is dropped, as in the reference plugin."""
 
 
 class Limit(NamedTuple):
@@ -56,21 +56,21 @@ class Limit(NamedTuple):
 
     @property
     def queue(self) -> int:
-        """Bytes that may wait, at most what the kernel can count."""
+        """Bytes that may wait, at most 2³² - 1, as the kernel's field has 32 bits."""
         return min(int(self.rate * LATENCY) + self.burst, _UINT32_MAX)
 
     @property
     def buffer(self) -> int:
-        """The burst in ticks: the time that it takes to send it, at most what the kernel can count."""
+        """Time that it takes to send the burst, in ticks of 64 ns, at most 2³² - 1."""
         ticks = int(int(self.burst * 1_000_000 / self.rate) * _TICKS_PER_MICROSECOND)
         return min(max(ticks, 1), _UINT32_MAX)
 
 
 def limit(link: Link, wanted: Limit) -> None:
-    """Limit what a link sends. A limit that it has is replaced.
+    """Limit what a link sends (tc-tbf(8)). A limit that it has is replaced.
 
     Raises:
-        KernelError: (5) The kernel refused, for one thing because it lacks ``sch_tbf``.
+        KernelError: (5) The kernel refused, for example because it lacks ``sch_tbf``.
     """
     parameters = _TBF.pack(
         0, _LINKLAYER_ETHERNET, 0, 0, 0, min(wanted.rate, _UINT32_MAX), wanted.queue, wanted.buffer, 0
@@ -89,10 +89,10 @@ def _set_tbf(link: Link, options: bytes) -> None:
 
 
 def redirect(link: Link, to: Link) -> None:
-    """Send everything that comes in on a link out of another one instead.
+    """Redirect every packet that comes in on a link: another link sends it out (tc-mirred(8)).
 
     Raises:
-        KernelError: (5) The kernel refused, for one thing because it lacks ``sch_ingress``, ``cls_u32`` or
+        KernelError: (5) The kernel refused, for example because it lacks ``sch_ingress``, ``cls_u32`` or
             ``act_mirred``.
     """
     mirred = attribute(_MIRRED_PARMS, _MIRRED.pack(0, 0, _STOLEN, 0, 0, _EGRESS_REDIRECT, to.index))
@@ -111,10 +111,10 @@ def redirect(link: Link, to: Link) -> None:
 
 
 def has_limit(link: Link) -> bool:
-    """Tell whether a link limits what it sends by a token bucket.
+    """Return True if a link limits what it sends by a token bucket.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     return _find_tbf(link) is not None
 
@@ -137,10 +137,13 @@ def check_limit(link: Link, wanted: Limit) -> None:
 
 
 def keep_limit(link: Link) -> bytes | None:
-    """Return the limit of what a link sends, as the kernel has it, for :func:`put_back`; None when there is none.
+    """Return the limit of what a link sends, for :func:`put_back`.
+
+    Returns:
+        The options of its token bucket, as netlink attributes; None if it has no token bucket.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     # F_ECHO: the kernel answers with a notification. F_ACK: of a link without a discipline of its own it says nothing.
     flags = rtnetlink.F_ACK | rtnetlink.F_ECHO
@@ -178,10 +181,10 @@ def check_redirect(link: Link, to: Link) -> None:
 
 
 def redirects(link: Link, to: Link) -> bool:
-    """Tell whether what comes in on a link is redirected to another one.
+    """Return True if what comes in on a link is redirected to another one.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     request = Message(_GETTFILTER, _message(link, 0, _INGRESS_HANDLE), f"cannot read the filters of link {link.name}")
     try:
@@ -195,7 +198,9 @@ def redirects(link: Link, to: Link) -> bool:
 
 
 def put_back(link: Link, kept: bytes | None, to: Link | None = None) -> None:
-    """Give a link the limit that it had, and the redirection; take off what it did not have. It may be gone.
+    """Restore the limit and the redirection that a link had, and delete those that it did not have.
+
+    A link that is gone is fine.
 
     Args:
         link: The link.

@@ -103,7 +103,15 @@ def delete(link: Link, *addresses: IPInterface) -> None:
 def add_request(
     index: int, name: str, address: IPInterface, *, nodad: bool = True, prefix_route: bool = True
 ) -> Message:
-    """Give a link an address. By default the kernel adds the route to its network."""
+    """Make the request that adds an address to a link.
+
+    Args:
+        index: Index of the link.
+        name: Its name, for the error.
+        address: The address with its prefix length.
+        nodad: If true, an IPv6 address is used at once, without duplicate address detection.
+        prefix_route: If true, the kernel adds the route to the address's network.
+    """
     body = _message(index, address, _F_NODAD if nodad and address.version == 6 else 0)
     if not prefix_route:
         # The header has eight bits for flags. This attribute, when it is sent, replaces them.
@@ -116,19 +124,29 @@ def add_request(
 
 
 def delete_request(index: int, name: str, address: IPInterface) -> Message:
-    """Take an address from a link."""
+    """Make the request that deletes an address of a link."""
     return Message(rtnetlink.DELADDR, _message(index, address), f"cannot delete address {address} of link {name}")
 
 
 def dump(sock: Socket, index: int) -> list[LinkAddress]:
-    """List the addresses of a link."""
+    """List the addresses of a link, in the kernel's order.
+
+    Raises:
+        KernelError: (5) The kernel refused the query.
+    """
     answers = sock.dump(Message(rtnetlink.GETADDR, _FIXED.pack(0, 0, 0, 0, index), "cannot list addresses"))
     # Kernels before 4.20 ignore the index and list the addresses of every link.
     return [each for each in map(parse, answers) if each is not None and each.index == index]
 
 
 def scan(sock: Socket, index: int, wanted: Collection[IPInterface]) -> dict[IPInterface, LinkAddress]:
-    """Find addresses of a link, at any number of others. The kernel may not be through: see :meth:`.Socket.finish`."""
+    """Find the wanted addresses of a link, however many others it has.
+
+    Call :meth:`.Socket.finish` before the next request: the kernel may have more to send.
+
+    Raises:
+        IOFailureError: (5) The kernel refused the query, or there are too many addresses to read.
+    """
     versions = {each.version for each in wanted}
     family = _FAMILIES[versions.pop()] if len(versions) == 1 else 0
     prefixes = rtnetlink.Prefixes((_FAMILIES[each.version], each.network.prefixlen, each.ip.packed) for each in wanted)
@@ -168,10 +186,10 @@ def parse(data: bytes) -> LinkAddress | None:
 
 
 def wait_for_dad(sock: Socket, link: Link, addresses: Collection[IPInterface], timeout: float) -> None:
-    """Wait for the end of duplicate address detection, by the kernel's notifications.
+    """Wait for the end of duplicate address detection (RFC 4862, section 5.4), by the kernel's notifications.
 
     Args:
-        sock: A socket that hears :data:`~.rtnetlink.GROUP_IPV6_IFADDR` since before the addresses were added.
+        sock: A socket that joined :data:`~.rtnetlink.GROUP_IPV6_IFADDR` before the addresses were added.
         link: Their link, up.
         addresses: The addresses; IPv4 ones need no wait.
         timeout: Seconds.

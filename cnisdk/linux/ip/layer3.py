@@ -31,7 +31,7 @@ def configure(
 ) -> None:
     """Give a link the addresses and routes of a result and set it up.
 
-    Addresses come before it is up, and the kernel announces them as it goes up; routes after.
+    Addresses are added before the link goes up, so that the kernel announces them as it goes up. Routes follow then.
 
     A route without a next hop goes to the first gateway of its family. It goes onto the link if there is no gateway,
     if its scope is link, or if its next hop is ``0.0.0.0`` or ``::``. Several routes to one destination coexist; the
@@ -43,8 +43,8 @@ def configure(
         enabledad: If true, duplicate address detection runs for IPv6 addresses, and this waits for it.
         accept_ra: True keeps the kernel's setting for router advertisements; false makes the link ignore them. None
             makes it ignore them if the result has IPv6 addresses.
-        routed: If true, the link leads to the gateways alone, and each address's own network is reached through its
-            gateway too, see :func:`gateway_routes`.
+        routed: If true, only the gateways are neighbours on the link, and each address's own network is reached
+            through its gateway, see :func:`gateway_routes`.
         peer: The other end of a veth, a port of a bridge in the calling thread's namespace. A port drops frames until
             it is operational; so this waits for that, and then announces the addresses again. The port may have been
             moved out of that namespace.
@@ -60,7 +60,7 @@ def configure(
 
     def prepare() -> Socket:
         ipv6 = any(each.version == 6 for each in addresses)
-        _prepare(end.name, ipv6=ipv6, enabledad=enabledad, hear=not ipv6 if accept_ra is None else accept_ra)
+        _prepare(end.name, ipv6=ipv6, enabledad=enabledad, accept_ra=not ipv6 if accept_ra is None else accept_ra)
         return Socket(groups)
 
     routes = [
@@ -100,7 +100,7 @@ def configure(
 
 
 def gateway_routes(ip: IPConfig) -> list[Route]:
-    """Return the routes of an address on a link to its gateway alone, such as a veth to a host that forwards.
+    """Return the routes of an address on a link whose only neighbour is the gateway, such as a veth to the host.
 
     The first leads to the gateway, which need not be in the address's network. The second leads through it to that
     network, unless the address is all of it. They replace the route to the network that the kernel adds with an
@@ -119,11 +119,11 @@ def gateway_routes(ip: IPConfig) -> list[Route]:
 def announce(end: Link) -> None:
     """Announce the addresses of a link to its neighbours, once frames get through.
 
-    Neighbours remember for half a minute and longer the hardware address that had an IP address before. The kernel
-    sends a gratuitous ARP for each IPv4 address (RFC 5227, section 3) and an unsolicited neighbour advertisement for
-    each IPv6 address (RFC 4861, section 7.2.6) in two cases, if :func:`configure` could set ``arp_notify`` and
-    ``ndisc_notify``: when a link goes up, and when its hardware address is set, even to the same one. This sets it to
-    the same one. A packet socket was rejected: the kernel takes 10 ms and more to close one.
+    Neighbours keep the hardware address that an IP address had before for half a minute or longer. The kernel sends a
+    gratuitous ARP for each IPv4 address (RFC 5227, section 3) and an unsolicited neighbour advertisement for each IPv6
+    address (RFC 4861, section 7.2.6) in two cases, if :func:`configure` could set ``arp_notify`` and ``ndisc_notify``:
+    when a link goes up, and when its hardware address is set, even to the same one. This sets it to the same one. A
+    packet socket was rejected: the kernel takes 10 ms and more to close one.
 
     Links that refuse it (an ipvlan, which has its parent's hardware address) have announced their addresses on going
     up. A bridge that runs the spanning tree protocol lets no frame through for twice its forward delay. ADD does not
@@ -209,7 +209,7 @@ def _announce_requests(end: Link) -> list[Message]:
     return [messages.set_request(f"cannot announce link {end.name}", index=end.index, mac=end.mac)] if end.mac else []
 
 
-def _prepare(ifname: str, *, ipv6: bool, enabledad: bool, hear: bool) -> None:
+def _prepare(ifname: str, *, ipv6: bool, enabledad: bool, accept_ra: bool) -> None:
     """Make the settings that must be made before the addresses are added, in the namespace of the calling thread."""
     conf6 = f"net/ipv6/conf/{ifname}"
     # As the reference does, for any addresses: with IPv6 the link has a link-local one in any case.
@@ -223,23 +223,23 @@ def _prepare(ifname: str, *, ipv6: bool, enabledad: bool, hear: bool) -> None:
             sysctl.ensure(f"net/ipv6/conf/{each}/disable_ipv6", "0")
         _try(f"{conf6}/keep_addr_on_down", "1")
         _try(f"{conf6}/ndisc_notify", "1")
-    if not hear:
+    if not accept_ra:
         # A router advertisement, which any neighbour can send, adds addresses and routes of its own.
         sysctl.refuse_advertisements(ifname, redirects=False)
 
 
 def _try(key: str, value: str) -> None:
-    """Make the settings without which the interface works, too."""
+    """Change a setting that the interface can do without."""
     try:
         sysctl.ensure_if_present(key, value)
     except sysctl.SysctlError:
         pass
 
 
-def _send(sock: Socket, firmly: list[Message], routes: list[Message]) -> None:
+def _send(sock: Socket, required: list[Message], routes: list[Message]) -> None:
     """Send all requests at once and raise the first error; accept a route that is there already."""
-    for number, answer in enumerate(sock.exchange([*firmly, *routes])):
-        if isinstance(answer, KernelError) and not (number >= len(firmly) and answer.errno == errno.EEXIST):
+    for number, answer in enumerate(sock.exchange([*required, *routes])):
+        if isinstance(answer, KernelError) and not (number >= len(required) and answer.errno == errno.EEXIST):
             raise answer
 
 
@@ -287,7 +287,7 @@ def _next_hop(wanted: Route, gateways: dict[int, IPAddress]) -> IPAddress | None
 def _route_problems(
     sock: Socket, version: int, wanted: list[Route], gateways: dict[int, IPAddress], index: int
 ) -> list[str]:
-    """Yield the differences between a result's routes of one IP version and those of a link; 0 means any link."""
+    """Return the differences between a result's routes of one IP version and those of a link; index 0 is any link."""
     candidates: list[route.KernelRoute] = []
     problems = [_route_problem(each, gateways, candidates) for each in wanted]
     for found in route.scan(sock, version, [each.dst for each in wanted]):

@@ -1,4 +1,4 @@
-"""Routes."""
+"""Routes of a network namespace, in all its tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _RTAX_MTU, _RTAX_ADVMSS = 2, 8
 #: Routing tables (linux/rtnetlink.h, rt_class_t).
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 _TABLE_COMPAT = 252  # for numbers that do not fit the header's byte
-#: Who has made a route (linux/rtnetlink.h): the kernel, for an address.
+#: Origin of a route (linux/rtnetlink.h, RTPROT_KERNEL): the kernel made it, for an address.
 PROTO_KERNEL = 2
 _PROTO_BOOT = 3
 _TYPE_UNICAST = 1
@@ -50,7 +50,7 @@ _ADDRESSES: dict[int, tuple[Callable[[bytes], IPAddress], Callable[[tuple[bytes,
 
 
 class KernelRoute(NamedTuple):
-    """A route as the kernel has it; one with several next hops is one of these for each.
+    """A route as the kernel has it. A route with several next hops is a list of these, one for each next hop.
 
     Attributes:
         dst: Destination.
@@ -63,7 +63,7 @@ class KernelRoute(NamedTuple):
         advmss: Advertised maximal segment size in bytes, 0 when unset.
         unicast: It leads somewhere: not local, broadcast, unreachable, ….
         src: Source address of what this host sends there; None leaves it to the kernel.
-        protocol: Who has made it, see ``rtnetlink(7)``; 2 is the kernel, for an address.
+        protocol: Origin of the route, ``rtm_protocol`` of ``rtnetlink(7)``; 2 is the kernel, for an address.
         message: The kernel's message about it, without netlink header.
     """
 
@@ -170,7 +170,7 @@ def replace(end: link.Link, dst: IPNetwork, gw: IPAddress | None = None, **more:
 
 
 def delete(route: KernelRoute, netns: NetNS | None = None) -> None:
-    """Delete a route that :func:`list_all` told of. Absence is fine.
+    """Delete a route that :func:`list_all` returned. Absence is fine.
 
     Raises:
         KernelError: (5) The kernel refused.
@@ -182,9 +182,9 @@ def delete(route: KernelRoute, netns: NetNS | None = None) -> None:
 
 
 def copy(route: KernelRoute, table: int, netns: NetNS | None = None, *, src: bool = True) -> None:
-    """Put a route that :func:`list_all` told of into another table as well, with everything that it has.
+    """Copy a route that :func:`list_all` returned into another table, with all its attributes.
 
-    One that is there already is fine.
+    A route that is there already is fine.
 
     Args:
         route: The route.
@@ -210,16 +210,16 @@ def _send(netns: NetNS | None, request: Message) -> None:
 
 
 def delete_request(route: KernelRoute) -> Message:
-    """Delete a route as the kernel told of it; one with several next hops goes as a whole."""
+    """Make the request that deletes a route, with all its next hops."""
     body = route.message[: _FIXED.size] + b"".join(_asked_for(route))
     return Message(rtnetlink.DELROUTE, body, f"cannot delete route {describe(route.dst, route.gw)}")
 
 
 def copy_request(route: KernelRoute, table: int, *, src: bool = True) -> Message:
-    """Put a route into another table as well."""
+    """Make the request that copies a route into another table: see :func:`copy`."""
     family, prefix, _, tos, _, protocol, scope, kind, _ = _FIXED.unpack_from(route.message)
     number = table if table <= 255 else _TABLE_COMPAT
-    # Flags tell what became of it (its link is down); the rest is what was asked for.
+    # Flags are the route's present state (its link is down), and no property that was asked for.
     fixed = _FIXED.pack(family, prefix, 0, tos, number, protocol, scope, kind, 0)
     without = [_RTA_TABLE] if src else [_RTA_TABLE, _RTA_PREFSRC]
     body = b"".join((fixed, uint32(_RTA_TABLE, table), *_asked_for(route, *without)))
@@ -250,10 +250,10 @@ def add_request(
     mtu: int = 0,
     advmss: int = 0,
 ) -> Message:
-    """Add a route before those there are to the same destination, as ``ip route prepend`` and the reference plugins do.
+    """Make the request that adds a route before those to the same destination.
 
-    Several next hops coexist. Of two networks with a default route, the one attached last has the say for IPv4; IPv6
-    spreads over equal routes in whatever order they came.
+    ``ip route prepend`` and the reference plugins do the same. Several next hops coexist. If two networks have a
+    default route, IPv4 uses that of the network attached last; IPv6 spreads packets over equal routes.
 
     Args:
         index: Index of the link.
@@ -297,7 +297,11 @@ def add_request(
 
 
 def dump(sock: Socket) -> list[KernelRoute]:
-    """List the routes of the socket's namespace in all tables but ``local``."""
+    """List the routes of the socket's namespace in all tables but ``local``.
+
+    Raises:
+        KernelError: (5) The kernel refused the query.
+    """
     routes = []
     for data in sock.dump(Message(rtnetlink.GETROUTE, bytes(_FIXED.size), "cannot list routes")):
         routes += parse(data)
@@ -307,10 +311,10 @@ def dump(sock: Socket) -> list[KernelRoute]:
 def scan(sock: Socket, version: int, destinations: Iterable[IPNetwork]) -> Iterator[KernelRoute]:
     """Yield the routes to destinations of one IP version, in all tables but ``local``, however many others there are.
 
-    After a reader that stops, the kernel may not be through: see :meth:`.Socket.finish`.
+    If the reader stops early, call :meth:`.Socket.finish` before the next request.
 
     Raises:
-        IOFailureError: (5) There are more than :data:`CANDIDATES`, or the kernel refused to tell.
+        IOFailureError: (5) There are more than :data:`CANDIDATES`, or the kernel refused the query.
     """
     prefixes = rtnetlink.Prefixes(
         (_FAMILIES[each.version], each.prefixlen, each.network_address.packed if each.prefixlen else b"")
@@ -376,5 +380,5 @@ def _next_hop(found: dict[int, bytes], make: Callable[[bytes], IPAddress]) -> IP
 
 
 def describe(dst: IPNetwork, gw: IPAddress | None) -> str:
-    """``0.0.0.0/0 via 10.1.2.1``."""
+    """Return a route for messages: ``0.0.0.0/0 via 10.1.2.1``."""
     return f"{dst} via {gw}" if gw is not None else str(dst)

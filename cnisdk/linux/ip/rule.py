@@ -37,7 +37,7 @@ class PolicyRule(NamedTuple):
         iif: Only packets that came in on the link of this name; empty means any.
         oif: Only packets of sockets bound to the link of this name; empty means any.
         fwmark: Only packets with this mark; 0 means any.
-        protocol: The program that made it, as numbered in ``/etc/iproute2/rt_protos``; 0 does not tell.
+        protocol: Number of the program that made it, as in ``/etc/iproute2/rt_protos``; 0 means not specified.
     """
 
     version: int
@@ -51,7 +51,7 @@ class PolicyRule(NamedTuple):
     protocol: int = 0
 
     def __str__(self) -> str:
-        """``from 10.1.0.2/32 lookup 100``."""
+        """Return the rule for messages: ``from 10.1.0.2/32 lookup 100``."""
         to = f" to {self.dst}" if self.dst is not None else ""
         return f"from {self.src or 'all'}{to} lookup {self.table}"
 
@@ -90,7 +90,7 @@ def add(rule: PolicyRule, netns: NetNS | None = None) -> None:
 
 
 def delete(rule: PolicyRule, netns: NetNS | None = None) -> None:
-    """Delete the first rule that is like this one. Absence is fine.
+    """Delete the first rule with these properties. Absence is fine.
 
     Raises:
         KernelError: (5) The kernel refused.

@@ -33,7 +33,7 @@ def find_unused(netns: NetNS | None = None, first: int = 1) -> Iterator[int]:
 
 
 def list_over(end: Link, number: int | None = TABLE_MAIN) -> list[KernelRoute]:
-    """List the routes of a table that lead over a link and over no other, those to neighbours first.
+    """List the routes of a table that lead over a link and over no other: first those that need no gateway.
 
     A route with several next hops, all over this link, counts as one: :func:`.route.copy` and :func:`.route.delete`
     take it whole. Addresses of the host itself, which a VRF has in its table, are no routes here.
@@ -54,7 +54,7 @@ def list_over(end: Link, number: int | None = TABLE_MAIN) -> list[KernelRoute]:
 
 
 def copy_all(routes: Iterable[KernelRoute], number: int, netns: NetNS | None = None) -> None:
-    """Put routes into a table, in this order. Those that are there are fine.
+    """Add routes to a table, in this order. A route that is there already is fine.
 
     Raises:
         KernelError: (5) The kernel refused one.
@@ -64,7 +64,7 @@ def copy_all(routes: Iterable[KernelRoute], number: int, netns: NetNS | None = N
 
 
 def put_back(routes: Iterable[KernelRoute], end: Link, number: int) -> None:
-    """Give a table the routes over a link that it had: delete others, and make those again that are gone.
+    """Restore the routes of a table over a link: delete all others, and add those that are missing.
 
     Raises:
         KernelError: (5) The kernel refused one.

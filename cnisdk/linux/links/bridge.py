@@ -30,18 +30,18 @@ def ensure(
 ) -> Link:
     """Make a bridge in the calling thread's namespace, or take the one there is; set it up.
 
-    A new bridge gets a hardware address of its own, which then stays: without, the kernel gives it the lowest of its
-    ports', and all containers lose their gateway's address when that port goes. It hears no router advertisements.
+    A new bridge gets a hardware address of its own, which stays. Otherwise the kernel gives it the lowest one of its
+    ports, and containers lose the address of their gateway when that port goes. It ignores router advertisements.
 
     Args:
         name: Name of the bridge.
         mtu: MTU in bytes of a new bridge; an existing one keeps its own. None leaves it to the kernel.
         vlan_filtering: Turn VLAN filtering on; False leaves it as it is.
         promisc: Set it promiscuous; False leaves it as it is.
-        before_making: Called before a new bridge is made, to remember that.
+        before_making: Called before a new bridge is made, as to record that it must be undone.
 
     Raises:
-        IOFailureError: (5) A link of that name is no bridge; or the kernel refused, for one thing because it was built
+        IOFailureError: (5) A link of that name is no bridge; or the kernel refused, for example because it was built
             without bridge VLAN filtering.
     """
     with rtnetlink.connect() as sock:
@@ -106,9 +106,9 @@ def delete_unused(name: str) -> None:
 
 
 def check(name: str, *, promisc: bool = False) -> Link:
-    """Verify that a bridge is there and up, and promiscuous where that is asked for.
+    """Verify that a bridge is there and up, and promiscuous if that is asked for.
 
-    Not its hardware address: that may follow the ports of a bridge that another program made.
+    The hardware address is not compared: that of a bridge which another program made may follow its ports.
 
     Returns:
         The bridge.
@@ -141,32 +141,33 @@ def check_addresses(bridge: Link, addresses: Iterable[IPInterface]) -> None:
 def ensure_addresses(bridge: Link, addresses: Sequence[IPInterface], *, force: bool = False) -> None:
     """Give a bridge the addresses of its gateways, all of one ADD in one call.
 
-    An address it has is left. Of other addresses, any IPv4 one stands against an IPv4 gateway, and an IPv6 one stands
-    against a gateway whose subnet overlaps with its own. The hardware address is made to stay, as neighbours learn it.
+    An address that it has already stays. Another IPv4 address conflicts with every IPv4 gateway; another IPv6 address
+    conflicts with a gateway if their subnets overlap. The bridge's present hardware address becomes permanent, since
+    neighbours learn it.
 
     Args:
         bridge: The bridge.
-        addresses: What it must have.
-        force: Remove what stands against them.
+        addresses: Addresses of its gateways, with prefix length.
+        force: Delete conflicting addresses.
 
     Raises:
-        IOFailureError: (5) Something stands against one, and `force` is not set; or the kernel refused.
+        IOFailureError: (5) An address conflicts with one, and `force` is not set; or the kernel refused.
     """
     with rtnetlink.connect(bridge.netns) as sock:
         present = [each.interface for each in address.dump(sock, bridge.index)]
         missing = [each for each in dict.fromkeys(addresses) if each not in present]
         if not missing:
             return
-        # The addresses of one call never stand against each other: a second range set evicts no gateway.
-        against = [
+        # The addresses of one call never conflict with each other: a second range set evicts no gateway.
+        conflicts = [
             (wanted, other)
             for other in present
             if other not in addresses
             for wanted in missing
-            if _stands_against(other, wanted)
+            if _conflicts(other, wanted)
         ]
-        if against and not force:
-            wanted, other = against[0]
+        if conflicts and not force:
+            wanted, other = conflicts[0]
             raise IOFailureError(
                 f'"{bridge.name}" already has an IP address different from {wanted}',
                 details=f"it has {other}; remove that, or set forceAddress",
@@ -175,7 +176,7 @@ def ensure_addresses(bridge: Link, addresses: Sequence[IPInterface], *, force: b
             [
                 *(
                     address.delete_request(bridge.index, bridge.name, other)
-                    for other in dict.fromkeys(other for _, other in against)
+                    for other in dict.fromkeys(other for _, other in conflicts)
                 ),
                 # Without duplicate address detection: containers ask for their gateway at once, and the address is
                 # this host's by configuration.
@@ -213,7 +214,7 @@ def _filter_vlans(sock: rtnetlink.Socket, bridge: Link) -> None:
         raise
 
 
-def _stands_against(other: IPInterface, wanted: IPInterface) -> bool:
+def _conflicts(other: IPInterface, wanted: IPInterface) -> bool:
     if other.version != wanted.version:
         return False
     return other.version == 4 or (other.network.overlaps(wanted.network) and not other.ip.is_link_local)

@@ -51,9 +51,9 @@ class Port(NamedTuple):
 
     Attributes:
         bridge: The bridge.
-        hairpin: Whether it may send frames back out of the port they came from; None leaves the default, no.
-        isolated: Whether the port may only talk to ports that are not isolated; None leaves the default, no.
-        vlans: What it carries; None for a bridge that does not filter.
+        hairpin: If true, the bridge may send frames back out of the port they came from; None leaves the default, no.
+        isolated: If true, the port talks only to ports that are not isolated; None leaves the default, no.
+        vlans: VLANs that it carries; None for a bridge that does not filter VLANs.
     """
 
     bridge: Link
@@ -63,7 +63,13 @@ class Port(NamedTuple):
 
 
 class VLANEntry(NamedTuple):
-    """A VLAN a port carries: its number, whether untagged frames belong to it, and whether they leave without a tag."""
+    """A VLAN that a port carries.
+
+    Attributes:
+        vid: Its number, 1 to 4094.
+        pvid: If true, untagged frames that come in belong to it.
+        untagged: If true, its frames leave without a tag.
+    """
 
     vid: int
     pvid: bool = False
@@ -107,7 +113,7 @@ def vlan_requests(index: int, name: str, vlans: VLANs) -> list[Message]:
 
 
 def access_requests(index: int, name: str, vlan: int) -> list[Message]:
-    """Return the messages that have a port carry one VLAN alone, without a tag, and never be without it meanwhile."""
+    """Return the requests that make a port carry one VLAN only, untagged. Sent in order, the port never lacks it."""
     others: list[tuple[int, int]] = []
     for first, last in ((1, vlan - 1), (vlan + 1, VID_MAX)):
         if first <= last:

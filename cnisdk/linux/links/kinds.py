@@ -1,8 +1,8 @@
-"""Links of kinds that a few numbers tell all about: macvlan, ipvlan, vlan, vrf, dummy, ifb.
+"""Links of kinds with few attributes: macvlan, ipvlan, vlan, vrf, dummy, ifb.
 
-Each is born in its final namespace, with its final name, hardware address and MTU, by one message; the alias, which
-names the owner, follows. Attributes that only one kind has come from the table :data:`KINDS`: with an entry there, a
-kind of your own can be made and read.
+One message makes a link in its final namespace, with its final name, hardware address and MTU. A second message sets
+the alias, which names the owner. Attributes that only one kind has come from the table :data:`KINDS`: with an entry
+there, a kind of your own can be made and read.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def create(
     Raises:
         InvalidConfigError: (7) The kind has no such attribute, or the attribute no such value.
         InvalidEnvironmentError: (4) There is a link of that name.
-        IOFailureError: (5) The kernel refused, for one thing because it lacks the kind.
+        IOFailureError: (5) The kernel refused, for example because it lacks the kind.
     """
     made = _encode(kind, name, netns, parent, mtu=mtu, mac=mac, data=data or {})
     look = messages.get_request(name=name, what=f"link {name}")
@@ -125,10 +125,10 @@ def create(
 
 
 def require(kind: str) -> None:
-    """Refuse a kind of link that the kernel lacks; it loads the module if it has one. Nothing is made.
+    """Verify that the kernel has a kind of link. The kernel loads its module if needed. No link is made.
 
     Raises:
-        PluginNotAvailableError: (50) It has no such kind.
+        PluginNotAvailableError: (50) The kernel lacks the kind.
     """
     # Whatever the kind, the kernel refuses to make a link without queues, when it has found the kind.
     body = messages.message(uint32(messages.IFLA_NUM_TX_QUEUES, 0), messages.info(kind))
@@ -152,7 +152,7 @@ def check(there: Link, *, parent: Link | None = None, data: Mapping[str, int | s
     Its MTU is not compared: the chained plugin ``tuning`` may have changed it.
 
     Raises:
-        IOFailureError: (5) It does not.
+        IOFailureError: (5) It lies on another link, or an attribute differs.
     """
     if parent is not None:
         # A macvlan made on a macvlan lies on what that one lies on; so does an ipvlan.

@@ -267,8 +267,8 @@ class Link(NamedTuple):
 
         Args:
             bridge: The bridge, or its name.
-            hairpin: Whether the bridge may send frames back out of this port; None leaves it (off for a new port).
-            isolated: Whether this port may only talk to ports that are not isolated; None leaves it (no for a new one).
+            hairpin: If true, the bridge may send frames back out of this port; None leaves it (off for a new port).
+            isolated: If true, this port talks only to ports that are not isolated; None leaves it (off for a new one).
 
         Raises:
             LinkNotFoundError: (5) There is no such bridge.
@@ -315,7 +315,7 @@ class Link(NamedTuple):
         """Delete it, by index; a veth's other end goes with it. Absence is fine.
 
         Returns:
-            Whether it was there.
+            True if it was there.
 
         Raises:
             KernelError: (5) The kernel refused.
@@ -324,7 +324,7 @@ class Link(NamedTuple):
             return delete_all(sock, [self]) > 0
 
     def wait_running(self, timeout: float = 5.0) -> None:
-        """Wait until its operational state is up, which follows carrier soon: the kernel tells, nothing is polled.
+        """Wait until its operational state (RFC 2863) is up, by the kernel's notifications.
 
         Args:
             timeout: Seconds.
@@ -438,12 +438,12 @@ def list_by_alias_prefix(*prefixes: str, netns: NetNS | None = None) -> list[Lin
 
 
 def delete_stale(kind: str, network: str, valid: Collection[Attachment]) -> list[Link]:
-    """Delete the links of a network's attachments that are not among the valid ones: what GC asks for.
+    """Delete the links of a network's attachments that are not among the valid ones, for GC.
 
     Only links in the calling thread's namespace whose alias names the network are touched.
 
     Args:
-        kind: Of this kind.
+        kind: Kind of the links.
         network: The network.
         valid: Attachments whose links stay.
 

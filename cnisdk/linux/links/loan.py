@@ -47,7 +47,7 @@ class Loan(NamedTuple):
     Attributes:
         device: The link as it was on the host.
         end: The link in the container, down.
-        owner: Whose it is.
+        owner: The attachment that it is lent to.
     """
 
     device: Link
@@ -77,7 +77,7 @@ def lend(device: Link, netns: NetNS, name: str, *, owner: Attachment) -> Loan:
         device: The link.
         netns: The container's namespace.
         name: Its name in there.
-        owner: Whose it is from now on.
+        owner: The attachment that it is lent to.
 
     Raises:
         InvalidEnvironmentError: (4) The container has a link of that name, or the attachment one already.
@@ -246,7 +246,7 @@ def give_back(end: Link, *, owner: Attachment, name: str = "") -> Link | None:
 
     Args:
         end: The link in the container.
-        owner: Whose it is.
+        owner: The attachment that it is lent to.
         name: Its name on the host; empty means its alias, and a name such as ``dev0`` where that is no name.
 
     Returns:
@@ -296,12 +296,12 @@ def settle(owner: Attachment) -> Link | None:
 
 
 def settle_stale(network: str, valid: Collection[Attachment]) -> list[Link]:
-    """Settle the loans of a network's attachments that are not among the valid ones: what GC asks for.
+    """Settle the loans of a network's attachments that are not among the valid ones, for GC.
 
-    What is in a namespace is not looked for: as long as that lives, DEL finds it.
+    Links in other namespaces stay: as long as the namespace lives, DEL finds them.
 
     Returns:
-        The links.
+        The links on the host.
 
     Raises:
         KernelError: (5) The kernel refused.

@@ -46,7 +46,7 @@ def info(kind: str, *data: bytes) -> bytes:
 
 
 def get_request(*, what: str, name: str = "", index: int = 0) -> Message:
-    """Ask for one link, or, with neither name nor index, for all (to :meth:`~.rtnetlink.Socket.dump`)."""
+    """Make the request for one link; with neither name nor index for all, for :meth:`~.rtnetlink.Socket.dump`."""
     attributes = [uint32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)]
     if name:
         attributes.append(text(IFLA_IFNAME, name))
@@ -68,9 +68,21 @@ def set_request(
     rename: str | None = None,
     netns: NetNS | None = None,
 ) -> Message:
-    """Change a link, named by index or name. None leaves a property; `change` masks the `flags` (IFF_*) to change.
+    """Make the request that changes a link, given by index or name. None leaves a property as it is.
 
-    With `rename`, the link is named by index.
+    Args:
+        what: Beginning of the error's message.
+        index: Index of the link.
+        name: Name of the link, if there is no index.
+        flags: New values of the flags (IFF_*) in `change`.
+        change: Mask of the flags to change.
+        alias: New alias, at most 255 bytes.
+        master: Index of the bridge or VRF to put it under; 0 for none.
+        mac: New hardware address.
+        mtu: New MTU in bytes.
+        txqlen: New length of its queue, in packets.
+        rename: New name. The link must then be given by index.
+        netns: Namespace to move it to.
     """
     attributes = []
     if rename is not None:
@@ -93,7 +105,7 @@ def set_request(
 
 
 def altname_request(altname: str, *, add: bool, index: int = 0, name: str = "") -> Message:
-    """Add or delete an alternative name of a link (Linux 5.5), named by index or else by name."""
+    """Make the request that adds or deletes an alternative name of a link (Linux 5.5), given by index or name."""
     names = attribute(IFLA_PROP_LIST | _NESTED, attribute(IFLA_ALT_IFNAME, altname.encode(), b"\0"))
     flags = rtnetlink.F_ACK | (rtnetlink.F_CREATE | rtnetlink.F_EXCL if add else 0)
     body = message(text(IFLA_IFNAME, name) if name else b"", names, index=index)
@@ -107,17 +119,17 @@ def mac_attribute(mac: str) -> bytes:
 
 
 def up_request(index: int, name: str) -> Message:
-    """Set a link up."""
+    """Make the request that sets a link up."""
     return set_request(f"cannot set link {name} up", index=index, flags=IFF_UP, change=IFF_UP)
 
 
 def down_request(index: int, name: str) -> Message:
-    """Set a link down."""
+    """Make the request that sets a link down."""
     return set_request(f"cannot set link {name} down", index=index, flags=0, change=IFF_UP)
 
 
 def promisc_request(index: int, name: str, on: bool) -> Message:
-    """Set or clear a link's IFF_PROMISC."""
+    """Make the request that sets or clears IFF_PROMISC of a link."""
     return set_request(
         f"cannot {'set' if on else 'clear'} promiscuous mode of link {name}",
         index=index,
@@ -129,7 +141,7 @@ def promisc_request(index: int, name: str, on: bool) -> Message:
 def port_requests(
     index: int = 0, name: str = "", *, hairpin: bool | None = None, isolated: bool | None = None
 ) -> list[Message]:
-    """Change the flags of a bridge port, named by index or else by name. None leaves a flag as it is.
+    """Make the requests that change the flags of a bridge port, given by index or name. None leaves a flag as it is.
 
     They are requests of their own so that the error says which flag an old kernel lacks (isolated: Linux 4.18).
     """
@@ -148,6 +160,6 @@ def port_requests(
 
 
 def take_apart(data: bytes) -> tuple[int, int, dict[int, bytes]]:
-    """Index, flags and attributes of a link message, with its header."""
+    """Return index, flags and attributes of a link message, which begins with the netlink header."""
     _, _, index, flags, _ = _FIXED.unpack_from(data, rtnetlink.HEADER.size)
     return index, flags, read(data, rtnetlink.HEADER.size + _FIXED.size)

@@ -1,7 +1,7 @@
 """A link that several attachments set up and down, such as a namespace's loopback interface.
 
-Each attachment leaves its mark, an alternative name of the link. The link goes down with the last mark. So a DEL that
-comes late takes its own mark, and nothing from the container that the path of the namespace leads to by now.
+Each attachment marks the link with an alternative name. The link goes down with the last mark. So a late DEL removes
+only its own mark, even if the path of the namespace leads to another container by now.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def set_up(shared: Link, owner: Attachment) -> bool:
     """Mark a link as used by an attachment, and set it up.
 
     Returns:
-        False if it had the mark: another ADD of the attachment has made it, and undo must leave it.
+        False if it had the mark already: another ADD of the attachment made it, and undo must not remove it.
 
     Raises:
         KernelError: (5) The kernel refused. Kernels before 5.5 know no alternative names: that is fine.

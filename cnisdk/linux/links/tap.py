@@ -1,7 +1,7 @@
 """TAP devices: links whose frames a program reads and writes, such as a virtual machine's.
 
-A device is born in its final namespace with its final name. It becomes lasting in the last step, when it has everything
-else: until then it ends with the file that made it, so that a process killed on the way leaves nothing.
+A device is made in its final namespace with its final name. The last step makes it persistent (TUNSETPERSIST). Until
+then the kernel deletes it when its file is closed, so a process that is killed on the way leaves nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def create(
     bridge: Link | None = None,
     selinux_context: str = "",
 ) -> Link:
-    """Make a lasting TAP device in a namespace, down. Nothing is left when it fails.
+    """Make a persistent TAP device in a namespace, down. Nothing is left when it fails.
 
     Args:
         name: Its name.
@@ -57,8 +57,8 @@ def create(
         group: Id of the group, in the same way.
         multi_queue: Several programs or threads may open it at the same time, with a queue each.
         bridge: A bridge in `netns` of which it becomes a port.
-        selinux_context: SELinux context of the program that makes it, and so of the device. Takes the program ``ip``,
-            and the device lasts from the start: killed then, it has no alias.
+        selinux_context: SELinux context of the program that makes it, and so of the device. The program ``ip`` makes
+            it then, persistent from the start: a process that is killed can leave it without alias.
 
     Raises:
         InvalidEnvironmentError: (4) There is a link of that name.

@@ -1,12 +1,12 @@
 """VLAN gateways: links that hold the gateway's address in one VLAN of a bridge.
 
 A gateway is one end of a veth. The other end is a port of the bridge and carries the VLAN. The port's name is derived
-from bridge and VLAN, and its alias names them: by that port a gateway is known for one that this module made.
+from bridge and VLAN, and its alias names them: such a port identifies a gateway that this module made.
 
 All attachments of the VLAN share the gateway, also those of other networks. It is in use as long as the port of a
 container or virtual machine carries the VLAN. Any plugin may have made that port. DEL and GC delete a gateway that is
 not in use, and hold the namespace's lock meanwhile. An ADD holds that lock too, shared, from before it makes its port
-until the port carries the VLAN (:func:`cnisdk.linux.links.bridge.kept`). So no gateway goes away below an ADD.
+until the port carries the VLAN (:func:`cnisdk.linux.links.bridge.kept`). So no gateway is deleted during an ADD.
 
 Any other gateway was made by the reference plugin or by an operator. It is used, and never deleted.
 """
@@ -90,7 +90,7 @@ def delete_unused(bridge: str, vlan: int) -> bool:
 
 
 def delete_all_unused(bridge: str) -> None:
-    """Delete the gateways of all VLANs of a bridge that nothing uses any more: what GC asks for.
+    """Delete the gateways of all VLANs of a bridge that nothing uses any more, for GC.
 
     Raises:
         KernelError: (5) The kernel refused.
@@ -171,7 +171,7 @@ def _create(sock: Socket, bridge: Link, vlan: int) -> tuple[bool, Link]:
 
 
 def _prepare(sock: Socket, bridge: Link, vlan: int, gateway: Link) -> Link:
-    """See that a link leads into the VLAN of the bridge, and set it up; one of ours is put right."""
+    """Verify that a link leads into the VLAN of the bridge, and set it up. Repair a gateway that this module made."""
     if gateway.kind == "vlan" and gateway.link_index == bridge.index:  # `ip link add link br0 name br0.100 type vlan`
         sock.send([messages.up_request(gateway.index, gateway.name)])
         return gateway._replace(up=True)
