@@ -6,8 +6,8 @@ own, would be woken oldest first.
 
 The listening socket is registered edge-triggered (EPOLLET), so that one connection wakes one worker. Then connections
 that arrive together wake one worker only, and each worker must wake the next one: :meth:`AcceptQueue.wake_next`. The
-server calls it too when a worker has died, and each new worker when it begins: another may have died, or have been
-stopped (SIGSTOP), between its waking and its accept.
+server calls it too when a worker has died, and so does each new worker when it begins: a worker that was woken may die,
+or be stopped (SIGSTOP), before it accepts the connection.
 """
 
 from __future__ import annotations

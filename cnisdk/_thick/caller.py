@@ -1,7 +1,7 @@
 """Decide whether the server may run a request for the process at the other end of a connection, the caller.
 
 A worker has the server's rights and sees the server's files. So the server works only for a caller that has the same
-rights, and for which paths and numbers mean the same. The caller's own words prove nothing. The kernel shows it, in
+rights, and for which paths and numbers mean the same. It believes nothing that the caller says, and asks the kernel, in
 this order:
 
 1. The kernel recorded user and process id of the caller when it connected (SO_PEERCRED).
@@ -9,7 +9,8 @@ this order:
    files are read through it.
 3. Afterwards the process must still exist. A process keeps its id until it ends. So everything that was read belongs
    to the caller, and not to a later process with the same id. The kernel gives a descriptor of the process
-   (SO_PEERPIDFD, Linux 6.5). On older kernels a descriptor is opened by the id, which proves it from then on only.
+   (SO_PEERPIDFD, Linux 6.5). On older kernels the server opens one by the process id: a process that took over the id
+   before that is not noticed.
 
 SECURITY.md lists what this check cannot see.
 """

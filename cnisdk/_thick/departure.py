@@ -20,7 +20,7 @@ _LIMITS = 16
 
 
 def leave_caller(directory: str) -> list[str]:
-    """Give up what this process has of the shim's caller.
+    """Drop what this process has inherited from the shim's caller.
 
     The shim has done so for session, descriptors, environment, working directory, umask and signals. If systemd started
     this process, it has nothing of the caller.

@@ -36,7 +36,7 @@ def load_plugins(launchers: Mapping[str, bytes]) -> dict[str, ServedPlugin]:
         launcher = read_launcher(text)
         if launcher is None:
             raise InternalError(
-                f'the launcher of plugin "{type_}" is none that `cnisdk install` wrote', details="install it again"
+                f'the launcher of plugin "{type_}" was not written by `cnisdk install`', details="install it again"
             )
         loaded[type_] = ServedPlugin(type_, launcher_id(text), launcher, _import(type_, launcher))
     warm.up()

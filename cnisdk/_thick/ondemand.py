@@ -1,8 +1,8 @@
 """Server on demand: started by a shim that finds none, and ended by itself when it is not needed.
 
 Theory of operation. A shim that finds no server runs its request one-shot, at once, and before that starts a server in
-the background (``start_server`` in ``shim.c``). Whether it may, only the shim decides: here it is too late, since this
-interpreter has been started already. Shim and server share the file ``lock`` in the server's directory:
+the background (``start_server`` in ``shim.c``). Only the shim decides if it may: a decision here would come too late,
+since this interpreter runs already. Shim and server share the file ``lock`` in the server's directory:
 
 - A shim holds a lock on it (flock(2)) while it starts a server, and the server for its life. A process that does not
   get the lock starts nothing. So a burst of requests starts one server.
@@ -10,11 +10,11 @@ interpreter has been started already. Shim and server share the file ``lock`` in
   that fails at its start is not started again for each request. The server puts it further ahead when the next attempt
   would fail likewise: :func:`postpone`.
 
-Between the shim's lock and the server's, the time alone holds others off. If the machine takes longer than that to
-start an interpreter, two servers may start, of which the second does not get the lock, and ends.
+Between the shim's lock and the server's, only this time keeps other shims from starting a server. If the machine takes
+longer to start an interpreter, two servers may start. The second does not get the lock, and ends.
 
 The server ends by itself when it is not needed (:mod:`.lifetime`). It stops as for SIGTERM: it finishes the requests
-that run. Its socket goes first, so that shims that come meanwhile run their requests one-shot. The first of them after
+that run. It deletes its socket first, so shims that come meanwhile run their requests one-shot. The first shim after
 its end starts another server.
 """
 
@@ -49,12 +49,12 @@ MISMATCH_PAUSE = 600
 # Seconds to wait for the lock of the shim that started this server.
 _LOCK_TIMEOUT = 5.0
 
-# Seconds between two looks at files and memory.
-_LOOK = 1.0
+# Seconds between two checks of files and memory.
+_CHECK_INTERVAL = 1.0
 
 
 class FileState(NamedTuple):
-    """Identity and state of a file: another file in its place has another."""
+    """Identity and state of a file. It differs after the file was written, and for another file at its path."""
 
     device: int
     inode: int
@@ -74,12 +74,12 @@ class Installation:
         self.add(paths)
 
     def add(self, paths: Iterable[str], *, since: int | None = None) -> None:
-        """Add files, as they are now; those that are there already stay as they were.
+        """Record files as they are now. A path that was added before keeps its record.
 
         Args:
             paths: Their paths.
-            since: Time at which they were loaded at the earliest, in nanoseconds since the epoch. A file that was
-                written later counts as changed, since it is not known which of its texts was loaded.
+            since: Earliest time at which they were loaded, in nanoseconds since the epoch. A file that was written
+                later counts as changed, since it is not known which version was loaded.
         """
         for path in paths:
             if path not in self._files:
@@ -126,7 +126,7 @@ def _read_proc(name: str) -> str:
 
 
 class OnDemand:
-    """Life of a server on demand: asks the policy, once in a while, with what this process sees.
+    """Life of a server on demand. It passes the clock, the files and the memory of the machine to the policy.
 
     Args:
         shim: Path of the shim that started this server.
@@ -165,7 +165,7 @@ class OnDemand:
             busy: A worker runs a request.
         """
         now = time.monotonic()
-        if now < self._looked + _LOOK:
+        if now < self._looked + _CHECK_INTERVAL:
             return None
         self._looked = now
         short = is_memory_short()

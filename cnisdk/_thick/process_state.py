@@ -11,8 +11,8 @@ A worker serves again only if nothing of a request is left in its process. A plu
    caller's, as the worker had set them, and puts back those of the process at rest.
 4. It then compares everything else with the record.
 
-Each step names the first difference. A worker that finds one ends, as does one that cannot put something back. For
-state that no process shows, such as the values of a plugin's module, the plugin's promise has to do.
+Each step names the first difference. A worker that finds one ends, as does one that cannot put something back. State
+that neither shows, such as the variables of a plugin's module, is not verified: the worker relies on the promise.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class CallerState(NamedTuple):
 
     @classmethod
     def of(cls, request: ShimRequest) -> CallerState:
-        """Record the state before the request runs, which closes its descriptors."""
+        """Record the state. Call it before the request runs, since that closes the request's descriptors."""
         netns = _identify(os.fstat(request.netns)) if request.netns >= 0 else None
         return cls(request.environ, _identify(os.fstat(request.files[3])), request.umask, netns)
 

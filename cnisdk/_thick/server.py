@@ -5,9 +5,9 @@ a time. It serves again if the plugin promises to leave the process unchanged an
 (:mod:`.worker`). :mod:`.pool` decides how many workers there are.
 
 One loop does everything: it reads reports, reaps processes that have ended, answers ``cnisdk serve --status``, carries
-out the pool's orders, and writes the metrics. It waits between rounds for a report, a signal or a question; and for a
-connection, but only when no worker is idle and the pool would fork one for it. A connection while workers are idle does
-not wake it; it looks once a round, at least once a second, if one waits that no worker takes.
+out the pool's orders, and writes the metrics. Between rounds it waits for a report, a signal or a status request, at
+most for a second. A connection wakes it only when no worker is idle and the pool would fork one for it. In each round
+it also looks if a connection waits that no idle worker takes.
 
 Workers beyond what is needed are retired: each that reads a byte from a pipe ends.
 
@@ -68,7 +68,7 @@ class Server:
         ready: Workers that are kept, at least.
         limit: Idle and busy workers, at most.
         metrics: Path of the metrics file; None means ``metrics.prom`` in the directory.
-        on_demand: End of a server that was started on demand; None for one that ends by a signal only.
+        on_demand: Decides when a server that was started on demand ends; None for one that ends by a signal only.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Server:
             decision = self._pool.decide(time.monotonic())
             if decision.retire and not self._stopping:
                 os.write(self._retire, bytes(decision.retire))
-            # One worker a round: on a busy machine a fork takes long, and the server must see signals and questions.
+            # One worker a round: on a busy machine a fork takes long, and the server must react to signals meanwhile.
             wanted = decision.fork or (decision.watch and waiting)
             forked = wanted and not self._stopping and self._fork(queue, plugins, rehearse=not waiting)
             if watched != (watched := decision.watch and not self._stopping):

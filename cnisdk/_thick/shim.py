@@ -1,4 +1,4 @@
-"""Make the shims: the programs in the place of launchers that hand their request to the resident server.
+"""Make shims. A shim is the executable of a plugin, in place of its launcher, and hands requests to the server.
 
 What a shim (``shim.c``) does:
 

@@ -24,8 +24,8 @@ When a worker dies, the shim notices the end of its connection, and the server r
 request, the shim runs the plugin itself. After that, the request is an error.
 
 Reports go through one pipe that all workers share. A report is one line, shorter than PIPE_BUF, so lines never mix.
-Each wakes the server, which then wants a processor: so there are two for each request, at times when the caller waits
-for something else, or for nothing.
+Each report wakes the server, which then needs a processor. So there are only two for each request, at moments when the
+caller waits for something else, or no longer waits.
 """
 
 from __future__ import annotations
