@@ -45,8 +45,7 @@ TYPE_CHECKING = False  # without typing, a request ends sooner
 if TYPE_CHECKING:
     from typing import Any
 
-    # Settings of the interface, by their keys in SETTERS, and sysctls, by their paths.
-    Wanted = tuple[dict[str, Any], dict[str, str]]
+    Wanted = tuple[dict[str, Any], dict[str, str]]  # settings by their keys in SETTERS, sysctls by their paths
 
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
 
@@ -58,8 +57,7 @@ SETTERS: dict[str, Callable[[Link, Any], None]] = {
     "allmulti": Link.set_allmulti,
     "txQLen": Link.set_txqlen,
 }
-# The values that leave a setting as it is, if not None.
-UNSET = {"mac": "", "promisc": False, "mtu": 0}
+UNSET = {"mac": "", "promisc": False, "mtu": 0}  # what leaves a setting as it is, if not None
 
 
 @frozen(kw_only=True)
@@ -127,15 +125,15 @@ class Tuning(Plugin[TuningConf]):
         for key, others in find_sharers(file, saved, request.ifname).items():
             saved["sysctl"][key] = others[0]["sysctl"][key]  # of before the first of them
         request.undo(file.write, earlier) if earlier else request.undo(file.delete)
-        file.write(saved)
+        file.write(merge(earlier, saved))
         there = values_before(wanted, netns, end, {}) if earlier else {}  # what another ADD of it has set stays
         request.undo(restore, netns, request.ifname, file, saved | there, found)
         became = netns.call(sysctl.write_all, sysctls)
         if end is not None:
             for key, value in settings.items():
                 SETTERS[key](end, value)
-        if became != sysctls:  # CHECK is to know how the kernel writes these values
-            file.write({**saved, "became": became})
+        if became != sysctls or earlier:  # CHECK is to know how the kernel writes these values
+            file.write(merge(earlier, {**saved, "became": became}))
         described = {key: settings[key] for key in ("mac", "mtu") if key in settings}
         return chained.change_interface(result, request.ifname, **described)
 
@@ -153,11 +151,10 @@ class Tuning(Plugin[TuningConf]):
     def check(self, request: CheckRequest[TuningConf]) -> None:
         settings, sysctls = wanted_by(request)
         netns = request.open_netns()
-        if settings:
-            end = link.get(request.ifname, netns)
-            for key, value in settings.items():
-                if (there := getattr(end, key.lower())) != value:
-                    raise IOFailureError(f"{key} of interface {end.name} is {there}, not {value}")
+        end = link.get(request.ifname, netns) if settings else None
+        for key, value in settings.items():
+            if (there := getattr(end, key.lower())) != value:
+                raise IOFailureError(f"{key} of interface {request.ifname} is {there}, not {value}")
         saved = StateFile(request.conf.data_dir, request.attachment).find() or {}
         there = netns.call(sysctl.get_all, sysctls)
         for key, value in sysctls.items():
@@ -213,10 +210,15 @@ def values_before(wanted: Wanted, netns: NetNS, end: Link | None, earlier: Mappi
     return {**saved, "sysctl": there}
 
 
+def merge(earlier: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what to keep: also what an ADD with other keys has saved, such as that of another tuning in the list."""
+    parts = {key: {**earlier.get(key, {}), **saved.get(key, {})} for key in ("sysctl", "asked", "became")}
+    return {**earlier, **saved, **parts}
+
+
 def find_sharers(file: StateFile, saved: Mapping[str, Any], ifname: str) -> dict[str, list[dict[str, Any]]]:
     """Find by sysctl what the container's other interfaces saved that have set it, too. Others are left out."""
-    # Other sysctls are of this interface alone.
-    keys = [key for key in saved.get("sysctl", {}) if ifname not in key.split("/")]
+    keys = [key for key in saved.get("sysctl", {}) if ifname not in key.split("/")]  # others are of it alone
     others = file.find_others(saved.get("netns", "")) if keys else []
     found = {key: [each for each in others if key in each.get("sysctl", {})] for key in keys}
     return {key: sharers for key, sharers in found.items() if sharers}

@@ -67,6 +67,32 @@ def test_everything_is_set_and_set_back(host: Host) -> None:
     assert files(host) == {}
 
 
+def test_two_in_one_list_are_both_set_back(host: Host) -> None:
+    """They have one file. So have ADDs of one attachment whose configuration was changed in between."""
+    container, result = attached(host)
+    before, ttl = link_of(host), container.sysctl("net/ipv4/ip_default_ttl")
+    one = {"mtu": 1400, "promisc": True, "sysctl": {"net.ipv4.ip_default_ttl": "63", "net.ipv4.tcp_rmem": "4096  1 2"}}
+    other = {"txQLen": 500, "mac": "02:00:00:00:00:99", "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}}
+    first, second = (host.plugin(Tuning, {**each, "prevResult": result}) for each in (one, other))
+    rmem = container.sysctl("net/ipv4/tcp_rmem")
+    first.add(container)
+    first.check(container, prevResult=result)
+    with expect_error(5, "cannot set"):
+        second.add(container, mtu=100_000_000)
+    first.check(container, prevResult=result)
+    tuned = first.run("ADD", container).document
+    second.add(container, prevResult=tuned)
+    result["interfaces"][1]["mac"] = "02:00:00:00:00:99"
+    first.check(container, prevResult=result)
+    second.check(container, prevResult=result)
+    second.delete(container)
+    first.delete(container)
+    assert link_of(host) == before
+    assert [container.sysctl(f"net/ipv4/{each}") for each in ("ip_default_ttl", "tcp_rmem")] == [ttl, rmem]
+    assert container.sysctl(ARP_NOTIFY) == "0"
+    assert files(host) == {}
+
+
 @pytest.mark.parametrize("first", ["eth0", "net1"])
 def test_a_sysctl_of_the_namespace_stays_until_no_interface_wants_it(host: Host, first: str) -> None:
     """DEL of one interface must not take it from the other, whichever was added first."""
