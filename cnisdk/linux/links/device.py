@@ -89,7 +89,7 @@ def names(path: str) -> set[str]:
 
 
 def is_of(there: Link, path: Callable[[], str], mac: str = "") -> bool | None:
-    """Return whether a link, wherever it is, is one that was asked for by its hardware address or its device.
+    """Return True if a link, wherever it is, is one that was asked for by its hardware address or its device.
 
     Args:
         there: The link.

@@ -234,7 +234,7 @@ def name_at_home(there: Link) -> str:
 
 
 def _is_untagged(there: Link) -> bool:
-    """Return whether the reference plugin may have lent the link: it leaves an alias, and no tag."""
+    """Return True if the reference plugin may have lent the link: it leaves an alias, and no tag."""
     return bool(name_at_home(there)) and not there.loan_tag
 
 

@@ -196,7 +196,7 @@ def delete(owner: Attachment, *, netns: NetNS | None = None) -> bool:
 
 
 def _is_of_another(end: Link, owner: Attachment) -> bool:
-    """Return whether the alias of the host end names another owner, or the end is a device on loan."""
+    """Return True if the alias of the host end names another owner, or the end is a device on loan."""
     if end.loan_tag:
         return True
     host = link.find_peer(end)
@@ -270,7 +270,7 @@ def _check_not_attached(taken: bytes | None, owner: Attachment) -> None:
 
 
 def _is_own(there: Link, owner: Attachment) -> bool:
-    """Return whether a link of a name derived from the attachment is its host end.
+    """Return True if a link of a name derived from the attachment is its host end.
 
     A link without alias counts: another program makes a veth of that name only by a coincidence of 32 bits.
     """

@@ -107,7 +107,7 @@ def _port_name(bridge: str, vlan: int) -> str:
 
 
 def _is_ours(port: Link, bridge: str, vlan: int) -> bool:
-    """Return whether this module made the port. One without alias counts: a name like this is no chance (1 in 2³²)."""
+    """Return True if this module made the port. One without alias counts: a name like this is no chance (1 in 2³²)."""
     return (port.name, port.kind) == (_port_name(bridge, vlan), "veth") and port.alias in (f"{_TAG}{bridge}/{vlan}", "")
 
 

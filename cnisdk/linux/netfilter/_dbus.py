@@ -20,7 +20,7 @@ from .. import _sockets
 
 SOCKET = "/run/dbus/system_bus_socket"
 
-# No answer that is read here comes near it.
+# Bytes of a message, at most. The answers that are read here are much smaller.
 _LARGEST = 1 << 20
 
 _METHOD_CALL, _METHOD_RETURN, _ERROR = 1, 2, 3

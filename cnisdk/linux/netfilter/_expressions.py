@@ -30,19 +30,19 @@ def join(expressions: tuple[bytes, ...]) -> bytes:
 
 
 def compare_address(offsets: Mapping[int, int], address: IPAddress) -> tuple[bytes, bytes]:
-    """Compare :data:`SOURCE` or :data:`DESTINATION` with an address."""
+    """Make the expressions that compare :data:`SOURCE` or :data:`DESTINATION` with an address."""
     return _payload(_NETWORK_HEADER, offsets[address.version], len(address.packed)), _compare(address.packed)
 
 
 def compare_network(
     offsets: Mapping[int, int], network: IPNetwork, *, equal: bool = True, whole_address: bool = False
 ) -> tuple[bytes, ...]:
-    """Compare :data:`SOURCE` or :data:`DESTINATION` with a network, whose prefix has a length.
+    """Make the expressions that compare :data:`SOURCE` or :data:`DESTINATION` with a network.
 
     Args:
         offsets: The field.
-        network: The network.
-        equal: The address must be in the network, or must not.
+        network: The network, with a prefix length of at least 1.
+        equal: If true, the address must be in the network; if false, it must not.
         whole_address: Load the whole address, also where the prefix has whole bytes.
     """
     value, mask = network.network_address.packed, network.netmask.packed
@@ -56,31 +56,36 @@ def compare_network(
 
 
 def compare_source_mac(mac: bytes) -> tuple[bytes, bytes]:
-    """Compare the hardware address that a frame comes from."""
+    """Make the expressions that compare the source MAC of a frame."""
     return _payload(_LINK_HEADER, _SOURCE_MAC, len(mac)), _compare(mac)
 
 
 @lru_cache(maxsize=64)
 def compare_meta(key: int, value: bytes) -> tuple[bytes, bytes]:
-    """Compare what the kernel knows of a packet."""
+    """Make the expressions that compare metadata of a packet (nft(8), meta expressions)."""
     return expression("meta", number(2, key), number(1, _REGISTER)), _compare(value)
 
 
 @cache
 def counter() -> bytes:
-    """Count packets and bytes."""
+    """Make the expression that counts packets and bytes."""
     return expression("counter", attribute(1, bytes(8)), attribute(2, bytes(8)))
 
 
 @lru_cache(maxsize=64)
 def verdict(code: int, chain: str = "") -> bytes:
-    """Decide about the packet."""
+    """Make the expression that gives the verdict on the packet.
+
+    Args:
+        code: :data:`DROP`, :data:`ACCEPT`, :data:`JUMP` or :data:`RETURN`.
+        chain: Name of the chain to jump to; empty for other verdicts.
+    """
     parts = [number(1, code), *([attribute(2, chain.encode(), b"\0")] if chain else [])]
     return expression("immediate", number(1, 0), _nested(2, _nested(2, *parts)))
 
 
 def expression(name: str, *parts: bytes) -> bytes:
-    """Make any expression."""
+    """Make an expression of its name and the attributes that it has."""
     return attribute(_NAME, name.encode(), b"\0") + _nested(_PARTS, *parts)
 
 

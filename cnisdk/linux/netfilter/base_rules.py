@@ -1,7 +1,7 @@
-"""Rules of iptables that all attachments share: looked for by netlink, and made where they are lacking.
+"""Rules of iptables that all attachments share: read by netlink, and made if they are missing.
 
 They are made together with an attachment's own rules, in one run of ``iptables-restore``. Two processes that find the
-same rule lacking would both add it, so the one that adds holds the lock of the network namespace.
+same rule missing would both add it, so the one that adds holds the lock of the network namespace.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class BaseRule(NamedTuple):
         table: Its table.
         chain: Its chain.
         text: The rule for ``iptables-restore``.
-        is_it: Function that tells whether a rule of the kernel is this one.
-        word: Word by which the rule is told from most others before it is read; empty if there is none.
+        is_it: Function that returns True if a rule of the kernel is this one.
+        word: Text that the rule contains, by which most others are skipped before they are decoded; empty for none.
         position: Its place in the chain where it is made, from 1; 0 for the last.
         before: Chain that no rule before this one may jump to; empty if the order does not matter.
     """
@@ -45,7 +45,7 @@ class BaseRule(NamedTuple):
     before: str = ""
 
     def is_in(self, table: Table) -> bool:
-        """Return whether a table has the rule, in its place."""
+        """Return True if a table has the rule, in its place."""
         words = filter(None, [self.word, self.before])
         found = table.find_rule(self.chain, lambda rule: self.is_it(rule) or rule.target == self.before != "", *words)
         return found is not None and self.is_it(found)
@@ -58,17 +58,17 @@ def quote(text: str) -> str:
 
 
 def tables(version: int, name: str) -> list[Table]:
-    """Return the tables of both variants of iptables, as far as they exist."""
+    """Return the table of iptables based on nftables, and that of the legacy variant if the kernel has it."""
     legacy = iptables.LegacyTable(version, name)
     return [nft.NftTable(IP_FAMILIES[version], name), *([legacy] if legacy.exists() else [])]
 
 
-def find_lacking(version: int, base: Collection[BaseRule]) -> list[BaseRule]:
-    """Find the rules that are not there, or not in their place, also once those before them in the list are made."""
-    return _find_lacking(iptables.currents(version, {each.table for each in base}), base)
+def find_missing(version: int, base: Collection[BaseRule]) -> list[BaseRule]:
+    """Find the rules that are missing, or will be in the wrong place once those before them in the list are made."""
+    return _find_missing(iptables.currents(version, {each.table for each in base}), base)
 
 
-def _find_lacking(there: Mapping[str, Table], base: Iterable[BaseRule]) -> list[BaseRule]:
+def _find_missing(there: Mapping[str, Table], base: Iterable[BaseRule]) -> list[BaseRule]:
     lacking: list[BaseRule] = []
     for each in base:
         if not each.is_in(there[each.table]) or any(each.before == other.word != "" for other in lacking):
@@ -124,7 +124,7 @@ def _making(version: int, base: Collection[BaseRule], chains: Mapping[str, Itera
         wanted = sorted(names)
         found = there[table].find_chains(*wanted) if wanted else set()
         lines[table] = [f"-N {name}" for name in wanted if name not in found]
-    for each in _find_lacking(there, base):
+    for each in _find_missing(there, base):
         where = f"-I {each.chain} {each.position}" if each.position else f"-A {each.chain}"
         lines.setdefault(each.table, []).append(f"{where} {each.text}")
     return lines

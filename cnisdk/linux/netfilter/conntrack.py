@@ -1,7 +1,7 @@
 """Connection tracking: delete UDP flows, which last as long as one of the two ends sends.
 
-A flow that the kernel knows is not translated anew: without this, a client that has sent to a host port before it was
-published, or while another container had it, would never reach the container.
+The kernel decides at the first packet of a flow how to translate the flow. So a client that sent to a host port before
+it was published, or while another container had it, would never reach the container.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def forget_udp(version: int, ports: Collection[tuple[int, IPAddress | None]]) ->
 
 
 def _filter(port: int) -> bytes:
-    """Ask for the flows of one port only. Kernels before 5.8 do not know this, and answer with all."""
+    """Return the attributes that ask for the flows of one port only. Kernels before 5.8 ignore them, and list all."""
     protocol = attributes.attribute(
         _TUPLE_PROTOCOL | nfnetlink.NESTED,
         attributes.uint8(_PROTOCOL_NUMBER, _UDP),

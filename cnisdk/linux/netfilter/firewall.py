@@ -28,7 +28,7 @@ def choose_backend(name: str | None) -> str:
 
     Raises:
         InvalidConfigError: (7) There is no such backend.
-        CNIError: Whether firewalld runs cannot be known.
+        CNIError: It cannot be found out if firewalld runs.
     """
     if not name:
         return "firewalld" if firewalld.is_running() else default_backend()
@@ -64,14 +64,14 @@ def admit(
     ingress: Ingress | None = None,
     undo: rules.Undo = rules.no_undo,
 ) -> None:
-    """Accept what an attachment sends, and the replies, in the place of what an earlier ADD of it had accepted.
+    """Accept what an attachment sends, and the replies, in place of what an earlier ADD of it had accepted.
 
     Args:
         backend: ``iptables`` or ``nftables``.
         owner: The attachment.
         addresses: Its addresses.
         admin: Name of the chain of iptables in which the administrator has rules that come first.
-        ingress: The policy for its bridge; None for one that everybody reaches.
+        ingress: The policy for its bridge; None for a bridge without one.
         undo: Function that remembers inverses, such as ``request.undo``. They leave what the earlier ADD had.
 
     Raises:

@@ -14,8 +14,8 @@ CHECK and DEL find the rules by the number of the record. Only where they are no
 
 The record also names the bridge for which the attachment asks for a policy: see :mod:`.ingress_iptables`.
 
-The reference deletes rules of ours without their record. That goes with the next ADD or DEL of the attachment, or with
-GC.
+The reference deletes rules of ours without their record. The next ADD or DEL of the attachment, or GC, deletes such a
+record.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def _list_policies(table: Table, going: Collection[Rule], kept: str = "") -> lis
 
 
 def _is_needed(table: Table, bridge: str, going: Collection[Rule]) -> bool:
-    """Return whether an attachment asks for a policy for a bridge, other than those that go."""
+    """Return True if an attachment asks for a policy for a bridge, other than those that go."""
 
     def asks(record: Rule) -> bool:
         return _bridge_of(record) == bridge and record not in going
@@ -273,7 +273,7 @@ def apply(
     ingress: Ingress | None = None,
     undo: rules.Undo = rules.no_undo,
 ) -> None:
-    """Accept what is forwarded for addresses, in the place of those that an earlier ADD of the attachment had.
+    """Accept what is forwarded for addresses, in place of those that an earlier ADD of the attachment had.
 
     Args:
         owner: The attachment.
@@ -336,7 +336,7 @@ def _keep(owner: Attachment, version: int) -> rules.Kept:
 
 
 def _put_back(owner: Attachment, version: int, kept: rules.Kept) -> None:
-    """Put what an attachment had before in the place of what it has."""
+    """Restore what an attachment had before, and delete what it has now."""
     with rules.alone(owner):
         for table in tables(version, "filter"):
             with _held_policies(table):
@@ -448,7 +448,7 @@ def gc(network: str, valid: Collection[Attachment]) -> None:
 
 
 def ensure_accepted(version: int, admin: str) -> None:
-    """Have iptables accept what the nftables backend has marked, where iptables has a say in what is forwarded.
+    """Make iptables accept what the nftables backend has marked, if iptables filters what the host forwards.
 
     Raises:
         IOFailureError: (5) ``iptables-restore`` refused.

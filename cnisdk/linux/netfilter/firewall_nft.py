@@ -5,11 +5,11 @@ netlink. ``nft`` is needed only where a table is not there, or not as it should 
 
 A verdict of one table cannot keep the chains of another from dropping a packet. So table ``inet cni_firewall`` sets a
 bit of the packet's mark, and a rule in the chains of iptables, where those are, accepts what has the bit: see
-:mod:`.firewall_iptables`. After them the bit is taken back. What the table drops, because of a policy between bridges,
-no other table can accept.
+:mod:`.firewall_iptables`. After those chains, the table clears the bit. A packet that the table drops, because of a
+policy between bridges, no other table can accept.
 
-Table ``bridge cni_firewall`` keeps isolated containers from the others on their bridge. It has a say in what stays on a
-bridge also where the module br_netfilter does not show that to iptables and to other tables.
+Table ``bridge cni_firewall`` keeps isolated containers from the others on their bridge. It also filters frames that
+stay on a bridge and that the module br_netfilter does not show to iptables and other tables.
 
 Each attachment has a chain in each table that no packet gets to. Its rules' comments record the owner, its addresses or
 ports, and the policy of its bridge. So DEL knows what to delete without being told; GC reads all such chains. The
@@ -144,7 +144,7 @@ def apply(
     ingress: Ingress | None = None,
     undo: rules.Undo = rules.no_undo,
 ) -> None:
-    """Accept what is forwarded for addresses, in the place of those that an earlier ADD of the attachment had.
+    """Accept what is forwarded for addresses, in place of those that an earlier ADD of the attachment had.
 
     Args:
         owner: The attachment.
@@ -164,7 +164,7 @@ def apply(
 
 
 def isolate(owner: Attachment, ports: Iterable[str], undo: rules.Undo = rules.no_undo) -> None:
-    """Keep ports of bridges from the other ports, in the place of those that an earlier ADD of the attachment had.
+    """Keep ports of bridges from the other ports, in place of those that an earlier ADD of the attachment had.
 
     Args:
         owner: The attachment.
@@ -218,7 +218,7 @@ class _Owned(NamedTuple):
 
 
 def _settle(place: _Place, wanted: _Wanted, undo: rules.Undo = rules.no_undo) -> None:
-    """Give an attachment what it is to have, in the place of what it has. The inverse gives it that again."""
+    """Give an attachment the wanted records and elements, and delete what it had. The inverse restores that."""
     for _ in range(_ATTEMPTS):
         has_policy = wanted.ingress is not None or bool(_owned(place, wanted.chain).bridges)
         # Another process may delete the elements of a bridge when it finds no record.
@@ -282,7 +282,7 @@ def _compare_policy(place: _Place, wanted: _Wanted, before: Collection[str]) -> 
 
 
 def _is_needed(place: _Place, bridge: str, chain: str) -> bool:
-    """Return whether an attachment asks for a policy for a bridge, other than the one of a chain."""
+    """Return True if an attachment asks for a policy for a bridge, other than the one of a chain."""
 
     def asks(rule: nft.Rule) -> bool:
         ingress = read_ingress(rule.comment)

@@ -32,7 +32,7 @@ class _RefusedError(Exception):
 
 
 def is_running() -> bool:
-    """Return whether firewalld runs: it has its name on the system's D-Bus. Without a bus, this costs a system call.
+    """Return True if firewalld runs: it has its name on the system's D-Bus. Without a bus, this costs a system call.
 
     Raises:
         TryAgainLaterError: (11) The bus does not answer.
@@ -130,7 +130,7 @@ def remove_source(zone: str, address: IPAddress) -> None:
     except PluginNotAvailableError:
         return
     except _RefusedError as exc:
-        # The last: it is a source of another zone.
+        # ZONE_CONFLICT: it is a source of another zone.
         if exc.code not in ("UNKNOWN_SOURCE", "INVALID_ZONE", "ZONE_CONFLICT"):
             raise IOFailureError(f"firewalld did not remove {source} from zone {zone}: {exc}") from exc
 

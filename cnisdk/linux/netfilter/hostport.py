@@ -1,4 +1,4 @@
-"""Ports of the host that lead to a container: what plugins and both backends call them."""
+"""Ports of the host that lead to a container: the types that plugins and both backends use."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class HostPort(NamedTuple):
         return f"port {self.port}/{self.protocol}{where}"
 
     def overlaps(self, protocol: str, port: int, host_ip: IPAddress | None) -> bool:
-        """Return whether a packet could be sent to this port and to another."""
+        """Return True if a packet could be sent to this port and to another."""
         return (self.protocol, self.port) == (protocol, port) and (
             self.host_ip is None or host_ip is None or self.host_ip == host_ip
         )
@@ -75,7 +75,7 @@ class Options(NamedTuple):
 
 
 def is_same_container(mark: str, owner: Attachment, limit: int) -> bool:
-    """Return whether a mark, cut to `limit` bytes, is of any attachment of the owner's container."""
+    """Return True if a mark, cut to `limit` bytes, is of any attachment of the owner's container."""
     _, _, container_id = mark.partition(", id: ")
     return bool(container_id) and (
         container_id == owner.container_id

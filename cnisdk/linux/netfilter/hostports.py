@@ -57,7 +57,7 @@ def publish(
     listed: list[tuple[str, int]],
     undo: rules.Undo = rules.no_undo,
 ) -> None:
-    """Publish ports, in the place of those that an earlier ADD of the attachment published.
+    """Publish ports, in place of those that an earlier ADD of the attachment published.
 
     Args:
         backend: From :func:`choose_backend`.
@@ -148,7 +148,7 @@ def withdraw(owner: Attachment, ports: Iterable[HostPort] = ()) -> None:
 
 
 def _is_free(owner: Attachment, port: HostPort) -> bool:
-    """Return whether no other attachment has a port, in either backend: another interface of the container neither."""
+    """Return True if no other attachment has a port, in either backend: another interface of the container neither."""
     try:
         hostports_nft.check_holders(owner, port.version, [port], siblings=True)
         hostports_iptables.check_holders(owner, port.version, [port], siblings=True)

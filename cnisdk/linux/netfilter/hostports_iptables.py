@@ -19,7 +19,7 @@ from ...errors import CNIError, IOFailureError, run_all
 from ...spec.addresses import IPAddress
 from ...spec.names import Attachment, short_hash
 from . import base_rules, iptables, nft, rules, xt_rules
-from .base_rules import IP_FAMILIES, XT_COMMENT_MAX, BaseRule, find_lacking, quote, tables
+from .base_rules import IP_FAMILIES, XT_COMMENT_MAX, BaseRule, find_missing, quote, tables
 from .dnat_chain import SETMARK, ShownRule, group_ports, read_port, show, wanted_rules
 from .hostport import CONNECTION_MARK, PROTOCOLS, HostPort, Options, is_same_container, taken
 from .nft import Rule
@@ -93,7 +93,7 @@ def _base(options: Options) -> list[BaseRule]:
 
 
 def accepting() -> BaseRule:
-    """Return the rule that has the host forward what came through a host port, after all others."""
+    """Return the last rule of ``FORWARD``, which accepts packets that came through a host port."""
     bit = f"{CONNECTION_MARK:#x}"
     conditions = f"-m connmark --mark {bit}/{bit} -m conntrack --ctstate DNAT"
     return BaseRule(
@@ -106,7 +106,7 @@ def accepting() -> BaseRule:
 
 
 def ensure_accepted(version: int) -> None:
-    """Have the host forward what came through a host port, where iptables has a say in it.
+    """Make iptables accept packets that came through a host port, if iptables filters what the host forwards.
 
     Raises:
         IOFailureError: (5) ``iptables-restore`` refused.
@@ -123,7 +123,7 @@ def check_accepted(version: int) -> None:
     Raises:
         IOFailureError: (5) The rule for that is missing.
     """
-    if iptables.current(version, "filter").has_chain("FORWARD") and find_lacking(version, [accepting()]):
+    if iptables.current(version, "filter").has_chain("FORWARD") and find_missing(version, [accepting()]):
         raise IOFailureError(f"a rule of chain FORWARD is missing or was changed: {accepting().text}")
 
 
@@ -138,7 +138,7 @@ def apply(
     listed: Sequence[tuple[str, int]],
     undo: rules.Undo = rules.no_undo,
 ) -> None:
-    """Publish ports of one IP version, in the place of those that an earlier ADD of the attachment published.
+    """Publish ports of one IP version, in place of those that an earlier ADD of the attachment published.
 
     Args:
         owner: The attachment.
@@ -183,7 +183,7 @@ def _take_back(owner: Attachment, version: int, ports: Collection[HostPort], kep
 
 
 def _put_back(owner: Attachment, version: int, ports: Collection[HostPort], kept: rules.Kept) -> list[HostPort]:
-    """Put what an attachment had published before in the place of what it has; return the ports that it had by now."""
+    """Restore what an attachment had published before, delete what it has now, and return the deleted ports."""
     gone: list[HostPort] = []
     rules.put_back(tables(version, "nat"), _look_for(owner, version, ports, gone), kept)
     return gone
@@ -236,9 +236,10 @@ def _commit(
 
 
 def check_holders(owner: Attachment, version: int, ports: Collection[HostPort], *, siblings: bool = False) -> None:
-    """Refuse ports that another container has had before.
+    """Refuse ports that another container published before.
 
-    The first rule in the chain of all counts, so ADD looks after it made its own: two processes cannot both win.
+    The first rule for a port in the shared chain counts. ADD calls this after it has made its own rules: so two
+    processes cannot both win.
 
     Args:
         owner: The attachment.
@@ -247,7 +248,7 @@ def check_holders(owner: Attachment, version: int, ports: Collection[HostPort], 
         siblings: Refuse also those of another attachment of the owner's container.
 
     Raises:
-        TryAgainLaterError: (11) It has one of them.
+        TryAgainLaterError: (11) Another container has one of them.
     """
     numbers = {port.port for port in ports}
     own = (_reference_name(owner), _own_name(owner))
@@ -345,7 +346,7 @@ def _chains(table: Table, owner: Attachment) -> dict[str, list[Rule]]:
 
 
 def _lead_to(table: Table, chains: Mapping[str, Sequence[Rule]], owner: Attachment) -> bool:
-    """Return whether the reference's jumps to chains name the owner: a hash of joined names may be another's, too."""
+    """Return True if the reference's jumps to chains name the owner: a hash of joined names may be another's, too."""
     comment = f'dnat name: "{owner.network}" id: "{owner.container_id}"'[:_COMPARED]
     return all(rule.comment[:_COMPARED] == comment for rule in _list_jumps(table, chains))
 

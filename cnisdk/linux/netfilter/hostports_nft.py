@@ -272,7 +272,7 @@ def apply(
     options: Options,
     undo: rules.Undo = rules.no_undo,
 ) -> None:
-    """Publish ports of one IP version, in the place of those that an earlier ADD of the attachment published.
+    """Publish ports of one IP version, in place of those that an earlier ADD of the attachment published.
 
     Args:
         owner: The attachment.
@@ -301,7 +301,7 @@ def apply(
 
 
 def _exchange(table: NftTable, owner: Attachment, records: Sequence[_Record], undo: rules.Undo) -> list[_Record]:
-    """Publish what records say, in the place of what an attachment has published; return the records of that."""
+    """Publish what records say, in place of what an attachment has published; return the records of that."""
     comment, chain = rules.mark(owner, nft.COMMENT_MAX - 1), _chain(owner)
     key, noted = _key(comment), ((chain, (comment, *map(str, records))),)
     # Mostly all of it is new, and one transaction does it. The kernel refuses what exists already.
@@ -336,7 +336,7 @@ def _exchange(table: NftTable, owner: Attachment, records: Sequence[_Record], un
 
 
 def _take_back(table: NftTable, owner: Attachment, before: Sequence[_Record]) -> list[HostPort]:
-    """Publish what an attachment had published before, in the place of what it has; return the ports of that."""
+    """Restore what an attachment had published before, delete what it has now, and return the deleted ports."""
     if not before:
         return _delete(table, _chain(owner), _key(rules.mark(owner)))
     return [record.port for record in _exchange(table, owner, before, rules.no_undo)]
@@ -354,7 +354,7 @@ def _find_rivals(records: Sequence[_Record], table: NftTable, owner: Attachment)
 
 
 def _was_before(table: NftTable, record: _Record, holder: Element, owner: Attachment) -> bool:
-    """Return whether a rival had its port before the owner. Of two ADDs at the same time, the first gets the port.
+    """Return True if a rival had its port before the owner. Of two ADDs at the same time, the first gets the port.
 
     The kernel numbers the rules of a table in the order of their transactions. An attachment's elements and the rules
     that record it are of one transaction.
@@ -386,7 +386,7 @@ def check_holders(owner: Attachment, version: int, ports: Iterable[HostPort], *,
         siblings: Refuse also those of another attachment of the owner's container.
 
     Raises:
-        TryAgainLaterError: (11) It has one of them.
+        TryAgainLaterError: (11) Another container has one of them.
     """
     table = _table(version)
     if table.has_chain("translate"):
@@ -415,7 +415,7 @@ def _choose(records: Sequence[_Record], table: NftTable, owner: Attachment, comm
 
 
 def _are_held(records: Iterable[_Record], table: NftTable) -> bool:
-    """Return whether each port has a holder. A port has none if the container that this one waited for has gone."""
+    """Return True if each port has a holder. A port has none if the container that this one waited for has gone."""
     wanted = {_holding(record) for record in records}
     return len(sets.find(table, wanted)) == len({each[:2] for each in wanted})
 

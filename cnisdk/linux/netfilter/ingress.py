@@ -1,4 +1,4 @@
-"""Policies between containers that reach each other over the host: what plugins and backends call it."""
+"""Policies between containers that reach each other over the host: the types that plugins and backends use."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class LegacyTable:
         return f"{plain}-legacy" if program.find(f"{plain}-legacy") is not None else plain
 
     def exists(self) -> bool:
-        """Return whether the kernel has the table, and the host the program."""
+        """Return True if the kernel has the table, and the host the program."""
         try:
             with open(_PROGRAMS[self.version][1]) as file:
                 return f"{self.name}\n" in file and program.find(self._program) is not None
@@ -103,7 +103,7 @@ class LegacyTable:
         return {name for name in names if self.has_chain(name)}
 
     def has_chain(self, chain: str) -> bool:
-        """Return whether the chain exists."""
+        """Return True if the chain exists."""
         return chain in self.list_chains(chain)
 
     def list_chains(self, prefix: str) -> list[str]:

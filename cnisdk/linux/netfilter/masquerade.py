@@ -2,8 +2,8 @@
 
 There are two backends, in the layouts of the reference plugins, so that each side removes the other's rules:
 
-* nftables: one rule an address in table ``inet cni_plugins_masquerade``, found again by its comment;
-* iptables: a chain in the nat tables, named by a hash, with a jump an address.
+* nftables: a rule for each address in table ``inet cni_plugins_masquerade``, found again by its comment;
+* iptables: a chain in the nat tables, named by a hash, with a jump for each address.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def select(
         body: Attributes of the request.
         read: Function that reads an object's attributes; it returns None for an object that is not wanted.
         needles: If given, only objects that contain one of these bytes are read.
-        enough: Function that tells of those that are wanted, after each, if no more are needed.
+        enough: Function that is called after each wanted object, with all so far; True if no more are needed.
 
     Raises:
         OSError: The kernel refused to answer.

@@ -2,8 +2,8 @@
 
 This module reads and deletes by netlink: that takes tens of microseconds where starting ``nft`` takes milliseconds, and
 does not list all rules. ``iptables`` based on nftables keeps its rules in tables of the same kind (``ip nat``,
-``ip6 nat``), so this module reads and deletes these, too. Adding needs ``nft``, which compiles rules,
-but for those few whose expressions the caller has (:class:`NewRule`).
+``ip6 nat``), so this module reads and deletes these, too. Adding needs ``nft``, which compiles rules, except for the
+few kinds of rules whose expressions the caller makes (:class:`NewRule`).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Match(NamedTuple):
 
 
 def match(what: str, offset: int, value: bytes, mask: bytes = b"", *, equal: bool = True) -> Match:
-    """Make a condition in the one form that all programs' equal conditions have. Without a mask, all bits count."""
+    """Make a condition in normal form: conditions that mean the same are equal. Without a mask, all bits count."""
     mask = (mask or b"\xff" * len(value)).rstrip(b"\0")
     return Match(what, offset, equal, bytes(a & b for a, b in zip(value, mask, strict=False)), mask)
 
@@ -163,7 +163,7 @@ class NftTable(NamedTuple):
         return f"nftables table {self.family} {self.name}"
 
     def is_supported(self) -> bool:
-        """Return whether the kernel takes tables of this family.
+        """Return True if the kernel takes tables of this family.
 
         It is asked to make the table in a transaction that it does not carry out, since a later part of it fails.
 
@@ -191,7 +191,7 @@ class NftTable(NamedTuple):
         return {name for name, answer in zip(names, answers, strict=True) if answer is not None}
 
     def has_chain(self, chain: str) -> bool:
-        """Return whether the chain exists.
+        """Return True if the chain exists.
 
         Raises:
             IOFailureError: (5) The kernel refused to answer (EPERM: no CAP_NET_ADMIN).
@@ -233,7 +233,7 @@ class NftTable(NamedTuple):
 
         Args:
             chain: Name of the chain; empty means all chains.
-            wanted: Function that tells if a rule is.
+            wanted: Function that returns True for the rule to find.
             words: As for :meth:`list_rules`.
 
         Raises:
@@ -438,7 +438,7 @@ class NftTable(NamedTuple):
             wanted: Its attributes.
             words: If given, only objects that contain one of these are read.
             read: Function that reads an object's attributes; it returns None for one that is not wanted.
-            enough: Function that tells of those that are wanted, after each, if no more are needed.
+            enough: Function that is called after each wanted object, with all so far; True if no more are needed.
         """
         needles = [word.encode(errors="surrogateescape") for word in words]
         try:

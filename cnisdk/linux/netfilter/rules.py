@@ -17,7 +17,8 @@ without ``nft`` where this module knows the bytes of the rules, and the table is
 Reading and deleting start no program, since they use netlink. The legacy variant of iptables is the exception: only a
 program can read it.
 
-What an earlier ADD left goes in the same transaction, or after it: at no moment is an attachment without its rules.
+Rules that an earlier ADD left are deleted in the same transaction, or after it: an attachment is never without its
+rules.
 
 Other processes change the same tables meanwhile. A deletion is one transaction, which the kernel refuses if a rule in
 it is gone; then this module looks again. Killed between two transactions, an ADD leaves rules with its mark, which DEL
@@ -130,7 +131,7 @@ class Wanted(NamedTuple):
     expressions: tuple[bytes, ...] = ()
 
     def is_like(self, rule: Rule, chain: str) -> bool:
-        """Return whether a rule of the kernel is this rule. `chain` is the own chain."""
+        """Return True if a rule of the kernel is this rule. `chain` is the own chain."""
         return rule.matches == self.matches and rule.verdict == self.verdict.format(chain=chain)
 
 
@@ -141,7 +142,7 @@ class Part(NamedTuple):
     wanted: tuple[Wanted, ...]
 
 
-# --- whose ------------------------------------------------------------------------------------------------------------
+# --- owners -----------------------------------------------------------------------------------------------------------
 
 
 def mark(owner: Attachment, limit: int = nft.COMMENT_MAX) -> str:
@@ -155,25 +156,25 @@ def _network_key(network: str) -> str:
 
 
 def key(owner: Attachment) -> str:
-    """Return what each mark of an attachment begins with: two hashes."""
+    """Return the beginning of each mark of an attachment: the hash of its network, and that of its other names."""
     # Neither an interface's name nor a container's id can have a colon.
     return _network_key(owner.network) + short_hash(f"{owner.ifname}:{owner.container_id}", digits=16)
 
 
 def is_of(rule: Rule, owner: Attachment) -> bool:
-    """Return whether a rule has the mark of an attachment. Marks are cut to a length, but their hashes come first."""
+    """Return True if a rule has the mark of an attachment. Marks are cut to a length, but their hashes come first."""
     return rule.comment.startswith(f"{key(owner)},")
 
 
 def is_marked(rule: Rule) -> bool:
-    """Return whether a rule has the mark of any attachment."""
+    """Return True if a rule has the mark of any attachment."""
     key, _, _ = rule.comment.partition(", net: ")
     network, _, rest = key.partition("-")
     return len(network) == len(rest) == 16 and {*network, *rest} <= {*"0123456789abcdef"}
 
 
 def has_rule_of(table: Table, chain: str, owner: Attachment) -> bool:
-    """Return whether a chain has a rule with the mark of an attachment."""
+    """Return True if a chain has a rule with the mark of an attachment."""
     return any(is_of(rule, owner) for rule in table.list_rules(chain, key(owner)))
 
 
@@ -207,7 +208,7 @@ def _list_owned(layout: Layout, table: Table, owner: Attachment) -> _Owned:
 
 
 def apply(owner: Attachment, parts: Iterable[Part]) -> None:
-    """Make all rules that an attachment wants, in the place of those that an earlier ADD of it left in these layouts.
+    """Make all rules that an attachment wants, in place of those that an earlier ADD of it left in these layouts.
 
     Raises:
         IOFailureError: (5) The kernel, ``nft`` or ``iptables-restore`` refused.
@@ -378,7 +379,7 @@ def repair(owner: Attachment, parts: Iterable[Part]) -> bool:
     """Make the rules of the parts that :func:`check` would refuse. The others are not touched.
 
     Returns:
-        Whether there were any.
+        True if there were any.
 
     Raises:
         CNIError: As :func:`apply` does.
@@ -521,7 +522,7 @@ def keep_found(tables: Iterable[Table], look: Callable[[Table], tuple[Collection
 
 
 def put_back(tables: Iterable[Table], look: Callable[[Table], tuple[Collection[str], list[Rule]]], kept: Kept) -> None:
-    """Make kept rules again, in the place of the chains and rules that `look` finds by now.
+    """Restore kept rules, and delete the chains and rules that `look` finds now: one transaction for each table.
 
     Raises:
         IOFailureError: (5) The kernel refused.

@@ -62,7 +62,7 @@ class Shape(NamedTuple):
     compared: bytes = b""
 
     def is_like(self, rule: Rule) -> bool:
-        """Return whether a rule of the kernel has these parts."""
+        """Return True if a rule of the kernel has these parts."""
         matches = rule.matches
         return (
             rule.verdict == self.verdict

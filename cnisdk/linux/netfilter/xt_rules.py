@@ -82,18 +82,21 @@ class IptablesRule(NamedTuple):
 
 
 def accept_replies(address: IPAddress) -> tuple[bytes, ...]:
-    """Return ``-d ADDRESS -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT``."""
+    """Return the expressions of ``-d ADDRESS -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT``."""
     states = _match("conntrack", 3, _CONNTRACK.pack(_CONNTRACK_STATE, 0, _RELATED_OR_ESTABLISHED))
     return (*compare_address(DESTINATION, address), states, counter(), verdict(ACCEPT))
 
 
 def accept_source(address: IPAddress) -> tuple[bytes, ...]:
-    """Return ``-s ADDRESS -j ACCEPT``."""
+    """Return the expressions of ``-s ADDRESS -j ACCEPT``."""
     return (*compare_address(SOURCE, address), counter(), verdict(ACCEPT))
 
 
 def note(address: IPAddress, interface: str, comment: str) -> tuple[bytes, ...]:
-    """Return ``-i INTERFACE -s ADDRESS -m comment --comment TEXT``, which does nothing; ``-i`` if there is a name."""
+    """Return the expressions of ``-i INTERFACE -s ADDRESS -m comment --comment TEXT``, a rule without effect.
+
+    An empty interface leaves ``-i`` out.
+    """
     return (
         *(compare_meta(META_IIFNAME, _name(interface)) if interface else ()),
         *compare_address(SOURCE, address),
@@ -103,14 +106,22 @@ def note(address: IPAddress, interface: str, comment: str) -> tuple[bytes, ...]:
 
 
 def mark_connection(bit: int, comment: str) -> tuple[bytes, ...]:
-    """Return ``-m comment --comment TEXT -j CONNMARK --set-xmark BIT/BIT``."""
+    """Return the expressions of ``-m comment --comment TEXT -j CONNMARK --set-xmark BIT/BIT``."""
     return (_comment(comment), counter(), _xt("target", "CONNMARK", 2, _CONNMARK.pack(bit, bit, 0xFFFFFFFF)))
 
 
 def to_port(
     protocol: int, port: int, destination: IPAddress | None, source: IPNetwork | None, action: bytes
 ) -> tuple[bytes, ...]:
-    """Return ``-p PROTOCOL -s SOURCE -d DESTINATION --dport PORT``, and an action: :func:`jump`, :func:`translate`."""
+    """Return the expressions of ``-p PROTOCOL -s SOURCE -d DESTINATION --dport PORT``, and an action.
+
+    Args:
+        protocol: Number of the protocol.
+        port: Destination port.
+        destination: Destination address; None means any.
+        source: Source network; None means any.
+        action: Result of :func:`jump` or :func:`translate`.
+    """
     name = _MATCHES[protocol]
     if name == "sctp":
         info = _SCTP.pack(port, port, 0, 0, 0, _NO_FLAGS, 0, _SCTP_DESTINATION, 0)
@@ -127,13 +138,13 @@ def to_port(
 
 
 def to_ports(protocol: int, ports: Sequence[int], comment: str, action: bytes) -> tuple[bytes, ...]:
-    """Return ``-p PROTOCOL -m comment --comment TEXT -m multiport --destination-ports PORTS``, and an action.
+    """Return the expressions of ``-p PROTOCOL -m comment --comment TEXT -m multiport --destination-ports PORTS``.
 
     Args:
         protocol: Number of the protocol.
         ports: The ports, at most 15.
         comment: The comment.
-        action: What is done: see :func:`jump`.
+        action: Result of :func:`jump`, the last expression.
     """
     numbers = (_MULTIPORT_DESTINATION, len(ports), *ports, *[0] * (15 - len(ports)), 0)
     multiport = _match("multiport", 1, _MULTIPORT.pack(*numbers))
@@ -141,12 +152,12 @@ def to_ports(protocol: int, ports: Sequence[int], comment: str, action: bytes) -
 
 
 def jump(chain: str) -> bytes:
-    """Return ``-j CHAIN``."""
+    """Return the expression of ``-j CHAIN``."""
     return verdict(JUMP, chain)
 
 
 def translate(address: IPAddress, port: int) -> bytes:
-    """Return ``-j DNAT --to-destination ADDRESS:PORT``."""
+    """Return the expression of ``-j DNAT --to-destination ADDRESS:PORT``."""
     where, number = address.packed.ljust(16, b"\0"), port.to_bytes(2, "big")
     return _xt("target", "DNAT", 2, _RANGE.pack(_MAP_ADDRESS_AND_PORT, where, where, number, number))
 
@@ -158,7 +169,7 @@ def add(table: NftTable, added: Iterable[IptablesRule], chain: str = "", *, agai
         table: The table.
         added: The rules.
         chain: Name of a chain to make first; empty for none.
-        again: The chain is there: its rules go first.
+        again: If true, the chain exists already, and its rules are deleted first.
 
     Returns:
         False if the kernel refused, such as for a chain that is not there, or one to make that is.
