@@ -1,4 +1,4 @@
-"""Tell whether a directory can belong to this machine alone.
+"""Find out if a directory can belong to this machine alone.
 
 A lease of an earlier boot is dead only if that boot was one of this machine. ``/etc/machine-id`` does not prove that:
 machines made of one image may have the same one. The kind of file system does: only one kernel at a time can have a
@@ -23,7 +23,7 @@ _PART = 1 << 16
 
 
 def is_exclusive(directory: int, proc: str = "/proc/self") -> bool:
-    """Return whether no other machine can have this directory mounted; false also when that cannot be found out.
+    """Return True if no other machine can have this directory mounted; False also if that cannot be found out.
 
     Args:
         directory: A descriptor of it.

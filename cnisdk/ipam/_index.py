@@ -260,7 +260,7 @@ class Index(View):
     # --- trust --------------------------------------------------------------------------------------------------------
 
     def is_current(self) -> bool:
-        """Return whether the index exists and describes the directory as it is."""
+        """Return True if the index exists and describes the directory as it is."""
         try:
             self._files.enter()
             fd = self._files.open(_STAMP)

@@ -57,7 +57,7 @@ class _Wait:
             self._done.set()
 
     def wait(self, timeout: float, signals: HeldBack) -> bool:
-        """Wait, and return whether this process has the lock. If not, or if this raises, it closes the descriptor."""
+        """Wait, and return True if this process has the lock. If not, or if this raises, it closes the descriptor."""
         self._thread.start()  # it lets no signal in, either
         try:
             try:
@@ -89,7 +89,7 @@ class _Wait:
 
 @contextmanager
 def locked(path: str, timeout: float) -> Iterator[None]:
-    """Have the lock of a directory, which is made if there is none. Signals end the block as they end any other.
+    """Hold the lock of a directory. Make the directory if there is none. Signals end the block as they end any other.
 
     Args:
         path: The directory.

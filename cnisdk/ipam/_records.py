@@ -54,7 +54,7 @@ class Boot(NamedTuple):
         return f"{self.boot_id.replace('-', '')}.{machine_id}".encode() if self.boot_id else b""
 
     def is_later_than(self, mark: bytes) -> bool:
-        """Return whether a mark is certainly of an earlier boot of this machine."""
+        """Return True if a mark is certainly of an earlier boot of this machine."""
         boot_id, _, machine_id = mark.partition(b".")
         our_boot, _, our_machine = self.mark.partition(b".")
         return (
@@ -132,7 +132,7 @@ def content(owner: Owner) -> bytes:
 
 
 def is_proper(owner: Owner) -> bool:
-    """Return whether a lease that names this owner is read back as this owner's."""
+    """Return True if a lease that names this owner is read back as this owner's."""
     ifname = owner.ifname.encode(errors="surrogateescape")
     return _is_name(owner.container_id.encode(errors="surrogateescape")) and _is_ifname(ifname)
 
@@ -142,7 +142,7 @@ def _is_name(data: bytes) -> bool:
 
 
 def _is_ifname(data: bytes) -> bool:
-    """Return whether the bytes are an interface name; no bytes, for no interface, are fine too."""
+    """Return True if the bytes are an interface name; no bytes, for no interface, are fine too."""
     return len(data) <= _IFNAME_MAX and data == data.translate(None, _NOT_IN_IFNAMES)
 
 

@@ -2,8 +2,8 @@
 
 The node that had an address lets it rest, before it hands it out again or gives it back to the cluster. So the clocks
 of two nodes are never compared, and etcd is not asked. Time is that of ``CLOCK_BOOTTIME``, which no administrator and
-no NTP daemon sets. What rested when the machine went down begins its rest anew: how long it was off, no such clock
-tells.
+no NTP daemon sets. No such clock tells how long a machine was off, so after a boot the rest of each address begins
+again.
 
 Noting an address comes before its release, so that a process killed in between leaves only an address that is leased
 and noted. A lock of its own keeps a DEL from waiting for a process that waits for etcd.

@@ -1,4 +1,4 @@
-"""The addresses of a network that a node has, as a file of it notes them: ``share.json``."""
+"""Share of a network's addresses that a node has, and the file in which the node keeps it: ``share.json``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Share(NamedTuple):
 
     Attributes:
         member: Revision of the node's key in etcd when it joined; 0 before.
-        blocks: Its blocks, as etcd had them when this node last changed them. Less of them may be lent by now.
+        blocks: Its blocks, as etcd had them when this node last changed them. Fewer addresses may be lent by now.
         borrowed: Addresses that are lent to it, each with the pod for which it is kept, or an empty text.
         returning: Borrowed addresses that are no longer its own, and etcd does not know yet; each with its pod.
         leaving: Blocks that are no longer its own, and etcd does not know yet.
@@ -59,7 +59,7 @@ class Share(NamedTuple):
         return (mine, self.borrowed) == (theirs, other.borrowed)
 
     def holds(self, address: IPAddress, pod: str = "") -> bool:
-        """Return whether this node may hand out an address, to this pod or, without one, to any."""
+        """Return True if this node may hand out an address, to this pod or, without one, to any."""
         spans = self._spans(address.version, pod)
         return any(span.first <= int(address) <= span.last for span in spans)
 
@@ -119,7 +119,7 @@ class ShareFile:
 
     @contextmanager
     def look(self) -> Iterator[tuple[Share, Callable[[], bool]]]:
-        """Read the share. Yield it, with a function that tells if it is in the file still, until the end of the block.
+        """Read the share. Yield it, and a function that returns True as long as the file is unchanged.
 
         Raises:
             IOFailureError: (5) It cannot be read.

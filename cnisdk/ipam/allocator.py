@@ -59,15 +59,30 @@ class Allocator(ABC):
 
     @abstractmethod
     def release(self, owner: Owner) -> tuple[Lease, ...]:
-        """Delete the leases of an attachment, and return them. It is fine when there are none."""
+        """Delete the leases of an attachment, and return them. It is fine when there are none.
+
+        Raises:
+            TryAgainLaterError: (11) Other processes kept the store busy until the timeout.
+            IOFailureError: (5) The store cannot be read or written.
+        """
 
     @abstractmethod
     def find(self, owner: Owner) -> tuple[IPAddress, ...]:
-        """Return the addresses of an attachment, in ascending order, IPv4 first."""
+        """Return the addresses of an attachment, in ascending order, IPv4 first.
+
+        Raises:
+            TryAgainLaterError: (11) Other processes kept the store busy until the timeout.
+            IOFailureError: (5) The store cannot be read.
+        """
 
     @abstractmethod
     def retain(self, owners: Collection[Owner]) -> tuple[Lease, ...]:
-        """Delete the leases that none of these owners holds, and return them."""
+        """Delete the leases that none of these owners holds, and return them.
+
+        Raises:
+            TryAgainLaterError: (11) Other processes kept the store busy until the timeout.
+            IOFailureError: (5) The store cannot be read or written.
+        """
 
     @abstractmethod
     def check_capacity(self) -> None:
@@ -79,7 +94,9 @@ class Allocator(ABC):
 
 
 class RoundRobin(Allocator):
-    """One address of each range set, each after the one handed out last, so that addresses rest before they return.
+    """Policy of the reference: from each range set, the next free address after the one handed out last.
+
+    So a released address is not handed out again at once.
 
     Args:
         store: The store of the leases.
@@ -125,7 +142,8 @@ class RoundRobin(Allocator):
             noted.clear()  # it may run again
             held = find_held(transaction, owner)
             configs = tuple(
-                self._one(transaction, owner, index, held, choice.get(index)) for index in range(len(self._pools))
+                self._reserve_one(transaction, owner, index, held, choice.get(index))
+                for index in range(len(self._pools))
             )
             noted.extend(Lease(ip.address.ip, owner) for ip in configs if ip.address.ip not in held)
             return configs
@@ -157,7 +175,7 @@ class RoundRobin(Allocator):
             )
         return choice
 
-    def _one(
+    def _reserve_one(
         self,
         transaction: Transaction,
         owner: Owner,
@@ -255,7 +273,7 @@ def release(store: Store, owner: Owner, *, timeout: float = LOCK_TIMEOUT) -> tup
 
 
 def release_exactly(store: Store, leases: Sequence[Lease], *, timeout: float = LOCK_TIMEOUT) -> None:
-    """Delete these leases, those that still have their owner: the inverse of an allocation."""
+    """Delete those of these leases that still have their owner. It is the inverse of an allocation."""
     if not leases:
         return
 

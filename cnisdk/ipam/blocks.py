@@ -1,8 +1,8 @@
 """Addresses for a cluster: a node allocates from blocks of its own, without asking any other node.
 
-:mod:`.blocktable` says how the blocks lie in etcd, :mod:`.holdings` what a node notes of them. The leases are in a
-store of the node. So an ADD in the usual case reads two files. Etcd is asked when a node needs more: it extends a block
-of its own, or claims another, or borrows single addresses. A node that is cut off goes on with what it has.
+:mod:`.blocktable` has the format of the blocks in etcd, :mod:`.holdings` the node's own record of them. The leases are
+in a store of the node. So an ADD in the usual case reads two files. Etcd is asked when a node needs more: it extends a
+block of its own, or claims another, or borrows single addresses. A node that is cut off goes on with what it has.
 
 Resting addresses (:mod:`._resting`) do not make a node claim a block: while some rest, it borrows single addresses, and
 gives each back when its lease has gone and it has rested too.
@@ -273,7 +273,7 @@ class BlockAllocator(Allocator):
         return range_set is None or any(map(range_set.holds, requested))
 
     def _keep(self, share: Share, pod: str, lacking: Sequence[RangeSet]) -> list[IPAddress]:
-        """Have an address of each of these range sets lent to this node for a pod: all or none."""
+        """Lend an address of each of these range sets to this node for a pod: all or none."""
         from .sticky import StickyAddresses  # few networks keep addresses
 
         sticky = StickyAddresses(self._cluster.table)

@@ -102,11 +102,11 @@ class Block:
         return not (self.node or self.lent or self.kept)
 
     def holds(self, address: IPAddress) -> bool:
-        """Return whether an address lies in it."""
+        """Return True if an address lies in it."""
         return address.version == self.first.version and 0 <= int(address) - int(self.first) < self.size
 
     def can_lend(self, address: IPAddress, pod: str = "") -> bool:
-        """Return whether an address of it is neither its owner's, nor lent, nor kept for another pod."""
+        """Return True if an address of it is neither its owner's, nor lent, nor kept for another pod."""
         if address in self.lent:
             return False
         if address in self.kept:
@@ -124,7 +124,7 @@ class Block:
         return None
 
     def has_more(self, spans: Iterable[Span]) -> bool:
-        """Return whether it has addresses of these spans that its owner does not hand out yet."""
+        """Return True if it has addresses of these spans that its owner does not hand out yet."""
         return any(each.last >= int(self.first) + self.local and each.first <= self.span.last for each in spans)
 
     def list_local(self, spans: Iterable[Span]) -> Iterator[IPAddress]:

@@ -1,7 +1,7 @@
-"""A node's way to the addresses of a cluster: it claims blocks, extends them, borrows single addresses, gives back.
+"""Blocks of a cluster's addresses as a node changes them: claim, extend, borrow single addresses, give back.
 
-:mod:`.blocktable` says how blocks lie in etcd. Nodes that start together do not want the same block: each looks from a
-place of its own on. In the usual case a claim is one request, and an extension two.
+:mod:`.blocktable` has the format of blocks in etcd. So that nodes which start together do not want the same block, each
+begins its search at a place derived from its name. In the usual case a claim is one request, and an extension two.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Cluster:
         return self.table.change(block.first, change)
 
     def borrow(self, address: IPAddress) -> Block | None:
-        """Have one address lent to this node; None if another node or a pod has it."""
+        """Borrow one address for this node, and return its block; None if another node or a pod has it."""
 
         def change(now: Block) -> Block | None:
             if now.lent.get(address) == self.node and address not in now.kept:
@@ -86,7 +86,7 @@ class Cluster:
         return self.table.change(self.table.start_of(address), change)
 
     def borrow_any(self, spans: Sequence[Span], make: Callable[[int], IPAddress]) -> IPAddress | None:
-        """Have any address of these spans lent to this node, out of blocks that other nodes use."""
+        """Borrow any address of these spans, out of blocks that other nodes use; None if there is none."""
         for span in spans:
             for block in self.scan(make(span.first), make(span.last)):
                 if block.find_lendable([span]) is None:
@@ -98,7 +98,7 @@ class Cluster:
         return None
 
     def borrow_unclaimed(self, spans: Sequence[Span], make: Callable[[int], IPAddress]) -> IPAddress | None:
-        """Have an address of a block without a key lent to this node, and do not claim the block."""
+        """Borrow an address of a block without a key, and do not claim the block; None if there is none."""
         for span in spans:
             nth, total = self._number(make(span.first), make(span.last))
             at = self._find_unused(nth, 0, total)
@@ -116,7 +116,7 @@ class Cluster:
             yield from self.blocks(first, start - 1)
 
     def _borrow_of(self, first: IPAddress, span: Span) -> IPAddress | None:
-        """Have one address of a block lent, whichever is free when its turn has come."""
+        """Borrow any address of a block that is free at the time of the transaction."""
         chosen: IPAddress | None = None
 
         def change(now: Block) -> Block | None:
@@ -176,9 +176,9 @@ class Cluster:
             self.table.change(first, self._unclaimed)
 
     def release_node(self, node: str, revision: int = 0) -> tuple[Block, ...]:
-        """Take all addresses from a node that is gone for good, and its name. Return the blocks that they were in.
+        """Delete the key of a node that is gone for good, and take its addresses back. Return the blocks they were in.
 
-        The name goes first: whatever the node still sends changes nothing from then on. But while it is cut off, it
+        The key is deleted first: from then on, no request of the node changes anything. But a node that is only cut off
         goes on to hand out addresses. Only its operator can know that it is gone.
 
         Args:

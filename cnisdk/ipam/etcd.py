@@ -1,6 +1,6 @@
 """Leases of one network in etcd, for all nodes of a cluster: compare and swap, without a lock that a process holds.
 
-A view is a look at one revision: its first read takes the newest, the others read the same. A commit is one
+A view shows one revision: its first read takes the newest, the others read the same one. A commit is one
 transaction. etcd carries it out only if none of the keys it depends on has changed since that revision. So a process
 that is killed at any moment leaves all of a commit or nothing, and no process has to be elected.
 

@@ -40,9 +40,9 @@ _TOKEN_STALE = ("invalid auth token", "revision of auth store is old")
 _HOST = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
 _IPV6 = "abcdefABCDEF0123456789.:"
 
-# Answers that another endpoint, or the same one a moment later, may not give: gRPC's codes DEADLINE_EXCEEDED,
-# RESOURCE_EXHAUSTED ("too many requests"), INTERNAL and UNAVAILABLE ("leader changed", "no leader").
-_PASSING = {4, 8, 13, 14}
+# Codes of gRPC for temporary errors, after which another endpoint is tried: DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED ("too
+# many requests"), INTERNAL and UNAVAILABLE ("leader changed", "no leader").
+_TEMPORARY = {4, 8, 13, 14}
 
 
 class CompactedError(Exception):
@@ -280,7 +280,7 @@ class EtcdClient:
                 if self._token and not renewed and any(each in error for each in _TOKEN_STALE):
                     self._token, renewed = "", True
                     continue
-                if answer.get("code") not in _PASSING and status not in (502, 503, 504):
+                if answer.get("code") not in _TEMPORARY and status not in (502, 503, 504):
                     raise IOFailureError(f"etcd refused a request: {error}", details=said)
                 lost = True
                 self._next()
@@ -307,7 +307,7 @@ class EtcdClient:
         status, answer = self._send("auth/authenticate", {"name": self._conf.username, "password": password}, patience)
         if status != 200:
             error = answer.get("message") or answer.get("error") or status
-            if answer.get("code") in _PASSING:
+            if answer.get("code") in _TEMPORARY:
                 raise ConnectionError(error)
             raise IOFailureError(
                 f"etcd refused the user {self._conf.username}: {error}",

@@ -451,7 +451,7 @@ def find_dangling(path: str) -> str | None:
 
 
 def _is_never_found(path: str) -> bool:
-    """Return whether making a directory at this path fails each time.
+    """Return True if making a directory at this path fails each time.
 
     Otherwise it failed because another process had just deleted the directory above.
     """
@@ -470,7 +470,7 @@ def _is_never_found(path: str) -> bool:
 
 
 def _is_at(directory: int, path: str) -> bool:
-    """Return whether a path still leads to an open directory."""
+    """Return True if a path still leads to an open directory."""
     try:
         return os.path.samestat(os.fstat(directory), os.stat(path))
     except FileNotFoundError:
@@ -487,13 +487,13 @@ def _missing(path: str) -> list[str]:
 
 
 def _has_lease(directory: int) -> bool:
-    """Return whether there is a lease. In a directory with many, one is among the first names."""
+    """Return True if there is a lease. In a directory with many, one is among the first names."""
     with os.scandir(directory) as entries:
         return any(parse_name(entry.name) is not None for entry in entries)
 
 
 def _unlink(directory: int, name: str) -> bool:
-    """Delete a file, and return whether it is gone."""
+    """Delete a file, and return True if it is gone."""
     try:
         os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
@@ -550,7 +550,7 @@ def _publish(directory: int, file: _File) -> None:
 
 
 def _is_published(directory: int, file: _File) -> bool:
-    """Return whether the name leads to this very file, and not to one of another process."""
+    """Return True if the name leads to this very file, and not to one of another process."""
     if file.exists:
         return False
     if file.fd >= 0:

@@ -130,7 +130,12 @@ class Holdings:
         return self._file.look()
 
     def change(self, change: Callable[[Share], Share]) -> Share:
-        """Change the file, and return what is in it then."""
+        """Change the file, and return what is in it then.
+
+        Raises:
+            TryAgainLaterError: (11) Other processes kept the file locked.
+            IOFailureError: (5) The file cannot be read or written.
+        """
         with self._locked():
             before = self._file.read()
             after = change(before)

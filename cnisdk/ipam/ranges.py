@@ -50,11 +50,11 @@ class Range(NamedTuple):
         return self.subnet.version
 
     def holds(self, address: IPAddress) -> bool:
-        """Return whether the address lies between the ends."""
+        """Return True if the address lies between the ends."""
         return address.version == self.version and int(self.first) <= int(address) <= int(self.last)
 
     def overlaps(self, other: Range) -> bool:
-        """Return whether an address lies between the ends of both."""
+        """Return True if an address lies between the ends of both."""
         return (
             self.version == other.version and int(self.first) <= int(other.last) and int(other.first) <= int(self.last)
         )
@@ -84,11 +84,11 @@ class RangeSet(NamedTuple):
         return next((each for each in self.ranges if each.holds(address)), None)
 
     def holds(self, address: IPAddress) -> bool:
-        """Return whether the address lies in one of the ranges."""
+        """Return True if the address lies in one of the ranges."""
         return self.find(address) is not None
 
     def overlaps(self, other: RangeSet) -> bool:
-        """Return whether a range of one overlaps a range of the other."""
+        """Return True if a range of one overlaps a range of the other."""
         return any(mine.overlaps(theirs) for mine in self.ranges for theirs in other.ranges)
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ class Pool(NamedTuple):
             yield Span(first, last)
 
     def allows(self, part: Range, address: IPAddress) -> bool:
-        """Return whether an address of a range is neither forbidden nor excluded."""
+        """Return True if an address of a range is neither forbidden nor excluded."""
         return any(self.spans(part, int(address), int(address)))
 
     def from_cursor(self, cursor: IPAddress | None) -> Iterator[Span]:
@@ -256,7 +256,7 @@ def parse_range(
         path: Where in the configuration the range stands, for messages.
 
     Raises:
-        InvalidConfigError: (7) One of them is not what it should be.
+        InvalidConfigError: (7) A text is not an address or network, or lies outside of the subnet.
     """
     network = parse_subnet(subnet, f"{path}.subnet")
     base = network.network_address
@@ -298,7 +298,7 @@ def _merged(spans: Iterable[Span]) -> tuple[Span, ...]:
 
 
 def make_range_set(ranges: Sequence[Range], index: int, path: str) -> RangeSet:
-    """Put alternatives together.
+    """Make a range set of alternatives.
 
     Args:
         ranges: The alternatives.

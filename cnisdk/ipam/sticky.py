@@ -47,7 +47,11 @@ class StickyAddresses:
         self._root = f"{table.root}pod/"
 
     def look_up(self, pod: str) -> KeptAddresses:
-        """Return the addresses that are kept for a pod."""
+        """Return the addresses that are kept for a pod.
+
+        Raises:
+            IOFailureError: (5) Etcd does not answer.
+        """
         entries = self._table.look(f"{self._root}{pod}")
         return KeptAddresses(_addresses_of(entries[0]), entries[0].revision) if entries else KeptAddresses()
 
@@ -57,7 +61,7 @@ class StickyAddresses:
         return {entry.key.removeprefix(self._root): _addresses_of(entry) for entry in entries}
 
     def lend(self, pod: str, addresses: Iterable[IPAddress], seen: KeptAddresses) -> bool:
-        """Have addresses lent to this node for a pod, all or none, and keep those for it that are not kept yet.
+        """Lend addresses to this node for a pod, all or none, and keep them for the pod.
 
         Those that this node hands out without asking must have been set aside before: :meth:`.Holdings.set_aside`.
 
