@@ -1,4 +1,4 @@
-"""Attach containers to networks, as a container runtime does (spec §1 and §3): what libcni is to Go programs."""
+"""Attach containers to networks, as a container runtime does (spec §1 and §3): the counterpart of Go's libcni."""
 
 from .._lazy import exports
 from .._light import TYPE_CHECKING

@@ -81,7 +81,7 @@ class _Document:
     result: Mapping[str, Any] | None = None
 
     def find_mismatch(self) -> Mismatch | None:
-        """Find a value that no entry has; None if there is none."""
+        """Find a value that is not valid in an entry; None if there is none."""
         if self.kind != _KIND:
             return Mismatch(self.kind, f'"{_KIND}"', ("kind",))
         names = {"containerId": self.container_id, "ifName": self.if_name, "networkName": self.network_name}
@@ -181,7 +181,7 @@ class Cache:
             raise IOFailureError(f"cannot write cached result {path}: {cause_of(exc)}") from exc
 
     def exists(self, attachment: Attachment) -> bool:
-        """Return whether there is an entry, readable or not."""
+        """Return True if there is an entry, readable or not."""
         return os.path.lexists(self.path(attachment))
 
     def find(self, attachment: Attachment) -> CachedAttachment | None:
@@ -208,7 +208,7 @@ class Cache:
         return entry
 
     def stamp(self, attachment: Attachment) -> tuple[int, int] | None:
-        """Return what tells the file of an entry from a later one of its name; None if there is none."""
+        """Return inode and change time (ns) of an entry's file, which a later file at its path has not; or None."""
         try:
             about = os.lstat(self.path(attachment))
         except OSError:

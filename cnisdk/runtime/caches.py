@@ -86,7 +86,7 @@ class Unreadable(NamedTuple):
     stamp: tuple[int, int] = (0, 0)
 
     def may_be_of(self, attachment: Attachment) -> bool:
-        """Return whether the name of the file could be that of this attachment's cached result."""
+        """Return True if the name of the file could be that of this attachment's cached result."""
         name = os.path.basename(self.path)
         if attachment.ifname:
             return name == "-".join(attachment)
@@ -218,7 +218,7 @@ def read_file(path: str) -> Remembered | Unreadable | None:
 
 
 def was_replaced(found: Remembered | Unreadable) -> bool:
-    """Return whether another file has the name of one that was read: a runtime has written a result since."""
+    """Return True if another file has the name of one that was read: a runtime has written a result since."""
     try:
         about = os.stat(found.path)
     except OSError:
@@ -227,7 +227,7 @@ def was_replaced(found: Remembered | Unreadable) -> bool:
 
 
 def forget(found: Remembered | Unreadable) -> bool:
-    """Remove a file if it is still the very one that was read, and return whether it was.
+    """Remove a file if it is still the very one that was read, and return True if it was.
 
     Raises:
         OSError: It cannot be removed.

@@ -12,7 +12,7 @@ from ..linux.links.veth import host_names
 from ..spec.addresses import IPAddress
 from ..spec.names import Attachment, network_tag_prefixes
 
-# Seconds by which the clock may have been set, and a file still be told to be older than this boot.
+# Seconds by which the clock may have been set since the boot. A file that is older than the boot by less is not judged.
 _CLOCK_MARGIN = 60.0
 
 
@@ -117,7 +117,7 @@ class Survey:
             self._macs.pop(mac, None)
 
     def is_before_boot(self, written: float) -> bool:
-        """Return whether a time lies before this boot, by more than the clock may have been set meanwhile."""
+        """Return True if a time lies before this boot, by more than the clock may have been set meanwhile."""
         return 0 < written < self.booted - _CLOCK_MARGIN
 
     def find_link(self, attachment: Attachment) -> str | None:
@@ -143,7 +143,7 @@ class Survey:
         return tuple(pairs), tuple(alias for alias in self._by_alias if alias.startswith(hashed))
 
     def has_veth(self, name: str, mac: str) -> bool:
-        """Return whether the host has a veth of this name and hardware address; if so, its peer's namespace lives."""
+        """Return True if the host has a veth of this name and hardware address; if so, its peer's namespace lives."""
         return (name, mac) in self._veths
 
     def find_address(self, address: IPAddress) -> str | None:

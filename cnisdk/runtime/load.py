@@ -140,7 +140,7 @@ def _read(path: str) -> bytes:
 
 
 def _mentions(path: str, name: str) -> bool:
-    """Return whether a file that cannot be read as JSON has the name of this network in it."""
+    """Return True if a file that cannot be read as JSON has the name of this network in it."""
     try:
         text = _read(path).decode(errors="replace")
     except CNIError:

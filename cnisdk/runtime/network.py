@@ -19,7 +19,7 @@ from ..spec.versions import ALL, SpecVersion
 
 @frozen(kw_only=True)
 class _PluginDocument:
-    """The keys of a plugin's configuration that the runtime reads. The others are the plugin's own business."""
+    """The keys of a plugin's configuration that the runtime reads. Only the plugin reads the others."""
 
     type: str
     capabilities: Mapping[str, bool] = field(factory=dict)
@@ -74,8 +74,8 @@ class Network(NamedTuple):
         Args:
             data: The text.
             path: Where it comes from, for messages.
-            single: Whether a document that has both ``type`` and ``plugins`` is a single plugin's, and one that has
-                neither is taken for a broken one. None means that it is a list.
+            single: If true, a document with both ``type`` and ``plugins`` is a single plugin's, and the error about one
+                with neither says that ``type`` is missing. Otherwise both count as lists.
 
         Raises:
             DecodingError: (6) Not JSON.

@@ -33,7 +33,7 @@ from .network import Network, NetworkPlugin
 DEFAULT_TIMEOUT = 120.0
 """Seconds one call of a plugin may take: as long as kubelet waits for a pod's sandbox."""
 
-# Seconds for a plugin that is stopped: it stops its own delegate first, which has some too.
+# Seconds that a plugin has to undo its work when it is stopped. Its delegate, which it stops first, has some of them.
 _GRACE = 8.0
 
 CNIArgs = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -456,7 +456,7 @@ class Runtime:
         return GCReport(tuple(deleted), tuple(asked), tuple(notes))
 
     def status(self, network: Network, *, deadline: float | None = None) -> tuple[str, ...]:
-        """Ask whether the network can take containers.
+        """Ask the plugins if the network can take containers (spec §2, STATUS).
 
         Args:
             network: The network.

@@ -258,7 +258,7 @@ def find_obstacle() -> str | None:
 
 
 def in_first_namespaces() -> bool:
-    """Return whether this process is in the mount and network namespaces in which the kernel started process 1.
+    """Return True if this process is in the mount and network namespaces in which the kernel started process 1.
 
     False also means that it is not known: before Linux 6.18 they have no fixed numbers.
     """
