@@ -224,7 +224,7 @@ def _set_schedule(pid: int) -> None:
 
 
 def _has_profiles() -> bool:
-    """Return whether AppArmor is in use. Where it is only compiled in, the file is there, and cannot be read."""
+    """Return True if AppArmor is in use. Where it is only compiled in, the file is there, and cannot be read."""
     try:
         with open("/proc/self/attr/apparmor/current", "rb") as file:
             return bool(file.read())
