@@ -1,7 +1,7 @@
 """Limits of traffic: a token bucket on a link, and a redirection of what comes in (tc-tbf(8), tc-mirred(8)).
 
-The kernel limits what a link sends. What a container sends comes in on its host link: it is redirected to an ``ifb``
-link, which sends it on, limited.
+The kernel limits what a link sends. Packets that a container sends come in on its host link. They are redirected to an
+``ifb`` link, which sends them on, limited.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def list_on(link: Link) -> list[LinkAddress]:
     """List the addresses of a link, in the kernel's order.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     with rtnetlink.connect(link.netns) as sock:
         return dump(sock, link.index)
@@ -63,7 +63,7 @@ def list_all(sock: Socket) -> list[LinkAddress]:
     """List the addresses of all links in a socket's namespace, in the kernel's order.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     answers = sock.dump(Message(rtnetlink.GETADDR, _FIXED.pack(0, 0, 0, 0, 0), "cannot list addresses"))
     return [each for each in map(parse, answers) if each is not None]

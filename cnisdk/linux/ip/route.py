@@ -24,7 +24,7 @@ _FIXED = struct.Struct("=8BI")
 _NEXT_HOP = struct.Struct("=HBBi")
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_CACHEINFO, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 8, 9, 12, 15, 18, 30
-# What the kernel derives from a next hop object (ip nexthop), and takes only without it.
+# Attributes that the kernel derives from a next hop object (ip nexthop). It refuses them together with RTA_NH_ID.
 _BY_NH_ID = frozenset({_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA})
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
 #: Routing tables (linux/rtnetlink.h, rt_class_t).
@@ -88,7 +88,7 @@ def list_all(netns: NetNS | None = None) -> list[KernelRoute]:
         netns: None means the calling thread's namespace.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     with rtnetlink.connect(netns) as sock:
         return dump(sock)
@@ -103,7 +103,7 @@ def find_default_link(netns: NetNS | None = None) -> link.Link | None:
         netns: None means the calling thread's namespace.
 
     Raises:
-        IOFailureError: (5) The kernel refused to tell.
+        IOFailureError: (5) The kernel refused the query.
     """
     for default in (IPv4Network("0.0.0.0/0"), IPv6Network("::/0")):
         with rtnetlink.connect(netns) as sock:

@@ -63,7 +63,7 @@ def list_all(netns: NetNS | None = None) -> list[PolicyRule]:
         netns: None means the calling thread's namespace.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     rules = []
     with rtnetlink.connect(netns) as sock:

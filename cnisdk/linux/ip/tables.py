@@ -25,7 +25,7 @@ def find_unused(netns: NetNS | None = None, first: int = 1) -> Iterator[int]:
         first: The lowest number to yield.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     used = {each.table for each in route.list_all(netns)} | {each.table for each in rule.list_all(netns)}
     used |= {int(kinds.options(each)["table"]) for each in link.list_all(netns) if each.kind == "vrf"}
@@ -43,7 +43,7 @@ def list_over(end: Link, number: int | None = TABLE_MAIN) -> list[KernelRoute]:
         number: The table; None means all but ``local``.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     by_message: dict[bytes, list[KernelRoute]] = {}
     for each in route.list_all(end.netns):

@@ -140,7 +140,7 @@ def list_vlans(port: Link) -> list[VLANEntry]:
     """List the VLANs a bridge port carries, by number; none on a kernel without VLAN filtering.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     return sorted(entry for index, entries in _dump_vlans(port.netns) if index == port.index for entry in entries)
 
@@ -193,7 +193,7 @@ def find_carriers(vlan: int, netns: NetNS | None = None) -> set[int]:
         Their indexes, and those of bridges that carry it themselves; none on a kernel without VLAN filtering.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     return {index for index, entries in _dump_vlans(netns) if any(entry.vid == vlan for entry in entries)}
 

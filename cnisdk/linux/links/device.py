@@ -19,7 +19,11 @@ _DEVICES = "/sys/devices/"
 
 
 def pci_path(address: str, json_path: str) -> str:
-    """Return where sysfs has a PCI device, such as ``0000:00:1f.6``.
+    """Return the path in sysfs of a PCI device, such as ``0000:00:1f.6``.
+
+    Args:
+        address: Address of the device.
+        json_path: Place of the address in the configuration, for the error.
 
     Raises:
         InvalidConfigError: (7) It is no address.
@@ -28,7 +32,11 @@ def pci_path(address: str, json_path: str) -> str:
 
 
 def auxiliary_path(name: str, json_path: str) -> str:
-    """Return where sysfs has a device of the auxiliary bus, such as ``mlx5_core.sf.4``.
+    """Return the path in sysfs of a device of the auxiliary bus, such as ``mlx5_core.sf.4``.
+
+    Args:
+        name: Name of the device.
+        json_path: Place of the name in the configuration, for the error.
 
     Raises:
         InvalidConfigError: (7) It is no name.
@@ -37,10 +45,14 @@ def auxiliary_path(name: str, json_path: str) -> str:
 
 
 def kernel_path(path: str, json_path: str) -> str:
-    """Return a path below ``/sys/devices/``.
+    """Return a path, if it is below ``/sys/devices/``.
+
+    Args:
+        path: The path.
+        json_path: Place of the path in the configuration, for the error.
 
     Raises:
-        InvalidConfigError: (7) It is none.
+        InvalidConfigError: (7) It is not below that directory.
     """
     if not path.startswith(_DEVICES) or ".." in path.split("/"):
         raise InvalidConfigError(

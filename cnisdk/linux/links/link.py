@@ -107,7 +107,7 @@ class Link(NamedTuple):
         parent_device: The device it belongs to, such as ``0000:00:1f.6`` on the PCI bus; empty for virtual links, and
             before Linux 5.14.
         permanent_mac: The hardware address it was made with; empty for virtual links, and before Linux 5.6.
-        data: What only its kind has, as :func:`cnisdk.linux.links.kinds.options` reads it; of a bridge nothing.
+        data: Attributes of its kind (IFLA_INFO_DATA), for :func:`cnisdk.linux.links.kinds.options`; empty for a bridge.
         netns: Where it is; None means the namespace of the thread that asked. Not closed by the link.
     """
 
@@ -231,7 +231,7 @@ class Link(NamedTuple):
     def move(self: _L, netns: NetNS, name: str = "") -> _L:
         """Move it to another namespace, where it is down and has no addresses.
 
-        Its alias goes with it. A link of that name there stands in the way: then nothing is moved.
+        It keeps its alias. If a link there has the name, nothing is moved.
 
         Args:
             netns: Where to.
@@ -312,7 +312,7 @@ class Link(NamedTuple):
         self._change(set_request(what, index=self.index, master=master.index if master else 0))
 
     def delete(self) -> bool:
-        """Delete it, by index; a veth's other end goes with it. Absence is fine.
+        """Delete it, by index; the kernel then deletes a veth's other end, too. Absence is fine.
 
         Returns:
             True if it was there.
@@ -368,7 +368,7 @@ def find(name: str, netns: NetNS | None = None) -> Link | None:
         The link, or None when there is none of that name.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     try:
         return get(name, netns)
@@ -381,7 +381,7 @@ def get(name: str, netns: NetNS | None = None) -> Link:
 
     Raises:
         LinkNotFoundError: (5) There is none.
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     return _look_up(netns, f"link {name}", name=name)
 
@@ -391,7 +391,7 @@ def get_by_index(index: int, netns: NetNS | None = None) -> Link:
 
     Raises:
         LinkNotFoundError: (5) There is none.
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     return _look_up(netns, f"link with index {index}", index=index)
 
@@ -407,7 +407,7 @@ def find_peer(end: Link, netns: NetNS | None = None) -> Link | None:
         The other end; None when it is elsewhere.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     if not end.link_index:
         return None
@@ -426,7 +426,7 @@ def list_all(netns: NetNS | None = None) -> list[Link]:
     """List the links of a namespace.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     with rtnetlink.connect(netns) as sock:
         return [parse(data, netns) for data in sock.dump(get_request(what="cannot list links"))]

@@ -118,7 +118,7 @@ def find(owner: Attachment, netns: NetNS | None = None) -> Link | None:
         netns: Where; None means the calling thread's namespace, where it is when it needs to be settled.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     body = messages.message(attribute(messages.IFLA_ALT_IFNAME, tag(owner).encode(), b"\0"))
     with rtnetlink.connect(netns) as sock:
@@ -159,7 +159,7 @@ def find_lent(
         The link; None when there is none.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     tagged = find(owner, netns)
     if tagged is not None:
@@ -185,7 +185,7 @@ def find_returned(device: str, mac: str) -> Link | None:
     link has that name, and with the hardware address of the result of ADD.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     if not device or not mac or link.find(device) is not None:
         return None

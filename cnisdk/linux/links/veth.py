@@ -151,7 +151,7 @@ def find_host_end(owner: Attachment) -> HostEnd | None:
     """Look up the host end of an attachment's veth in the calling thread's namespace; None when there is none.
 
     Raises:
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     with rtnetlink.connect() as sock:
         ends = _host_ends(sock, owner)
@@ -163,7 +163,7 @@ def get_host_end(owner: Attachment) -> HostEnd:
 
     Raises:
         LinkNotFoundError: (5) The attachment has none.
-        KernelError: (5) The kernel refused to tell.
+        KernelError: (5) The kernel refused the query.
     """
     end = find_host_end(owner)
     if end is None:

@@ -298,7 +298,7 @@ def apply(
         lines += [f"-A {_PRIVATE} {text}" for text in _texts(each)]
     chains = {_PRIVATE, admin, *_OWNERS, *(ingress_iptables.STAGES if ingress is not None else ())}
     with rules.alone(owner) as sign:
-        # What was there before goes afterwards: killed in between, an ADD leaves records of all that there is.
+        # Earlier rules are deleted afterwards: an ADD that is killed in between leaves records of all rules.
         before = {str(table): _list_records(table, owner) for table in tables(version, "filter")}
         undo(_put_back, owner, version, _keep(owner, version) if any(before.values()) else {})
         base_rules.commit(

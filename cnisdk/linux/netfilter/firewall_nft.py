@@ -16,7 +16,7 @@ ports, and the policy of its bridge. So DEL knows what to delete without being t
 element of an address or port has its owner's mark as comment, too. So the DEL of a container that is gone leaves alone
 the element that the next container with its address has taken over. If by mistake both live and the next one goes
 first, it gives the element back: an attachment that has taken over an element has a record of that, and its DEL looks
-for other records of the address. The elements of a bridge go with its last record.
+for other records of the address. The elements of a bridge are deleted with its last record.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sources of firewalld's zones: addresses whose traffic a zone decides about.
 
-firewalld is asked over D-Bus, as ``firewall-cmd`` does. What it is told here is gone when it restarts or reloads: its
-runtime configuration. A source names no owner, so the caller has to know whose it is.
+firewalld is asked over D-Bus, as ``firewall-cmd`` does. Changes are made in its runtime configuration, which it drops
+when it restarts or reloads. A source names no owner, so the caller has to know the owner.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _NAME = "org.fedoraproject.FirewallD1"
 # Seconds to wait for firewalld, which answers no request while it starts and reloads: the default of D-Bus' library.
 _TIMEOUT = 25.0
 
-# What the bus answers if there is no program of that name.
+# Errors of the bus if there is no program of that name.
 _NO_OWNER = ("org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner")
 
 # The bus does not run.

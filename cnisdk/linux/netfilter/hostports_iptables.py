@@ -168,7 +168,7 @@ def apply(
                     name = _own_name(owner)
                 _commit(owner, version, name, ports, options, listed, sign)
         if kept:
-            # What was there before goes afterwards: the ports are published all the time.
+            # Earlier rules are deleted afterwards, so that the ports stay published.
             rules.delete_earlier(tables(version, "nat"), look, table, name, {_ENTRY: len(group_ports(listed))})
         try:
             check_holders(owner, version, ports)

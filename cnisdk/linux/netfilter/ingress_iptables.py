@@ -4,8 +4,8 @@
 bridge with a policy to ``CNI-ISOLATION-STAGE-2``, which drops what enters another such bridge. For ``isolated``, stage
 1 also drops what stays on the bridge.
 
-The rules are a bridge's, and not an attachment's. Ours have a comment of their own, so that they can go with the last
-attachment that has a policy for the bridge. The reference never deletes its rules, and we leave them alone.
+The rules are a bridge's, and not an attachment's. Ours have a comment of their own, so that DEL of the last attachment
+with a policy for the bridge can delete them. The reference never deletes its rules, and we leave them alone.
 """
 
 from __future__ import annotations

@@ -238,9 +238,9 @@ def _delete_earlier(owner: Attachment, part: Part, current: Table, chain: str) -
 def alone(owner: Attachment) -> Iterator[int]:
     """Wait until no program changes the rules of an attachment; yield a descriptor that tells others to wait.
 
-    The program of an ADD that was killed runs on. Without waiting for it, DEL would find nothing, and the program would
-    make the rules afterwards. So the program inherits the descriptor: a socket with a name that exists once in the
-    network namespace, until the last process that has it closes it. After five seconds, this goes on without.
+    When an ADD is killed, its program runs on. If DEL did not wait, it would find nothing, and the program would make
+    the rules afterwards. So the program inherits the descriptor, an abstract socket. Its name exists once in the
+    network namespace, until the last process that has the socket ends. After five seconds, this waits no longer.
     """
     deadline = time.monotonic() + _PATIENCE
     with _sockets.Socket(_sockets.AF_UNIX, _sockets.SOCK_DGRAM | _sockets.SOCK_CLOEXEC) as sock:
@@ -256,7 +256,7 @@ def alone(owner: Attachment) -> Iterator[int]:
 
 
 def _add_at_once(owner: Attachment, part: Part) -> bool:
-    """Make the rules of a part without a program; return whether that could be done."""
+    """Make the rules of a part without a program, and return True; return False if that takes a program."""
     layout, table = part.layout, nft.NftTable(part.layout.family, part.layout.table)
     if not all(rule.expressions for rule in part.wanted):
         return False
@@ -337,7 +337,7 @@ def reserve(name: str) -> Iterator[bool]:
     """Keep other processes from making a chain of this name; yield false if one is about to.
 
     ``-N`` alone is not enough: where two run at once, iptables-nft 1.8.9 starts over, and takes the other's chain for
-    its own. An abstract socket exists once in a network namespace, as the chain does, and goes with its process.
+    its own. An abstract socket exists once in a network namespace, as the chain does, and ends with its process.
     """
     with _sockets.Socket(_sockets.AF_UNIX, _sockets.SOCK_DGRAM | _sockets.SOCK_CLOEXEC) as sock:
         try:

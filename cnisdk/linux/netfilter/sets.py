@@ -36,7 +36,7 @@ class Element(NamedTuple):
     Attributes:
         where: Name of the set or map.
         key: Its fields, one after the other: see :func:`concat`.
-        data: What a map has for the key, likewise.
+        data: Value of the key in a map, its fields likewise; empty in a set.
         comment: Its comment.
     """
 
@@ -114,7 +114,7 @@ def list_all(table: NftTable, where: str, endings: Collection[bytes] = ()) -> li
 
 
 class Change(NamedTuple):
-    """A transaction: everything in it happens, or nothing. What is deleted goes first.
+    """A transaction: everything in it happens, or nothing. Deletions come first.
 
     Attributes:
         deleted: Elements to delete.

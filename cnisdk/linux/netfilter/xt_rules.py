@@ -1,8 +1,8 @@
 """Rules of iptables based on nftables, added by netlink as ``iptables-restore`` adds them.
 
-Starting ``iptables-restore`` takes milliseconds, a transaction of netlink less than one. Few kinds of rules are made
-here, and the tests compare what the program says of them with what it says of its own. What the kernel refuses, the
-program does.
+Starting ``iptables-restore`` takes milliseconds, a transaction of netlink less than one. This module makes a few kinds
+of rules. The tests compare how iptables lists them with how it lists its own. If the kernel refuses a transaction, the
+caller starts the program.
 
 Newer programs have shorter ways to write some rules, which older ones do not read: before 1.8.8, ``iptables -S`` shows
 a port that is compared without a match as no port at all, and ``iptables-save`` loses it. All versions read the older
