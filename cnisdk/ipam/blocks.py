@@ -30,13 +30,13 @@ class BlockAllocator(Allocator):
     """Addresses of a cluster, from the blocks of this node.
 
     Args:
-        holdings: What this node has.
+        holdings: The addresses that this node has.
         range_sets: The addresses of the cluster.
         on_duplicate: See :class:`.RoundRobin`.
         borrow: If true, and no block can be claimed, single addresses of other nodes' blocks are borrowed.
 
     Attributes:
-        holdings: What this node has.
+        holdings: The addresses that this node has.
 
     Raises:
         InvalidConfigError: (7) There is no range set, or two overlap.

@@ -222,12 +222,20 @@ class BlockTable:
         return f"{self.root}block/{key_of_address(address)}"
 
     def get(self, first: IPAddress) -> Block:
-        """Return the block that begins with an address; an empty one if it has no key."""
+        """Return the block that begins with an address; an empty one if it has no key.
+
+        Raises:
+            IOFailureError: (5) Etcd does not answer, or the value of the key is not valid.
+        """
         entries = self.look(self.key(first))
         return self._parse(entries[0]) if entries else Block(first=first, length=self.lengths[first.version])
 
     def list_blocks(self, first: IPAddress | None = None, last: IPAddress | None = None) -> Iterator[Block]:
-        """Yield the blocks from that of the first address to that of the last; without them, all."""
+        """Yield the blocks from that of the first address to that of the last; without them, all.
+
+        Raises:
+            IOFailureError: (5) Etcd does not answer, or the value of a key is not valid.
+        """
         start = f"{self.root}block/" if first is None else self.key(self.start_of(first))
         end = end_of(f"{self.root}block/") if last is None else self.key(last) + "\0"
         while True:
@@ -238,16 +246,28 @@ class BlockTable:
             start = entries[-1].key + "\0"
 
     def list_nodes(self) -> dict[str, NodeKey]:
-        """Return the keys of the nodes that have joined, by their names."""
+        """Return the keys of the nodes that have joined, by their names.
+
+        Raises:
+            IOFailureError: (5) Etcd does not answer, or the value of a key is not valid.
+        """
         root = f"{self.root}node/"
         return {entry.key.removeprefix(root): _parse_node(entry) for entry in self.look(root, end_of(root))}
 
     def count_keys(self, first: IPAddress, last: IPAddress) -> int:
-        """Count the blocks with a key, from one first address to another."""
+        """Count the blocks with a key, from one first address to another.
+
+        Raises:
+            IOFailureError: (5) Etcd does not answer.
+        """
         return self.client.look(self.key(first), self.key(last) + "\0", count_only=True, deadline=self.deadline).total
 
     def look(self, first: str, end: str = "", *, limit: int = 0) -> tuple[Entry, ...]:
-        """Read a key, or all from `first` up to but without `end`."""
+        """Read a key, or all keys from `first` up to but without `end`.
+
+        Raises:
+            IOFailureError: (5) Etcd does not answer.
+        """
         return self.client.look(first, end, limit=limit, deadline=self.deadline).entries
 
     def _parse(self, entry: Entry) -> Block:
@@ -395,7 +415,7 @@ class BlockTable:
     # --- membership ---------------------------------------------------------------------------------------------------
 
     def join(self, directory: str) -> bool:
-        """Take the name of this node, for this machine. What was sent with the name before is refused from then on.
+        """Take the name of this node for this machine. Etcd refuses changes that were sent under the name before.
 
         Args:
             directory: Directory of this node's state. Another one would be another node's.

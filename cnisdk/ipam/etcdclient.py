@@ -186,7 +186,7 @@ class EtcdClient:
             first: The key, or the first one.
             end: The first key that is not read; empty means to read one key.
             revision: Revision to look at; 0 means the newest.
-            limit: How many keys to return at most; 0 means all.
+            limit: Keys to return, at most; 0 means all.
             count_only: Return only their number.
             deadline: Time of ``time.monotonic()`` at which to give up; None means after the configured timeout.
 

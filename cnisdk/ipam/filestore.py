@@ -372,7 +372,7 @@ class FileStore(Store):
     # --- changes ------------------------------------------------------------------------------------------------------
 
     def _change(self, directory: int, changes: Changes, boot: Boot | None) -> None:
-        """Change the files. Steps that can fail come first; what an error interrupts is taken back."""
+        """Change the files. Steps that can fail come first. After an error, new leases are deleted again."""
         for lease in changes.reserve:
             if not is_proper(lease.owner):
                 raise ValueError(f"{lease.owner!r} cannot own a lease: its names are not those of an attachment")

@@ -68,7 +68,7 @@ class StickyAddresses:
         Args:
             pod: The pod.
             addresses: The addresses.
-            seen: What was kept for the pod when they were chosen.
+            seen: The addresses that were kept for the pod when these were chosen.
 
         Returns:
             False if one is another's by now, or others are kept for the pod by now: choose again.

@@ -62,7 +62,7 @@ class Examination(NamedTuple):
 
     Attributes:
         leases: The leases, in ascending order, IPv4 first.
-        findings: What is not as it should be.
+        findings: The faults in the table.
         exclusive: If true, no other machine can write into this table. Otherwise a lease may be another machine's, and
             gc drops none: this machine does not see whether its container lives.
         reclaims: If true, a lease from an earlier boot counts as dead.
