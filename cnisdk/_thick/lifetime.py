@@ -4,7 +4,7 @@ It ends when one of these holds, the first of which is the reason it gives:
 
 1. A file of its installation has changed or is gone. Its code is then of another version than new shims, and modules
    that it imports later would be, too.
-2. Memory is short. What it gives back is small, but it is not needed: shims run their requests without it.
+2. Memory is short. The server has little of it, but is not needed: shims run their requests without it.
 3. No request came for :data:`IDLE` seconds, and none runs.
 """
 

@@ -88,7 +88,7 @@ class Damage(NamedTuple):
         inflict: Removes a part of the attachment, and returns what is wrong then, for a message. Raises NotApplicable
             if the attachment has no such part.
         sentence: The sentence that the plugin is held to.
-        means: What a failure means for an operator.
+        means: Consequence of a failure for an operator.
         kinds: The kinds of plugins it applies to.
     """
 

@@ -42,7 +42,7 @@ class Kept(NamedTuple):
     Attributes:
         case: The name of the case.
         note: The suite's own note.
-        means: What a failure means for an operator.
+        means: Consequence of a failure for an operator.
         network: Another network that one of the containers is in; empty if there is one network only.
         key: The key of the valid attachments.
     """

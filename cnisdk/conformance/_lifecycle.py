@@ -121,7 +121,7 @@ class IncompleteDel(NamedTuple):
         case: The name of the case.
         sentence: The sentence that the plugin is held to.
         what: The missing thing, for messages.
-        means: What a failure means for an operator.
+        means: Consequence of a failure for an operator.
         commands: Shell commands before the DEL, ``@`` for the name of the container.
         netns: ``CNI_NETNS`` of the request; None means as it was at ADD.
         prev_result: Send the result of the ADD along.

@@ -43,7 +43,7 @@ class Refusal(NamedTuple):
         case: The name of the case.
         level: Its level.
         sentence: The sentence that the plugin is held to.
-        means: What a failure means for an operator.
+        means: Consequence of a failure for an operator.
         mistakes: The requests.
         code: The code that each error must have; 0 for any.
     """

@@ -33,7 +33,7 @@ _CHANGES = (
 )
 _WAITS = ("recvfrom", "recvmsg", "poll", "ppoll")
 _FOR_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-# What counts only with such an argument: its position, and the bits of which one is set, or its value.
+# System calls that count with such an argument only: its position; bits of which one is set (JSET), or its value (JEQ).
 _WITH = (("openat", 2, _JSET, _FOR_WRITING), ("open", 1, _JSET, _FOR_WRITING), ("write", 0, _JEQ, 1))
 
 
@@ -73,7 +73,7 @@ class Traced(NamedTuple):
         leader: Its first process, which has a session of its own.
         status: Its exit status; negative for the signal that ended it; None if it went on, and was killed.
         points: The system calls it was stopped at, by name, in order.
-        stdout: What it printed.
+        stdout: Bytes of its standard output.
     """
 
     leader: int

@@ -30,7 +30,7 @@ class Case(NamedTuple):
         section: Section of the specification that contains the sentence.
         says: The sentence, word for word; ``[...]`` marks an omission.
         note: The suite's own note to the sentence; empty for none.
-        means: What a failure means for an operator.
+        means: Consequence of a failure for an operator.
         kinds: The kinds of plugins it applies to.
         shares: Name of the host that it shares with other cases; empty for a host of its own.
         check: Function that tests the plugin.
@@ -111,7 +111,7 @@ class Chapter:
             level: Level of the requirement.
             sentence: The sentence of the specification.
             check: Function that tests the plugin.
-            means: What a failure means for an operator.
+            means: Consequence of a failure for an operator.
             kinds: The kinds of plugins it applies to; None means the chapter's.
             shares: Name of the host that it shares with other cases; empty for a host of its own.
         """
