@@ -613,6 +613,21 @@ def test_there_is_no_moment_of_a_second_add_without_the_rules(
     assert set(problems) == {""}
 
 
+@pytest.mark.parametrize("chain", [rules.OWN, "c"])
+def test_parts_of_one_layout_are_added_together(host: Host, chain: str) -> None:
+    """Each part replaces what an earlier ADD left, not what the part before it has made."""
+    owner = Attachment("net", "c1", "eth0")
+    jump = rules.Wanted("c", "jump {chain}", (), rules.JUMP_TO_OWN)
+    parts = [rules.Part(COUNTED, (rules.Wanted(chain, verdict, (), verdict), jump)) for verdict in ("accept", "drop")]
+
+    def add_twice() -> None:
+        for _ in range(2):
+            rules.apply(owner, parts)
+            rules.check(owner, parts)
+
+    host.call(add_twice)
+
+
 def test_what_the_kernel_refuses_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not that a program is missing which was to be asked next."""
     owner = Attachment("net", "c1", "eth0")

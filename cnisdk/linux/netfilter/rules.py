@@ -136,7 +136,7 @@ class Wanted(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The rules that an attachment wants in one layout."""
+    """The rules that an attachment wants in one layout; parts of the same layout count as one."""
 
     layout: Layout
     wanted: tuple[Wanted, ...]
@@ -213,11 +213,12 @@ def apply(owner: Attachment, parts: Iterable[Part]) -> None:
     Raises:
         IOFailureError: (5) The kernel, ``nft`` or ``iptables-restore`` refused.
         PluginNotAvailableError: (50) The program is not installed.
+        TryAgainLaterError: (11) Other processes change the rules all the time.
     """
     with alone(owner) as sign:
         commands: list[str] = []
         slow: list[Part] = []
-        for part in parts:
+        for part in _join(parts):
             if part.layout.by_iptables:
                 _apply_iptables(owner, part, sign)
             elif not _add_at_once(owner, part):
@@ -227,6 +228,14 @@ def apply(owner: Attachment, parts: Iterable[Part]) -> None:
         for part in slow:
             table = nft.NftTable(part.layout.family, part.layout.table)
             _delete_earlier(owner, part, table, part.layout.own_chain(owner))
+
+
+def _join(parts: Iterable[Part]) -> list[Part]:
+    """Make one part of those that have the same layout, since an ADD replaces all that a layout has."""
+    joined: dict[Layout, tuple[Wanted, ...]] = {}
+    for layout, wanted in parts:
+        joined[layout] = (*joined.get(layout, ()), *wanted)
+    return [Part(*each) for each in joined.items()]
 
 
 def _delete_earlier(owner: Attachment, part: Part, current: Table, chain: str) -> None:
@@ -370,13 +379,13 @@ def check(owner: Attachment, parts: Iterable[Part]) -> None:
     Raises:
         IOFailureError: (5) One is missing, or was changed; the message has it.
     """
-    for part in parts:
+    for part in _join(parts):
         if missing := _missing_of(owner, part):
             raise IOFailureError(f"a rule of {owner} is missing or was changed: {missing}")
 
 
 def repair(owner: Attachment, parts: Iterable[Part]) -> bool:
-    """Make the rules of the parts that :func:`check` would refuse. The others are not touched.
+    """Make the rules of the layouts that :func:`check` would refuse. The others are not touched.
 
     Returns:
         True if there were any.
@@ -384,7 +393,7 @@ def repair(owner: Attachment, parts: Iterable[Part]) -> bool:
     Raises:
         CNIError: As :func:`apply` does.
     """
-    broken = [part for part in parts if _missing_of(owner, part)]
+    broken = [part for part in _join(parts) if _missing_of(owner, part)]
     apply(owner, broken)
     return bool(broken)
 
