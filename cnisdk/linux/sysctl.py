@@ -54,6 +54,10 @@ def ensure(key: str, value: str) -> bool:
     Nothing is written when nothing needs to change: /proc/sys is often read-only inside containers, and writing
     ``forwarding`` resets other settings.
 
+    Args:
+        key: The setting, such as ``net.ipv4.ip_forward``.
+        value: The value, as the kernel reads it.
+
     Returns:
         True if it was changed.
 
@@ -108,6 +112,10 @@ def _number(word: str) -> int | str:
 
 def write(key: str, value: str) -> str:
     """Write a setting, unless it has the value, and return what the kernel then shows, which may be spelt differently.
+
+    Args:
+        key: The setting, such as ``net.ipv4.ip_forward``.
+        value: The value, as the kernel reads it.
 
     Raises:
         SysctlError: (5) It does not exist, or cannot be written.

@@ -69,6 +69,10 @@ class Limit(NamedTuple):
 def limit(link: Link, wanted: Limit) -> None:
     """Limit what a link sends (tc-tbf(8)). A limit that it has is replaced.
 
+    Args:
+        link: The link.
+        wanted: Rate in bytes per second, and burst in bytes.
+
     Raises:
         KernelError: (5) The kernel refused, for example because it lacks ``sch_tbf``.
     """
@@ -90,6 +94,10 @@ def _set_tbf(link: Link, options: bytes) -> None:
 
 def redirect(link: Link, to: Link) -> None:
     """Redirect every packet that comes in on a link: another link sends it out (tc-mirred(8)).
+
+    Args:
+        link: The link whose packets are redirected.
+        to: The link that sends them, such as an ``ifb`` in the same namespace.
 
     Raises:
         KernelError: (5) The kernel refused, for example because it lacks ``sch_ingress``, ``cls_u32`` or

@@ -172,6 +172,10 @@ def replace(end: link.Link, dst: IPNetwork, gw: IPAddress | None = None, **more:
 def delete(route: KernelRoute, netns: NetNS | None = None) -> None:
     """Delete a route that :func:`list_all` returned. Absence is fine.
 
+    Args:
+        route: The route, with all its next hops.
+        netns: None means the calling thread's namespace.
+
     Raises:
         KernelError: (5) The kernel refused.
     """

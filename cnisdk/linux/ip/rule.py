@@ -80,6 +80,10 @@ def list_all(netns: NetNS | None = None) -> list[PolicyRule]:
 def add(rule: PolicyRule, netns: NetNS | None = None) -> None:
     """Add a rule. One that is there already is fine.
 
+    Args:
+        rule: The rule.
+        netns: None means the calling thread's namespace.
+
     Raises:
         KernelError: (5) The kernel refused.
     """
@@ -91,6 +95,10 @@ def add(rule: PolicyRule, netns: NetNS | None = None) -> None:
 
 def delete(rule: PolicyRule, netns: NetNS | None = None) -> None:
     """Delete the first rule with these properties. Absence is fine.
+
+    Args:
+        rule: The rule. Without a priority, a rule of any priority.
+        netns: None means the calling thread's namespace.
 
     Raises:
         KernelError: (5) The kernel refused.

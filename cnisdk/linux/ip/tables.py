@@ -80,6 +80,10 @@ def put_back(routes: Iterable[KernelRoute], end: Link, number: int) -> None:
 def clear(end: Link, number: int) -> None:
     """Delete the routes of a table that lead over a link and over no other.
 
+    Args:
+        end: The link.
+        number: The table.
+
     Raises:
         KernelError: (5) The kernel refused.
     """

@@ -379,6 +379,10 @@ def find(name: str, netns: NetNS | None = None) -> Link | None:
 def get(name: str, netns: NetNS | None = None) -> Link:
     """Look a link up by name.
 
+    Args:
+        name: Its name.
+        netns: Where; None means the calling thread's namespace.
+
     Raises:
         LinkNotFoundError: (5) There is none.
         KernelError: (5) The kernel refused the query.
@@ -388,6 +392,10 @@ def get(name: str, netns: NetNS | None = None) -> Link:
 
 def get_by_index(index: int, netns: NetNS | None = None) -> Link:
     """Look a link up by its index.
+
+    Args:
+        index: Its index.
+        netns: Where; None means the calling thread's namespace.
 
     Raises:
         LinkNotFoundError: (5) There is none.

@@ -191,7 +191,7 @@ def check(backend: str, attachment: Attachment, addresses: Iterable[IPInterface]
 
 
 def repair(backend: str, attachment: Attachment, addresses: Iterable[IPInterface]) -> bool:
-    """Make the rules of these addresses that :func:`check` would miss, and return whether there were any.
+    """Make the rules of these addresses that :func:`check` would miss, and return True if there were any.
 
     Raises:
         CNIError: As :func:`.rules.apply` does.

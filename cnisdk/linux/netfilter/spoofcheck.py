@@ -70,7 +70,7 @@ def check(attachment: Attachment, port: str, mac: str) -> None:
 
 
 def repair(attachment: Attachment, port: str, mac: str) -> bool:
-    """Make the rules if :func:`check` would miss one, and return whether it would.
+    """Make the rules if :func:`check` would miss one, and return True if it did.
 
     Raises:
         CNIError: As :func:`.rules.apply` does.
