@@ -49,6 +49,11 @@ class CaseRun(Requests):
     def add(self, container: Container, ifname: str = "", **keys: Any) -> Result:
         """Attach a container that the case needs, and return the result in the newest version.
 
+        Args:
+            container: The container.
+            ifname: ``CNI_IFNAME``; empty means the subject's.
+            **keys: Keys to set in the configuration; None removes one.
+
         Raises:
             Unprepared: ADD fails, or its result is not valid. A case that judges ADD uses :meth:`request`.
         """
@@ -71,11 +76,19 @@ class CaseRun(Requests):
             raise Broken("a result as the specification describes it", f"{exc} in {response.show()}") from exc
 
     def delete(self, container: Container, ifname: str = "", **keys: Any) -> Response:
-        """Detach a container, or raise :class:`~.judgement.Broken` if DEL fails."""
+        """Detach a container. The arguments are those of :meth:`add`.
+
+        Raises:
+            Broken: DEL fails.
+        """
         return self.request("DEL", container, ifname, **keys).must_succeed()
 
     def check(self, container: Container, ifname: str = "", **keys: Any) -> Response:
-        """Send CHECK for an attachment. Skip the case if no runtime may send CHECK."""
+        """Send CHECK for an attachment. The arguments are those of :meth:`add`.
+
+        Raises:
+            NotApplicable: No runtime may send CHECK.
+        """
         self.need_check()
         return self.request("CHECK", container, ifname, **keys)
 
