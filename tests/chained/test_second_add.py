@@ -15,7 +15,7 @@ import pytest
 
 from cnisdk import Plugin
 from cnisdk.linux import program
-from cnisdk.linux.netfilter import nfnetlink
+from cnisdk.linux.netfilter import firewall_iptables, nfnetlink, rules
 from cnisdk.testing import Container, Host, PluginUnderTest, fail
 from cnisdk.testing.state import collect
 from cnisdk_plugins.bandwidth import Bandwidth
@@ -125,6 +125,13 @@ def test_there_is_no_moment_of_a_second_add_without_the_rules(
             patch.setattr(program, "run", look_after(program.run))
             patch.setattr(nfnetlink, "transact", look_after(transact))
             first.run("ADD", container).raise_for_error()
+        assert state() == before
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rules, "delete_earlier", lambda *_: None)  # as if killed before
+            patch.setattr(firewall_iptables, "_delete_found", lambda *_: None)
+            first.run("ADD", container).raise_for_error()
+        first.run("CHECK", container).raise_for_error()
+        first.run("ADD", container).raise_for_error()
         assert state() == before
         return found
 

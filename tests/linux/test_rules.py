@@ -600,6 +600,12 @@ def test_there_is_no_moment_of_a_second_add_without_the_rules(
             patch.setattr(nfnetlink, "transact", look_after(transact))
             rules.apply(owner, parts)
         assert owned() == before
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rules, "delete_earlier", lambda *_: None)  # as if killed before
+            rules.apply(owner, more)
+        rules.check(owner, more)
+        rules.apply(owner, parts)
+        assert owned() == before
         rules.apply(owner, more)
         rules.apply(owner, parts)
         assert owned() == before
