@@ -104,7 +104,7 @@ class Sbr(Plugin[SbrConf]):
                 fill(conf, end, ip, table, moving)
             request.undo(tables.put_back, moving, end, TABLE_MAIN)
             for each in reversed(moving):
-                if not stays(conf, each):
+                if not stays(conf, own, each):
                     route.delete(each, netns)
             if conf.add_source_hints:
                 for ip in own:
@@ -155,7 +155,7 @@ class Sbr(Plugin[SbrConf]):
             there = {(each.dst, each.gw, each.link_index) for each in routes if each.table == table}
             if conf.table is None and gateway is not None and wanted not in there:
                 raise IOFailureError(f"table {table} has no default route via {gateway} on {end.name}")
-        left = [each for each in tables.list_over(end) if not stays(conf, each)] if conf.table is None else []
+        left = [each for each in tables.list_over(end) if not stays(conf, own, each)] if conf.table is None else []
         if left:
             shown = route.describe(left[0].dst, left[0].gw)
             raise IOFailureError(f"route {shown} of {end.name} is in the main table again")
@@ -192,9 +192,10 @@ def choose_tables(netns: NetNS, own: Iterable[IPConfig]) -> list[int]:
     return [before.get(ip.address.ip) or next(free) for ip in own]
 
 
-def stays(conf: SbrConf, each: KernelRoute) -> bool:
-    """Tell whether a route of the interface stays in the main table."""
-    return each.dst in STAYS or (conf.add_source_hints and each.gw is None and each.dst.prefixlen > 0)
+def stays(conf: SbrConf, own: Iterable[IPConfig], each: KernelRoute) -> bool:
+    """Tell whether a route of the interface stays in the main table, as do those of an IP version without address."""
+    hinted = conf.add_source_hints and each.gw is None and each.dst.prefixlen > 0
+    return hinted or each.dst in STAYS or all(ip.address.version != each.dst.version for ip in own)
 
 
 def gateway_for(conf: SbrConf, ip: IPConfig) -> IPAddress | None:

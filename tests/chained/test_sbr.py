@@ -60,6 +60,22 @@ def test_each_address_gets_a_table_and_main_keeps_the_rest(host: Host) -> None:
     assert snapshot(container) == before, "a second ADD changes nothing"
 
 
+def test_routes_that_no_address_of_the_interface_can_use_stay(host: Host) -> None:
+    """No rule leads to them otherwise: CHECK of the plugin that made them would fail."""
+    container, result = two_networks(host)
+    container.shell("ip -6 address flush dev net1 scope global; ip route add 203.0.113.0/24 dev net1")
+    container.shell("ip -6 route add 2001:db8:9::/64 dev net1")
+    result["ips"] = [each for each in result["ips"] if "2001:db8:2::2" not in each["address"]]
+    plugin = host.plugin(Sbr, {"prevResult": result})
+    before = routes(container, "main")
+    plugin.add(container, "net1")
+    left = {each for each in routes(container, "main") if each.endswith("net1")}
+    assert left == {"fe80::/64 via None dev net1", "2001:db8:9::/64 via None dev net1"}
+    plugin.check(container, "net1")
+    plugin.delete(container, "net1")
+    assert routes(container, "main") == before
+
+
 def test_answers_leave_by_the_interface_of_the_question(host: Host) -> None:
     """A host behind the second network's router asks the second address; reverse path filters are strict."""
     container, result = two_networks(host)
