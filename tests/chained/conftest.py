@@ -54,7 +54,7 @@ def received_bytes(function: Callable[..., Any], *arguments: Any) -> int:
     """Return how much a call reads of the packet filter's rules."""
     received = 0
 
-    class Counting(_sockets.Socket):
+    class Counting(_sockets.SlowToClose):
         def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
             nonlocal received
             data = super().recv(bufsize, flags)
@@ -62,8 +62,9 @@ def received_bytes(function: Callable[..., Any], *arguments: Any) -> int:
             return data
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_sockets, "Socket", Counting)
+        patch.setattr(_sockets, "SlowToClose", Counting)
         function(*arguments)
+    assert received, "no socket was counted"
     return received
 
 
