@@ -85,24 +85,36 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
     failures: list[CNIError] = []
     repaired: list[_Attached] = []
     alone = set()
+
+    def failed(owner: Attachment, exc: CNIError) -> None:
+        failures.append(error_for_code(exc.code, f"{owner}: {exc.msg}", exc.details))
+
     for found in memory.entries:
         owner = found.entry.attachment
         try:
             for attached in _plugins_of(found, plugins, args.cni_path):
-                if _repair(attached):
+                try:
+                    done = _repair(attached)
+                except NotAsRecordedError:
+                    raise
+                except CNIError as exc:  # the other plugins' rules may be lost as well
+                    failed(owner, exc)
+                    continue
+                if done:
                     repaired.append(attached)
                     print(f"repaired {owner}: rules of plugin {attached.kind}")
         except NotAsRecordedError as exc:
             alone.add(owner)
             print(f"left alone {owner}: {exc.msg}")
         except CNIError as exc:
-            failures.append(error_for_code(exc.code, f"{owner}: {exc.msg}", exc.details))
+            failed(owner, exc)
     if repaired:
         pause(args.pause)
         failures += _take_back_from_the_dead(repaired)
     print(
         f"attachments: {len({each.entry.attachment for each in memory.entries})} known, "
         f"{len({each.owner for each in repaired})} repaired, {len(alone)} left alone"
+        + (f", {len(failures)} failed" if failures else "")
     )
     for failure in failures[1:]:
         _warn(str(failure))

@@ -23,7 +23,9 @@ OUTSIDE = "198.51.100.2"
 @pytest.fixture(scope="module")
 def plugins(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("bin")
-    assert cnisdk.main(["install", "--no-server", "--dest", str(directory), "bridge", "ptp", "host-local"]) == 0
+    assert (
+        cnisdk.main(["install", "--no-server", "--dest", str(directory), "bridge", "ptp", "portmap", "host-local"]) == 0
+    )
     return str(directory)
 
 
@@ -134,6 +136,41 @@ def test_what_is_deleted_meanwhile_keeps_no_rules(node: Node, tmp_path: Path) ->
     assert 'took back container "c1"' in node.host.run(argv, env=environ).stdout
     assert "10.5.0.2" not in node.ruleset()
     node.run("check", network, other)
+
+
+def test_a_plugin_that_fails_keeps_no_other_from_its_rules(node: Node, tmp_path: Path) -> None:
+    """The published port is back, though bridge could not masquerade."""
+    network = node.network(ipMasqBackend="nftables")
+    document = json.loads(network.source)
+    ports = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+    document["plugins"].append({"type": "portmap", "backend": "nftables", "capabilities": {"portMappings": True}})
+    container = node.host.container("c1")
+    runtime = Runtime([node.plugins], environ={"PATH": os.environ["PATH"]})
+    node.host.call(
+        runtime.add,
+        Network.parse(json.dumps(document).encode()),
+        container_id="c1",
+        netns=container.netns,
+        capability_args=ports,
+    )
+    node.host.shell("nft flush ruleset")
+    script = tmp_path / "fails.py"
+    script.write_text(
+        "import sys\nfrom cnisdk import IOFailureError\nfrom cnisdk._cli import cnisdk\n"
+        "from cnisdk_plugins.bridge import Bridge\n"
+        "def repair(self, request):\n"
+        "    raise IOFailureError('the kernel is out of memory')\n"
+        "Bridge.repair = repair\n"
+        "sys.exit(cnisdk.main(sys.argv[1:]))\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    argv = [sys.executable, str(script), "repair", "--inside", "--pause", "0", "--cni-path", node.plugins]
+    done = node.host.run(argv, env=environ, check=False)
+    assert done.returncode == 1
+    assert "the kernel is out of memory" in done.stderr
+    assert "rules of plugin portmap" in done.stdout
+    assert "1 known, 1 repaired, 0 left alone, 1 failed" in done.stdout
+    assert "8080" in node.ruleset()
 
 
 def test_it_is_for_the_host(node: Node) -> None:

@@ -5,7 +5,8 @@ bridge with a policy to ``CNI-ISOLATION-STAGE-2``, which drops what enters anoth
 1 also drops what stays on the bridge.
 
 The rules are a bridge's, and not an attachment's. Ours have a comment of their own, so that DEL of the last attachment
-with a policy for the bridge can delete them. The reference never deletes its rules, and we leave them alone.
+with a policy for the bridge can delete them. The reference never deletes its rules. An ADD of ours deletes those of
+another policy for its bridge, which it replaces, also the reference's. The reference's others stay.
 """
 
 from __future__ import annotations
