@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cnisdk._cli.install import RegisteredPlugin, ask_versions, render_launcher, search_path
+from cnisdk._cli.launchers import RegisteredPlugin, ask_versions, render_launcher, search_path
 from cnisdk.testing import Sandbox
 
 # Netlink sends (each may hold several requests), programs executed, processes and threads started; the first two

@@ -22,7 +22,7 @@ from ..errors import CNIError
 from ..invoke.process import execute
 from ..invoke.version import plugin_versions
 from ..plugin._launch import find_launcher
-from .install import BACKUP_SUFFIX, discard, is_launcher, read_program
+from .launchers import BACKUP_SUFFIX, discard, is_launcher, read_program
 
 _TIMEOUT = 5.0
 _GO_SET = b"\tgithub.com/containernetworking/plugins/plugins/"

@@ -14,8 +14,8 @@ from ..invoke.find import split_path
 from ..runtime.load import load_networks
 from ..runtime.network import Network
 from ..spec.codec import find_key
-from .install import registered_plugins, this_interpreter
 from .inventory import PluginFile, list_plugin_files, server_problems
+from .launchers import registered_plugins, this_interpreter
 from .options import USUAL_DIRECTORIES, add_conf_dir, find_usual_directories
 
 _HEADINGS = ("type", "from", "versions", "verbs", "runs", "networks")

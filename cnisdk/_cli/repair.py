@@ -27,7 +27,7 @@ from ..plugin.reply import respond
 from ..runtime.caches import Remembered, find_places, known_directories, namespace_of, read_all
 from ..runtime.network import Network
 from ..spec.names import Attachment
-from .install import registered_plugins
+from .launchers import registered_plugins
 from .options import add_cache_dir, add_cni_path, add_inside, add_seconds, require_host
 from .tables import guard, load_plugin
 

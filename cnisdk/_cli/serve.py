@@ -15,7 +15,14 @@ from ..errors import InvalidConfigError
 from ..plugin._launch import load_main
 from ..plugin.main import PluginMain
 from ..plugin.reply import respond
-from .install import RegisteredPlugin, ask_versions, registered_plugins, render_launcher, search_path, this_interpreter
+from .launchers import (
+    RegisteredPlugin,
+    ask_versions,
+    registered_plugins,
+    render_launcher,
+    search_path,
+    this_interpreter,
+)
 
 # Nice value of a server on demand while it loads.
 _LOADING_NICE = 10

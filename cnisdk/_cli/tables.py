@@ -14,7 +14,7 @@ from ..plugin.base import Plugin
 from ..runtime.network import Network, NetworkPlugin
 from ..spec._lenient import structure_leniently
 from ..spec.codec import find_key, loads
-from .install import RegisteredPlugin, registered_plugins
+from .launchers import RegisteredPlugin, registered_plugins
 
 _T = TypeVar("_T")
 

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from ..errors import InvalidConfigError, IOFailureError, cause_of
-from .install import BACKUP_SUFFIX, is_launcher, read_program
+from .launchers import BACKUP_SUFFIX, is_launcher, read_program
 
 DESCRIPTION = (
     "Remove the executables that `cnisdk install` wrote into a directory, by any Python "

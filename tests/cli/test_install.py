@@ -4,16 +4,13 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cnisdk._cli import cnisdk, install
-from cnisdk._cli.install import RegisteredPlugin, registered_plugins, render_launcher
+from cnisdk._cli import cnisdk
 from cnisdk._thick import shim, shim_build
-from cnisdk.errors import InvalidConfigError
 
 from ..environments import PLUGIN, Environment
 
@@ -189,23 +186,6 @@ def test_a_type_registered_twice(make: Callable[[str], Environment], tmp_path: P
     assert 'plugin type "noop" is registered twice: by ' in done.stderr
     assert "demo-plugins 1.0" in done.stderr
     assert "other-plugins 1.0" in done.stderr
-
-
-def test_a_type_that_is_no_file_name() -> None:
-    with pytest.raises(InvalidConfigError, match="invalid plugin name"):
-        registered_plugins([EntryPoint("../bridge", "a:main", install.ENTRY_POINT_GROUP)])
-
-
-def test_the_same_plugin_seen_twice_is_one() -> None:
-    entry = EntryPoint("noop", "a", install.ENTRY_POINT_GROUP)
-    assert registered_plugins([entry, entry]) == {
-        "noop": RegisteredPlugin("noop", "a", "main", "an unknown distribution")
-    }
-
-
-def test_texts_from_metadata_stay_in_their_comment() -> None:
-    text = render_launcher(RegisteredPlugin("a", "m", "main", "evil\nrm -rf /\n"), "/usr/bin/python3", b"{}")
-    assert b"\nrm" not in text
 
 
 def test_no_plugin_at_all(make: Callable[[str], Environment], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cnisdk._cli.install import search_path
+from cnisdk._cli.launchers import search_path
 from cnisdk.plugin._launch import code_of, interpreter_of, read_launcher, render
 
 ROOT = Path(__file__).resolve().parents[2]

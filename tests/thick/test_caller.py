@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cnisdk._cli.install import search_path
+from cnisdk._cli.launchers import search_path
 from cnisdk._thick import caller, protocol, shim
 from cnisdk._thick.caller import CallerPolicy, ProcessCredentials
 from cnisdk.plugin._launch import code_of, interpreter_of, render

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cnisdk import AddRequest, CheckRequest, DelRequest, NetConf, Plugin, PluginMain, Result
-from cnisdk._cli.install import registered_plugins, this_interpreter
+from cnisdk._cli.launchers import registered_plugins, this_interpreter
 from cnisdk._thick.caller import CallerPolicy
 from cnisdk._thick.load import load_plugins
 from cnisdk._thick.rehearsal import rehearse, rehearse_in_worker

@@ -19,7 +19,7 @@ from typing import IO, cast
 
 import pytest
 
-from cnisdk._cli.install import search_path
+from cnisdk._cli.launchers import search_path
 from cnisdk._thick import protocol, shim
 from cnisdk._thick.accept_queue import AcceptQueue
 from cnisdk._thick.metrics import Metrics

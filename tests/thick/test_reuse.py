@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from cnisdk._cli.install import search_path
+from cnisdk._cli.launchers import search_path
 from cnisdk._thick import protocol, shim, worker
 from cnisdk._thick.accept_queue import AcceptQueue
 from cnisdk._thick.server import ask_status
