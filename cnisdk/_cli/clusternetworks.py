@@ -9,15 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ..classes import frozen
 from ..errors import InvalidConfigError, IOFailureError
 from ..ipam.cluster import Cluster
-from ..ipam.clusterconf import node_name, open_cluster, open_holdings
-from ..ipam.etcdclient import EtcdConf
+from ..ipam.clusterconf import ClusterKeys, node_name, open_cluster, open_holdings
 from ..ipam.filestore import FileStore
 from ..ipam.holdings import Holdings
 from ..ipam.ranges import Pool
-from ..ipam.store import LOCK_TIMEOUT
 from ..ipam.table import LeaseTable
 from ..runtime.load import load_networks
 from ..runtime.network import Network
@@ -26,18 +23,6 @@ from ..spec.codec import find_key, loads
 from .tables import search_tables
 
 TYPE = "cnisdk-cluster"
-
-
-@frozen(kw_only=True)
-class ClusterKeys:
-    """The keys of ``ipam`` that these commands need. The plugin has the others."""
-
-    node: str = ""
-    etcd: EtcdConf = EtcdConf()
-    block_size: int = 26
-    block_size6: int = 122
-    cool_down: float = 0.0
-    lock_timeout: float = LOCK_TIMEOUT
 
 
 class ClusterNetwork(NamedTuple):

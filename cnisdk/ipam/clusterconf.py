@@ -1,7 +1,6 @@
 """Open what a configuration of a cluster's network names: its blocks in etcd, and what this node has of them.
 
-The plugin cnisdk-cluster and the command ``cnisdk cluster`` have classes of their own for the configuration.
-:class:`ClusterConf` is what both have.
+The plugin cnisdk-cluster has more keys. The command ``cnisdk cluster`` reads only those of :class:`ClusterKeys`.
 """
 
 from __future__ import annotations
@@ -10,52 +9,46 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .._light import Protocol
+from ..classes import frozen
 from ..errors import InvalidConfigError
 from .blocktable import BlockTable
 from .cluster import Cluster
 from .etcdclient import EtcdClient, EtcdConf
 from .filestore import FileStore
 from .holdings import Holdings
+from .store import LOCK_TIMEOUT
 
 _NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
 
 
-class ClusterConf(Protocol):
-    """The keys of ``ipam`` that are a cluster's."""
+@frozen(kw_only=True)
+class ClusterKeys:
+    """Keys of ``ipam`` that are a cluster's. The configuration class of a plugin inherits them.
 
-    @property
-    def node(self) -> str:
-        """Name of this node; empty for the host's."""
+    Attributes:
+        node: Name of this node; empty for the host's.
+        etcd: Endpoints of etcd, and how to authenticate there.
+        block_size: Prefix length of an IPv4 block; the same on all nodes.
+        block_size6: Prefix length of an IPv6 block; the same on all nodes.
+        cool_down: Seconds an address rests after its release, before it is used again.
+        lock_timeout: Seconds to wait for other processes, and for etcd.
+    """
 
-    @property
-    def etcd(self) -> EtcdConf:
-        """Endpoints of etcd, and how to authenticate there."""
-
-    @property
-    def block_size(self) -> int:
-        """Prefix length of an IPv4 block."""
-
-    @property
-    def block_size6(self) -> int:
-        """Prefix length of an IPv6 block."""
-
-    @property
-    def cool_down(self) -> float:
-        """Seconds an address rests after its release."""
-
-    @property
-    def lock_timeout(self) -> float:
-        """Seconds to wait for other processes, and for etcd."""
+    node: str = ""
+    etcd: EtcdConf = EtcdConf()
+    block_size: int = 26
+    block_size6: int = 122
+    cool_down: float = 0.0
+    lock_timeout: float = LOCK_TIMEOUT
 
 
-def node_name(conf: ClusterConf) -> str:
+def node_name(conf: ClusterKeys) -> str:
     """Return the name of this node."""
     return conf.node or os.uname().nodename
 
 
 @contextmanager
-def open_cluster(conf: ClusterConf, network: str, *, operator: bool = False) -> Iterator[Cluster]:
+def open_cluster(conf: ClusterKeys, network: str, *, operator: bool = False) -> Iterator[Cluster]:
     """Open a network's blocks. Nothing is sent yet; a connection that is made later is closed at the end.
 
     Args:
@@ -84,7 +77,7 @@ def open_cluster(conf: ClusterConf, network: str, *, operator: bool = False) -> 
         yield Cluster(BlockTable(client, network, node, prefix=prefix, lengths=lengths))
 
 
-def open_holdings(conf: ClusterConf, store: FileStore, cluster: Cluster) -> Holdings:
+def open_holdings(conf: ClusterKeys, store: FileStore, cluster: Cluster) -> Holdings:
     """Return the holdings of this node: its leases, and its share of the blocks.
 
     Args:

@@ -33,8 +33,7 @@ from cnisdk.ipam import FileStore, Lease, Owner
 from cnisdk.ipam.allocator import find_held, release, release_exactly
 from cnisdk.ipam.blocks import BlockAllocator
 from cnisdk.ipam.cluster import Cluster
-from cnisdk.ipam.clusterconf import open_cluster, open_holdings
-from cnisdk.ipam.etcdclient import EtcdConf
+from cnisdk.ipam.clusterconf import ClusterKeys, open_cluster, open_holdings
 from cnisdk.spec.addresses import IPAddress
 
 from .host_local import (
@@ -64,25 +63,15 @@ _STICKY = {
 
 
 @frozen(kw_only=True)
-class ClusterIPAM(HostLocalIPAM):
-    """The object ``ipam``: host-local's keys, and these. ``dataDir`` is this node's.
+class ClusterIPAM(HostLocalIPAM, ClusterKeys):
+    """The object ``ipam``: the keys of host-local and of a cluster, and these. ``dataDir`` is this node's.
 
     Attributes:
-        node: Name of this node; by default the host's.
-        etcd: Where etcd is.
-        block_size: Prefix length of an IPv4 block; the same on all nodes.
-        block_size6: Prefix length of an IPv6 block.
         borrow: If true, and no block is left to claim, single addresses of other nodes' blocks are borrowed.
-        cool_down: Seconds an address rests after its release, before it is used again.
         sticky_by: Pods that get the same addresses again: ``"pod"``, ``"statefulset"``, ``"vm"``; empty for none.
     """
 
-    node: str = ""
-    etcd: EtcdConf = EtcdConf()
-    block_size: int = 26
-    block_size6: int = 122
     borrow: bool = True
-    cool_down: float = 0.0
     sticky_by: str = ""
 
 
