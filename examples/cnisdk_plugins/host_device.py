@@ -64,9 +64,9 @@ class HostDeviceConf(NetConf):
         """
         wanted = self.runtime_config.device_id
         if not wanted:
-            return device.pci_path(self.pci_bus_id, "$.pciBusID") if self.pci_bus_id else ""
-        for place in (device.pci_path, device.auxiliary_path):
-            path = place(wanted, "$.runtimeConfig.deviceID")
+            return device.bus_path("pci", self.pci_bus_id, "$.pciBusID") if self.pci_bus_id else ""
+        for bus in ("pci", "auxiliary"):
+            path = device.bus_path(bus, wanted, "$.runtimeConfig.deviceID")
             if os.path.isdir(path):
                 return path
         raise InvalidConfigError(f"runtime config DeviceID {wanted} not found or unsupported")

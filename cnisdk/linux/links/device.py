@@ -18,30 +18,20 @@ _SYSFS = "/sys"
 _DEVICES = "/sys/devices/"
 
 
-def pci_path(address: str, json_path: str) -> str:
-    """Return the path in sysfs of a PCI device, such as ``0000:00:1f.6``.
+def bus_path(bus: str, name: str, json_path: str) -> str:
+    """Return the path in sysfs of a device on a bus. The device need not be there.
 
     Args:
-        address: Address of the device.
-        json_path: Place of the address in the configuration, for the error.
-
-    Raises:
-        InvalidConfigError: (7) It is no address.
-    """
-    return _path("pci", address, json_path)
-
-
-def auxiliary_path(name: str, json_path: str) -> str:
-    """Return the path in sysfs of a device of the auxiliary bus, such as ``mlx5_core.sf.4``.
-
-    Args:
-        name: Name of the device.
+        bus: Name of the bus: ``pci``, or ``auxiliary``.
+        name: Name of the device on it, such as ``0000:00:1f.6`` or ``mlx5_core.sf.4``.
         json_path: Place of the name in the configuration, for the error.
 
     Raises:
-        InvalidConfigError: (7) It is no name.
+        InvalidConfigError: (7) It is no name of a device.
     """
-    return _path("auxiliary", name, json_path)
+    if "/" in name or "\0" in name or name in ("", ".", ".."):
+        raise InvalidConfigError(f'{json_path} is "{name}", expected the name of a device on the {bus} bus')
+    return f"{_SYSFS}/bus/{bus}/devices/{name}"
 
 
 def kernel_path(path: str, json_path: str) -> str:
@@ -159,12 +149,6 @@ def plain_mac(mac: str) -> str:
         return bytes.fromhex(mac.translate(str.maketrans("", "", ":-."))).hex(":")
     except ValueError:
         return ""
-
-
-def _path(bus: str, name: str, json_path: str) -> str:
-    if "/" in name or "\0" in name or name in ("", ".", ".."):
-        raise InvalidConfigError(f'{json_path} is "{name}", expected the name of a device on the {bus} bus')
-    return f"{_SYSFS}/bus/{bus}/devices/{name}"
 
 
 def _places(path: str) -> list[str]:
