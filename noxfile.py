@@ -18,8 +18,7 @@ nox.options.reuse_venv = "yes"
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHON_CODE = ["cnisdk", "examples", "tests"]
 
-# Many tests wait, for the kernel or for other processes: two workers for each processor. The tests take 241 s, with one
-# worker more than there are processors 265 (of two).
+# Many tests wait, for the kernel or for other processes: two workers for each processor.
 WORKERS = str(len(os.sched_getaffinity(0)) * 2)
 
 # Not part of `nox -s bench` alone: those that take long, and what draws the figures of another.

@@ -171,7 +171,7 @@ class Machine:
         return path.read_text() if path.exists() else ""
 
     def describe(self) -> str:
-        """What tells why no server runs."""
+        """Describe what may tell why no server runs."""
         return f"{self.log()}{ondemand.explain_absence(str(self.run_directory))}\n{self.starts()}\n{self.processes()}"
 
     def processes(self) -> str:
