@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     Wanted = tuple[dict[str, Any], dict[str, str]]  # settings by their keys in SETTERS, sysctls by their paths
 
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
-
 # By keys of the state file, in its order; in lower case they are attributes of a link and of the configuration.
 SETTERS: dict[str, Callable[[Link, Any], None]] = {
     "mac": Link.set_mac,
@@ -119,8 +118,9 @@ class Tuning(Plugin[TuningConf]):
             return result
         netns, file = request.open_netns(), StateFile(request.conf.data_dir, request.attachment)
         end = link.get(request.ifname, netns) if settings else None  # sysctls need none: a program may drive the device
-        earlier = file.find() or {}
-        saved = values_before(wanted, netns, end, earlier) | {"netns": netns.identify(), "asked": sysctls}
+        earlier, space = file.find() or {}, netns.identify()
+        earlier = earlier if earlier.get("netns", space) == space else {}  # a container that is gone had this id, too
+        saved = values_before(wanted, netns, end, earlier) | {"netns": space, "asked": sysctls}
         found = dict(saved["sysctl"].items() - earlier.get("sysctl", {}).items())
         for key, others in find_sharers(file, saved, request.ifname).items():
             saved["sysctl"][key] = others[0]["sysctl"][key]  # of before the first of them

@@ -166,6 +166,22 @@ def test_a_late_file_of_an_earlier_namespace_is_not_in_use(host: Host) -> None:
     assert container.sysctl(ttl) == before
 
 
+def test_a_file_of_an_earlier_namespace_is_not_taken_over(host: Host) -> None:
+    """The container was made anew under its id, before the DEL of the one before."""
+    container, result = attached(host)
+    host.plugin(Tuning, {"prevResult": result, "mtu": 1400, "sysctl": {"net.ipv4.ip_default_ttl": "63"}}).add(container)
+    container.destroy()
+    again, result = attached(host)
+    assert again.netns == container.netns
+    tuning = host.plugin(Tuning, {"prevResult": result, "txQLen": 500})
+    tuning.add(again)
+    (kept,) = files(host).values()
+    assert ("mtu" in kept, kept["sysctl"]) == (False, {})
+    again.shell("ip link set eth0 mtu 1300")
+    tuning.delete(again)
+    assert (link_of(host)["mtu"], files(host)) == (1300, {})
+
+
 def test_del_of_a_namespace_that_cannot_be_entered_leaves_no_file(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     container, result = attached(host)
     tuning = host.plugin(Tuning, {**EVERYTHING, "prevResult": result})
