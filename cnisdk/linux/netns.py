@@ -69,7 +69,7 @@ class NetNS:
         such as ``/proc/4711/ns/net``.
 
         Raises:
-            IOFailureError: (5) The kernel does not let this process enter.
+            IOFailureError: (5) The kernel does not let this process enter, or refused to tell.
         """
 
         def cookie() -> bytes:
@@ -80,7 +80,9 @@ class NetNS:
 
         try:
             return self.call(cookie).hex()
-        except OSError:
+        except OSError as exc:
+            if exc.errno != errno.ENOPROTOOPT:  # else one namespace would have two identifiers
+                raise IOFailureError(f"cannot identify {self.path}: {cause_of(exc)}") from exc
             return ":".join(map(str, self._identity))
 
     def __eq__(self, other: object) -> bool:

@@ -170,6 +170,7 @@ def test_a_file_of_an_earlier_namespace_is_not_taken_over(host: Host) -> None:
     """The container was made anew under its id, before the DEL of the one before."""
     container, result = attached(host)
     host.plugin(Tuning, {"prevResult": result, "mtu": 1400, "sysctl": {"net.ipv4.ip_default_ttl": "63"}}).add(container)
+    host.shell("ip link del v-c1")
     container.destroy()
     again, result = attached(host)
     assert again.netns == container.netns

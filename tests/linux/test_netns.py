@@ -1,18 +1,20 @@
 """Namespaces are opened by path, verified, never created; and the caller never ends up in another one."""
 
 import contextlib
+import errno
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import pytest
 
 from cnisdk.errors import InvalidNetNSError, IOFailureError
-from cnisdk.linux import link, netns
-from cnisdk.testing import Sandbox
+from cnisdk.linux import _sockets, link, netns
+from cnisdk.testing import Host, Sandbox, expect_error
 
 pytestmark = pytest.mark.kernel
 
@@ -217,3 +219,20 @@ def test_a_bare_name_is_answered_with_the_path(host: Sandbox) -> None:
     with pytest.raises(netns.NetNSNotFoundError) as caught:
         host.call(netns.open, "blue")
     assert caught.value.details == f"expected a path; a namespace of that name is at {path}"
+
+
+def test_a_namespace_has_one_identifier(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel knows no cookies, it is device and inode; a failure is none of these."""
+    container = host.container()
+
+    def identify(error: int) -> str:
+        def refuse(*_: object) -> NoReturn:
+            raise OSError(error, os.strerror(error))
+
+        monkeypatch.setattr(_sockets.Socket, "getsockopt", refuse)
+        with netns.open(container.netns) as opened:
+            return opened.identify()
+
+    assert ":" in host.call(identify, errno.ENOPROTOOPT)
+    with expect_error(5, "cannot identify /run/netns/c1: EIO"):
+        host.call(identify, errno.EIO)
