@@ -15,7 +15,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ..errors import CNIError, InvalidConfigError, IOFailureError, error_for_code
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
     def failed(owner: Attachment, exc: CNIError) -> None:
         failures.append(error_for_code(exc.code, f"{owner}: {exc.msg}", exc.details))
 
-    for found in memory.entries:
+    for found in _in_order(memory.entries):
         owner = found.entry.attachment
         try:
             for attached in _plugins_of(found, plugins, args.cni_path):
@@ -121,6 +121,18 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
     if failures:
         raise failures[0]
     return 0
+
+
+def _in_order(entries: Iterable[Remembered]) -> list[Remembered]:
+    """Sort cached results: the newest container first, since it decides about what several share, such as a policy.
+
+    Those of one container are in the order of ADD, in which the first has a port that it asks for twice.
+    """
+    started: dict[str, float] = {}
+    for each in entries:
+        container = each.entry.attachment.container_id
+        started[container] = max(each.written, started.get(container, 0.0))
+    return sorted(entries, key=lambda each: (-started[each.entry.attachment.container_id], each.written))
 
 
 def _find_plugins() -> Iterator[tuple[str, type[Plugin[Any]]]]:

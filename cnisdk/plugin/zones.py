@@ -89,6 +89,22 @@ def check(zone: str, addresses: Collection[IPAddress]) -> None:
             raise IOFailureError(f"{firewalld.source_of(address)} is no source of firewalld's zone {zone}: {where}")
 
 
+def repair(owner: Attachment, zone: str, addresses: Collection[IPAddress]) -> bool:
+    """Put back what :func:`check` misses, and return whether anything was missing.
+
+    Raises:
+        PluginNotAvailableError: (50) firewalld does not run.
+        TryAgainLaterError: (11) firewalld, or another process, keeps us waiting.
+        CNIError: It cannot be put back.
+    """
+    try:
+        check(zone, addresses)
+    except IOFailureError:
+        admit(owner, zone, addresses)
+        return True
+    return False
+
+
 def withdraw(
     owner: Attachment,
     zone: str = "",

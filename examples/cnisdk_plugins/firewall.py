@@ -20,7 +20,6 @@ from cnisdk import (
     DelRequest,
     GCRequest,
     InvalidConfigError,
-    IOFailureError,
     NetConf,
     Plugin,
     PluginMain,
@@ -29,7 +28,7 @@ from cnisdk import (
     frozen,
     run_all,
 )
-from cnisdk.linux import firewall, firewalld, rules
+from cnisdk.linux import firewall, firewalld
 from cnisdk.linux.netfilter.firewall import Ingress
 from cnisdk.plugin import chained, interface, zones
 from cnisdk.plugin.request import AttachmentRequest
@@ -117,7 +116,7 @@ class Firewall(Plugin[FirewallConf]):
 
     def add(self, request: AddRequest[FirewallConf]) -> Result:
         request.conf.validate()
-        admit(request, request.undo)
+        admit(request)
         return request.require_prev_result()
 
     def delete(self, request: DelRequest[FirewallConf]) -> None:
@@ -134,12 +133,15 @@ class Firewall(Plugin[FirewallConf]):
                 firewall.check(backend, *asked)
 
     def repair(self, request: CheckRequest[FirewallConf]) -> bool:
-        try:
-            self.check(request)
-        except IOFailureError:
-            admit(request)
-            return True
-        return False
+        request.conf.validate()
+        owner, addresses, *_ = asked = wanted(request)
+        repaired = [
+            zones.repair(owner, request.conf.zone, addresses)
+            if backend == FIREWALLD
+            else firewall.repair(backend, *asked)
+            for backend in backends(request.conf)
+        ]
+        return any(repaired)
 
     def gc(self, request: GCRequest[FirewallConf]) -> None:
         network, valid = request.network, request.valid_attachments
@@ -177,9 +179,7 @@ def backends(conf: FirewallConf) -> list[str]:
     return [chosen, *beside]
 
 
-def admit(
-    request: AddRequest[FirewallConf] | CheckRequest[FirewallConf], undo: Callable[..., object] = rules.no_undo
-) -> None:
+def admit(request: AddRequest[FirewallConf]) -> None:
     """Have the host forward what the attachment sends, and the replies.
 
     Raises:
@@ -188,9 +188,9 @@ def admit(
     owner, addresses, *_ = asked = wanted(request)
     for backend in backends(request.conf):
         if backend == FIREWALLD:
-            zones.admit(owner, request.conf.zone, addresses, undo)
+            zones.admit(owner, request.conf.zone, addresses, request.undo)
         else:
-            firewall.admit(backend, *asked, undo)
+            firewall.admit(backend, *asked, request.undo)
 
 
 def withdraw(request: AttachmentRequest[FirewallConf], known: Collection[IPAddress] = ()) -> None:

@@ -205,8 +205,8 @@ def test_check_compares_values_and_repair_puts_them_back(host: Host, backend: st
     assert own(host) == []
 
 
-def put_back(conf: dict[str, Any], netns: str) -> bool:
-    environ = {"CNI_COMMAND": "CHECK", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": netns}
+def put_back(conf: dict[str, Any], netns: str, container_id: str = "c1") -> bool:
+    environ = {"CNI_COMMAND": "CHECK", "CNI_CONTAINERID": container_id, "CNI_IFNAME": "eth0", "CNI_NETNS": netns}
     return repair(Firewall, environ, json.dumps(conf).encode())
 
 
@@ -263,6 +263,49 @@ def test_a_changed_policy_replaces_the_old(host: Host, backend: str) -> None:
     plugin.add(neighbour, prevResult=two)
     assert rules_of(host, '"br1"') == []
     assert meets(neighbour, first, addresses(5)[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_repair_leaves_a_bridge_the_policy_that_the_newest_add_has_decided(host: Host, backend: str) -> None:
+    """An old container's policy is not put in its place each time, but what it has lost is put back."""
+    (first, one), (second, two) = attached(host, "c1", 5), attached(host, "c2", 6)
+    conf = {"name": "net", "backend": backend}
+    plugin = host.plugin(Firewall, conf)
+    older = {**plugin.conf, "prevResult": one, "ingressPolicy": "isolated"}
+    newer = {**plugin.conf, "prevResult": two, "ingressPolicy": "same-bridge"}
+    isolating = "@isolated drop" if backend == "nftables" else "-i br1 -o br1"
+
+    def rules() -> str:
+        return host.shell("nft --stateless list ruleset; iptables -S; ip6tables -S")
+
+    def repaired() -> list[bool]:
+        return [
+            host.call(put_back, newer, second.netns, "c2"),
+            host.call(put_back, older, first.netns, "c1"),
+        ]
+
+    for container, keys in ((first, older), (second, newer)):
+        host.plugin(Firewall, keys).add(container)
+    whole = rules()
+    assert repaired() == [False, False]
+    assert rules() == whole
+    lost = {
+        "iptables": ("iptables -D CNI-FORWARD -s 10.1.0.5 -j ACCEPT", "iptables -F CNI-ISOLATION-STAGE-1"),
+        "nftables": (
+            "nft delete element inet cni_firewall addresses4 '{ 10.1.0.5 }'",
+            "nft flush set inet cni_firewall same_bridge",
+        ),
+    }[backend]
+    expectations = ([False, True], [True, False], [True, True])  # of the newer, of the older
+    for change, expected in zip((*lost, "nft flush ruleset"), expectations, strict=True):
+        host.shell(change)
+        assert repaired() == expected, change
+        assert repaired() == [False, False]
+        assert sorted(rules().split("\n")) == sorted(whole.split("\n"))
+    host.plugin(Firewall, newer).delete(second)
+    assert host.call(put_back, older, first.netns, "c1"), "nobody else asks for another policy now"
+    host.plugin(Firewall, older).check(first)
+    assert isolating in rules()
 
 
 # --- beside the reference, Docker, and others -------------------------------------------------------------------------

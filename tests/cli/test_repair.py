@@ -24,7 +24,10 @@ OUTSIDE = "198.51.100.2"
 def plugins(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("bin")
     assert (
-        cnisdk.main(["install", "--no-server", "--dest", str(directory), "bridge", "ptp", "portmap", "host-local"]) == 0
+        cnisdk.main(
+            ["install", "--no-server", "--dest", str(directory), "bridge", "ptp", "portmap", "firewall", "host-local"]
+        )
+        == 0
     )
     return str(directory)
 
@@ -171,6 +174,22 @@ def test_a_plugin_that_fails_keeps_no_other_from_its_rules(node: Node, tmp_path:
     assert "rules of plugin portmap" in done.stdout
     assert "1 known, 1 repaired, 0 left alone, 1 failed" in done.stdout
     assert "8080" in node.ruleset()
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_the_newest_container_decides_about_a_bridge_again(node: Node, order: tuple[str, str]) -> None:
+    """Its policy holds after a flush, though an older container on the bridge asks for another."""
+    for container, policy in zip(order, ("same-bridge", "isolated"), strict=True):
+        document = json.loads(node.network().source)
+        document["plugins"].append({"type": "firewall", "backend": "nftables", "ingressPolicy": policy})
+        node.run("add", Network.parse(json.dumps(document).encode()), node.host.container(container))
+    isolated, whole = '"br0" . "br0"', node.host.shell("nft list set inet cni_firewall isolated")
+    assert isolated in whole
+    node.host.shell("nft flush ruleset")
+    assert "2 known, 2 repaired" in node.repair()
+    assert "2 known, 0 repaired" in node.repair()
+    assert node.host.shell("nft list set inet cni_firewall isolated") == whole
+    assert isolated not in node.host.shell("nft list set inet cni_firewall same_bridge")
 
 
 def test_it_is_for_the_host(node: Node) -> None:

@@ -12,7 +12,7 @@ from . import nfnetlink
 SOURCE, DESTINATION = {4: 12, 6: 8}, {4: 16, 6: 24}
 """Offsets of the addresses in the header, by IP version."""
 
-META_IIFNAME, META_NFPROTO, META_L4PROTO = 6, 15, 16
+META_IIFNAME, META_OIFNAME, META_NFPROTO, META_L4PROTO = 6, 7, 15, 16
 """Keys of :func:`compare_meta`."""
 
 DROP, ACCEPT, JUMP, RETURN = 0, 1, 0x100000000 - 3, 0x100000000 - 5

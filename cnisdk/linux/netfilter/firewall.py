@@ -131,6 +131,31 @@ def check(
             firewall_iptables.check(owner, version, own, admin, ingress)
 
 
+def repair(
+    backend: str, owner: Attachment, addresses: Collection[IPAddress], admin: str, ingress: Ingress | None = None
+) -> bool:
+    """Put back what :func:`check` misses, and return whether anything was missing.
+
+    A policy for which another attachment has asked since, and which holds for the bridge, is not replaced.
+
+    Raises:
+        IOFailureError: (5) The kernel or a program refused.
+        PluginNotAvailableError: (50) A program is not installed.
+    """
+    if ingress is not None:
+        if backend == "nftables":
+            overruled = firewall_nft.is_overruled(owner, ingress)
+        else:
+            overruled = all(firewall_iptables.is_overruled(owner, each, ingress) for each in _by_version(addresses))
+        ingress = ingress._replace(yields=overruled)
+    try:
+        check(backend, owner, addresses, admin, ingress)
+    except IOFailureError:
+        admit(backend, owner, addresses, admin, ingress)
+        return True
+    return False
+
+
 def withdraw(
     owner: Attachment,
     addresses: Collection[IPAddress] = (),

@@ -12,7 +12,8 @@ rules of the next one with its address.
 A record and its two rules are made in this order, in one transaction, so the kernel numbers them one after the other:
 CHECK and DEL find the rules by the number of the record. Only where they are not there is the long chain read.
 
-The record also names the bridge for which the attachment asks for a policy: see :mod:`.ingress_iptables`.
+The record also names the bridge for which the attachment asks for a policy (see :mod:`.ingress_iptables`): as the
+interface a packet comes from, and for ``isolated`` as the one it leaves by, too.
 
 The reference deletes rules of ours without their record. The next ADD or DEL of the attachment, or GC, deletes such a
 record.
@@ -171,7 +172,16 @@ def _addresses_of(records: Iterable[Rule]) -> Counter[IPAddress]:
 
 
 def _bridge_of(record: Rule) -> str:
-    return next((ingress_iptables.name_of(each) for each in record.matches if each.what == "iifname"), "")
+    ingress = _ingress_of(record)
+    return ingress.bridge if ingress is not None else ""
+
+
+def _ingress_of(record: Rule) -> Ingress | None:
+    names = {each.what: ingress_iptables.name_of(each) for each in record.matches}
+    bridge = names.get(iptables.INTERFACES["-i"])
+    if bridge is None:
+        return None
+    return Ingress("isolated" if iptables.INTERFACES["-o"] in names else "same-bridge", bridge)
 
 
 def _chain_of(owner: Attachment) -> str:
@@ -290,8 +300,8 @@ def apply(
     """
     table = iptables.current(version, "filter")
     base = _base(table, admin, ingress)
-    mark, bridge = rules.mark(owner, XT_COMMENT_MAX), ingress.bridge if ingress is not None else ""
-    option = f" -i {bridge}" if bridge else ""
+    mark = rules.mark(owner, XT_COMMENT_MAX)
+    option = "" if ingress is None else f" -i {ingress.bridge}{f' -o {ingress.bridge}' if ingress.isolates else ''}"
     chain, lines = _chain_of(owner), list[str]()
     for each in addresses:
         lines.append(f"-A {chain} -s {each}{option} -m comment --comment {quote(mark)}")
@@ -308,7 +318,7 @@ def apply(
             {"filter": lines},
             [sign],
             locked=ingress is not None,
-            quickly=partial(_add, table, chain, mark, addresses, bridge),
+            quickly=partial(_add, table, chain, mark, addresses, ingress),
         )
         for table in tables(version, "filter"):
             look = partial(_list_replaced, table, owner, before.get(str(table), ()), ingress)
@@ -316,13 +326,15 @@ def apply(
                 _delete_found(table, look)
 
 
-def _add(table: Table, records: str, mark: str, addresses: Iterable[IPAddress], bridge: str) -> bool:
+def _add(table: Table, records: str, mark: str, addresses: Iterable[IPAddress], ingress: Ingress | None) -> bool:
     """Add an attachment's records and rules without a program; return whether that could be done."""
+    incoming = ingress.bridge if ingress is not None else ""
+    outgoing = incoming if ingress is not None and ingress.isolates else ""
     added = [
         xt_rules.IptablesRule(chain, expressions)
         for address in addresses
         for chain, expressions in (
-            (records, xt_rules.note(address, bridge, mark)),
+            (records, xt_rules.note(address, incoming, outgoing, mark)),
             (_PRIVATE, xt_rules.accept_replies(address)),
             (_PRIVATE, xt_rules.accept_source(address)),
         )
@@ -389,6 +401,23 @@ def _missing_accept(table: Table, owner: Attachment, addresses: Collection[IPAdd
             if not there:
                 return f"a rule is missing or was changed: {text} in chain {_PRIVATE} of {table}"
     return ""
+
+
+def is_overruled(owner: Attachment, version: int, ingress: Ingress) -> bool:
+    """Return True if another policy holds for the bridge, for which another attachment asks."""
+    table = iptables.current(version, "filter")
+
+    def overrules(record: Rule) -> bool:
+        other = _ingress_of(record)
+        return (
+            other is not None
+            and other.bridge == ingress.bridge
+            and other.policy != ingress.policy
+            and not rules.is_of(record, owner)
+            and ingress_iptables.holds(table, other)
+        )
+
+    return any(map(overrules, _list_all(table, ingress.bridge)))
 
 
 def delete(

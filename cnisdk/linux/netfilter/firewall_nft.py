@@ -159,7 +159,8 @@ def apply(
     ports = ingress.isolated_ports if ingress is not None else ()
     _ensure(_PLACES if ports else [_INET])
     bridge = () if ingress is None else (str(ingress),)
-    _settle(_INET, _wanted(owner, {str(each): _element(each) for each in addresses}, bridge), undo)
+    wanted = _wanted(owner, {str(each): _element(each) for each in addresses}, bridge)
+    _settle(_INET, wanted._replace(yields=ingress is not None and ingress.yields), undo)
     isolate(owner, ports, undo)
 
 
@@ -182,11 +183,15 @@ def isolate(owner: Attachment, ports: Iterable[str], undo: rules.Undo = rules.no
 
 
 class _Wanted(NamedTuple):
-    """Chain, records and elements that an attachment is to have in a table; a policy is among the records."""
+    """Chain, records and elements that an attachment is to have in a table; a policy is among the records.
+
+    The policy may yield to another: see :class:`.Ingress`.
+    """
 
     chain: str
     records: tuple[str, ...] = ()
     elements: tuple[Element, ...] = ()
+    yields: bool = False
 
     @property
     def ingress(self) -> Ingress | None:
@@ -272,8 +277,10 @@ def _compare_policy(place: _Place, wanted: _Wanted, before: Collection[str]) -> 
     if ingress is not None:
         bridges.discard(ingress.bridge)
     bridges = {each for each in bridges if not _is_needed(place, each, wanted.chain)}
-    elements = _policy(ingress) if ingress is not None else []
-    bridges |= {ingress.bridge} if ingress is not None else set()
+    elements = []
+    if ingress is not None and not wanted.yields:
+        elements = _policy(ingress)
+        bridges.add(ingress.bridge)
     there = sets.find(
         place.table, {each for name in bridges for policy in POLICIES[1:] for each in _policy(Ingress(policy, name))}
     )
@@ -350,11 +357,32 @@ def check(owner: Attachment, addresses: Iterable[IPAddress], ingress: Ingress | 
     _check_rules(_INET)
     for address in addresses:
         _check_has(_INET, owner, str(address))
-    if ingress is not None:
-        unneeded, lacking = _compare_policy(_INET, _Wanted("", ("", str(ingress))), ())
-        for each in (*unneeded, *lacking):
+    if ingress is not None and not ingress.yields:
+        for each in _policy_differs(ingress):
             raise IOFailureError(f"{_INET.table}: set {each.where} is not as $.ingressPolicy {ingress.policy} asks for")
     check_isolation(owner, ingress.isolated_ports if ingress is not None else ())
+
+
+def _policy_differs(ingress: Ingress) -> list[Element]:
+    """Return the elements of the bridge that are not as a policy asks for."""
+    unneeded, lacking = _compare_policy(_INET, _Wanted("", ("", str(ingress))), ())
+    return [*unneeded, *lacking]
+
+
+def is_overruled(owner: Attachment, ingress: Ingress) -> bool:
+    """Return True if another policy holds for the bridge, for which another attachment asks."""
+
+    def overrules(rule: nft.Rule) -> bool:
+        other = read_ingress(rule.comment)
+        return (
+            other is not None
+            and other.bridge == ingress.bridge
+            and other.policy != ingress.policy
+            and rule.chain != _chain(owner)
+            and not _policy_differs(other)
+        )
+
+    return _INET.table.find_rule("", overrules, ingress.bridge) is not None
 
 
 def check_isolation(owner: Attachment, ports: Collection[str]) -> None:

@@ -15,11 +15,13 @@ class Ingress(NamedTuple):
         policy: ``same-bridge`` or ``isolated``.
         bridge: Name of the bridge.
         ports: Names of the ports of the attachment: the host's ends of its links.
+        yields: If true, another policy holds for the bridge, for which another attachment asks, and is left alone.
     """
 
     policy: str
     bridge: str
     ports: tuple[str, ...] = ()
+    yields: bool = False
 
     def __str__(self) -> str:
         return f"{self.policy} {self.bridge}"

@@ -57,7 +57,7 @@ def jump(before: str) -> BaseRule:
 
 
 def bridge_rules(ingress: Ingress) -> list[BaseRule]:
-    """Return the rules of a bridge.
+    """Return the rules of a bridge: none if the policy yields to another.
 
     Raises:
         InvalidConfigError: (7) iptables would take the name for something else.
@@ -68,6 +68,8 @@ def bridge_rules(ingress: Ingress) -> list[BaseRule]:
             f"$.ingressPolicy is not possible with iptables on a bridge called {shorten(name)}",
             details="expected letters, digits, '.', '_' and '-', not beginning with '-': rename it, or use nftables",
         )
+    if ingress.yields:
+        return []
     found = [
         _rule(first, (("-i", True, name), ("-o", False, name)), f"jump {second}"),
         _rule(second, (("-o", True, name),), "drop"),
@@ -95,10 +97,15 @@ def _rule(chain: str, conditions: tuple[Condition, ...], verdict: str) -> BaseRu
 
 def list_outdated(table: Table, ingress: Ingress) -> list[Rule]:
     """List the rules of another policy for the bridge, which this one replaces: ours or the reference's."""
-    if ingress.isolates:
+    if ingress.isolates or ingress.yields:
         return []
     neighbours = _neighbours(ingress.bridge)
     return [rule for rule in table.list_rules(neighbours.chain, ingress.bridge) if neighbours.is_it(rule)]
+
+
+def holds(table: Table, ingress: Ingress) -> bool:
+    """Return True if a policy is the one of its bridge."""
+    return all(each.is_in(table) for each in bridge_rules(ingress)) and not list_outdated(table, ingress)
 
 
 def list_own(table: Table, bridges: Collection[str]) -> list[Rule]:

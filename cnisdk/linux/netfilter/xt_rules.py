@@ -24,6 +24,7 @@ from ._expressions import (
     JUMP,
     META_IIFNAME,
     META_L4PROTO,
+    META_OIFNAME,
     SOURCE,
     compare_address,
     compare_meta,
@@ -92,13 +93,14 @@ def accept_source(address: IPAddress) -> tuple[bytes, ...]:
     return (*compare_address(SOURCE, address), counter(), verdict(ACCEPT))
 
 
-def note(address: IPAddress, interface: str, comment: str) -> tuple[bytes, ...]:
-    """Return the expressions of ``-i INTERFACE -s ADDRESS -m comment --comment TEXT``, a rule without effect.
+def note(address: IPAddress, incoming: str, outgoing: str, comment: str) -> tuple[bytes, ...]:
+    """Return the expressions of ``-i INCOMING -o OUTGOING -s ADDRESS -m comment --comment TEXT``, without effect.
 
-    An empty interface leaves ``-i`` out.
+    An empty name of an interface leaves its option out.
     """
     return (
-        *(compare_meta(META_IIFNAME, _name(interface)) if interface else ()),
+        *(compare_meta(META_IIFNAME, _name(incoming)) if incoming else ()),
+        *(compare_meta(META_OIFNAME, _name(outgoing)) if outgoing else ()),
         *compare_address(SOURCE, address),
         _comment(comment),
         counter(),
