@@ -10,6 +10,9 @@ since this interpreter runs already. Shim and server share the file ``lock`` in 
   that fails at its start is not started again for each request. The server puts it further ahead when the next attempt
   would fail likewise: :func:`postpone`.
 
+A shim whose request no worker takes does the same, since it may have found the remains of a server that was killed: its
+workers hold the socket until they end. If the server lives, it has the lock.
+
 Between the shim's lock and the server's, only this time keeps other shims from starting a server. If the machine takes
 longer to start an interpreter, two servers may start. The second does not get the lock, and ends.
 

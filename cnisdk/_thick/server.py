@@ -328,7 +328,15 @@ def is_served(directory: str) -> bool:
         except OSError:
             return False
         pid, *_ = protocol.get_peer_ids(connection)
-    return pid == 0 or os.path.exists(f"/proc/{pid}")  # 0: of another PID namespace
+    if pid == 0:
+        return True  # of another PID namespace
+    try:
+        os.stat(f"/proc/{pid}/exe")
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has ended, or is about to: it loses its program before it loses the lock
+    except OSError:
+        pass  # it is another user's
+    return True
 
 
 def listen_at(path: str, kind: socket.SocketKind) -> socket.socket:

@@ -486,7 +486,7 @@ static void start_server(void)
 {
     long lock, child;
 
-    if (!may_start_server() || (lock = take_turn()) < 0)
+    if (*texts[START] == '\0' || !may_start_server() || (lock = take_turn()) < 0)
         return;
     child = CALL5(clone, 0, 0, 0, 0, 0); /* its end sends no signal */
     if (child == 0)
@@ -494,6 +494,14 @@ static void start_server(void)
     while (child > 0 && CALL4(wait4, child, NULL, ALL_CHILDREN, NULL) == -EINTR)
         ;
     CALL1(close, lock);
+}
+
+/* Fall back, since no worker has taken the request. A server that lives has the lock, so that this starts no other. */
+static void replace_server(const char *reason, const char *why) __attribute__((noreturn));
+static void replace_server(const char *reason, const char *why)
+{
+    start_server();
+    fall_back(reason, why, "");
 }
 
 /* --- messages -------------------------------------------------------------------------------------------------------- */
@@ -592,7 +600,7 @@ static int run(int argc)
     connection = CALL3(socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     length = connection < 0 ? connection : CALL3(connect, connection, &address, sizeof address);
     if (length == -EAGAIN)
-        fall_back("busy", "the server has too many requests waiting", "");
+        replace_server("busy", "the server has too many requests waiting");
     /* -EACCES: the directory is root's, and this is an ordinary user's request, which is no reason for a message. */
     if ((length == -ENOENT || length == -ECONNREFUSED || length == -EACCES) && *texts[START] != '\0') {
         start_server();
@@ -624,7 +632,7 @@ static int run(int argc)
     length = transmit((int)connection, &(struct iovec){text, (size_t)(at - text)}, 1, &pair[1], 1);
     /* A worker that has closed the connection already may have sent a reason, which is read below. */
     if (length < 0 && length != -EPIPE && length != -ECONNRESET)
-        fall_back("lost", "the server ended before it took the request", "");
+        replace_server("lost", "the server ended before it took the request");
 
     do {
         struct pollfd events[2] = {{(int)connection, POLLIN, 0}, {signals, POLLIN, 0}};
@@ -634,11 +642,8 @@ static int run(int argc)
 
         if (number != 0 || ready == 0) {
             if (take_back(&pair[1])) {
-                if (number == 0) {
-                    if (*texts[START] != '\0')
-                        start_server(); /* a server that lives has the lock, so that this starts none */
-                    fall_back("late", "the server does not answer in time", "");
-                }
+                if (number == 0)
+                    replace_server("late", "the server does not answer in time");
                 CALL4(rt_sigprocmask, SIG_SETMASK, &mask_before, NULL, sizeof mask_before);
                 CALL2(kill, CALL1(getpid, 0), number);
             }
@@ -654,7 +659,7 @@ static int run(int argc)
     if (take_back(&pair[1])) {
         if (length > 0)
             fall_back("declined", "the server declines: ", text);
-        fall_back("lost", "the server ended before it took the request", "");
+        replace_server("lost", "the server ended before it took the request");
     }
     print(2, "cnisdk: the worker died while it ran the request; it is not run again\n");
     print(1, "{\n    \"cniVersion\": \"1.0.0\",\n    \"code\": 999,\n"
