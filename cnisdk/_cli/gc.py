@@ -24,7 +24,7 @@ from ..invoke.find import split_path
 from ..ipam.store import Owner
 from ..linux.links import veth
 from ..runtime.cache import DEFAULT_CACHE_DIR
-from ..runtime.caches import Remembered, find_places, forget, known_directories, namespace_of, read_all, was_replaced
+from ..runtime.caches import Remembered, find_places, forget, known_directories, namespace_of, read_all, read_of
 from ..runtime.liveness import Liveness
 from ..runtime.load import NetworkNotFoundError, load_network
 from ..runtime.network import Network
@@ -205,8 +205,8 @@ def _drop(args: argparse.Namespace, host: HostState, network: Network, each: Jud
     attachment = each.traces.attachment
     if attachment.ifname:
         entries: list[Remembered | None] = [*each.traces.entries]
-        for entry in entries or [None]:
-            back = _find_return(args, host, each)
+        for number, entry in enumerate(entries or [None]):
+            back = _find_return(args, host, each, begun=number > 0)
             if back:
                 return back
             directory = DEFAULT_CACHE_DIR if entry is None else entry.cache_dir
@@ -215,8 +215,8 @@ def _drop(args: argparse.Namespace, host: HostState, network: Network, each: Jud
             runtime.delete(
                 network,
                 container_id=attachment.container_id,
-                # The process id may belong to another container by now.
-                netns=_NO_NAMESPACE if path.startswith("/proc/") else path,
+                # Its namespace is gone. Another container may get its path, or the process id in it, at any time.
+                netns=_NO_NAMESPACE if path else "",
                 ifname=attachment.ifname,
             )
     each.drop_leases(timeout=args.timeout)
@@ -230,11 +230,18 @@ def _drop(args: argparse.Namespace, host: HostState, network: Network, each: Jud
     return None
 
 
-def _find_return(args: argparse.Namespace, host: HostState, each: JudgedAttachment) -> str | None:
+def _find_return(args: argparse.Namespace, host: HostState, each: JudgedAttachment, *, begun: bool) -> str | None:
     """Find out that an attachment was added again since the last judgement, or is being added; return how that shows.
 
     An ADD of our plugins that begins after this waits until the DEL has ended. Nothing keeps another plugin from
     beginning one. What that makes before the DEL ends may be deleted.
+
+    Args:
+        args: The arguments of the command.
+        host: The last judgement.
+        each: The attachment.
+        begun: If true, gc has begun to release it. Otherwise it also counts if its runtime has released it: the same
+            runtime may be about to add it again.
     """
     attachment, entries = each.traces.attachment, each.traces.entries
     working = find_working(attachment.container_id)
@@ -245,13 +252,15 @@ def _find_return(args: argparse.Namespace, host: HostState, each: JudgedAttachme
     paths = [path for path in map(namespace_of, entries) if path and not path.startswith("/proc/")]
     if any(look_at(path).found == "there" for path in paths):
         return "it exists again"
-    if any(was_replaced(entry) for entry in entries):
+    places = find_places(known_directories(args.cache_dir))
+    cached = read_of(attachment, places, [entry.path for entry in entries])
+    if any(found.stamp not in each.stamps for found in cached):
         return "a runtime has attached it again"
     tables = [judged.table for state in host.networks if state.name == attachment.network for judged in state.tables]
     leases = [lease for table in tables for lease in table.find(each.owner, timeout=args.timeout)]
     if any(lease.stamp not in each.stamps for lease in leases):
         return "it has another lease now"
-    return None
+    return None if begun or cached or leases else "it has been released meanwhile"
 
 
 def _run_plugins(args: argparse.Namespace, network: Network, kept: Iterable[JudgedAttachment]) -> None:

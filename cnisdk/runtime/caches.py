@@ -182,13 +182,15 @@ def read_all(places: Iterable[Place], network: str = "") -> Memory:
 
 
 def read_file(path: str) -> Remembered | Unreadable | None:
-    """Read one file; return None if there is none."""
+    """Read one file; return None if there is none, or cannot be one of that name."""
     try:
         # Without O_NONBLOCK, opening a named pipe of that name would never return.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as exc:
+        if exc.errno == errno.ENAMETOOLONG:
+            return None
         if exc.errno in (errno.ELOOP, errno.ENXIO):
             return Unreadable(path, "foreign", "is no cached result")
         return Unreadable(path, "not readable", f"cannot be read: {exc.strerror}")
@@ -217,13 +219,27 @@ def read_file(path: str) -> Remembered | Unreadable | None:
     return Remembered(entry, path, age, max(about.st_mtime, about.st_ctime), stamp)
 
 
-def was_replaced(found: Remembered | Unreadable) -> bool:
-    """Return True if another file has the name of one that was read: a runtime has written a result since."""
-    try:
-        about = os.stat(found.path)
-    except OSError:
-        return False
-    return (about.st_ino, about.st_ctime_ns) != found.stamp
+def read_of(
+    attachment: Attachment, places: Iterable[Place], paths: Iterable[str] = ()
+) -> tuple[Remembered | Unreadable, ...]:
+    """Read the files that are an attachment's cached results, or may be.
+
+    Args:
+        attachment: The attachment.
+        places: The directories to look into.
+        paths: Further files, such as those that an earlier look has found.
+    """
+    name = "-".join(attachment)
+    wanted = {os.path.join(place.path, name): place.loose for place in places}
+    found = list[Remembered | Unreadable]()
+    for path, loose in {**wanted, **dict.fromkeys(paths, False)}.items():
+        each = read_file(path)
+        if isinstance(each, Remembered):
+            if each.entry.attachment == attachment:
+                found.append(each)
+        elif each is not None and not loose:
+            found.append(each)
+    return tuple(found)
 
 
 def forget(found: Remembered | Unreadable) -> bool:

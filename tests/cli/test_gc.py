@@ -317,6 +317,63 @@ def test_del_of_the_dead_does_not_get_the_namespace_of_another_process(cluster: 
     assert Path(f"{cluster.plugin}.netns").read_text() == "/proc/0/ns/net\n"
 
 
+def test_del_of_the_dead_reaches_no_container_that_has_its_path_now(cluster: Cluster) -> None:
+    """Paths such as /run/netns/blue are used again. The reference's plugins delete the interface they find there."""
+    cluster.plugin.write_text(
+        "#!/bin/sh\n"
+        "ip netns add blue; ip -n blue link add eth0 type bridge\n"  # another container begins, after gc's last look
+        'nsenter --net="$CNI_NETNS" ip link del eth0 || :\n'  # as the reference does
+    )
+    cluster.remember("dead", "10.111.0.2", "/var/lib/cni", "/run/netns/blue")
+    assert "drop cached result" in cluster.gc()
+    assert cluster.host.run(["ip", "-n", "blue", "-br", "link", "show", "eth0"]).stdout.startswith("eth0")
+
+
+SAME_LEASE = """#!/bin/sh
+echo $CNI_CONTAINERID >> {deleted}
+[ $CNI_CONTAINERID = gc1 ] || exit 0
+ip netns list | grep -q . || ip netns add again
+mkdir -p {place}
+cp {results}/net-gc0-eth0 {place}/.new
+sed -i s/gc0/gc2/ {place}/.new
+mv {place}/.new {place}/net-gc2-eth0
+"""
+
+
+@pytest.mark.parametrize("place", ["/var/lib/cni/results", "/var/lib/cni/multus/results"])
+def test_a_container_that_comes_back_with_its_old_lease_stays(cluster: Cluster, place: str) -> None:
+    """With onDuplicate: return, or a DHCP lease. No runtime remembered it before."""
+    cluster.host.add_netns("living")
+    cluster.remember("gc0", "10.111.0.9", "/var/lib/cni", "/run/netns/living")
+    for number, container in enumerate(("gc1", "gc2"), start=2):
+        cluster.lease(container, f"10.111.0.{number}")
+    deleted = cluster.root / "deleted"
+    cluster.plugin.write_text(SAME_LEASE.format(deleted=deleted, place=place, results="/var/lib/cni/results"))
+    out = cluster.gc("--grace", "0", pause="1")
+    assert deleted.read_text() == "gc1\n"
+    assert cluster.held() == {"10.111.0.3": "gc2"}
+    assert "keep container gc2 interface eth0: a runtime has attached it again" in out
+
+
+def test_what_its_runtime_has_released_meanwhile_gets_no_second_del(cluster: Cluster) -> None:
+    """A runtime that restarts a container runs DEL, and then ADD: between them gc's DEL would meet the ADD."""
+    for number, container in enumerate(("gc1", "gc2"), start=2):
+        cluster.lease(container, f"10.111.0.{number}")
+        cluster.remember(container, f"10.111.0.{number}", "/var/lib/cni", f"/run/netns/{container}")
+    deleted = cluster.root / "deleted"
+    release = f"rm -f {cluster.store.path}/10.111.0.3 /var/lib/cni/results/net-gc2-eth0"
+    cluster.plugin.write_text(f"#!/bin/sh\necho $CNI_CONTAINERID >> {deleted}\n{release}\n")
+    out = cluster.gc("--grace", "0", pause="1")
+    assert deleted.read_text() == "gc1\n"
+    assert "keep container gc2 interface eth0: it has been released meanwhile" in out
+    deleted.unlink()
+    assert cluster.held() == {}
+    for number, container in enumerate(("gc1", "gc2"), start=2):
+        cluster.lease(container, f"10.111.0.{number}")
+    cluster.gc("--grace", "0", pause="0")  # which looks at all anew before each
+    assert deleted.read_text() == "gc1\n"
+
+
 def by_its_link(host: Host) -> Iterator[None]:
     path = host.add_netns("a-namespace")
 
