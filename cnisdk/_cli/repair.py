@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ..errors import CNIError, InvalidConfigError, IOFailureError, error_for_code
-from ..linux import lock
 from ..linux.links import veth
 from ..plugin._repair import NotAsRecordedError, repair, repairs
 from ..plugin.base import Plugin
@@ -32,7 +31,6 @@ from .options import add_cache_dir, add_cni_path, add_inside, add_seconds, requi
 from .tables import guard, load_plugin
 
 _PAUSE = 2.0
-_PATIENCE = 5.0
 
 DESCRIPTION = (
     "Put back the packet filter rules that attachments have lost, such as by a reload of firewalld or by "
@@ -178,11 +176,7 @@ def _plugins_of(found: Remembered, plugins: dict[str, type[Plugin[Any]]], cni_pa
 
 
 def _repair(attached: _Attached) -> bool:
-    def step() -> bool:
-        with lock.exclusive(_PATIENCE):  # two repairs at once would make the rules twice
-            return repair(attached.plugin, attached.environ, attached.stdin)
-
-    return guard(attached.kind, step)
+    return guard(attached.kind, lambda: repair(attached.plugin, attached.environ, attached.stdin))
 
 
 def _take_back_from_the_dead(repaired: list[_Attached]) -> list[CNIError]:
