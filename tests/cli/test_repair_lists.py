@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ FLUSH_IPTABLES = "for each in iptables ip6tables; do $each -F; $each -t nat -F; 
 # What a script of the administrator sets after the flush.
 DROP = "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP"
 
-# Chain, rule or element of nft's listing. Whether a program or netlink made a rule, its protocol is listed twice or not.
+# By a program or by netlink: a rule of iptables is listed with its protocol twice, or once.
 LISTED_TWICE = re.compile(r"meta l4proto (tcp|udp) (?=.*\1 dport)")
 
 

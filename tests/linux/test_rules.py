@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cnisdk import Attachment, CNIError
-from cnisdk.linux import attributes, firewall, iptables, masquerade, nft, program, rules, spoofcheck
+from cnisdk.linux import attributes, firewall, hostports, iptables, masquerade, nft, program, rules, spoofcheck
 from cnisdk.linux.netfilter import _expressions, nfnetlink
+from cnisdk.linux.netfilter.hostports import HostPort, Options
 from cnisdk.linux.netfilter.ingress import Ingress
 from cnisdk.spec.addresses import IPInterface
 from cnisdk.testing import Host, expect_error
@@ -441,6 +442,47 @@ def test_the_legacy_variant_of_iptables(legacy: Host, collision: str) -> None:
         assert iptables.LegacyTable(4, "nat").list_chains("CNI-") == []
 
     legacy.call(add_and_delete)
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+@pytest.mark.parametrize("again", [(0, 1), (1, 0), ()], ids=["in order", "in reverse", "not again"])
+def test_chains_that_iptables_has_flushed(variant: str, again: tuple[int, ...], request: pytest.FixtureRequest) -> None:
+    """`iptables -F` leaves them, empty: they are filled again, each by its own attachment, and go with DEL."""
+    host: Host = request.getfixturevalue("legacy" if variant == "legacy" else "host")
+    owners = COLLISIONS["two interfaces on one network"]
+
+    def published(index: int) -> tuple[Any, ...]:
+        port = HostPort("udp", 8080 + index, None, ADDRESSES[index][0], 80)
+        return "iptables", owners[index], [port], {4: Options()}, [("udp", 8080 + index)]
+
+    def add(index: int) -> None:
+        rules.apply(owners[index], masquerade.wanted("iptables", ADDRESSES[index]))
+        hostports.publish(*published(index))
+
+    def chains() -> list[str]:
+        done = subprocess.run(["iptables", "-t", "nat", "-S"], check=True, capture_output=True, text=True)
+        return sorted(each for each in done.stdout.splitlines() if each.startswith("-N ") and "HOSTPORT" not in each)
+
+    def flush_and_delete() -> None:
+        add(0)
+        add(1)
+        before = chains()
+        assert len(before) == 4
+        subprocess.run(["iptables", "-t", "nat", "-F"], check=True)
+        assert chains() == before
+        for index in again:
+            add(index)
+        for index in again:
+            masquerade.check("iptables", owners[index], ADDRESSES[index])
+            hostports.check(*published(index))
+        if again:
+            assert len(chains()) == 4
+        for owner in owners:
+            masquerade.delete(owner)
+            hostports.withdraw(owner)
+        assert chains() == []
+
+    host.call(flush_and_delete)
 
 
 def test_what_is_forwarded_by_the_legacy_variant(legacy: Host) -> None:

@@ -337,12 +337,16 @@ def _problem(
 
 
 def _chains(table: Table, owner: Attachment) -> dict[str, list[Rule]]:
-    """Find the chains of an attachment, with their rules: those its mark is in, or else the reference's."""
-    named = _reference_name(owner)
-    inside = {name: table.list_rules(name) for name in sorted(table.find_chains(named, _own_name(owner)))}
+    """Find the chains of an attachment, with their rules: those its mark is in, or else the reference's.
+
+    What is last, if it is there, is the chain that only this attachment can have, emptied by ``iptables -F``.
+    """
+    named, own = _reference_name(owner), _own_name(owner)
+    inside = {name: table.list_rules(name) for name in sorted(table.find_chains(named, own))}
     ours = {name: has for name, has in inside.items() if has and rules.is_of(has[0], owner)}
     foreign = {named: inside[named]} if named in inside and not any(map(rules.is_marked, inside[named])) else {}
-    return ours or (foreign if foreign and _lead_to(table, foreign, owner) else {})
+    found = ours or (foreign if foreign and _lead_to(table, foreign, owner) else {})
+    return found if inside.get(own, True) else {**found, own: []}
 
 
 def _lead_to(table: Table, chains: Mapping[str, Sequence[Rule]], owner: Attachment) -> bool:

@@ -328,9 +328,11 @@ def _add_chain(owner: Attachment, part: Part, sign: int) -> str:
     if layout.reference is not None:
         name = layout.reference(owner)
         with reserve(f"{layout.family}-{name}") as reserved:
-            if reserved and not any(table.has_chain(name) for table in layout.tables()):
+            there = {str(table): table for table in layout.tables() if table.has_chain(name)}
+            if reserved and all(_is_empty(layout, table, name) for table in there.values()):
+                made = str(iptables.current(layout.version, layout.table)) in there
                 try:
-                    _restore(owner, part, name, f"-N {name}", sign)
+                    _restore(owner, part, name, f"-F {name}" if made else f"-N {name}", sign)
                 except IOFailureError:
                     # Has the reference made the chain in the meantime? Then ours has another name.
                     if not any(table.has_chain(name) for table in layout.tables()):
@@ -339,6 +341,16 @@ def _add_chain(owner: Attachment, part: Part, sign: int) -> str:
                     return name
     _restore(owner, part, own, f":{own} - [0:0]", sign)
     return own
+
+
+def _is_empty(layout: Layout, table: Table, chain: str) -> bool:
+    """Return True if there is no rule in a chain or to it. ``iptables -F`` leaves chains like this, whosever they were.
+
+    No packet gets there, and it names no owner.
+    """
+    return not table.list_rules(chain) and not any(
+        rule.target == chain for shared in layout.shared for rule in table.list_rules(shared, chain)
+    )
 
 
 @contextmanager
@@ -445,6 +457,14 @@ def delete(
     Raises:
         IOFailureError: (5) The kernel refused.
     """
+
+    def find(table: Table) -> tuple[list[str], list[Rule]]:
+        chains, found = _list_owned(layout, table, owner)
+        name = layout.reference(owner) if layout.reference is not None else ""
+        if name and name not in chains and table.has_chain(name) and _is_empty(layout, table, name):
+            chains.append(name)
+        return chains, found
+
     with alone(owner):
         for table in layout.tables():
             own = [layout.own_chain(owner)] if layout.prefix else []
@@ -452,7 +472,7 @@ def delete(
                 own.append(layout.reference(owner))
             there = table.find_chains(*own, *filter(None, [foreign])) if layout.prefix else set()
             if not layout.prefix or not there.isdisjoint(own):
-                delete_found(table, partial(_list_owned, layout, table, owner))
+                delete_found(table, partial(find, table))
             if look is not None and foreign in there:
                 delete_found(table, partial(look, table))
 
