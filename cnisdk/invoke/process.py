@@ -379,9 +379,11 @@ class _Child:
                 self.wait(time.monotonic() + self._grace, self._grace)
             finally:  # also when a second exception arrives
                 self._signal(signal.SIGKILL)
-                self._streams.clear()
+                # A worker of the resident server, which runs the plugin behind a shim, is killed by the kernel a moment
+                # after the shim. With it go the pipes. A process that holds them longer is none.
+                self._streams = dict.fromkeys(self._streams, _Tail(lambda _: None))
                 # A process in uninterruptible sleep is left to init.
-                if self.wait(time.monotonic() + KILL_WAIT, 0) and not self._lost:
+                if self.wait(time.monotonic() + KILL_WAIT, LINGER) and not self._lost:
                     self.reap()
         finally:
             if self._pidfd is not None:

@@ -319,6 +319,16 @@ def test_a_plugin_that_ignores_sigterm_is_killed(script: Script, tmp_path: Path)
     assert gone(pids)
 
 
+def test_what_runs_for_a_killed_plugin_has_ended_when_the_call_returns(script: Script, tmp_path: Path) -> None:
+    """As a worker of the resident server, which the kernel kills when its shim is: the next DEL must not meet it."""
+    ended = tmp_path / "ended"
+    worker = script(f"trap '' TERM; sleep 0.4; : > {ended}", name="worker")
+    path = script(f"trap '' TERM; setsid {worker} & while :; do sleep 1; done")
+    with pytest.raises(TryAgainLaterError):
+        run(path, environ=ENVIRON, stdin=b"", timeout=0.1, grace=0.1)
+    assert ended.exists()
+
+
 def test_a_grandchild_that_holds_the_pipes_delays_nothing(script: Script, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     path = script(f"sleep 60 & echo $! > {pids}; echo '{RESULT}'")
