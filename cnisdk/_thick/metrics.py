@@ -84,10 +84,12 @@ class Metrics:
             "died": self.died,
         }
 
-    def write(self, idle: int, busy: int, *, now: bool = False) -> None:
-        """Replace the file, unless it was written within the last second or nothing has changed."""
-        if not now and time.monotonic() - self._written < _INTERVAL:
-            return
+    def is_due(self) -> bool:
+        """Return True if the file was not written within the last second."""
+        return time.monotonic() - self._written >= _INTERVAL
+
+    def write(self, idle: int, busy: int) -> None:
+        """Replace the file, unless nothing has changed."""
         self._written = time.monotonic()
         self._read_fallbacks()
         text = self.text(idle, busy)

@@ -105,8 +105,8 @@ class Server:
         listener = listener or listen_at(self._path(protocol.SOCKET), socket.SOCK_SEQPACKET)
         control = listen_at(self._path(protocol.CONTROL), socket.SOCK_STREAM)
         control.setblocking(False)
-        identity = None if not own else os.stat(self._path(protocol.SOCKET)).st_ino
-        control_identity = os.stat(self._path(protocol.CONTROL)).st_ino
+        identity = identify(self._path(protocol.SOCKET)) if own else None
+        self._control = identify(self._path(protocol.CONTROL))
         listener.setblocking(False)
         plugins = {protocol.offer_prefix(each.type, each.id): each for each in self._plugins.values()}
         self._policy = CallerPolicy()
@@ -173,24 +173,32 @@ class Server:
                     # A worker that is stopped would not see it until the deadline.
                     for pid in self._pool.idle | self._pool.busy:
                         os.kill(pid, signal.SIGCONT)
-                    self._unlink_socket(protocol.SOCKET, identity)
+                    if identity is not None and self._has(protocol.SOCKET, identity):
+                        self._unlink(protocol.SOCKET)
                     # A worker that reported ``idle`` before may accept a connection yet. Later ones see the stop.
                     self._read_reports(reading)
                 if own and not self._pool.idle:
                     turn_away(listener)
                 if (not self._pool.idle and not self._pool.busy) or time.monotonic() > deadline:
                     break
-            self.metrics.write(len(self._pool.idle), len(self._pool.busy))
+            # Unless another server has taken this one's place: then the file is the other's.
+            if self.metrics.is_due() and self._has(protocol.CONTROL, self._control):
+                self.metrics.write(len(self._pool.idle), len(self._pool.busy))
         self._read_reports(reading)
-        self._unlink_socket(protocol.CONTROL, control_identity)
-        self.metrics.write(0, 0, now=True)
+        if self._has(protocol.CONTROL, self._control):
+            self._unlink(protocol.CONTROL)
+            self.metrics.write(0, 0)
 
-    def _unlink_socket(self, default: str, identity: int | None) -> None:
-        """Delete a socket, so that nothing connects to it; unless another server listens at this path by now."""
-        path = self._path(default)
+    def _has(self, default: str, identity: tuple[int, int]) -> bool:
+        """Return True if this server's socket is at its path, and not that of another server, or none."""
+        try:
+            return identify(self._path(default)) == identity
+        except OSError:
+            return False
+
+    def _unlink(self, default: str) -> None:
         with contextlib.suppress(OSError):
-            if identity is not None and os.stat(path).st_ino == identity:
-                os.unlink(path)
+            os.unlink(self._path(default))
 
     def _end_if_not_needed(self) -> None:
         if self._on_demand is None or self._stopping:
@@ -295,6 +303,12 @@ class Server:
 def choose_crowd() -> int:
     """Choose how many workers there may be while connections wait."""
     return min(_MOST_CROWD, max(_CROWD, _CROWD_PER_PROCESSOR * len(os.sched_getaffinity(0))))
+
+
+def identify(path: str) -> tuple[int, int]:
+    """Return device and inode of a file."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 def ensure_directory(path: str) -> None:
