@@ -22,7 +22,9 @@ the other side never does. The worker receives it to serve the shim. The shim ta
 within :data:`SHIM_TIMEOUT`, or when its connection has ended. So no request runs twice, no descriptor of the caller
 stays in the queue of a server that hangs, and the shim waits for no answer but the plugin's own.
 
-When the shim ends, the kernel kills the worker, as it would have killed the plugin's own process.
+When the shim ends, the kernel kills the worker, as it would have killed the plugin's own process. That takes a moment:
+a system call that runs is finished first. The worker holds the caller's streams as long. So a runtime that reads the
+output of a shim to its end has waited for both.
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ def receive_offer(connection: socket.SocketType, flags: int = 0) -> RequestOffer
         if len(files) != 1 or not 0 < int(size) <= _MAX_REQUEST:
             raise ValueError
         return RequestOffer(about, int(umask, 8), int(size), int(since) / 1e6, make_socket(files[0]))
-    except (ValueError, OSError) as exc:
+    except (ValueError, OverflowError, OSError) as exc:
         for fd in files:
             os.close(fd)
         raise DecodingError("not a request of this protocol") from exc

@@ -43,7 +43,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, TextIO
 
-from ..errors import CNIError
+from ..errors import CNIError, InternalError, cause_of
 from ..invoke import _local
 from ..linux import _sockets
 from ..linux.netns import NetNS, enter
@@ -366,8 +366,8 @@ def _open_stream(name: str, fd: int, mode: str) -> None:
     setattr(sys, name, stream)
 
 
-def run_request(plugin: ServedPlugin, request: ShimRequest, worker: PreparedWorker) -> int:
-    """Take over the caller's state, run the plugin, and return its exit status."""
+def _take_over(request: ShimRequest) -> None:
+    """Give this process the streams, directory, umask, network namespace and environment of the caller."""
     *streams, cwd = request.files
     for (name, number, mode), fd in zip(_STREAMS, streams, strict=True):
         os.dup2(fd, number)
@@ -384,6 +384,16 @@ def run_request(plugin: ServedPlugin, request: ShimRequest, worker: PreparedWork
         os.environb[key] = value
     sys.argv[:] = ["-c", request.name]
     _local.runner = None  # that of an earlier request
+
+
+def run_request(plugin: ServedPlugin, request: ShimRequest, worker: PreparedWorker) -> int:
+    """Take over the caller's state, run the plugin, and return its exit status."""
+    try:
+        _take_over(request)
+    except Exception as exc:  # too late for the shim to run it
+        reply.is_spent = True
+        os.write(1, reply.print_error(InternalError(f"the resident server cannot run this request: {cause_of(exc)}")))
+        return 1
     try:
         if isinstance(plugin.main, PluginMain):
             status: object = _process.serve(plugin.main, plugin.launcher, worker.signals)
