@@ -250,7 +250,8 @@ static char **arguments, **environment;
 static void note_fallback(const char *reason)
 {
     char line[300], *at;
-    long fd = CALL4(openat, AT_FDCWD, texts[FALLBACKS], O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    long fd = CALL4(openat, AT_FDCWD, texts[FALLBACKS], O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC,
+                    0600);
 
     if (fd < 0)
         return;

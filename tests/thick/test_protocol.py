@@ -43,6 +43,15 @@ def test_the_workers_own_namespace_needs_no_descriptor(host: Sandbox) -> None:
     assert host.call(taken, "/proc/self/ns/net", None)[0].netns == -1
 
 
+@pytest.mark.parametrize("numbers", [b"22 17 " + b"9" * 400, b"22 0 1", b"22 -1 1", b"x 17 1", b"22 17 1.5", b"22 17"])
+def test_an_offer_with_impossible_numbers_is_none(numbers: bytes) -> None:
+    shim, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with shim, worker, open(os.devnull, "rb") as null:
+        socket.send_fds(shim, [b"cnisdk4 plugin id 0 " + numbers], [null.fileno()])
+        with pytest.raises(DecodingError):
+            protocol.receive_offer(worker)
+
+
 def test_a_request_is_taken_once() -> None:
     made = offer()
     own = protocol.netns_cookie(made.end)

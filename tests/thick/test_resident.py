@@ -303,6 +303,13 @@ def test_without_a_server(machine: Machine, kind: str) -> None:
     assert stderr.startswith(INSTEAD)
 
 
+def test_no_request_waits_for_a_reader_of_what_its_shim_notes(machine: Machine) -> None:
+    """A pipe in the place of the file in which shims count, which opens when another process reads it: never."""
+    os.makedirs(machine.installation.runtime, mode=0o700, exist_ok=True)
+    os.mkfifo(Path(machine.installation.runtime, "fallbacks"))
+    assert machine.run("c", "ADD")[0] == 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_server_that_hangs(machine: Machine, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "SHIM_TIMEOUT", 0.5)
@@ -573,6 +580,23 @@ def test_servers_change_under_load(machine: Machine, number: signal.Signals) -> 
         stdout, stderr = process.communicate(timeout=30)
         assert (process.returncode, stdout) == (0, ""), stderr
     assert sorted(machine.log.read_text().split()) == sorted(sent)
+
+
+def test_the_metrics_are_those_of_the_server_that_serves(machine: Machine) -> None:
+    """A server whose place another has taken may end later, and must not have the last word."""
+    first, metrics = machine.serve(), Path(machine.installation.runtime, "metrics.prom")
+    assert machine.run("c", "ADD")[::2] == (0, "")
+    machine.serve()
+    assert idle(machine, lambda count: count == 2) == 2
+    idle_workers, requests = 'cnisdk_workers{state="idle"} 2', "cnisdk_requests_total{"
+    deadline = time.monotonic() + 20
+    while idle_workers not in (text := metrics.read_text()) or requests in text:
+        assert time.monotonic() < deadline
+    first.terminate()
+    first.communicate(timeout=30)
+    text = metrics.read_text()
+    assert idle_workers in text
+    assert requests not in text
 
 
 def test_a_server_waits_for_its_requests(machine: Machine) -> None:

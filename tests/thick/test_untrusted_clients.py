@@ -346,6 +346,32 @@ def test_garbage_is_refused_and_forgotten(host: Host, shims: Plugins, garbage: s
         add_and_delete(host, shims)
 
 
+def test_a_request_whose_directory_cannot_be_entered_is_an_error_in_words(host: Host, shims: Plugins) -> None:
+    """As on a network file system that has gone away. A program of its own would start in it."""
+    request = b"host-local\0CNI_COMMAND=ADD\0"
+
+    def send() -> tuple[bytes, bytes]:
+        about = protocol.offer_prefix("host-local", ask_status("/run/cnisdk")["plugins"]["host-local"])
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reading, writing = os.pipe()
+        null = os.open(os.devnull, os.O_RDWR)
+        with here, there, reach(SOCKET) as connection:
+            socket.send_fds(here, [request], [null, writing, null, null])
+            os.close(writing)
+            socket.send_fds(connection, [about + b" 22 %d 0" % len(request)], [there.fileno()])
+            answer = connection.recv(100)
+        with open(reading, "rb") as stdout:
+            return answer, stdout.read()
+
+    with shims.on(host):
+        answer, printed = host.call(send)
+        assert answer == b"exit 001\n"
+        error = json.loads(printed)
+        assert error["code"] == 999
+        assert "Not a directory" in error["msg"]
+        add_and_delete(host, shims)
+
+
 def test_connections_that_end_at_once(host: Host, shims: Plugins) -> None:
     def come_and_go() -> None:
         for _ in range(100):
