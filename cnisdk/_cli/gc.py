@@ -5,7 +5,8 @@
    results: their stamps are compared.
 3. For each dead attachment, check that it has not come back, run DEL of the network's plugins, then drop the leases and
    cached results that are left. An ADD of our plugins that begins meanwhile waits (:mod:`cnisdk._releasing`).
-4. With ``--plugins``, run the plugins' GC with the list of all attachments that are not dead.
+4. With ``--plugins``, run the plugins' GC with the list of all attachments that are not dead. A network of a version
+   that does not know GC has it in 1.1.0, of the plugins that offer that version.
 
 The command may run beside ADD and DEL. An attachment that is being added is younger than ``--grace``, and is kept.
 """
@@ -31,6 +32,7 @@ from ..runtime.network import Network
 from ..runtime.runner import Runtime
 from ..runtime.survey import find_working, look_at
 from ..spec.names import Attachment
+from ..spec.versions import PREV_RESULT_SINCE, Verb
 from .attachments import HostState, JudgedAttachment, add_shared_arguments, judge_host
 from .options import add_cni_path, add_seconds, require_host
 
@@ -56,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also run the GC of the network's plugins, with a list of all attachments that are not dead. One that is "
         "being added meanwhile is not on the list, and would lose what it has. Use it only while no container is being "
-        "started (spec §3)",
+        "started (spec §3). If the network's version is too old to know GC, but not older than 0.4.0, the plugins that "
+        "offer 1.1.0 are asked in that version",
     )
     add_seconds(parser, "--pause", _PAUSE, "time between the two judgements")
     add_cni_path(parser, "plugins")
@@ -279,7 +282,9 @@ def _run_plugins(args: argparse.Namespace, network: Network, kept: Iterable[Judg
             f"the plugins' GC was not run: {len(unknown)} attachments have links, but their names are not known",
             details=f"links with the alias {', '.join(sorted(unknown))}; without --plugins, nothing of them is touched",
         )
-    for note in runtime.gc(network, sorted(valid)).notes:
+    # From 0.4.0 on, a runtime hands DEL the result of ADD, so what lives is remembered, and is on the list.
+    remembered = network.version >= PREV_RESULT_SINCE[Verb.DEL]
+    for note in runtime.gc(network, sorted(valid), raise_version=remembered).notes:
         _warn(note)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 
 from .. import _releasing
 from .._light import Any, NamedTuple, cast
@@ -22,7 +23,7 @@ from ..invoke.call import run
 from ..invoke.find import get_plugin_path
 from ..invoke.process import pass_on
 from ..invoke.version import PluginVersions, plugin_versions
-from ..spec.codec import loads, unstructure
+from ..spec.codec import find_key, loads, unstructure
 from ..spec.convert import AnyResult, convert_result, structure_result, upgrade, without_null_entries
 from ..spec.names import Attachment, check_container_id, check_ifname, check_network_name, shorten
 from ..spec.result import Result
@@ -399,7 +400,14 @@ class Runtime:
 
     # --- GC and STATUS ------------------------------------------------------------------------------------------------
 
-    def gc(self, network: Network, valid: Iterable[tuple[str, str]] = (), *, deadline: float | None = None) -> GCReport:
+    def gc(
+        self,
+        network: Network,
+        valid: Iterable[tuple[str, str]] = (),
+        *,
+        deadline: float | None = None,
+        raise_version: bool = False,
+    ) -> GCReport:
         """Remove the remains of attachments that are not valid any more.
 
         Cached attachments that are not listed get their DEL; then each plugin's GC runs, if the network's version knows
@@ -410,9 +418,11 @@ class Runtime:
             valid: Container id and interface name of each attachment to keep; by default none. The plugins always get
                 the list: without one, they cannot know which attachments are stale.
             deadline: Seconds for all plugins together, see :class:`Runtime`.
+            raise_version: If true, and the network's version is too old to know GC, those plugins that offer 1.1.0 are
+                asked in that version all the same. The notes name the others.
 
         Raises:
-            CNIError: The first error; further ones are in the details.
+            CNIError: The first error; further ones are in the details. The notes are warnings then.
         """
         check_network_name(network.name)
         if network.disable_gc:
@@ -438,22 +448,64 @@ class Runtime:
                 problems.append(problem)
         self.cache.sweep()
         asked: list[str] = []
-        if allows(network.version, Verb.GC):
+        raised = self._raise_version(network, notes, problems, until) if raise_version else network
+        if allows(raised.version, Verb.GC):
             environ = self._variables(None, "", ())
-            for plugin in network.plugins:
+            for plugin in raised.plugins:
                 try:
-                    request = network.request(plugin, valid=keep)
+                    request = raised.request(plugin, valid=keep)
                     self._run(Verb.GC, plugin, self._get_path(plugin, Verb.GC), environ, request, until)
                     asked.append(plugin.type)
                 except CNIError as exc:
+                    if raised is not network:
+                        why = f"GC was asked in version {raised.version}, the network has {network.version}"
+                        exc.details = "; ".join(filter(None, (exc.details, why)))
                     problems.append(exc)
         else:
             notes.append(
                 f'network "{network.name}" has version {network.version}, which does not know GC: '
                 f"no plugin was asked to look for leftovers"
             )
+        if problems:
+            for note in notes:
+                self._on_warning(note)
         raise_first(problems)
         return GCReport(tuple(deleted), tuple(asked), tuple(notes))
+
+    def _raise_version(
+        self, network: Network, notes: list[str], problems: list[CNIError], until: float | None
+    ) -> Network:
+        """Return a network in the first version that knows GC, with those of its plugins that offer that version.
+
+        Where a plugin does and its IPAM plugin does not, the request names no IPAM plugin: it would fail.
+        """
+        if allows(network.version, Verb.GC):
+            return network
+        since = SINCE[Verb.GC]
+
+        @cache
+        def offers(kind: str) -> bool:
+            try:
+                offered = self._versions(kind, until).supported
+            except CNIError as exc:
+                text = f'plugin type="{kind}" failed (version): {exc.msg}'
+                problems.append(error_for_code(exc.code, text, exc.details))
+                return False
+            if str(since) not in offered:
+                shown = ", ".join(offered)
+                notes.append(f"plugin {kind} was not asked to look for leftovers: GC needs {since}, it offers {shown}")
+            return str(since) in offered
+
+        plugins = []
+        for plugin in network.plugins:
+            if offers(plugin.type):
+                ipam = find_key(plugin.document, "ipam")
+                kind = find_key(ipam, "type") if isinstance(ipam, dict) else None
+                if isinstance(kind, str) and kind and not offers(kind):
+                    left_out = {key: value for key, value in plugin.document.items() if key.lower() != "ipam"}
+                    plugin = plugin._replace(document=left_out)
+                plugins.append(plugin)
+        return network._replace(version=since, plugins=tuple(plugins))
 
     def status(self, network: Network, *, deadline: float | None = None) -> tuple[str, ...]:
         """Ask the plugins if the network can take containers (spec §2, STATUS).
@@ -489,9 +541,12 @@ class Runtime:
         Raises:
             CNIError: It is not there, or does not answer.
         """
+        return self._versions(type, _until(deadline))
+
+    def _versions(self, type: str, until: float | None) -> PluginVersions:
         environ = os.environ if self._environ is None else self._environ
         path = get_plugin_path(type, self.path)
-        timeout = self._timeout(type, _until(deadline))
+        timeout = self._timeout(type, until)
         return plugin_versions(path, environ=environ, timeout=timeout, on_stderr=self._on_stderr)
 
     def validate(self, network: Network, *, deadline: float | None = None) -> frozenset[str]:
@@ -511,8 +566,7 @@ class Runtime:
         until = _until(deadline)
         for kind in dict.fromkeys(plugin.type for plugin in network.plugins):
             try:
-                left = None if until is None else max(until - time.monotonic(), 0)
-                if str(network.version) not in self.versions(kind, deadline=left).supported:
+                if str(network.version) not in self._versions(kind, until).supported:
                     problems.append(
                         IncompatibleVersionError(f'plugin {kind} does not support config version "{network.version}"')
                     )

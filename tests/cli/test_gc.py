@@ -65,6 +65,7 @@ class Cluster:
         self.plugin.write_text("#!/bin/sh\nexit 0\n")
         self.plugin.chmod(0o755)
         self.store = FileStore("", "net")
+        self.warned = ""
         # What made the first look wrong: the default's directory exists, and knows nothing.
         host.call(os.makedirs, "/var/lib/cni/results")
 
@@ -105,7 +106,9 @@ class Cluster:
         options = ["--conf-dir", f"{self.root}/conf", "--cache-dir", str(self.elsewhere), "--pause", pause]
         argv = ["-m", "cnisdk", "gc", "net", "--inside", "--cni-path", f"{self.root}/bin", *options, *more]
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        return self.host.run([sys.executable, *argv], env=environ).stdout
+        done = self.host.run([sys.executable, *argv], env=environ)
+        self.warned = done.stderr
+        return done.stdout
 
     def held(self) -> dict[str, str]:
         """Return the holder of each address."""
@@ -420,6 +423,98 @@ def test_gc_keeps_what_the_kernel_has_and_all_others_forgot(
         out = cluster.gc("--grace", "0")
         assert cluster.held() == {"10.111.0.2": "forgotten"}, out
         assert "attachments: 1 alive, 1 dead" in out
+
+
+# --- the plugins' own GC ----------------------------------------------------------------------------------------------
+
+
+class Node:
+    """A host with real plugins and a list, where a container lives, and what another left is remembered nowhere."""
+
+    def __init__(self, cluster: Cluster, directory: Path, version: str, reference: str = "") -> None:
+        self.cluster, self.bin = cluster, cluster.root / "bin"
+        cluster.plugin.unlink()
+        for each in directory.iterdir():
+            (self.bin / each.name).symlink_to(GO / each.name if each.name == reference else each)
+        (bridge,) = cluster.conf["plugins"]
+        plugins = [{**bridge, "isGateway": True, "ipMasq": True}, {"type": "firewall", "backend": "iptables"}]
+        conf = json.dumps({**cluster.conf, "cniVersion": version, "plugins": plugins})
+        (cluster.root / "conf" / "net.conflist").write_text(conf)
+        self.network = Network.parse(conf.encode())
+        self.add("alive")
+        self.before = self.rules()
+        self.result = self.add("gone")
+        cluster.host.shell("ip -n gone link del eth0; rm /var/lib/cni/results/net-gone-eth0")
+        cluster.host.del_netns("gone")
+        assert cluster.held() == {"10.111.0.2": "alive", "10.111.0.3": "gone"}
+        cluster.host.shell("rm /var/lib/cni/networks/net/10.111.0.3")
+
+    def add(self, container: str) -> dict[str, Any]:
+        path = self.cluster.host.add_netns(container)
+
+        def work() -> bytes:
+            runtime = Runtime([str(self.bin)])
+            runtime.add(self.network, container_id=container, netns=path)
+            return Path(runtime.cache.path(Attachment("net", container, "eth0"))).read_bytes()
+
+        result: dict[str, Any] = json.loads(self.cluster.host.call(work))["result"]
+        return result
+
+    def rules(self) -> dict[str, str]:
+        return {table: self.cluster.host.shell(f"iptables -t {table} -S") for table in ("filter", "nat")}
+
+    def verify_alive(self) -> None:
+        """Run CHECK of all plugins, and look for the lease."""
+        runtime, path = Runtime([str(self.bin)]), "/run/netns/alive"
+        self.cluster.host.call(lambda: runtime.check(self.network, container_id="alive", netns=path))
+        assert self.cluster.held() == {"10.111.0.2": "alive"}
+
+
+@pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
+def test_gc_by_plugins_clears_rules_that_nothing_remembers(cluster: Cluster, plugins: Plugins, version: str) -> None:
+    """Lists of Podman and nerdctl, and most others, have a version that does not know GC."""
+    with plugins.on(cluster.host):
+        node = Node(cluster, plugins.directory, version)
+        assert node.rules() != node.before
+        cluster.gc("--grace", "0")
+        assert node.rules() != node.before
+        assert cluster.gc("--plugins", "--grace", "0") == "attachments: 1 alive, 0 dead\n"
+        assert cluster.warned == ""
+        assert node.rules() == node.before
+        node.verify_alive()
+
+
+def test_gc_asks_no_plugin_of_a_list_whose_runtime_need_not_remember(cluster: Cluster, plugins: Plugins) -> None:
+    """Before 0.4.0, libcni had no cached results: what lives may be on no list."""
+    with plugins.on(cluster.host):
+        node = Node(cluster, plugins.directory, "0.3.1")
+        left = node.rules()
+        cluster.gc("--plugins", "--grace", "0")
+        assert "has version 0.3.1, which does not know GC: no plugin was asked" in cluster.warned
+        assert node.rules() == left
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("reference", ["bridge", "host-local"])
+def test_gc_beside_a_plugin_that_does_not_know_it(cluster: Cluster, plugins: Plugins, reference: str) -> None:
+    """The reference's firewall has deleted rules of ours, and left their record."""
+    if not (GO / "bridge").exists():
+        missing = f"{GO}/bridge is not installed (Debian: containernetworking-plugins)"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+    with plugins.on(cluster.host):
+        node = Node(cluster, plugins.directory, "1.0.0", reference)
+        conf = {"type": "firewall", "backend": "iptables", "cniVersion": "1.0.0", "name": "net"}
+        theirs = cluster.host.plugin(GO / "firewall", conf)
+        gone = SimpleNamespace(id="gone", netns="")
+        theirs.run("DEL", gone, prevResult=node.result).raise_for_error()
+        left = node.rules()
+        assert left["filter"].count("id: gone") == 1
+        cluster.gc("--plugins", "--grace", "0")
+        assert f"plugin {reference} was not asked to look for leftovers: GC needs 1.1.0, it offers 0." in cluster.warned
+        assert cluster.warned.count("\n") == 1
+        # The reference's bridge leaves what it made; ours does its part, whatever its IPAM plugin knows.
+        assert node.rules() == {**node.before, **({"nat": left["nat"]} if reference == "bridge" else {})}
+        node.verify_alive()
 
 
 # --- beside ADD and DEL -----------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from cnisdk.testing.stores import everything, range_sets, reserve
 
 SUBNETS = ("10.5.0.0/28", "fd00:5::/64")
 RECORDER = """#!/bin/sh
+[ "$CNI_COMMAND" != VERSION ] || exec echo '{"cniVersion": "1.1.0", "supportedVersions": ["1.0.0", "1.1.0"]}'
 cat > "$0.stdin"
 echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS" >> "$0.calls"
 """
@@ -241,8 +242,11 @@ def test_gc(machine: Host, tmp_path: Path, version: str, capsys: pytest.CaptureF
     assert "would drop 10.5.0.5 of container starting" in capsys.readouterr().out
 
 
-def test_gc_asks_plugins_with_the_list_of_all_that_are_not_dead(machine: Host, tmp_path: Path) -> None:
-    place = Place(machine, tmp_path, "1.1.0")
+@pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
+def test_gc_asks_plugins_with_the_list_of_all_that_are_not_dead(machine: Host, tmp_path: Path, version: str) -> None:
+    """Those of a list that is too old to know GC as well."""
+    place = Place(machine, tmp_path, version)
+    place.recorder.with_name("host-local").symlink_to(place.recorder)
     place.add("alive", HERE)
     place.add("dead", GONE)
     place.add("young", GONE, age=200)
@@ -256,6 +260,7 @@ def test_gc_asks_plugins_with_the_list_of_all_that_are_not_dead(machine: Host, t
     finally:
         machine.run(["ip", "link", "del", "marked0"])
     sent: dict[str, Any] = json.loads(Path(f"{place.recorder}.stdin").read_bytes())
+    assert sent["cniVersion"] == "1.1.0"
     kept = [(each["containerID"], each["ifname"]) for each in sent["cni.dev/valid-attachments"]]
     assert kept == [
         ("alive", "eth0"),
@@ -268,11 +273,12 @@ def test_gc_asks_plugins_with_the_list_of_all_that_are_not_dead(machine: Host, t
     assert [call.split()[0] for call in place.calls()] == ["DEL", "GC"]
 
 
+@pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
 def test_gc_asks_no_plugin_while_a_link_has_a_mark_nobody_can_read(
-    machine: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    machine: Host, tmp_path: Path, version: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Names too long for an alias are hashed in it: such an attachment cannot be put on the list."""
-    place = Place(machine, tmp_path, "1.1.0")
+    place = Place(machine, tmp_path, version)
     marked = Attachment("net", "x" * 250, "net1").tag
     machine.run(["sh", "-euc", f"ip link add marked0 type bridge && ip link set marked0 alias {marked}"])
     try:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -443,6 +444,65 @@ def test_gc_before_1_1_0_says_what_it_did_not_do(bench: Bench) -> None:
     assert report.asked == ()
     assert "which does not know GC" in report.notes[0]
     assert bench.sequence == ["DEL b", "DEL a"] * 2
+
+
+def offering(*versions: str) -> str:
+    """Return the shell command of a plugin that answers VERSION."""
+    return f"printf %s {shlex.quote(json.dumps({'cniVersion': versions[-1], 'supportedVersions': versions}))}"
+
+
+def test_gc_raises_the_version_for_plugins_that_offer_one_with_gc(bench: Bench) -> None:
+    for name in ("a", "b", "new"):
+        bench.plugin(name, VERSION=offering("0.4.0", "1.0.0", "1.1.0"))
+    bench.plugin("old", VERSION=offering("0.4.0", "1.0.0"))
+    with_old = {"type": "b", "IPAM": {"type": "old"}, "key": 1}
+    others = [{"type": "old", "ipam": {"type": "not there"}}, with_old, {"type": "old"}]
+    network = bench.network({"type": "a", "ipam": {"type": "new"}}, *others, version="0.4.0")
+    report = bench.runtime.gc(network, [("c1", "eth0")], raise_version=True)
+    assert report.asked == ("a", "b")
+    note = "plugin old was not asked to look for leftovers: GC needs 1.1.0, it offers 0.4.0, 1.0.0"
+    assert report.notes == (note,)
+    assert bench.sequence == ["VERSION a", "VERSION new", "VERSION old", "VERSION b", "GC a", "GC b"]
+    one, two = (call.config for call in bench.calls if call.verb == "GC")
+    valid = [{"containerID": "c1", "ifname": "eth0"}]
+    assert one["ipam"] == {"type": "new"}
+    assert two.keys() == {"name", "cniVersion", "type", "key", "cni.dev/valid-attachments", "cni.dev/attachments"}
+    for config in (one, two):
+        assert (config["cniVersion"], config["cni.dev/valid-attachments"]) == ("1.1.0", valid)
+
+
+def test_gc_with_a_raised_version_deletes_in_the_networks_own(bench: Bench) -> None:
+    network = populate(bench, version="1.0.0")
+    for name in ("a", "b"):
+        bench.plugin(name, VERSION=offering("1.0.0", "1.1.0"))
+    report = bench.runtime.gc(network, [("c2", "eth0")], raise_version=True)
+    assert (len(report.deleted), report.asked, report.notes) == (1, ("a", "b"), ())
+    assert {call.config["cniVersion"] for call in bench.calls if call.verb == "DEL"} == {"1.0.0"}
+
+
+def test_gc_asks_for_no_versions_where_the_networks_own_knows_it(bench: Bench) -> None:
+    network = populate(bench)
+    bench.runtime.gc(network, [("c1", "eth0"), ("c2", "eth0")], raise_version=True)
+    assert bench.sequence == ["GC a", "GC b"]
+
+
+def test_gc_with_a_raised_version_goes_on_after_failures(bench: Bench) -> None:
+    bench.plugin("silent", VERSION="exit 1")
+    bench.plugin("full", VERSION=offering("1.1.0"), GC=FULL)
+    bench.plugin("a", VERSION=offering("1.1.0"))
+    bench.plugin("old", VERSION=offering("1.0.0"))
+    plugins = [{"type": "silent"}, {"type": "old"}, {"type": "full"}, {"type": "a", "ipam": {"type": "lost"}}]
+    network = bench.network(*plugins)
+    with pytest.raises(CNIError) as caught:
+        bench.runtime.gc(network, raise_version=True)
+    first, others = caught.value.msg, caught.value.details
+    assert first.startswith('plugin type="silent" failed (version): ')
+    assert 'plugin type="lost" failed (version): failed to find plugin "lost"' in others
+    assert 'plugin type="full" failed (gc): full' in others
+    assert "GC was asked in version 1.1.0, the network has 1.0.0" in others
+    assert bench.sequence[-2:] == ["GC full", "GC a"]
+    (warning,) = bench.warnings
+    assert warning.startswith("plugin old was not asked")
 
 
 def test_disable_gc_says_so(bench: Bench) -> None:
