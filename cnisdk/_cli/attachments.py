@@ -7,19 +7,20 @@ Shared by the subcommands ``leases``, ``gc`` and ``fsck``. Leases come from the 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..errors import CNIError
 from ..ipam.ranges import Pool
 from ..ipam.store import Owner
 from ..ipam.table import Examination, LeaseRecord, LeaseTable
-from ..runtime.caches import Memory, find_places, known_directories, namespace_of, read_all
+from ..runtime.caches import Memory, addresses_of, find_places, known_directories, namespace_of, read_all
 from ..runtime.hostview import Survey
 from ..runtime.liveness import LeaseTrace, Liveness, LivenessState, Traces, assess
 from ..runtime.load import load_networks
 from ..runtime.network import Network
 from ..runtime.survey import survey_host
+from ..spec.addresses import IPAddress
 from ..spec.names import Attachment
 from .options import add_cache_dir, add_conf_dir, add_inside, add_seconds
 from .tables import search_tables
@@ -215,8 +216,10 @@ def _judge_attachments(
     """Judge each attachment of a network that a lease or a cached result names."""
     held: dict[Attachment, list[HeldLease]] = {}
     traces: dict[Attachment, list[LeaseTrace]] = {}
+    holders: dict[IPAddress, Owner] = {}
     for table, examination in tables:
         for lease in examination.leases:
+            holders[lease.address] = lease.owner
             if lease.owner.container_id:
                 attachment = Attachment(network, *lease.owner)
                 held.setdefault(attachment, []).append(HeldLease(table, lease))
@@ -230,8 +233,22 @@ def _judge_attachments(
             tuple(each for each in entries if _covers(attachment, each.entry.attachment)),
             tuple(each for each in memory.unreadable if each.may_be_of(attachment)),
         )
+        found = found._replace(passed_on=find_passed_on(found, holders))
         judged.append(JudgedAttachment(found, tuple(held.get(attachment, ())), assess(found, seen, grace=grace)))
     return tuple(judged)
+
+
+def find_passed_on(traces: Traces, holders: Mapping[IPAddress, Owner]) -> tuple[tuple[IPAddress, str], ...]:
+    """Find the addresses in an attachment's cached results that another container has leased, each with its owner.
+
+    Args:
+        traces: The attachment.
+        holders: The owners of all leases of the network.
+    """
+    addresses = dict.fromkeys(address for entry in traces.entries for address in addresses_of(entry))
+    held = [(each, holders[each]) for each in addresses if each in holders]
+    ours = ("", traces.attachment.container_id)  # a lease may name no owner
+    return tuple((address, str(owner)) for address, owner in held if owner.container_id not in ours)
 
 
 def _trace(lease: LeaseRecord, examination: Examination) -> LeaseTrace:

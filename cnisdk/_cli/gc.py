@@ -25,7 +25,16 @@ from ..invoke.find import split_path
 from ..ipam.store import Owner
 from ..linux.links import veth
 from ..runtime.cache import DEFAULT_CACHE_DIR
-from ..runtime.caches import Remembered, find_places, forget, known_directories, namespace_of, read_all, read_of
+from ..runtime.caches import (
+    Remembered,
+    addresses_of,
+    find_places,
+    forget,
+    known_directories,
+    namespace_of,
+    read_all,
+    read_of,
+)
 from ..runtime.liveness import Liveness
 from ..runtime.load import NetworkNotFoundError, load_network
 from ..runtime.network import Network
@@ -33,7 +42,7 @@ from ..runtime.runner import Runtime
 from ..runtime.survey import find_working, look_at
 from ..spec.names import Attachment
 from ..spec.versions import PREV_RESULT_SINCE, Verb
-from .attachments import HostState, JudgedAttachment, add_shared_arguments, judge_host
+from .attachments import HostState, JudgedAttachment, add_shared_arguments, find_passed_on, judge_host
 from .options import add_cni_path, add_seconds, require_host
 
 _PAUSE = 1.0
@@ -257,13 +266,20 @@ def _find_return(args: argparse.Namespace, host: HostState, each: JudgedAttachme
         return "it exists again"
     places = find_places(known_directories(args.cache_dir))
     cached = read_of(attachment, places, [entry.path for entry in entries])
-    if any(found.stamp not in each.stamps for found in cached):
+    if any(file.stamp not in each.stamps for file in cached):
         return "a runtime has attached it again"
     tables = [judged.table for state in host.networks if state.name == attachment.network for judged in state.tables]
     leases = [lease for table in tables for lease in table.find(each.owner, timeout=args.timeout)]
     if any(lease.stamp not in each.stamps for lease in leases):
         return "it has another lease now"
-    return None if begun or cached or leases else "it has been released meanwhile"
+    if not begun and not cached and not leases:
+        return "it has been released meanwhile"
+    if {address for entry in entries for address in addresses_of(entry)} - {lease.address for lease in leases}:
+        examined = [table.examine(timeout=args.timeout).leases for table in tables]
+        holders = {lease.address: lease.owner for listed in examined for lease in listed}
+        for address, holder in find_passed_on(each.traces, holders):
+            return f"its address {address} is leased to {holder} now"
+    return None
 
 
 def _run_plugins(args: argparse.Namespace, network: Network, kept: Iterable[JudgedAttachment]) -> None:

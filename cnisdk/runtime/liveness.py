@@ -98,12 +98,14 @@ class Traces(NamedTuple):
         leases: Its leases.
         entries: Its cached results.
         unreadable: Files that may have been its cached results.
+        passed_on: Addresses in its cached results that another owner has leased since, each with the owner in words.
     """
 
     attachment: Attachment
     leases: tuple[LeaseTrace, ...] = ()
     entries: tuple[Remembered, ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
+    passed_on: tuple[tuple[IPAddress, str], ...] = ()
 
 
 def conclude(evidence: Iterable[Evidence]) -> Liveness:
@@ -144,6 +146,9 @@ def weigh(traces: Traces, survey: Survey, *, grace: float) -> Iterator[Evidence]
             yield Evidence("earlier", EARLIER_BOOT)
     for text in survey.doubts:
         yield Evidence("doubt", text)
+    for address, holder in traces.passed_on:
+        # Its DEL could take the rules of that container, which some plugins find by the address.
+        yield Evidence("doubt", f"its address {address} is leased to {holder} now")
     ages = [(each.age, "its lease") for each in traces.leases]
     ages += [(each.age, "its cached result") for each in traces.entries]
     ages += [(each.age, "its cached result") for each in traces.unreadable]

@@ -358,6 +358,23 @@ def test_a_container_that_comes_back_with_its_old_lease_stays(cluster: Cluster, 
     assert "keep container gc2 interface eth0: a runtime has attached it again" in out
 
 
+@pytest.mark.parametrize("when", ["before gc", "while gc works"])
+def test_the_next_container_with_an_address_of_the_dead_keeps_its_rules(cluster: Cluster, when: str) -> None:
+    """The reference's firewall finds them by the address in the result that DEL gets."""
+    cluster.remember("gc2", "10.111.0.3", "/var/lib/cni", "/run/netns/gc2")  # its lease was released already
+    deleted, next_one = cluster.root / "deleted", f"{cluster.store.path}/10.111.0.3"
+    if when == "before gc":
+        cluster.remember("next", "10.111.0.3", "/var/lib/cni", cluster.host.add_netns("next"))
+        cluster.lease("next", "10.111.0.3")
+    else:
+        cluster.lease("gc1", "10.111.0.2")
+    script = f"[ $CNI_CONTAINERID = gc2 ] || printf 'next\\r\\neth0' > {next_one}"
+    cluster.plugin.write_text(f"#!/bin/sh\necho $CNI_CONTAINERID >> {deleted}\n{script}\n")
+    out = cluster.gc(pause="1")
+    assert "its address 10.111.0.3 is leased to container next interface eth0 now" in out
+    assert not deleted.exists() if when == "before gc" else deleted.read_text() == "gc1\n"
+
+
 def test_what_its_runtime_has_released_meanwhile_gets_no_second_del(cluster: Cluster) -> None:
     """A runtime that restarts a container runs DEL, and then ADD: between them gc's DEL would meet the ADD."""
     for number, container in enumerate(("gc1", "gc2"), start=2):

@@ -211,6 +211,11 @@ UNKNOWN = {
         seen(),
         "its lease lies where other machines may write, and may be of one of them",
     ),
+    "another container has its address now": (
+        CACHED._replace(passed_on=((ADDRESS, "container other interface eth0"),)),
+        seen(),
+        "its address 10.9.0.2 is leased to container other interface eth0 now",
+    ),
     "only the clock says that it is older than this boot": (
         Traces(WHO, (), (remembered(written=BOOTED - 3600),)),
         seen(paths={BLUE: Look("hidden", why="EACCES")}),
