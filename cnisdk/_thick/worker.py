@@ -148,14 +148,16 @@ def run_worker(
         OSError: The kernel refuses what a worker needs.
     """
     worker = prepare_worker()
-    # A process that a plugin forks, and that lives on, is not to keep the server's sockets open. After an exec, it has
-    # none of them anyway.
-    os.register_at_fork(after_in_child=partial(_leave_server, queue, [report]))
+    # A process that a plugin forks, and that lives on, is not to keep the server's sockets open, nor the connection, at
+    # whose end the shim sees that this process died. After an exec, it has none of them anyway.
+    connections: list[socket.SocketType] = []
+    os.register_at_fork(after_in_child=partial(_leave_server, queue, [report], connections))
     rest = RestingState()
     queue.wake_next()  # a worker that is stopped may have been woken for a connection that still waits
     requests = 0
     while (connection := _accept(queue, served=requests > 0)) is not None:
         requests += 1
+        connections[:] = [connection]
         start = time.monotonic()
         try:
             taken = _take_from_shim(connection, plugins, policy, worker, report)
@@ -178,6 +180,7 @@ def run_worker(
         reusable = not last and caller is not None and _wait_for_end(connection) and _is_as_before(rest, caller)
         reusable = reusable and not queue.is_stopped()
         state = "idle" if reusable else "ending"
+        connections.clear()
         connection.close()
         _report_line(report, f"done {worker.pid} {state} {plugin.type} {verb} {status} {took:.6f} {waited:.6f}")
         if not reusable:
@@ -185,14 +188,16 @@ def run_worker(
     os._exit(0)
 
 
-def _leave_server(queue: AcceptQueue, others: list[int]) -> None:
-    """Close the descriptors that a worker shares with the server, in a process that the worker has forked.
+def _leave_server(queue: AcceptQueue, others: list[int], connections: list[socket.SocketType]) -> None:
+    """Close the descriptors that a worker shares with server and shim, in a process that the worker has forked.
 
-    A process forked from that one finds the list empty, and closes nothing: its descriptors may be others by then.
+    A process forked from that one finds the lists empty, and closes nothing: its descriptors may be others by then.
     """
     queue.close()
     while others:
         os.close(others.pop())
+    while connections:
+        os.close(connections.pop().detach())
 
 
 def _run_and_answer(

@@ -67,6 +67,13 @@ class Probe(Plugin[NetConf]):
             raise InvalidConfigError("no", details="never")
         if mode == "bug":
             raise ZeroDivisionError
+        if mode == "orphan" and not (child := os.fork()):  # a daemon that is no other program
+            for fd in (0, 1, 2):
+                os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+            signal.pause()
+        if mode == "orphan":
+            os.write(2, b"READY %d\\n" % child)
+            os.kill(os.getpid(), signal.SIGKILL)
         if mode == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if mode == "leak":
@@ -429,6 +436,20 @@ def test_a_worker_that_dies_is_an_error(machine: Machine, kind: str) -> None:
     assert json.loads(stdout)["code"] == 999
     assert "it is not run again" in stderr
     assert machine.run(kind, "ADD")[::2] == (0, "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_worker_that_dies_is_an_error_also_when_a_process_of_it_lives_on(machine: Machine, kind: str) -> None:
+    machine.serve()
+    process = machine.start(kind, "ADD", "MODE=orphan")
+    daemon = wait_until_ready(process)
+    try:
+        assert process.wait(30) == 1
+    finally:
+        os.kill(daemon, signal.SIGKILL)  # it holds the pipes
+    stdout, stderr = process.communicate(timeout=30)
+    assert json.loads(stdout)["code"] == 999
+    assert stderr == "cnisdk: the worker died while it ran the request; it is not run again\n"
 
 
 def wait_until_ready(process: subprocess.Popen[str]) -> int:
