@@ -258,11 +258,9 @@ def test_to_the_reference_and_back_while_containers_run(podman: Podman) -> None:
     podman.start("two", "--network", again, "-p", f"{ports['two']}:80")
     verify("one", "two", "three")
     # The reference's firewall leaves our records of the container that it detached. Podman asks no plugin for GC.
-    valid = [{"containerID": podman.inspect(name)["Id"], "ifname": "eth0"} for name in ports]
-    conf = {"cniVersion": "1.1.0", "name": "dual", "type": "firewall", "cni.dev/valid-attachments": valid}
-    directory = node.plugins.directory
-    node.shell(f"CNI_COMMAND=GC CNI_PATH={directory} {directory}/firewall <<'END'\n{json.dumps(conf)}\nEND")
-    verify("one", "two", "three")
+    gc = [sys.executable, "-I", "-m", "cnisdk", "gc", "dual", "--plugins", "--inside", "--cni-path", "/usr/lib/cni"]
+    node.run(*gc)
+    verify("one", "two", "three", "four")
 
 
 def test_restart(podman: Podman) -> None:
