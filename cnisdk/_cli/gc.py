@@ -283,8 +283,19 @@ def _find_return(args: argparse.Namespace, host: HostState, each: JudgedAttachme
 
 
 def _run_plugins(args: argparse.Namespace, network: Network, kept: Iterable[JudgedAttachment]) -> None:
-    """Run the plugins' GC with the list of all attachments that are not dead, and of those that were kept."""
+    """Run the plugins' GC with the list of all attachments that are not dead, and of those that were kept.
+
+    Raises:
+        InvalidEnvironmentError: (4) The list cannot be known to be complete.
+        CNIError: The first error of the plugins.
+    """
     host = judge_host(args, network.name)
+    hidden = [*host.memory.hidden, *(f"{each.path} {each.text}" for each in host.memory.unreadable)]
+    if hidden or not host.memory.places:
+        raise InvalidEnvironmentError(
+            "the plugins' GC was not run: not all attachments that live may be known",
+            details="; ".join(hidden) or "no directory of a runtime was found; --cache-dir names one",
+        )
     valid = {valid_name(each.traces.attachment) for each in _attachments(host) if each.verdict.state != "dead"}
     valid |= {valid_name(each.traces.attachment) for each in kept}
     runtime = Runtime(split_path(args.cni_path), on_warning=_warn)

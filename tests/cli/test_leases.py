@@ -279,6 +279,7 @@ def test_gc_asks_no_plugin_while_a_link_has_a_mark_nobody_can_read(
 ) -> None:
     """Names too long for an alias are hashed in it: such an attachment cannot be put on the list."""
     place = Place(machine, tmp_path, version)
+    place.add("alive", HERE)
     marked = Attachment("net", "x" * 250, "net1").tag
     machine.run(["sh", "-euc", f"ip link add marked0 type bridge && ip link set marked0 alias {marked}"])
     try:
@@ -286,6 +287,29 @@ def test_gc_asks_no_plugin_while_a_link_has_a_mark_nobody_can_read(
     finally:
         machine.run(["ip", "link", "del", "marked0"])
     assert marked in capsys.readouterr().err
+    assert not place.calls()
+
+
+@pytest.mark.parametrize("hides", ["torn", "empty", "a link in its place", "its directory", "all directories"])
+def test_gc_asks_no_plugin_while_a_runtime_may_remember_more(
+    machine: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str], hides: str
+) -> None:
+    """A container that lives, and that no lease names, would not be on the list."""
+    place = Place(machine, tmp_path, "1.1.0")
+    place.add("alive", HERE)
+    path = place.cache_file("net-living-eth0", b"{torn" if hides == "torn" else b"")
+    if hides == "a link in its place":
+        path.unlink()
+        path.symlink_to(path.name)
+    elif hides == "its directory":
+        path.parent.rename(tmp_path / "elsewhere")
+        path.parent.write_bytes(b"")
+    elif hides == "all directories":
+        path.parent.rename(tmp_path / "elsewhere")
+    assert place.gc("--plugins") == 1
+    said = capsys.readouterr().err
+    assert "the plugins' GC was not run" in said
+    assert str(path.parent) in said or hides == "all directories"
     assert not place.calls()
 
 
