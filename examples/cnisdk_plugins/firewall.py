@@ -126,22 +126,17 @@ class Firewall(Plugin[FirewallConf]):
     def check(self, request: CheckRequest[FirewallConf]) -> None:
         request.conf.validate()
         _, addresses, *_ = asked = wanted(request)
-        for backend in backends(request.conf):
-            if backend == FIREWALLD:
-                zones.check(request.conf.zone, addresses)
-            else:
-                firewall.check(backend, *asked)
+        has_zone, backend = choose(request.conf)
+        if has_zone:
+            zones.check(request.conf.zone, addresses)
+        firewall.check(backend, *asked, accepts=not has_zone)
 
     def repair(self, request: CheckRequest[FirewallConf]) -> bool:
         request.conf.validate()
         owner, addresses, *_ = asked = wanted(request)
-        repaired = [
-            zones.repair(owner, request.conf.zone, addresses)
-            if backend == FIREWALLD
-            else firewall.repair(backend, *asked)
-            for backend in backends(request.conf)
-        ]
-        return any(repaired)
+        has_zone, backend = choose(request.conf)
+        repaired = has_zone and zones.repair(owner, request.conf.zone, addresses)
+        return firewall.repair(backend, *asked, accepts=not has_zone) or repaired
 
     def gc(self, request: GCRequest[FirewallConf]) -> None:
         network, valid = request.network, request.valid_attachments
@@ -150,11 +145,11 @@ class Firewall(Plugin[FirewallConf]):
     def status(self, request: StatusRequest[FirewallConf]) -> None:
         request.conf.validate()
         conf = request.conf
-        for backend in backends(conf):
-            if backend == FIREWALLD:
-                firewalld.status(conf.zone)
-            else:
-                firewall.status(backend, conf.policy)
+        has_zone, backend = choose(conf)
+        if has_zone:
+            firewalld.status(conf.zone)
+        if not has_zone or conf.policy != "open":
+            firewall.status(backend, conf.policy)
 
 
 Wanted = tuple[Attachment, list[IPAddress], str, Ingress | None]
@@ -172,11 +167,10 @@ def wanted(request: AddRequest[FirewallConf] | CheckRequest[FirewallConf]) -> Wa
     return request.attachment, addresses_of(result), conf.admin_chain, ingress
 
 
-def backends(conf: FirewallConf) -> list[str]:
-    """Return the backends that a configuration asks for: firewalld has no policies, so another one is beside it."""
+def choose(conf: FirewallConf) -> tuple[bool, str]:
+    """Return True if a zone of firewalld accepts packets, and the backend of rules: a zone knows no policies."""
     chosen = firewall.choose_backend(conf.backend)
-    beside = [firewall.default_backend()] if chosen == FIREWALLD and conf.policy != "open" else []
-    return [chosen, *beside]
+    return (True, firewall.default_backend()) if chosen == FIREWALLD else (False, chosen)
 
 
 def admit(request: AddRequest[FirewallConf]) -> None:
@@ -186,11 +180,10 @@ def admit(request: AddRequest[FirewallConf]) -> None:
         CNIError: It cannot.
     """
     owner, addresses, *_ = asked = wanted(request)
-    for backend in backends(request.conf):
-        if backend == FIREWALLD:
-            zones.admit(owner, request.conf.zone, addresses, request.undo)
-        else:
-            firewall.admit(backend, *asked, request.undo)
+    has_zone, backend = choose(request.conf)
+    if has_zone:
+        zones.admit(owner, request.conf.zone, addresses, request.undo)
+    firewall.admit(backend, *asked, request.undo, accepts=not has_zone)
 
 
 def withdraw(request: AttachmentRequest[FirewallConf], known: Collection[IPAddress] = ()) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from itertools import permutations
 from pathlib import Path
@@ -83,6 +85,13 @@ def addresses(number: int, subnet: int = 1) -> tuple[str, str]:
 @pytest.fixture
 def outside(host: Host) -> Iterator[Host]:
     """A neighbour of the host, which has the way to the containers."""
+    with beyond(host) as neighbour:
+        yield neighbour
+
+
+@contextmanager
+def beyond(host: Host) -> Iterator[Host]:
+    """Make a neighbour of a host, on its link ``uplink``, which has the way to the containers."""
     with Host(beside=host) as neighbour:
         host.connect(neighbour, address="198.51.100.1/24", other_address="198.51.100.2/24")
         host.shell("ip address add 2001:db8:9::1/64 dev uplink nodad")
@@ -306,6 +315,54 @@ def test_repair_leaves_a_bridge_the_policy_that_the_newest_add_has_decided(host:
     assert host.call(put_back, older, first.netns, "c1"), "nobody else asks for another policy now"
     host.plugin(Firewall, older).check(first)
     assert isolating in rules()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("left", [0, 1])
+def test_an_add_with_addresses_of_one_version_replaces_that_with_both(host: Host, backend: str, left: int) -> None:
+    container, result = attached(host, "c1", 5)
+    plugin = host.plugin(Firewall, {"backend": backend, "ingressPolicy": "same-bridge", "prevResult": result})
+    plugin.add(container)
+    less = {**result, "ips": [result["ips"][left]]}
+    plugin.add(container, prevResult=less)
+    plugin.check(container, prevResult=less)
+    assert rules_of(host, addresses(5)[1 - left]) == []
+    assert rules_of(host, addresses(5)[left])
+    plugin.delete(container)
+    assert rules_of(host, *addresses(5), '"br1"', "owner-", "id: c") == []
+
+
+@pytest.mark.parametrize("variant", [*BACKENDS, "legacy"])
+def test_a_failed_add_beside_a_zone_gives_the_policy_back(variant: str, request: pytest.FixtureRequest) -> None:
+    """firewalld accepts then, and no rule does. The second ADD has another policy, or none, or accepts by itself."""
+    host: Host = request.getfixturevalue("legacy" if variant == "legacy" else "host")
+    backend = "nftables" if variant == "nftables" else "iptables"
+    owner, both = Attachment("net", "c1", "eth0"), [ip_address("10.1.0.5"), ip_address("2001:db8::5")]
+    first, others = Ingress("isolated", "br0", ("v-c1",)), (None, Ingress("same-bridge", "br0"))
+    own = ("br0", "v-c1", "id: c1", "10.1.0.5")
+
+    def shown() -> list[str]:
+        commands = (
+            ("iptables-legacy-save", "ip6tables-legacy-save") if variant == "legacy" else ("nft -s list ruleset",)
+        )
+        lines = subprocess.run("; ".join(commands), shell=True, check=True, capture_output=True, text=True).stdout
+        return sorted(line.strip() for line in lines.splitlines() if any(each in line for each in own))
+
+    def add_twice() -> None:
+        for second, accepts in ((each, accepts) for each in others for accepts in (False, True)):
+            firewall.admit(backend, owner, both, "CNI-ADMIN", first, accepts=False)
+            firewall.check(backend, owner, both, "CNI-ADMIN", first, accepts=False)
+            before = shown()
+            assert [line for line in before if "10.1.0.5" in line] == []
+            with ExitStack() as inverses:
+                firewall.admit(backend, owner, both, "CNI-ADMIN", second, inverses.callback, accepts=accepts)
+                firewall.check(backend, owner, both, "CNI-ADMIN", second, accepts=accepts)
+            firewall.check(backend, owner, both, "CNI-ADMIN", first, accepts=False)
+            assert shown() == before
+            firewall.withdraw(owner)
+            assert shown() == []
+
+    host.call(add_twice)
 
 
 # --- beside the reference, Docker, and others -------------------------------------------------------------------------

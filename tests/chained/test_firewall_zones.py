@@ -9,8 +9,9 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -18,8 +19,8 @@ from cnisdk.testing import Container, Host, PluginUnderTest, expect_error, fail
 from cnisdk_plugins.firewall import Firewall
 
 from ..firewalld_kit import Bus, Firewalld, skip_without_firewalld
-from .conftest import kill_adds
-from .test_firewall import addresses, attached, meets, outside as outside, rules_of
+from .conftest import in_version, kill_adds
+from .test_firewall import addresses, attached, beyond, meets, outside as outside, rules_of
 
 pytestmark = pytest.mark.kernel
 
@@ -53,8 +54,9 @@ def plugin_for(host: Host, result: dict[str, Any], **keys: Any) -> PluginUnderTe
     return host.plugin(Firewall, {"name": "net", "backend": "firewalld", "prevResult": result, **keys})
 
 
-def sources(*numbers: int) -> list[str]:
-    return sorted(f"{each}/{32 if '.' in each else 128}" for number in numbers for each in addresses(number))
+def sources(*numbers: int, subnet: int = 1) -> list[str]:
+    found = [each for number in numbers for each in addresses(number, subnet)]
+    return sorted(f"{each}/{32 if '.' in each else 128}" for each in found)
 
 
 def records(host: Host) -> list[str]:
@@ -157,6 +159,7 @@ def test_a_second_add_that_fails_leaves_the_sources(host: Host, firewalld: Firew
             second.delete(container)
             first.add(container)
         assert [firewalld.sources(), firewalld.sources("work"), records(host)] == before, answer
+
     assert failed
     first.check(container)
 
@@ -258,10 +261,16 @@ def test_policies_hold_beside_a_zone(host: Host, firewalld: Firewalld) -> None:
         assert plugin.repair(container)
         plugin.check(container)
     assert not one.reaches(two, timeout=0.3)
+    for container, plugin in made:  # once more, without it
+        plugin.add(container, ingressPolicy="open")
+        plugin.check(container, ingressPolicy="open")
+    assert one.reaches(two)
+    for container, plugin in made:
+        plugin.add(container)
     made[1][1].delete(two)
     made[0][1].delete(one)
     assert (firewalld.sources(), records(host)) == ([], [])
-    assert "10.2.0.6" not in host.shell("nft list ruleset")
+    assert rules_of(host, "10.2.0.6", '"br1"', '"br2"') == []
 
 
 def test_isolated_containers_beside_a_zone(host: Host, outside: Host, firewalld: Firewalld) -> None:
@@ -320,33 +329,103 @@ def test_a_failed_add_leaves_nothing(host: Host, bus: Bus) -> None:
         running.stop()
 
 
+class Guarded(NamedTuple):
+    """A host that tests share: firewalld lets nothing out but what a zone allows, and two bridges have a container.
+
+    Attributes:
+        host: The host.
+        outside: Its neighbour.
+        firewalld: Its firewalld.
+        one: A container, and the result that tells of it.
+        two: A container on the other bridge, with its result.
+    """
+
+    host: Host
+    outside: Host
+    firewalld: Firewalld
+    one: tuple[Container, dict[str, Any]]
+    two: tuple[Container, dict[str, Any]]
+
+    def clear(self) -> None:
+        """Delete all that plugins have left, also the rules that the reference never deletes."""
+        self.host.plugin(Firewall, {"name": "net"}).gc()
+        for source in self.firewalld.sources():  # of a test that has failed
+            self.firewalld.cmd("--zone=trusted", f"--remove-source={source}")
+        for table in ("ip filter", "ip6 filter"):
+            self.host.run(["nft", "delete", "table", *table.split()], check=False)
+
+
+@pytest.fixture(scope="module")
+def shared_guarded(module_host: Host) -> Iterator[Guarded]:
+    skip_without_firewalld()
+    with ExitStack() as stack:
+        outside = stack.enter_context(beyond(module_host))
+        bus = Bus(module_host)
+        stack.callback(bus.stop)
+        firewalld = Firewalld(module_host)
+        stack.callback(firewalld.stop)
+        guard(firewalld)
+        containers = attached(module_host, "c1", 5), attached(module_host, "c2", 6, "br2")
+        yield Guarded(module_host, outside, firewalld, *containers)
+
+
+@pytest.fixture
+def guarded(shared_guarded: Guarded) -> Iterator[Guarded]:
+    yield shared_guarded
+    shared_guarded.clear()
+
+
 @pytest.mark.interop
-def test_what_the_reference_adds_and_deletes(host: Host, outside: Host, firewalld: Firewalld, go: Path) -> None:
-    guard(firewalld)
-    container, result = attached(host, "c1", 5)
-    # The packaged one knows no 1.1.0; its results of 0.4.0 tell the version of each address.
-    result = {
-        **result,
-        "cniVersion": "0.4.0",
-        "ips": [{**ip, "version": v} for ip, v in zip(result["ips"], "46", strict=True)],
-    }
-    ours = plugin_for(host, result, cniVersion="0.4.0")
-    theirs = host.plugin(go / "firewall", ours.conf)
-    for first, second in ((ours, theirs), (theirs, ours)):
-        first.run("ADD", container).raise_for_error()
-        assert get_out(container, outside) == [True, True]
-        second.check(container)
-        second.run("DEL", container).raise_for_error()
-        assert firewalld.sources() == []
-        first.run("DEL", container).raise_for_error()
-        assert records(host) == []
-    other, another = attached(host, "c2", 6)
+@pytest.mark.parametrize("adder", ["go", "ours"])
+@pytest.mark.parametrize(
+    ("version", "backend", "policy"),
+    [
+        ("0.4.0", "firewalld", "open"),
+        ("1.0.0", "firewalld", "same-bridge"),
+        ("0.4.0", "", "same-bridge"),
+        ("1.0.0", "", "open"),
+    ],
+)
+def test_go_and_ours_check_and_delete_what_the_other_added(
+    guarded: Guarded, go: Path, version: str, backend: str, policy: str, adder: str
+) -> None:
+    """The packaged one knows no 1.1.0. Without a backend, both choose firewalld, as they find it running."""
+    host, outside, firewalld, (one, first), (two, second) = guarded
+    conf = {"name": "net", "cniVersion": version, "backend": backend, "ingressPolicy": policy}
+    ours, theirs = host.plugin(Firewall, conf), host.plugin(go / "firewall", conf)
+    by, other = (theirs, ours) if adder == "go" else (ours, theirs)
+    known: dict[str, Any] = {"prevResult": in_version(first, version)}
+    others: dict[str, Any] = {"prevResult": in_version(second, version)}
+    by.run("ADD", one, **known).raise_for_error()
+    for plugin in (by, other):
+        plugin.run("CHECK", one, **known).raise_for_error()
+    assert firewalld.sources() == sources(5)
+    other.run("ADD", two, **others).raise_for_error()
+    assert firewalld.sources() == sorted([*sources(5), *sources(6, subnet=2)])
+    assert "CNI-FORWARD " not in host.shell("iptables-save; ip6tables-save"), "a zone accepts, and no rule"
+    assert [get_out(each, outside) for each in (one, two)] == [[True, True], [True, True]]
+    assert all(meets(two, one, target, policy == "open") for target in addresses(5))
+    other.run("DEL", one, **known).raise_for_error()
+    assert get_out(one, outside, 0.3) == [False, False]
+    by.run("DEL", two, **others).raise_for_error()
+    assert firewalld.sources() == []
+    # What the reference's DEL leaves of ours goes with the next DEL of the attachment, or with GC.
+    ours.run("DEL", one if adder == "ours" else two, prevResult=None).raise_for_error()
+    assert records(host) == []
+    assert rules_of(host, "CNI firewall: ", "id: c") == []
+
+
+@pytest.mark.interop
+def test_a_late_del_beside_the_references_sources(guarded: Guarded, go: Path) -> None:
+    host, _, firewalld, (container, result), (other, another) = guarded
+    late = Container(host, "gone")
+    conf = {"name": "net", "cniVersion": "1.0.0", "prevResult": in_version(result, "1.0.0")}
+    ours, theirs = host.plugin(Firewall, conf), host.plugin(go / "firewall", conf)
     theirs.run("ADD", container).raise_for_error()
-    ours.run("ADD", other, prevResult={**another, "cniVersion": "0.4.0"}).raise_for_error()
+    ours.run("ADD", other, prevResult=in_version(another, "1.0.0")).raise_for_error()
     ours.run("DEL", other, prevResult=None).raise_for_error()
     assert firewalld.sources() == sources(5)
     # The reference's container is the next one with the address: a late DEL of one that it made before.
-    late = host.container("late")
     ours.run("DEL", late).raise_for_error()
     assert firewalld.sources() == sources(5)
     ours.run("DEL", container).raise_for_error()

@@ -63,6 +63,8 @@ def admit(
     admin: str,
     ingress: Ingress | None = None,
     undo: rules.Undo = rules.no_undo,
+    *,
+    accepts: bool = True,
 ) -> None:
     """Accept what an attachment sends, and the replies, in place of what an earlier ADD of it had accepted.
 
@@ -73,6 +75,8 @@ def admit(
         admin: Name of the chain of iptables in which the administrator has rules that come first.
         ingress: The policy for its bridge; None for a bridge without one.
         undo: Function that remembers inverses, such as ``request.undo``. They leave what the earlier ADD had.
+        accepts: If false, something else accepts packets, such as firewalld: nothing is made but the policy, for the IP
+            versions of the addresses.
 
     Raises:
         InvalidConfigError: (7) iptables would take the name of the bridge for something else.
@@ -80,17 +84,20 @@ def admit(
         PluginNotAvailableError: (50) A program is not installed.
     """
     by_version = _by_version(addresses)
+    accepted = by_version if accepts else {}
     if backend == "nftables":
-        firewall_nft.apply(owner, [each for own in by_version.values() for each in own], ingress, undo)
+        firewall_nft.apply(owner, [each for own in accepted.values() for each in own], ingress, undo)
     elif program.find("nft") is not None:
         firewall_nft.isolate(owner, ingress.isolated_ports if ingress is not None else (), undo)
     elif ingress is not None and ingress.isolates:
         _require_visible(by_version)
-    for version, own in by_version.items():
-        if backend == "nftables":
+    if backend == "nftables":
+        for version in accepted:
             firewall_iptables.ensure_accepted(version, admin)
-        else:
-            firewall_iptables.apply(owner, version, own, admin, ingress, undo)
+        return
+    for version in (4, 6):  # also for a version of which only an earlier ADD had an address
+        policy = ingress if version in by_version else None
+        firewall_iptables.apply(owner, version, accepted.get(version, ()), admin, policy, undo)
 
 
 def _require_visible(versions: Iterable[int]) -> None:
@@ -109,30 +116,52 @@ def _require_visible(versions: Iterable[int]) -> None:
 
 
 def check(
-    backend: str, owner: Attachment, addresses: Collection[IPAddress], admin: str, ingress: Ingress | None = None
+    backend: str,
+    owner: Attachment,
+    addresses: Collection[IPAddress],
+    admin: str,
+    ingress: Ingress | None = None,
+    *,
+    accepts: bool = True,
 ) -> None:
     """Verify that what an attachment sends is accepted, and the replies, and the policy of its bridge.
+
+    Args:
+        backend: ``iptables`` or ``nftables``.
+        owner: The attachment.
+        addresses: Its addresses.
+        admin: Name of the administrator's chain.
+        ingress: The policy for its bridge; None for a bridge without one.
+        accepts: If false, something else accepts packets: nothing is verified but the policy.
 
     Raises:
         IOFailureError: (5) A rule is missing, or was changed, or is one of another policy.
         PluginNotAvailableError: (50) Nothing can isolate the containers of a bridge any more.
     """
+    if not accepts and ingress is None:
+        return
     by_version = _by_version(addresses)
     if backend == "nftables":
-        firewall_nft.check(owner, [each for own in by_version.values() for each in own], ingress)
+        firewall_nft.check(owner, addresses if accepts else (), ingress)
     elif program.find("nft") is not None:
         firewall_nft.check_isolation(owner, ingress.isolated_ports if ingress is not None else ())
     elif ingress is not None and ingress.isolates:
         _require_visible(by_version)
     for version, own in by_version.items():
-        if backend == "nftables":
+        if backend != "nftables":
+            firewall_iptables.check(owner, version, own if accepts else (), admin, ingress)
+        elif accepts:
             firewall_iptables.check_accepted(version, admin)
-        else:
-            firewall_iptables.check(owner, version, own, admin, ingress)
 
 
 def repair(
-    backend: str, owner: Attachment, addresses: Collection[IPAddress], admin: str, ingress: Ingress | None = None
+    backend: str,
+    owner: Attachment,
+    addresses: Collection[IPAddress],
+    admin: str,
+    ingress: Ingress | None = None,
+    *,
+    accepts: bool = True,
 ) -> bool:
     """Put back what :func:`check` misses, and return whether anything was missing.
 
@@ -149,9 +178,9 @@ def repair(
             overruled = all(firewall_iptables.is_overruled(owner, each, ingress) for each in _by_version(addresses))
         ingress = ingress._replace(yields=overruled)
     try:
-        check(backend, owner, addresses, admin, ingress)
+        check(backend, owner, addresses, admin, ingress, accepts=accepts)
     except IOFailureError:
-        admit(backend, owner, addresses, admin, ingress)
+        admit(backend, owner, addresses, admin, ingress, accepts=accepts)
         return True
     return False
 

@@ -13,7 +13,8 @@ A record and its two rules are made in this order, in one transaction, so the ke
 CHECK and DEL find the rules by the number of the record. Only where they are not there is the long chain read.
 
 The record also names the bridge for which the attachment asks for a policy (see :mod:`.ingress_iptables`): as the
-interface a packet comes from, and for ``isolated`` as the one it leaves by, too.
+interface a packet comes from, and for ``isolated`` as the one it leaves by, too. Where something else accepts packets,
+such as firewalld, that is all that a record names, and there are no rules beside it.
 
 The reference deletes rules of ours without their record. The next ADD or DEL of the attachment, or GC, deletes such a
 record.
@@ -54,9 +55,16 @@ _STATES = "RELATED,ESTABLISHED"
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-def _base(table: Table, admin: str, ingress: Ingress | None = None) -> list[BaseRule]:
+def _base(table: Table, admin: str, ingress: Ingress | None = None, accepts: bool = True) -> list[BaseRule]:
     """Return the shared rules, with those of a policy, in the order in which they are made."""
-    found = [
+    found = _jumps(admin) if accepts else []
+    if ingress is not None or (accepts and table.has_chain(ingress_iptables.STAGES[0])):
+        found.append(ingress_iptables.jump(_PRIVATE))
+    return [*found, *(ingress_iptables.bridge_rules(ingress) if ingress is not None else ())]
+
+
+def _jumps(admin: str) -> list[BaseRule]:
+    return [
         BaseRule(
             "filter",
             _FORWARD,
@@ -74,9 +82,6 @@ def _base(table: Table, admin: str, ingress: Ingress | None = None) -> list[Base
             1,
         ),
     ]
-    if ingress is not None or table.has_chain(ingress_iptables.STAGES[0]):
-        found.append(ingress_iptables.jump(_PRIVATE))
-    return [*found, *(ingress_iptables.bridge_rules(ingress) if ingress is not None else ())]
 
 
 def _accepting(table: Table, admin: str) -> list[BaseRule]:
@@ -288,7 +293,7 @@ def apply(
     Args:
         owner: The attachment.
         version: 4 or 6.
-        addresses: Its addresses of that version.
+        addresses: Its addresses of that version; without any, nothing is made but the policy.
         admin: Name of the administrator's chain.
         ingress: The policy for its bridge, if it has one.
         undo: Function that remembers the inverse. That puts back what the earlier ADD had.
@@ -299,35 +304,42 @@ def apply(
         PluginNotAvailableError: (50) ``iptables-restore`` is not installed.
     """
     table = iptables.current(version, "filter")
-    base = _base(table, admin, ingress)
+    base = _base(table, admin, ingress, bool(addresses))
     mark = rules.mark(owner, XT_COMMENT_MAX)
     option = "" if ingress is None else f" -i {ingress.bridge}{f' -o {ingress.bridge}' if ingress.isolates else ''}"
     chain, lines = _chain_of(owner), list[str]()
     for each in addresses:
         lines.append(f"-A {chain} -s {each}{option} -m comment --comment {quote(mark)}")
         lines += [f"-A {_PRIVATE} {text}" for text in _texts(each)]
-    chains = {_PRIVATE, admin, *_OWNERS, *(ingress_iptables.STAGES if ingress is not None else ())}
+    if option and not addresses:
+        lines.append(f"-A {chain}{option} -m comment --comment {quote(mark)}")
+    accepting, policing = (_PRIVATE, admin) if addresses else (), ingress_iptables.STAGES if option else ()
     with rules.alone(owner) as sign:
         # Earlier rules are deleted afterwards: an ADD that is killed in between leaves records of all rules.
         before = {str(table): _list_records(table, owner) for table in tables(version, "filter")}
+        if not lines and not any(before.values()):
+            return
         undo(_put_back, owner, version, _keep(owner, version) if any(before.values()) else {})
-        base_rules.commit(
-            version,
-            base,
-            {"filter": chains},
-            {"filter": lines},
-            [sign],
-            locked=ingress is not None,
-            quickly=partial(_add, table, chain, mark, addresses, ingress),
-        )
+        if lines:
+            base_rules.commit(
+                version,
+                base,
+                {"filter": {*accepting, *policing, *_OWNERS}},
+                {"filter": lines},
+                [sign],
+                locked=ingress is not None,
+                quickly=partial(_add, table, chain, mark, addresses, ingress),
+            )
         for table in tables(version, "filter"):
             look = partial(_list_replaced, table, owner, before.get(str(table), ()), ingress)
             if look():
                 _delete_found(table, look)
 
 
-def _add(table: Table, records: str, mark: str, addresses: Iterable[IPAddress], ingress: Ingress | None) -> bool:
+def _add(table: Table, records: str, mark: str, addresses: Collection[IPAddress], ingress: Ingress | None) -> bool:
     """Add an attachment's records and rules without a program; return whether that could be done."""
+    if not isinstance(table, NftTable):
+        return False
     incoming = ingress.bridge if ingress is not None else ""
     outgoing = incoming if ingress is not None and ingress.isolates else ""
     added = [
@@ -339,7 +351,9 @@ def _add(table: Table, records: str, mark: str, addresses: Iterable[IPAddress], 
             (_PRIVATE, xt_rules.accept_source(address)),
         )
     ]
-    return isinstance(table, NftTable) and xt_rules.add(table, added)
+    if not added:
+        added = [xt_rules.IptablesRule(records, xt_rules.note(None, incoming, outgoing, mark))]
+    return xt_rules.add(table, added)
 
 
 def _keep(owner: Attachment, version: int) -> rules.Kept:
@@ -369,12 +383,15 @@ def check(
 ) -> None:
     """Verify that what is forwarded for addresses is accepted, and the policy, by our rules or the reference's.
 
+    Without addresses, nothing is verified but the policy.
+
     Raises:
         IOFailureError: (5) A rule is missing, or was changed, or is one of another policy.
     """
     written = str(iptables.current(version, "filter"))
     problems = {
-        str(table): _missing_base(table, _base(table, admin, ingress)) or _missing_accept(table, owner, addresses)
+        str(table): _missing_base(table, _base(table, admin, ingress, bool(addresses)))
+        or _missing_accept(table, owner, addresses)
         for table in tables(version, "filter")
     }
     if all(problems.values()):

@@ -148,7 +148,7 @@ def apply(
 
     Args:
         owner: The attachment.
-        addresses: Its addresses.
+        addresses: Its addresses; without any, nothing is made but the policy.
         ingress: The policy for its bridge, if it has one.
         undo: Function that remembers the inverse. That gives the attachment what the earlier ADD had.
 
@@ -157,9 +157,10 @@ def apply(
         PluginNotAvailableError: (50) ``nft`` is needed, and not installed.
     """
     ports = ingress.isolated_ports if ingress is not None else ()
-    _ensure(_PLACES if ports else [_INET])
     bridge = () if ingress is None else (str(ingress),)
     wanted = _wanted(owner, {str(each): _element(each) for each in addresses}, bridge)
+    if wanted.records:
+        _ensure(_PLACES if ports else [_INET])
     _settle(_INET, wanted._replace(yields=ingress is not None and ingress.yields), undo)
     isolate(owner, ports, undo)
 
@@ -177,9 +178,9 @@ def isolate(owner: Attachment, ports: Iterable[str], undo: rules.Undo = rules.no
         PluginNotAvailableError: (50) ``nft`` is needed, and not installed.
     """
     wanted = _wanted(owner, {f"port {each}": _port(each) for each in ports})
-    if wanted.elements:
+    if wanted.records:
         _ensure([_BRIDGE])
-    _settle(_BRIDGE, wanted if wanted.elements else _Wanted(wanted.chain), undo)
+    _settle(_BRIDGE, wanted, undo)
 
 
 class _Wanted(NamedTuple):
@@ -204,6 +205,8 @@ class _Wanted(NamedTuple):
 
 
 def _wanted(owner: Attachment, elements: Mapping[str, Element], bridge: Sequence[str] = ()) -> _Wanted:
+    if not elements and not bridge:
+        return _Wanted(_chain(owner))
     comment = rules.mark(owner, nft.COMMENT_MAX - 1)
     own = tuple(each._replace(comment=comment) for each in elements.values())
     return _Wanted(_chain(owner), (comment, *elements, *bridge), own)

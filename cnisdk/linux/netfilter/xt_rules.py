@@ -93,15 +93,15 @@ def accept_source(address: IPAddress) -> tuple[bytes, ...]:
     return (*compare_address(SOURCE, address), counter(), verdict(ACCEPT))
 
 
-def note(address: IPAddress, incoming: str, outgoing: str, comment: str) -> tuple[bytes, ...]:
+def note(address: IPAddress | None, incoming: str, outgoing: str, comment: str) -> tuple[bytes, ...]:
     """Return the expressions of ``-i INCOMING -o OUTGOING -s ADDRESS -m comment --comment TEXT``, without effect.
 
-    An empty name of an interface leaves its option out.
+    An empty name of an interface leaves its option out, and no address ``-s``.
     """
     return (
         *(compare_meta(META_IIFNAME, _name(incoming)) if incoming else ()),
         *(compare_meta(META_OIFNAME, _name(outgoing)) if outgoing else ()),
-        *compare_address(SOURCE, address),
+        *(compare_address(SOURCE, address) if address is not None else ()),
         _comment(comment),
         counter(),
     )
