@@ -8,6 +8,10 @@ A source that was there before the first file is foreign: an administrator's, or
 file notes that, and the source stays, until firewalld forgets it and ADD adds one of ours in its place. A source of the
 permanent configuration, which only an administrator changes, stays always.
 
+An ADD may find files and no source: firewalld has forgotten it, or the reference plugin's DEL has removed it and left
+the file. The source that this ADD adds is foreign to those other attachments, and goes without them. CHECK fails for
+one of them that is still there, and its repair, an ADD, makes the source that of both.
+
 Files and sources change together, under the lock of the directory. ADD writes the file before it adds the source, and
 DEL deletes the file after the source: killed between the two, either leaves a file, which DEL and GC find. The
 directory is below ``/run``: a boot, which ends all containers and firewalld's memory, empties it.
@@ -74,19 +78,28 @@ def _replace(owner: Attachment, zones: Mapping[IPAddress, str]) -> None:
         firewalld.add_source(zone, address)
 
 
-def check(zone: str, addresses: Collection[IPAddress]) -> None:
-    """Verify that addresses are sources of a zone.
+def check(owner: Attachment, zone: str, addresses: Collection[IPAddress]) -> None:
+    """Verify that addresses are sources of a zone, and stay until DEL of their attachment.
+
+    Args:
+        owner: The attachment. It need not have records: the reference keeps none.
+        zone: The zone.
+        addresses: Its addresses.
 
     Raises:
         PluginNotAvailableError: (50) firewalld does not run.
         TryAgainLaterError: (11) It does not answer.
-        IOFailureError: (5) An address is none.
+        IOFailureError: (5) An address is none, or goes with another attachment.
     """
     for address in addresses:
         there = firewalld.find_zone(address)
         if there != zone:
             where = f"it is in zone {there}" if there else "it is in no zone"
             raise IOFailureError(f"{firewalld.source_of(address)} is no source of firewalld's zone {zone}: {where}")
+        if _is_foreign(_file(owner, address)) and (others := _list_holders(zone, address, owner)):
+            raise IOFailureError(
+                f"{firewalld.source_of(address)} in firewalld's zone {zone} was lost, and goes with {others[0].owner}"
+            )
 
 
 def repair(owner: Attachment, zone: str, addresses: Collection[IPAddress]) -> bool:
@@ -98,7 +111,7 @@ def repair(owner: Attachment, zone: str, addresses: Collection[IPAddress]) -> bo
         CNIError: It cannot be put back.
     """
     try:
-        check(zone, addresses)
+        check(owner, zone, addresses)
     except IOFailureError:
         admit(owner, zone, addresses)
         return True
@@ -196,27 +209,35 @@ def _is_source(zone: str, address: IPAddress) -> bool:
 
 def _note(zone: str, address: IPAddress, owner: Attachment) -> None:
     """Write the file of a source that is about to be added, unless it is there: also if it is foreign."""
-    names = [f"{each},{key}.json" for each, key in _records() if each == str(address)]
-    files = [each for name in names if (each := find_file(_DIRECTORY, name)) is not None and _zone_in(each) == zone]
-    marked = [each for each in files if (each.find() or {}).get(_FOREIGN)]
+    file, others = _file(owner, address), _list_holders(zone, address, owner)
     is_there = firewalld.find_zone(address) == zone
-    foreign = is_there and (not files or bool(marked))
-    _file(owner, address).write({"zone": zone, **({_FOREIGN: True} if foreign else {})})
-    if not is_there:  # firewalld has forgotten the foreign one since, and that of this ADD takes its place
-        for each in marked:
-            if each.owner != owner:
-                each.write({"zone": zone})
+    is_own = _zone_in(file) == zone and not _is_foreign(file)
+    foreign = is_there and not is_own and not others
+    file.write({"zone": zone, **({_FOREIGN: True} if foreign else {})})
+    for each in () if is_there else others:  # theirs is gone, and that of this ADD takes its place
+        each.write({"zone": zone, _FOREIGN: True})
 
 
 def _zone_in(file: StateFile) -> str:
     return str((file.find() or {}).get("zone", ""))
 
 
+def _is_foreign(file: StateFile) -> bool:
+    return bool((file.find() or {}).get(_FOREIGN))
+
+
+def _list_holders(zone: str, address: IPAddress, owner: Attachment) -> list[StateFile]:
+    """List the files of other attachments that a source is for, without those to which it is foreign."""
+    names = [f"{each},{key}.json" for each, key in _records() if each == str(address) and key != _key(owner)]
+    files = [found for name in names if (found := find_file(_DIRECTORY, name)) is not None]
+    return [each for each in files if _zone_in(each) == zone and not _is_foreign(each)]
+
+
 def _release(address: IPAddress, file: StateFile) -> None:
     """Delete a file; before it, the source, unless another attachment has a file for it, or it is foreign."""
-    own, noted = _key(file.owner), file.find() or {}
-    if not noted.get(_FOREIGN) and not any(each == str(address) and key != own for each, key in _records()):
-        _remove(_zone_in(file), address)
+    zone = _zone_in(file)
+    if not _is_foreign(file) and not _list_holders(zone, address, file.owner):
+        _remove(zone, address)
     file.delete()
 
 

@@ -125,10 +125,10 @@ class Firewall(Plugin[FirewallConf]):
 
     def check(self, request: CheckRequest[FirewallConf]) -> None:
         request.conf.validate()
-        _, addresses, *_ = asked = wanted(request)
+        owner, addresses, *_ = asked = wanted(request)
         has_zone, backend = choose(request.conf)
         if has_zone:
-            zones.check(request.conf.zone, addresses)
+            zones.check(owner, request.conf.zone, addresses)
         firewall.check(backend, *asked, accepts=not has_zone)
 
     def repair(self, request: CheckRequest[FirewallConf]) -> bool:

@@ -181,6 +181,26 @@ def test_a_source_in_the_place_of_the_administrators_goes(host: Host, firewalld:
     assert (firewalld.sources(), records(host)) == ([], [])
 
 
+def test_one_address_of_two_containers_after_a_reload(host: Host, firewalld: Firewalld) -> None:
+    """The first ADD after it adds a source of its own. CHECK of the other tells, and its ADD makes it that of both."""
+    container, result = attached(host, "c1", 5)
+    other = host.container("c2")
+    plugin = plugin_for(host, result)
+    plugin.add(container)
+    plugin.add(other)
+    firewalld.cmd("--reload")
+    assert plugin.repair(container)
+    with expect_error(5, "goes with container", "c1"):
+        plugin.check(other)
+    plugin.add(other)
+    plugin.check(container)
+    plugin.delete(container)
+    plugin.check(other)
+    assert firewalld.sources() == sources(5)
+    plugin.delete(other)
+    assert (firewalld.sources(), records(host)) == ([], [])
+
+
 def test_late_dels_beside_adds_of_the_same_addresses(host: Host, firewalld: Firewalld) -> None:
     gone = [host.container(f"late{number}") for number in range(4)]
     made = [attached(host, f"c{number}", 10 + number) for number in range(4)]
@@ -430,6 +450,26 @@ def test_a_late_del_beside_the_references_sources(guarded: Guarded, go: Path) ->
     assert firewalld.sources() == sources(5)
     ours.run("DEL", container).raise_for_error()
     assert firewalld.sources() == []
+
+
+@pytest.mark.interop
+def test_a_record_that_the_reference_has_left_keeps_no_source(guarded: Guarded, go: Path) -> None:
+    """The reference deletes the source of ours, not the record. The address is another container's afterwards."""
+    host, _, firewalld, (container, result), (before, _) = guarded
+    conf = {"name": "net", "cniVersion": "1.0.0", "prevResult": in_version(result, "1.0.0")}
+    ours, theirs = host.plugin(Firewall, conf), host.plugin(go / "firewall", conf)
+    for late_first in (False, True):
+        ours.run("ADD", before).raise_for_error()
+        theirs.run("DEL", before).raise_for_error()
+        assert (firewalld.sources(), len(records(host))) == ([], 2)
+        ours.run("ADD", container).raise_for_error()
+        if late_first:
+            ours.run("DEL", before).raise_for_error()
+            ours.run("CHECK", container).raise_for_error()
+        ours.run("DEL", container).raise_for_error()
+        assert firewalld.sources() == []
+        ours.run("DEL", before).raise_for_error()
+        assert records(host) == []
 
 
 def test_a_killed_add_leaves_nothing_after_del(host: Host, firewalld: Firewalld) -> None:
