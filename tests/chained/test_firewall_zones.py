@@ -143,7 +143,7 @@ def test_a_source_of_the_administrators_stays(host: Host, firewalld: Firewalld) 
         assert (firewalld.sources(), records(host)) == ([mine], [])
 
 
-@pytest.mark.parametrize("zone", ["trusted", "work"])
+@pytest.mark.parametrize("zone", [pytest.param("trusted", marks=pytest.mark.slow), "work"])
 def test_a_second_add_that_fails_leaves_the_sources(host: Host, firewalld: Firewalld, zone: str) -> None:
     """The second one has another address, and perhaps another zone."""
     container, result = attached(host, "c1", 5)
