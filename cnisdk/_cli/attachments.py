@@ -7,6 +7,7 @@ Shared by the subcommands ``leases``, ``gc`` and ``fsck``. Leases come from the 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -130,7 +131,8 @@ class HostState(NamedTuple):
     Attributes:
         networks: Networks, sorted by name.
         problems: Configurations and tables that could not be read.
-        notes: Networks whose leases are not known, and IPAM plugins that cannot be loaded.
+        notes: Networks whose leases are not known, IPAM plugins that cannot be loaded, and directories that were named
+            and do not exist.
         unknown: Names of the networks whose leases are not known.
         memory: Cached results of all runtimes.
         seen: Links, addresses and namespaces of the host.
@@ -185,6 +187,8 @@ def judge_host(args: argparse.Namespace, only: str = "") -> HostState:
     seen = survey_host(
         [*map(namespace_of, memory.entries)], places=memory.places, hidden=memory.hidden, inside=args.inside
     )
+    missing = [each for each in known_directories(args.cache_dir)[1:] if not os.path.lexists(each)]
+    notes = (*found.notes, *(f"there is no directory {each}, so no cached results in it" for each in missing))
     names = {table.network for _, table, _ in examined}
     names |= {each.entry.attachment.network for each in memory.entries}
     names |= {only} & configured.keys()
@@ -203,7 +207,10 @@ def judge_host(args: argparse.Namespace, only: str = "") -> HostState:
             for kind, table, examination in own
         )
         states.append(JudgedNetwork(name, configured.get(name), tables, attachments))
-    return HostState(tuple(states), tuple(problems), found.notes, found.unknown, memory, seen)
+    judged = [each.traces for state in states for each in state.attachments]
+    matched = {file: None for traces in judged for file in traces.unreadable if file in memory.loose}
+    memory = memory._replace(unreadable=(*memory.unreadable, *matched))
+    return HostState(tuple(states), tuple(problems), notes, found.unknown, memory, seen)
 
 
 def _judge_attachments(
@@ -231,7 +238,7 @@ def _judge_attachments(
             attachment,
             tuple(traces.get(attachment, ())),
             tuple(each for each in entries if _covers(attachment, each.entry.attachment)),
-            tuple(each for each in memory.unreadable if each.may_be_of(attachment)),
+            tuple(each for each in (*memory.unreadable, *memory.loose) if each.may_be_of(attachment)),
         )
         found = found._replace(passed_on=find_passed_on(found, holders))
         judged.append(JudgedAttachment(found, tuple(held.get(attachment, ())), assess(found, seen, grace=grace)))

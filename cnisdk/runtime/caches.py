@@ -101,12 +101,15 @@ class Memory(NamedTuple):
         entries: The cached results.
         unreadable: Files that name no attachment.
         hidden: Directories that could not be read, each with the reason.
+        loose: Files that name no attachment, in places where other files lie too. One with the name of an attachment's
+            cached result may be that.
     """
 
     places: tuple[str, ...] = ()
     entries: tuple[Remembered, ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
     hidden: tuple[str, ...] = ()
+    loose: tuple[Unreadable, ...] = ()
 
 
 def known_directories(more: Iterable[str] = ()) -> tuple[str, ...]:
@@ -122,7 +125,8 @@ def known_directories(more: Iterable[str] = ()) -> tuple[str, ...]:
 def find_places(directories: Iterable[str]) -> tuple[Place, ...]:
     """Find the places of cached results: ``results`` of each directory, each directory below it, and its ``results``.
 
-    A directory that cannot be read is a place too, so that :func:`read_all` reports it.
+    A directory that cannot be read is a place too, so that :func:`read_all` reports it; so is a symbolic link that
+    leads nowhere, such as to a disk that is not mounted.
     """
     found: list[Place] = []
     for directory in directories:
@@ -130,11 +134,14 @@ def find_places(directories: Iterable[str]) -> tuple[Place, ...]:
             found.append(Place(os.path.join(directory, RESULTS)))
         try:
             with os.scandir(directory) as listing:
-                below = sorted(each.path for each in listing if each.name not in _NO_CACHES and each.is_dir())
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError:
-            found.append(Place(directory))
+                below = sorted(
+                    each.path
+                    for each in listing
+                    if each.name not in _NO_CACHES and (each.is_dir() or _leads_nowhere(each.path))
+                )
+        except OSError as exc:
+            if not isinstance(exc, FileNotFoundError) or _leads_nowhere(directory):
+                found.append(Place(directory))
             continue
         for each in below:
             if os.path.basename(each) != RESULTS:
@@ -155,10 +162,13 @@ def read_all(places: Iterable[Place], network: str = "") -> Memory:
     entries: list[Remembered] = []
     unreadable: list[Unreadable] = []
     hidden: list[str] = []
+    loose: list[Unreadable] = []
     for place in places:
         try:
             names = sorted(os.listdir(place.path))
         except FileNotFoundError:
+            if _leads_nowhere(place.path):
+                hidden.append(f"{place.path} is a symbolic link that leads nowhere")
             continue
         except OSError as exc:
             if not place.loose or exc.errno != errno.ENOTDIR:
@@ -176,9 +186,13 @@ def read_all(places: Iterable[Place], network: str = "") -> Memory:
                     not network or found.entry.attachment.network == network
                 ):
                     entries.append(found)
-            elif found is not None and not place.loose and (not network or name.startswith(f"{network}-")):
-                unreadable.append(found)
-    return Memory(tuple(read), tuple(entries), tuple(unreadable), tuple(hidden))
+            elif found is not None and (not network or name.startswith(f"{network}-")):
+                (loose if place.loose else unreadable).append(found)
+    return Memory(tuple(read), tuple(entries), tuple(unreadable), tuple(hidden), tuple(loose))
+
+
+def _leads_nowhere(path: str) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def read_file(path: str) -> Remembered | Unreadable | None:
@@ -187,7 +201,9 @@ def read_file(path: str) -> Remembered | Unreadable | None:
         # Without O_NONBLOCK, opening a named pipe of that name would never return.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        return None
+        return (
+            Unreadable(path, "not readable", "is a symbolic link that leads nowhere") if _leads_nowhere(path) else None
+        )
     except OSError as exc:
         if exc.errno == errno.ENAMETOOLONG:
             return None
@@ -208,6 +224,8 @@ def read_file(path: str) -> Remembered | Unreadable | None:
         os.close(fd)
     if not data.strip(b"\0"):
         return Unreadable(path, "empty", "is empty: its writer was killed", age, stamp)
+    if not data.lstrip().startswith(b"{"):
+        return Unreadable(path, "foreign", "is no cached result", age, stamp)
     try:
         loads(data, "cached result")
     except CNIError as exc:
@@ -230,16 +248,9 @@ def read_of(
         paths: Further files, such as those that an earlier look has found.
     """
     name = "-".join(attachment)
-    wanted = {os.path.join(place.path, name): place.loose for place in places}
-    found = list[Remembered | Unreadable]()
-    for path, loose in {**wanted, **dict.fromkeys(paths, False)}.items():
-        each = read_file(path)
-        if isinstance(each, Remembered):
-            if each.entry.attachment == attachment:
-                found.append(each)
-        elif each is not None and not loose:
-            found.append(each)
-    return tuple(found)
+    wanted = dict.fromkeys([*(os.path.join(place.path, name) for place in places), *paths])
+    found = [each for each in map(read_file, wanted) if each is not None]
+    return tuple(each for each in found if isinstance(each, Unreadable) or each.entry.attachment == attachment)
 
 
 def forget(found: Remembered | Unreadable) -> bool:

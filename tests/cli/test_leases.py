@@ -373,6 +373,31 @@ def test_a_torn_result_of_a_living_container_stays(place: Place, capsys: pytest.
     assert place.owners() == {"cut"}
 
 
+def test_gc_and_fsck_agree_on_a_torn_result_beside_other_things(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as that of a Firecracker machine, whose address is on no link of the host."""
+    place.add("living", None)
+    Path(place.cache.directory).mkdir(parents=True)
+    path = place.cache_file("../machine/net-living-eth0", b"{torn").resolve()
+    place.cache_file("../machine/net-log-of-today", b"torn")
+    assert place.gc() == 0
+    assert f"its cached result {path} is torn" in capsys.readouterr().out
+    assert place.owners() == {"living"}
+    assert place.run("fsck", "-n") == 1
+    out = capsys.readouterr().out
+    assert str(path) in out
+    assert "net-log" not in out
+
+
+def test_a_directory_of_results_that_is_not_there_is_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """A typing error, or a disk that is not mounted: gc sees less than the operator thinks."""
+    place.add("alive", HERE)
+    for command in (["gc", "net"], ["leases"], ["fsck"]):
+        assert place.run(*command, "--cache-dir", "/srv/typo") == 0
+        assert "there is no directory /srv/typo, so no cached results in it" in capsys.readouterr().err
+
+
 def test_a_result_this_user_may_not_read_says_so(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """A directory in the file's place stands for a mode that root would not be held up by."""
     place.add("hidden", None)

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 from cnisdk.runtime.cache import Cache, CachedAttachment
-from cnisdk.runtime.caches import VARIABLE, Place, Remembered, find_places, forget, known_directories, read_all
+from cnisdk.runtime.caches import (
+    VARIABLE,
+    Place,
+    Remembered,
+    find_places,
+    forget,
+    known_directories,
+    read_all,
+    read_of,
+)
 from cnisdk.spec.names import Attachment
 
 WHO = Attachment("net", "c1", "eth0")
@@ -74,6 +83,7 @@ def test_further_directories(monkeypatch: pytest.MonkeyPatch) -> None:
         (b'{"kind": "cniCacheV2"}', "foreign"),
         (b'{"cniVersion": "0.3.1"}', "foreign"),
         (b"[]", "foreign"),
+        (b"Do not delete: for the audit in March.\n", "foreign"),
     ],
 )
 def test_what_tells_nothing(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -87,8 +97,11 @@ def test_what_tells_nothing(tmp_path: Path, content: bytes, problem: str) -> Non
     assert not unreadable.may_be_of(WHO._replace(container_id="c"))
 
 
-@pytest.mark.parametrize("kind", ["pipe", "directory", "loop"])
-def test_what_is_no_file_at_all_stops_nothing(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [("pipe", "foreign"), ("directory", "foreign"), ("loop", "foreign"), ("link to nowhere", "not readable")],
+)
+def test_what_is_no_file_at_all_stops_nothing(tmp_path: Path, kind: str, problem: str) -> None:
     path = tmp_path / "results" / "net-c1-eth0"
     path.parent.mkdir()
     if kind == "pipe":
@@ -96,9 +109,33 @@ def test_what_is_no_file_at_all_stops_nothing(tmp_path: Path, kind: str) -> None
     elif kind == "directory":
         path.mkdir()
     else:
-        path.symlink_to(path.name)
+        path.symlink_to(path.name if kind == "loop" else "/nowhere")
     (unreadable,) = read_all(find_places([str(tmp_path)])).unreadable
-    assert unreadable.problem == "foreign"
+    assert unreadable.problem == problem
+    assert [each.path for each in read_of(WHO, find_places([str(tmp_path)]))] == [str(path)]
+
+
+@pytest.mark.parametrize("link", ["", "results", "multus", "multus/results"])
+def test_a_link_to_a_disk_that_is_not_mounted_hides_cached_results(tmp_path: Path, link: str) -> None:
+    """What lies there may be of containers that live."""
+    store(tmp_path / "cni")
+    path = tmp_path / "cni" / link
+    if path.exists():
+        path.rename(tmp_path / "moved")
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(tmp_path / "not-mounted")
+    memory = read_all(find_places([str(tmp_path / "cni")]))
+    assert memory.hidden == (f"{path} is a symbolic link that leads nowhere",)
+
+
+def test_a_torn_result_in_a_place_of_many_things_may_be_an_attachments(tmp_path: Path) -> None:
+    path = tmp_path / "vm-18" / "net-c1-eth0"
+    path.parent.mkdir()
+    path.write_text('{"kind"')
+    memory = read_all(find_places([str(tmp_path)]))
+    assert not memory.unreadable
+    assert [(each.path, each.problem) for each in memory.loose] == [(str(path), "torn")]
+    assert memory.loose[0].may_be_of(WHO)
 
 
 def test_what_this_user_may_not_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
