@@ -54,7 +54,7 @@ _ID_MIN = 12
 # The link that each namespace has. It tells nothing, nor do its addresses.
 _LOOPBACK = "lo"
 _PROCESS_PATH = re.compile(r"/proc/(\d+)(/task/\d+)?/ns/net")
-_SELF_PATH = re.compile(r"/proc/(self|thread-self)(/task/\d+)?/ns/net")
+_SELF_PATH = re.compile(r"/proc/(self|thread-self)/")
 
 
 class Evidence(NamedTuple):
@@ -131,19 +131,20 @@ def assess(traces: Traces, survey: Survey, *, grace: float) -> Liveness:
 
 def weigh(traces: Traces, survey: Survey, *, grace: float) -> Iterator[Evidence]:
     """Yield the evidence in each lease, cached result, link, address and process."""
+    # The mark of a boot is right where the clock, which may have been set since, says something else.
+    marked = any(lease.boot == "this" for lease in traces.leases)
+    times = [*(lease.written for lease in traces.leases), *(entry.written for entry in traces.entries)]
+    before = set() if marked else set(filter(survey.is_before_boot, times))
     for entry in traces.entries:
-        yield from _weigh_namespace(entry, survey)
+        yield from _weigh_namespace(entry, survey, before=entry.written in before)
     yield from _weigh_kernel(traces, survey)
     for lease in traces.leases:
         if lease.boot == "earlier":
             yield Evidence("ended", EARLIER_BOOT)
         elif lease.shared:
             yield Evidence("doubt", "its lease lies where other machines may write, and may be of one of them")
-        if survey.is_before_boot(lease.written):
-            yield Evidence("earlier", EARLIER_BOOT)
-    for entry in traces.entries:
-        if survey.is_before_boot(entry.written):
-            yield Evidence("earlier", EARLIER_BOOT)
+    if before:
+        yield Evidence("earlier", EARLIER_BOOT)
     for text in survey.doubts:
         yield Evidence("doubt", text)
     for address, holder in traces.passed_on:
@@ -160,7 +161,6 @@ def weigh(traces: Traces, survey: Survey, *, grace: float) -> Iterator[Evidence]
         yield Evidence("doubt", f"its cached result {each.path} {each.text}{hint}")
     if traces.entries:
         return
-    before = any(survey.is_before_boot(lease.written) for lease in traces.leases)
     if not survey.places and not before:
         yield Evidence("doubt", "no directory of a runtime was found; --cache-dir names one")
     if traces.leases or traces.unreadable:
@@ -168,16 +168,24 @@ def weigh(traces: Traces, survey: Survey, *, grace: float) -> Iterator[Evidence]
         yield Evidence("gone", f"no runtime remembers it, {where}")
 
 
-def _weigh_namespace(entry: Remembered, survey: Survey) -> Iterator[Evidence]:
-    """Yield the evidence at the path of the namespace."""
+def _weigh_namespace(entry: Remembered, survey: Survey, *, before: bool) -> Iterator[Evidence]:
+    """Yield the evidence at the path of the namespace.
+
+    Args:
+        entry: The cached result.
+        survey: The host.
+        before: If true, it was written before this boot.
+    """
     path = namespace_of(entry)
-    before = survey.is_before_boot(entry.written)
     if not path:
         if not before:
             yield Evidence("doubt", "the runtime does not say which namespace it is in")
         return
-    if _SELF_PATH.fullmatch(path):
+    if _SELF_PATH.match(path):
         yield Evidence("doubt", f"its namespace is {path}, which is another one for each process")
+        return
+    if not path.startswith("/"):
+        yield Evidence("doubt", f"its namespace is {path}, which is another one in each directory")
         return
     look = survey.paths.get(path) or Look("hidden", why="it was not surveyed")
     process = _PROCESS_PATH.fullmatch(path)
@@ -188,6 +196,8 @@ def _weigh_namespace(entry: Remembered, survey: Survey) -> Iterator[Evidence]:
             yield from _weigh_process(entry, path, process[1], look, survey)
     elif path in survey.mounted or look.resolved in survey.mounted:
         yield Evidence("life", f"its namespace {path} exists, in another mount namespace")
+    elif look.found == "absent" and process is None and path.startswith("/proc/"):
+        yield Evidence("doubt", f"its namespace was {path}, which does not tell if it is gone")
     elif look.found == "absent":
         yield Evidence("gone", f"its namespace {path} is gone")
     elif not (look.parent_missing and before):

@@ -199,7 +199,7 @@ def survey_host(
         doubts=doubts,
         unseen=[*unreadable, *([] if inside else _unseen(processes.refused, closed, obstacle))],
         places=places,
-        booted=time.time() - time.clock_gettime(time.CLOCK_BOOTTIME),
+        booted=boot_time(),
     )
 
 
@@ -214,6 +214,24 @@ def _unseen(refused: list[str], closed: list[str], obstacle: str | None) -> list
     """
     owns_all = os.stat(f"{_PROC}/self/ns/user").st_ino == _FIRST_USER_NAMESPACE
     return [*([] if obstacle else refused), *(closed if owns_all or not obstacle else [])]
+
+
+def boot_time(devices: str = "/dev") -> float:
+    """Return the time at which this machine was started, in seconds since the epoch; or an earlier time.
+
+    The clock may have been set forward since: where a machine has no clock of its own, until it asks the network; after
+    a snapshot of a virtual machine is resumed. What was written before that looks as if it was of an earlier boot. But
+    so do the files that the kernel made as it started. The oldest one is taken, if it is older than the boot seems.
+
+    Args:
+        devices: Directory of such files.
+    """
+    started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    try:
+        with os.scandir(devices) as listing:
+            return min([started, *(each.stat(follow_symlinks=False).st_mtime for each in listing)])
+    except OSError:  # a device has just gone, or there is no such directory
+        return started
 
 
 def find_working(container_id: str) -> str | None:

@@ -52,6 +52,7 @@ class Cluster:
     def __init__(self, host: Host, root: Path) -> None:
         self.host, self.root = host, root
         self.elsewhere = root / "runtime"
+        self.elsewhere.mkdir()
         ipam = {"type": "host-local", "ranges": [[{"subnet": SUBNET}]]}
         self.conf: dict[str, Any] = {
             "cniVersion": "1.0.0",

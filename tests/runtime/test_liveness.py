@@ -211,6 +211,26 @@ UNKNOWN = {
         seen(),
         "its lease lies where other machines may write, and may be of one of them",
     ),
+    "its path is a relative one": (
+        Traces(WHO, (lease(),), (remembered("netns/blue"),)),
+        seen(paths={"netns/blue": GONE}),
+        "its namespace is netns/blue, which is another one in each directory",
+    ),
+    "its path is what a process had open": (
+        Traces(WHO, (lease(),), (remembered("/proc/4711/fd/5"),)),
+        seen(paths={"/proc/4711/fd/5": Look("absent")}),
+        "its namespace was /proc/4711/fd/5, which does not tell if it is gone",
+    ),
+    "its path is what each process may have open": (
+        Traces(WHO, (lease(),), (remembered("/proc/self/fd/5"),)),
+        seen(paths={"/proc/self/fd/5": Look("absent")}),
+        "its namespace is /proc/self/fd/5, which is another one for each process",
+    ),
+    "the clock was set since its lease of this boot was made": (
+        Traces(WHO, (lease(written=BOOTED - 3600),), (remembered("", {"ips": []}, written=BOOTED - 3600),)),
+        seen(),
+        "the runtime does not say which namespace it is in",
+    ),
     "another container has its address now": (
         CACHED._replace(passed_on=((ADDRESS, "container other interface eth0"),)),
         seen(),

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,7 +20,7 @@ import pytest
 from cnisdk.linux import netns, veth
 from cnisdk.runtime import survey
 from cnisdk.runtime.hostview import Survey
-from cnisdk.runtime.survey import find_obstacle, look_at, parse_mounts, survey_host
+from cnisdk.runtime.survey import boot_time, find_obstacle, look_at, parse_mounts, survey_host
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Host
 
@@ -207,6 +208,17 @@ def test_what_is_no_namespace_is_absent(tmp_path: Path) -> None:
     for name in ("blue", "pipe", "nothing"):
         assert look_at(str(tmp_path / name)).found == "absent"
     assert look_at(str(tmp_path / "no" / "blue")).found == "hidden"
+
+
+def test_a_clock_that_was_set_forward_makes_nothing_of_an_earlier_boot(tmp_path: Path) -> None:
+    """As after a snapshot of a virtual machine was resumed, or where a machine has no clock of its own."""
+    now, running = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
+    (tmp_path / "made-by-the-kernel").touch()
+    assert boot_time(str(tmp_path)) == pytest.approx(now - running, abs=60)
+    os.utime(tmp_path / "made-by-the-kernel", (0, now - running - 1e6))
+    (tmp_path / "link").symlink_to("nowhere")
+    assert boot_time(str(tmp_path)) == pytest.approx(now - running - 1e6)
+    assert boot_time(str(tmp_path / "no")) == pytest.approx(now - running, abs=60)
 
 
 # From a Debian 12 machine with Podman, shortened.
