@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from io import TextIOWrapper
 from typing import Any, Protocol, cast
 
 from .. import __version__
@@ -86,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(arguments)
     if unknown:  # by the command's own parser, whose usage helps
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of links and files may be any bytes
     try:
         return command.run(args)
     except CNIError as exc:

@@ -41,7 +41,7 @@ class Attachment(NamedTuple):
     def tag_within(self, limit: int) -> str:
         """Return the owner's mark in at most `limit` bytes, 80 or more: hashed if the names are too long."""
         text = f"{network_tag_prefixes(self.network)[0]}{self.container_id}/{self.ifname}"
-        if len(text.encode()) <= limit:
+        if len(text.encode(errors="surrogateescape")) <= limit:
             return text
         return f"{network_tag_prefixes(self.network)[1]}{short_hash(self.container_id, self.ifname, digits=32)}"
 

@@ -390,6 +390,25 @@ def test_gc_and_fsck_agree_on_a_torn_result_beside_other_things(
     assert "net-log" not in out
 
 
+@pytest.mark.parametrize("command", [["leases"], ["leases", "--json"], ["gc", "net"], ["fsck"]])
+def test_names_that_are_no_text_stop_no_command(place: Place, command: list[str]) -> None:
+    """The kernel takes any bytes for the name of a link, and a file system for that of a file."""
+    place.add("dead", GONE)
+    Path(place.store.path, "10.5.0.9").write_bytes(b"odd\r\neth\xff")
+    os.rename(f"{place.cache.directory}/net-dead-eth0", f"{place.cache.directory}/net-dead-\udcff")
+    place.cache_file("net-odd-\udcfe", b"{torn")
+    options = ["--inside", "--conf-dir", f"{place.root}/conf", "--cache-dir", f"{place.root}/cache"]
+    if command[0] == "gc":
+        options += ["--pause", "0", "--cni-path", f"{place.root}/bin"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8:strict"}
+    done = place.host.run([sys.executable, "-m", "cnisdk", *command, *options], env=env)
+    assert "odd" in done.stdout
+    if command[0] == "gc":
+        assert place.owners() == {"odd"}
+        assert "keep 10.5.0.9 of container odd interface eth\\udcff: its lease is only" in done.stdout
+        assert f"drop cached result {place.cache.directory}/net-dead-\\udcff of container dead" in done.stdout
+
+
 def test_a_directory_of_results_that_is_not_there_is_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """A typing error, or a disk that is not mounted: gc sees less than the operator thinks."""
     place.add("alive", HERE)
