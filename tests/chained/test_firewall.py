@@ -433,6 +433,29 @@ def test_rules_of_the_reference_that_another_attachment_needs_stay(host: Host, o
 
 
 @pytest.mark.interop
+@pytest.mark.parametrize("verb", ["DEL", "GC"])
+def test_a_record_without_rules_takes_none_of_the_references_next_container(host: Host, go: Path, verb: str) -> None:
+    """The reference has deleted the rules of one that ours made. Then DEL of that comes again, or GC."""
+    container, result = attached(host, "c1", 5)
+    late = host.container("late")
+    conf = {"name": "net", "cniVersion": "1.0.0", "backend": "iptables", "prevResult": in_version(result, "1.0.0")}
+    ours, theirs = host.plugin(Firewall, conf), host.plugin(go / "firewall", conf)
+    ours.run("ADD", late).raise_for_error()
+    theirs.run("DEL", late).raise_for_error()
+    theirs.run("ADD", container).raise_for_error()
+    late.destroy()
+    if verb == "GC":
+        host.plugin(Firewall, {"name": "net"}).gc(container)
+    else:
+        ours.run("DEL", late).raise_for_error()
+    assert rules_of(host, "id: late") == []
+    for plugin in (ours, theirs):
+        plugin.run("CHECK", container).raise_for_error()
+    ours.run("DEL", container).raise_for_error()
+    assert own(host) == []
+
+
+@pytest.mark.interop
 @pytest.mark.parametrize("seen", ["all", "not all of the host", "not all namespaces"])
 def test_a_late_del_keeps_the_references_rules_of_the_next_container(
     host: Host, outside: Host, go: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], seen: str

@@ -219,7 +219,8 @@ def _with_rules(
     """Return the rules to delete together with some records, and then the records.
 
     They are the rules that were made with each record. If some of those are not there, then for each address as many of
-    its rules as no other record needs.
+    its rules as no other record needs. A rule that was made after the record is none of its own: the reference has
+    deleted those, and made this one for the next container.
 
     Args:
         table: The table.
@@ -242,11 +243,16 @@ def _with_rules(
         staying = {*_list_for(table, wanted)}
         others = [each for each in others if each in staying]
     needed = _addresses_of(others)
+    last: dict[IPAddress | None, int] = {}
+    if isinstance(table, NftTable):
+        for each in sorted(going, key=lambda each: each.handle):
+            last[_address_of(each)] = each.handle + len(_KINDS)
     for address, kinds in accepts.items():
         if not going and any(kinds) and not needed[address] and is_used(address):
             continue
         for rules_there in kinds:
-            found += rules_there[: max(min(wanted[address], len(rules_there) - needed[address]), 0)]
+            count = max(min(wanted[address], len(rules_there) - needed[address]), 0)
+            found += [each for each in rules_there if each.handle <= last.get(address, each.handle)][:count]
     return [*policies, *found, *going]
 
 
@@ -313,7 +319,8 @@ def apply(
         lines += [f"-A {_PRIVATE} {text}" for text in _texts(each)]
     if option and not addresses:
         lines.append(f"-A {chain}{option} -m comment --comment {quote(mark)}")
-    accepting, policing = (_PRIVATE, admin) if addresses else (), ingress_iptables.STAGES if option else ()
+    # CNI-FORWARD in any case: where the table is saved and restored, it and its numbers then precede those of records.
+    chains = {_PRIVATE, *_OWNERS, *((admin,) if addresses else ()), *(ingress_iptables.STAGES if option else ())}
     with rules.alone(owner) as sign:
         # Earlier rules are deleted afterwards: an ADD that is killed in between leaves records of all rules.
         before = {str(table): _list_records(table, owner) for table in tables(version, "filter")}
@@ -324,7 +331,7 @@ def apply(
             base_rules.commit(
                 version,
                 base,
-                {"filter": {*accepting, *policing, *_OWNERS}},
+                {"filter": chains},
                 {"filter": lines},
                 [sign],
                 locked=ingress is not None,
