@@ -12,8 +12,9 @@ and signal handlers.
 A worker rehearses once more, by itself, if no request waits for it (:func:`rehearse_in_worker`): the kernel copies a
 page of memory when a process first writes to it.
 
-A plugin that fails is reported, and served all the same. A server that may not make namespaces rehearses nothing. If it
-cannot return to its own namespace, it must not serve: :class:`~cnisdk.errors.InternalError`.
+A plugin that fails is reported, and served all the same. A server that may not make namespaces, or can write no
+temporary files, rehearses nothing. If it cannot return to its own namespace, it must not serve:
+:class:`~cnisdk.errors.InternalError`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 
-from ..errors import CNIError, InternalError, IOFailureError
+from ..errors import CNIError, InternalError, IOFailureError, cause_of
 from ..invoke import _local
 from ..linux import netns, rtnetlink
 from ..linux.attributes import attribute, text
@@ -72,12 +73,12 @@ def rehearse(plugins: Mapping[str, ServedPlugin], launchers: Mapping[str, bytes]
     problems: list[str] = []
     if not any(map(_offers_rehearsals, plugins.values())):
         return problems
-    with _temporary_directory() as directory:
-        for type_, text in launchers.items():
-            with open(os.path.join(directory, type_), "wb") as file:
-                file.write(text)
-                os.fchmod(file.fileno(), 0o755)
-        try:
+    try:
+        with _temporary_directory() as directory:
+            for type_, text in launchers.items():
+                with open(os.path.join(directory, type_), "wb") as file:
+                    file.write(text)
+                    os.fchmod(file.fileno(), 0o755)
             with _private_namespaces() as sandbox:
                 for type_, plugin in plugins.items():
                     if not _offers_rehearsals(plugin):
@@ -86,8 +87,8 @@ def rehearse(plugins: Mapping[str, ServedPlugin], launchers: Mapping[str, bytes]
                         _rehearse_plugin(plugin, directory, sandbox)
                     except Exception as exc:  # a bug of the plugin: its requests will report it
                         problems.append(f"plugin {type_} cannot be rehearsed: {exc}")
-        except (OSError, IOFailureError) as exc:
-            problems.append(f"nothing can be rehearsed: {exc}")
+    except (OSError, IOFailureError) as exc:
+        problems.append(f"nothing can be rehearsed: {cause_of(exc)}")
     return problems
 
 

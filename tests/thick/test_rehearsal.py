@@ -112,6 +112,14 @@ print(problem.partition(":")[0])
 """
 
 
+def test_a_server_that_can_write_no_temporary_files_goes_without(
+    host: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    (problem,) = host.call(lambda: rehearse(loaded(Recorder), {}))
+    assert problem.startswith("nothing can be rehearsed: ENOENT")
+
+
 def test_the_reference_plugins_are_rehearsed(host: Sandbox, capfd: pytest.CaptureFixture[str]) -> None:
     def work() -> tuple[list[str], str]:
         interpreter = interpreter_of(this_interpreter(), None)
