@@ -111,6 +111,7 @@ def _serve_on_demand(args: argparse.Namespace) -> int:
     lock = ondemand.take_lock(args.directory)
     if lock is None or server.is_served(args.directory):
         return 0
+    ondemand.keep_to_this_process(lock)
     for kept in departure.leave_caller(args.directory):
         print(f"cnisdk serve: it keeps {kept}", file=sys.stderr)
     try:

@@ -215,6 +215,21 @@ def _try_lock(lock: int) -> bool:
     return True
 
 
+def keep_to_this_process(lock: int) -> None:
+    """Have processes that this one forks close the lock: workers, and daemons that a plugin leaves while it is loaded.
+
+    One that lived on would keep all later servers away. A process forked from such a one finds the list empty, and
+    closes nothing: its descriptors may be others by then.
+    """
+    locks = [lock]
+
+    def let_go() -> None:
+        while locks:
+            os.close(locks.pop())
+
+    os.register_at_fork(after_in_child=let_go)
+
+
 def postpone(lock: int, seconds: int) -> None:
     """Let shims start no server for some seconds."""
     now = time.time()

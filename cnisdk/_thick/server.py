@@ -127,8 +127,6 @@ class Server:
         gc.freeze()  # else a worker's garbage collector would write to, and so copy, all these pages
         gc.set_threshold(100_000)
         self._own_files = [self._stop, self._retire, reading, wake, waker, control.fileno()]
-        if self._on_demand is not None:
-            self._own_files.append(self._on_demand.lock)
         watched = waiting = False
         look = select.poll()
         look.register(listener, select.POLLIN)

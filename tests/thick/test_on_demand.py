@@ -185,6 +185,17 @@ class Machine:
         self.add()
         return self.wait_for_server()
 
+    def have_another_started(self, starts: int) -> None:
+        """Make requests until one has started a server, after so many that were started before.
+
+        A worker that is left may serve a request, or a new one have the lock for a moment: then none is started.
+        """
+        while len(self.starts()) == starts and not self.has_server():
+            self.forget_attempt()
+            request = self.start()  # to a worker that is still there, it may say that the server ended
+            stdout, stderr = request.communicate(timeout=120)
+            assert request.returncode == 0, (stdout, stderr)
+
 
 def wait_for_end(pid: int) -> None:
     """Wait until a process has ended."""
@@ -671,12 +682,7 @@ def test_no_request_fails_when_servers_come_and_go(machine: Machine, number: sig
         for process in requests:
             stdout, stderr = process.communicate(timeout=120)
             assert process.returncode == 0, (stdout, stderr)
-        # A worker that is left may serve a request, or a new one have the lock for a moment: then none is started.
-        while len(machine.starts()) == starts and not machine.has_server():
-            machine.forget_attempt()
-            last = machine.start()  # to a worker that is still there, it may say that the server ended
-            stdout, stderr = last.communicate(timeout=120)
-            assert last.returncode == 0, (stdout, stderr)
+        machine.have_another_started(starts)
     machine.wait_for_server()
 
 
@@ -749,6 +755,25 @@ def test_a_request_that_the_remains_of_a_server_do_not_take_has_another_started(
     while not machine.starts():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+DAEMON = """
+import signal, sys
+if "serve" in sys.orig_argv and not os.fork():
+    for number in range(3):
+        os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    signal.pause()
+"""
+
+
+def test_a_daemon_that_a_plugin_leaves_in_a_server_does_not_keep_the_next_one_away(own_machine: Machine) -> None:
+    module = own_machine.environment.site / "demo_plugins.py"
+    module.write_text(f"{module.read_text()}{DAEMON}")
+    pid = own_machine.serve()
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    own_machine.have_another_started(1)
+    assert own_machine.wait_for_server() != pid
 
 
 def test_a_server_that_has_ended_and_was_not_reaped_is_no_server(tmp_path: Path) -> None:
