@@ -11,6 +11,9 @@ import struct
 import sys
 from collections.abc import Iterator
 
+from ..errors import InvalidConfigError
+from ..spec.names import shorten
+
 _HEADER = struct.Struct("=HH")
 _UINT32 = struct.Struct("=HHI")
 _UINT8 = struct.Struct("=HHBxxx")
@@ -25,13 +28,32 @@ def attribute(number: int, *payload: bytes) -> bytes:
 
 
 def uint8(number: int, value: int) -> bytes:
-    """Make an attribute of one byte."""
-    return _UINT8.pack(5, number, value)
+    """Make an attribute of one byte.
+
+    Raises:
+        InvalidConfigError: (7) The value does not fit.
+    """
+    try:
+        return _UINT8.pack(5, number, value)
+    except struct.error:
+        raise _out_of_range(value, 0xFF) from None
 
 
 def uint32(number: int, value: int) -> bytes:
-    """Make an attribute of four bytes, in the host's byte order."""
-    return _UINT32.pack(8, number, value)
+    """Make an attribute of four bytes, in the host's byte order.
+
+    Raises:
+        InvalidConfigError: (7) The value does not fit.
+    """
+    try:
+        return _UINT32.pack(8, number, value)
+    except struct.error:
+        raise _out_of_range(value, 0xFFFFFFFF) from None
+
+
+def _out_of_range(value: int, largest: int) -> InvalidConfigError:
+    # What does not fit comes from a configuration: the kernel's own numbers fit.
+    return InvalidConfigError(f"{shorten(value)} is out of range, expected 0 to {largest}")
 
 
 def text(number: int, value: str) -> bytes:

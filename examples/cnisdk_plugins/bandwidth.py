@@ -32,9 +32,10 @@ from cnisdk.linux.links.link import Link
 from cnisdk.linux.traffic import Limit
 from cnisdk.plugin import interface
 from cnisdk.spec import config
-from cnisdk.spec.names import short_hash
+from cnisdk.spec.names import short_hash, shorten
 
 MAX_BURST = 2**32 - 1  # bytes
+MAX_RATE = 2**64 - 1  # bytes per second
 
 
 @frozen(kw_only=True)
@@ -92,6 +93,8 @@ def read_limit(path: str, rate: int, burst: int) -> Limit | None:
     for key, value in (("Rate", rate), ("Burst", burst)):
         if value < 0 or 0 < value < 8:
             raise InvalidConfigError(f"{path}{key} is {value}, expected 8 bits or more, or 0 for no limit")
+    if rate // 8 > MAX_RATE:
+        raise InvalidConfigError(f"{path}Rate is {shorten(rate)}, expected at most {8 * MAX_RATE} bits per second")
     if not rate and not burst:
         return None
     if not burst:

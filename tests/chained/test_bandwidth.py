@@ -112,6 +112,8 @@ def test_rates_beyond_32_bits(host: Host) -> None:
         ({"ingressRate": 7, "ingressBurst": 80}, ["$.ingressRate is 7"]),
         ({"ingressRate": -8, "ingressBurst": 80}, ["$.ingressRate is -8"]),
         ({"ingressRate": 8, "ingressBurst": 8 * 2**32}, ["burst cannot be more than 4GB"]),
+        ({"egressRate": 8 * 2**64, "egressBurst": 8000}, ["$.egressRate is 147573952589676412928"]),
+        ({"ingressRate": 10**400, "ingressBurst": 8000}, ["$.ingressRate is 1000"]),
         ({**LIMITS, "shapedSubnets": ["10.0.0.0/8"]}, ["$.shapedSubnets is not supported"]),
     ],
 )

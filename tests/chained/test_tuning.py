@@ -259,6 +259,8 @@ def test_arguments_by_convention_win_and_need_no_key(host: Host) -> None:
         ({"sysctl": {"net.ipv4.conf.all.forwarding": 1}}, 7, ["$.sysctl"]),
         ({"sysctl": {"net.ipv4.no_such": "1"}}, 5, ["net/ipv4/no_such does not exist"]),
         ({"mtu": 9, "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}}, 5, ["MTU of link eth0 to 9"]),
+        ({"mtu": 10**400}, 7, ["$.mtu is 1000"]),
+        ({"args": {"cni": {"txQLen": 2**32}}}, 7, ["$.args.cni.txQLen is 4294967296"]),
     ],
 )
 def test_what_cannot_be_set_is_refused_and_changes_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from ipaddress import ip_interface, ip_network
 from typing import Any
 
@@ -18,7 +19,7 @@ from cnisdk.linux.ip.route import add_request
 from cnisdk.linux.links import messages
 from cnisdk.linux.netns import NetNS
 from cnisdk.spec.addresses import IPAddress, IPInterface, IPNetwork
-from cnisdk.testing import strategies
+from cnisdk.testing import expect_error, strategies
 
 
 def decoded(kind: Any, request: rtnetlink.Message) -> Any:
@@ -166,6 +167,15 @@ def test_any_bytes_end_somewhere(data: bytes) -> None:
 def test_numbers_are_padded() -> None:
     assert uint8(1, 2) == struct.pack("=HHBxxx", 5, 1, 2)
     assert uint32(1, 2) == struct.pack("=HHI", 8, 1, 2)
+
+
+@pytest.mark.parametrize("make", [uint8, uint32])
+@pytest.mark.parametrize("value", [-1, 2**32, 10**400])
+def test_a_number_that_no_field_holds_is_a_mistake_in_the_configuration(
+    make: Callable[[int, int], bytes], value: int
+) -> None:
+    with expect_error(7, f"{value}"[:9], "expected 0 to"):
+        make(1, value)
 
 
 def test_networks_have_no_host_bits() -> None:

@@ -103,12 +103,17 @@ def test_deleting_needs_no_backend(host: Sandbox, backend: str) -> None:
     assert mentions(host, "10.1.0.5") == mentions(host, "CNI-") == 0
 
 
-def test_long_container_ids(host: Sandbox, backend: str) -> None:
-    attachment = Attachment("net", "x" * 250, "eth0")
+@pytest.mark.parametrize("length", [250, 100_000])
+def test_long_container_ids(host: Sandbox, backend: str, length: int) -> None:
+    attachment = Attachment("net", "x" * length, "eth0")
     host.call(add, backend, attachment, MORE)
     host.call(masquerade.check, backend, attachment, MORE)
     host.call(masquerade.delete, attachment)
     assert mentions(host, "10.1.0.6") == 0
+    host.call(rules.apply, attachment, [spoofcheck.wanted("veth0", "02:00:00:00:00:01")])
+    host.call(spoofcheck.check, attachment, "veth0", "02:00:00:00:00:01")
+    host.call(spoofcheck.delete, attachment)
+    assert "veth0" not in host.run(["nft", "list", "ruleset"]).stdout
 
 
 @pytest.mark.interop

@@ -39,6 +39,9 @@ _VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
 COMMENT_MAX = 128
 """Bytes of a comment, at most (NFTNL_UDATA_COMMENT_MAXLEN)."""
 
+# Bytes of a chain's name, at most (NFT_NAME_MAXLEN). The reference makes names of container ids, which may be longer.
+_NAME_MAX = 255
+
 # Nothing of this name, or the kernel has no nftables, or not for this family: then it has no such chain either.
 _NO_NFTABLES = nfnetlink.ABSENT | {errno.EINVAL}
 
@@ -187,8 +190,9 @@ class NftTable(NamedTuple):
         Raises:
             IOFailureError: (5) The kernel refused to answer (EPERM: no CAP_NET_ADMIN).
         """
-        answers = self._find_all(_GET_CHAIN, map(self._chain, names))
-        return {name for name, answer in zip(names, answers, strict=True) if answer is not None}
+        possible = [name for name in names if len(name) <= _NAME_MAX]
+        answers = self._find_all(_GET_CHAIN, map(self._chain, possible))
+        return {name for name, answer in zip(possible, answers, strict=True) if answer is not None}
 
     def has_chain(self, chain: str) -> bool:
         """Return True if the chain exists.
