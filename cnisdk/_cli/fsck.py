@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator
 
 from ..ipam.store import NOBODY, Owner
 from ..ipam.table import LeaseRecord
@@ -166,15 +167,32 @@ def _check_duplicates(args: argparse.Namespace, host: HostState, state: JudgedNe
             elif surplus:
                 which = " and ".join(str(each.address) for each in surplus)
                 text = f"{text}, but its cached result lacks {which}"
-                seen = (host.seen.find_address(each.address) for each in surplus)
-                stays = next(filter(None, (*host.seen.doubts, *seen)), "")
-                if stays or min(each.age for each in surplus) < args.grace:
-                    left += _report(args, table.place, f"{text}; it stays: {stays or 'it is too young'}", False)
+                stays = next(_reasons_to_keep_surplus(host, judged[owner], found, surplus), "")
+                if not stays and min(each.age for each in surplus) < args.grace:
+                    stays = "it is too young"
+                if stays:
+                    left += _report(args, table.place, f"{text}; it stays: {stays}", False)
                     continue
-                left += _report(args, table.place, text, True)
-                if not args.dry_run:
-                    table.drop(surplus, timeout=args.timeout)
+                done = args.dry_run or len(table.drop(surplus, timeout=args.timeout)) == len(surplus)
+                left += _report(args, table.place, text, done)
     return left
+
+
+def _reasons_to_keep_surplus(
+    host: HostState, judgement: JudgedAttachment, found: JudgedTable, surplus: Iterable[LeaseRecord]
+) -> Iterator[str]:
+    """Yield reasons why leases that no cached result of their attachment names may be in use."""
+    yield from host.seen.doubts
+    yield from (f"its cached result {each.path} {each.text}" for each in judgement.traces.unreadable)
+    if not found.examination.exclusive:
+        yield "other machines may write to the place of its leases"
+    process = host.seen.working.get(judgement.owner.container_id)
+    if process:
+        yield f"{process} is at work on it"
+    for each in surplus:
+        place = host.seen.find_address(each.address)
+        if place:
+            yield f"its address {each.address} is on {place}"
 
 
 def _addresses(judgement: JudgedAttachment) -> frozenset[IPAddress]:

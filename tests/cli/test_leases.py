@@ -608,6 +608,36 @@ def test_fsck_finds_and_repairs(place: Place, capsys: pytest.CaptureFixture[str]
     assert place.run("fsck") == 0
 
 
+def test_fsck_takes_no_address_that_a_torn_result_may_name(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two runtimes remember the attachment: what the one has written is cut short."""
+    place.add("twice", HERE)
+    Path(place.store.path, "10.5.0.8").write_bytes(b"twice\r\neth0")
+    os.utime(f"{place.store.path}/10.5.0.8", (0, 0))
+    place.cache_file("../multus/results/net-twice-eth0", b'{"kind"')
+    assert place.run("fsck") == 1
+    assert "but its cached result lacks 10.5.0.8; it stays: its cached result" in capsys.readouterr().out
+    assert Path(place.store.path, "10.5.0.8").exists()
+
+
+def test_fsck_takes_no_address_of_a_container_that_a_plugin_works_for(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ADD may have taken a lease over, and its result is not written yet."""
+    place.add("twice", HERE)
+    Path(place.store.path, "10.5.0.8").write_bytes(b"twice\r\neth0")
+    os.utime(f"{place.store.path}/10.5.0.8", (0, 0))
+    env = {**os.environ, "CNI_CONTAINERID": "twice"}
+    with place.host.popen(["sh", "-c", "echo; read end"], stdin=-1, stdout=-1, env=env) as plugin:
+        assert plugin.stdout is not None
+        plugin.stdout.readline()
+        assert place.run("fsck") == 1
+        plugin.communicate()
+    assert "is at work on it" in capsys.readouterr().out
+    assert Path(place.store.path, "10.5.0.8").exists()
+    assert place.run("fsck") == 0
+    assert not Path(place.store.path, "10.5.0.8").exists()
+
+
 @pytest.fixture
 def indexed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have an index also where there are few leases."""
