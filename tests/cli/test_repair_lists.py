@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import sys
 from collections import Counter
 from typing import Any
@@ -202,3 +203,36 @@ def test_lists_of_podman_and_nerdctl_are_whole_again(node: Node, backend: str, f
             node.run("delete", conf, each)
     left = [each for each in node.rules() if re.search(r"10\.(89|4)\.|fd00:4::|chain CNI-(DN-)?[0-9a-f]{16}", each)]
     assert not left
+
+
+@pytest.mark.parametrize(("backend", "version"), [("iptables", 4), ("nftables", 6)])
+def test_a_client_that_went_on_sending_is_masqueraded_again(node: Node, backend: str, version: int) -> None:
+    """The kernel decides about NAT at the first packet of a flow, and a flow lasts as long as its client sends."""
+    container = node.add(nerdctl(backend), "sender")
+    flush, family, there, before, after = {
+        4: ("iptables -t nat -F", socket.AF_INET, OUTSIDE, "10.4.0.2", "198.51.100.1"),
+        6: (
+            "nft flush chain inet cni_plugins_masquerade masq_checks",
+            *(socket.AF_INET6, "2001:db8:9::2", "fd00:4::2", "2001:db8:9::1"),
+        ),
+    }[version]
+    for each, address in ((node.host, "2001:db8:9::1"), (node.outside, "2001:db8:9::2")):
+        each.shell(f"ip address add {address}/64 dev uplink nodad")
+    # A firewall that follows connections.
+    node.host.shell("nft 'add table inet other; add chain inet other c { type filter hook forward priority 0; }'")
+    node.host.shell("nft add rule inet other c ct state invalid drop")
+    with (
+        node.outside.open_socket(family, socket.SOCK_DGRAM, bind=(there, 0)) as server,
+        container.open_socket(family, socket.SOCK_DGRAM) as client,
+    ):
+        server.settimeout(3)
+        client.connect(server.getsockname())
+
+        def source() -> str:
+            client.send(b"?")
+            return str(server.recvfrom(1)[1][0])
+
+        node.host.shell(flush)
+        assert source() == before
+        assert "1 repaired" in node.repair()
+        assert source() == after

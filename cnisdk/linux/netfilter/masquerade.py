@@ -193,10 +193,20 @@ def check(backend: str, attachment: Attachment, addresses: Iterable[IPInterface]
 def repair(backend: str, attachment: Attachment, addresses: Iterable[IPInterface]) -> bool:
     """Make the rules of these addresses that :func:`check` would miss, and return True if there were any.
 
+    What the container sent meanwhile, as it was, and has no answer to, is masqueraded from its next packet on.
+
     Raises:
+        IOFailureError: (5) The kernel did not forget a flow.
         CNIError: As :func:`.rules.apply` does.
     """
-    return rules.repair(attachment, _not_the_references(backend, attachment, addresses))
+    addresses = tuple(addresses)
+    if not rules.repair(attachment, _not_the_references(backend, attachment, addresses)):
+        return False
+    from . import conntrack  # no other verb needs it
+
+    for each in addresses:
+        conntrack.forget_unanswered(each)
+    return True
 
 
 def _not_the_references(backend: str, attachment: Attachment, addresses: Iterable[IPInterface]) -> list[Part]:
