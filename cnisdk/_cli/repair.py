@@ -4,9 +4,17 @@ A reload of firewalld, or ``nft flush ruleset``, deletes the rules of all plugin
 its containers are restarted. This command reads what ADD has recorded, the cached results of all runtimes, and asks
 each plugin of each attachment to put back what its CHECK would miss (:meth:`cnisdk.Plugin.repair`), in this process.
 
+Several runtimes may remember an attachment, and one of them wrongly. The newest result counts that the container's
+interface agrees with. Each is read again when its turn comes, since that of many attachments takes a while.
+
 It may run beside ADD and DEL. A DEL that has deleted an attachment's rules, but not its interface yet, looks as if the
-rules were lost. So the command looks again, after a pause, at what it repaired. If the runtime has forgotten the
-attachment meanwhile, the plugins that put something back get a DEL.
+rules were lost. So the command looks again, after a pause, at what it repaired:
+
+1. While a plugin works for the container, or the interface is gone and the runtime still remembers the attachment, a
+   DEL may not have ended: the command pauses, and looks again.
+2. If no runtime remembers the attachment, the plugins that put something back get a DEL. An ADD of the same names waits
+   for its end (:mod:`cnisdk._releasing`).
+3. Otherwise the attachment lives.
 """
 
 from __future__ import annotations
@@ -15,22 +23,36 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from ..errors import CNIError, InvalidConfigError, IOFailureError, error_for_code
-from ..linux.links import veth
+from .._releasing import releasing
+from ..errors import CNIError, InvalidConfigError, InvalidNetNSError, IOFailureError, cause_of, error_for_code
+from ..linux import netns
+from ..linux.links import link, veth
 from ..plugin._repair import NotAsRecordedError, repair, repairs
 from ..plugin.base import Plugin
 from ..plugin.reply import respond
-from ..runtime.caches import Remembered, find_places, known_directories, namespace_of, read_all
+from ..runtime.caches import (
+    Place,
+    Remembered,
+    find_places,
+    known_directories,
+    namespace_of,
+    read_all,
+    read_file,
+    read_of,
+)
 from ..runtime.network import Network
+from ..runtime.survey import find_working
 from ..spec.names import Attachment
 from .launchers import registered_plugins
 from .options import add_cache_dir, add_cni_path, add_inside, add_seconds, require_host
 from .tables import guard, load_plugin
 
 _PAUSE = 2.0
+_LOOKS = 10
 
 DESCRIPTION = (
     "Put back the packet filter rules that attachments have lost, such as by a reload of firewalld or by "
@@ -76,61 +98,164 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
         CNIError: The first of the errors of plugins. The others are printed.
     """
     require_host(args, "rules made from here may not be the host's")
-    memory = read_all(find_places(known_directories(args.cache_dir)), args.network)
+    places = find_places(known_directories(args.cache_dir))
+    memory = read_all(places, args.network)
     for each in memory.unreadable:
         _warn(f"{each.path} {each.text}")
-    plugins = dict(_find_plugins())
-    failures: list[CNIError] = []
-    repaired: list[_Attached] = []
-    alone = set()
-
-    def failed(owner: Attachment, exc: CNIError) -> None:
-        failures.append(error_for_code(exc.code, f"{owner}: {exc.msg}", exc.details))
-
-    for found in _in_order(memory.entries):
-        owner = found.entry.attachment
-        try:
-            for attached in _plugins_of(found, plugins, args.cni_path):
-                try:
-                    done = _repair(attached)
-                except NotAsRecordedError:
-                    raise
-                except CNIError as exc:  # the other plugins' rules may be lost as well
-                    failed(owner, exc)
-                    continue
-                if done:
-                    repaired.append(attached)
-                    print(f"repaired {owner}: rules of plugin {attached.kind}")
-        except NotAsRecordedError as exc:
-            alone.add(owner)
-            print(f"left alone {owner}: {exc.msg}")
-        except CNIError as exc:
-            failed(owner, exc)
-    if repaired:
-        pause(args.pause)
-        failures += _take_back_from_the_dead(repaired)
-    print(
-        f"attachments: {len({each.entry.attachment for each in memory.entries})} known, "
-        f"{len({each.owner for each in repaired})} repaired, {len(alone)} left alone"
-        + (f", {len(failures)} failed" if failures else "")
+    work = _Work(dict(_find_plugins()), args.cni_path, places, _files(memory.entries))
+    for owner in work.files:
+        work.repair(owner)
+    for owner in work.files if work.repaired else ():
+        # What is made for one may concern another: iptables' FORWARD, since it is there, must let through what nftables
+        # accepts.
+        work.repair(owner)
+    waiting = {owner: list(each.values()) for owner, each in work.repaired.items()}
+    for _ in range(_LOOKS):
+        if waiting:
+            pause(args.pause)
+            waiting = {owner: each for owner, each in waiting.items() if not work.settle(owner, each)}
+    for owner in waiting:
+        _warn(f"{owner}: a DEL has not ended; if it began before the repair, rules may be left that cnisdk gc deletes")
+    work.say(
+        f"attachments: {len(work.files)} known, {len(work.repaired)} repaired, {len(work.alone)} left alone"
+        + (f", {len(work.failures)} failed" if work.failures else "")
     )
-    for failure in failures[1:]:
+    for failure in work.failures[1:]:
         _warn(str(failure))
-    if failures:
-        raise failures[0]
+    if work.failures:
+        raise work.failures[0]
     return 0
 
 
-def _in_order(entries: Iterable[Remembered]) -> list[Remembered]:
-    """Sort cached results: the newest container first, since it decides about what several share, such as a policy.
+def _files(entries: Iterable[Remembered]) -> dict[Attachment, list[str]]:
+    """Return the files of each attachment's cached results, the newest first.
 
-    Those of one container are in the order of ADD, in which the first has a port that it asks for twice.
+    The newest container is the first, since it decides about what several share, such as a policy. Attachments of one
+    container are in the order of ADD, in which the first has a port that it asks for twice.
     """
+    newest_first = sorted(entries, key=lambda each: each.written, reverse=True)
+    files: dict[Attachment, list[str]] = {}
+    added: dict[Attachment, float] = {}
     started: dict[str, float] = {}
-    for each in entries:
-        container = each.entry.attachment.container_id
-        started[container] = max(each.written, started.get(container, 0.0))
-    return sorted(entries, key=lambda each: (-started[each.entry.attachment.container_id], each.written))
+    for each in newest_first:
+        owner = each.entry.attachment
+        files.setdefault(owner, []).append(each.path)
+        added.setdefault(owner, each.written)
+        started.setdefault(owner.container_id, each.written)
+    return {owner: files[owner] for owner in sorted(added, key=lambda each: (-started[each.container_id], added[each]))}
+
+
+class _Work:
+    """The repair of all attachments.
+
+    Attributes:
+        files: Each attachment's cached results, the newest first.
+        repaired: The plugins that have put something back, by attachment and type.
+        alone: Attachments that were left alone.
+        failures: Errors.
+    """
+
+    def __init__(
+        self,
+        plugins: Mapping[str, type[Plugin[Any]]],
+        cni_path: str,
+        places: Sequence[Place],
+        files: Mapping[Attachment, Sequence[str]],
+    ) -> None:
+        self._plugins, self._cni_path, self._places = plugins, cni_path, places
+        self.files = files
+        self.repaired: dict[Attachment, dict[str, _Attached]] = {}
+        self.alone: set[Attachment] = set()
+        self.failures: list[CNIError] = []
+        self._failed: set[Attachment] = set()
+
+    def say(self, text: str) -> None:
+        """Print a line. If that fails, such as on a full disk, the work goes on."""
+        try:
+            print(text, flush=True)
+        except OSError as exc:
+            self.failures.append(IOFailureError(f"cannot print what was done: {cause_of(exc)}"))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+    def repair(self, owner: Attachment) -> None:
+        """Repair an attachment by the newest of its results that the kernel agrees with, unless that has failed."""
+        if owner in self.alone or owner in self._failed:
+            return
+        refusal = None
+        for path in self.files[owner]:
+            found = read_file(path)
+            if not isinstance(found, Remembered) or found.entry.attachment != owner:
+                continue  # it was deleted meanwhile
+            try:
+                for attached in _plugins_of(found, self._plugins, self._cni_path):
+                    self._repair_by(attached)
+            except NotAsRecordedError as exc:
+                refusal = refusal or exc
+            except CNIError as exc:
+                self._fail(owner, exc)
+            else:
+                return
+        if refusal is not None:
+            self.alone.add(owner)
+            self.say(f"left alone {owner}: {refusal.msg}")
+
+    def _repair_by(self, attached: _Attached) -> None:
+        try:
+            done = guard(attached.kind, lambda: repair(attached.plugin, attached.environ, attached.stdin))
+        except NotAsRecordedError:
+            raise
+        except CNIError as exc:  # the other plugins' rules may be lost as well
+            self._fail(attached.owner, exc)
+            return
+        if done:
+            self.repaired.setdefault(attached.owner, {})[attached.kind] = attached
+            self.say(f"repaired {attached.owner}: rules of plugin {attached.kind}")
+
+    def _fail(self, owner: Attachment, exc: CNIError) -> None:
+        self._failed.add(owner)
+        self.failures.append(error_for_code(exc.code, f"{owner}: {exc.msg}", exc.details))
+
+    def settle(self, owner: Attachment, repaired: list[_Attached]) -> bool:
+        """Look again at an attachment, and take back what was put back if it was deleted meanwhile.
+
+        Returns:
+            False if a DEL of it may not have ended.
+        """
+        try:
+            if find_working(owner.container_id):
+                return False
+            if any(map(os.path.lexists, self.files[owner])):
+                return _has_interface(owner, self.files[owner])
+            with releasing(owner) as alone:
+                if not alone or find_working(owner.container_id):
+                    return False
+                # What was added again is not touched: ADD has replaced what was put back.
+                if not read_of(owner, self._places) and veth.find_host_end(owner) is None:
+                    self._take_back(owner, repaired)
+        except CNIError as exc:
+            self._fail(owner, exc)
+        return True
+
+    def _take_back(self, owner: Attachment, repaired: Iterable[_Attached]) -> None:
+        self.say(f"took back {owner}: it was deleted meanwhile")
+        for attached in reversed([*repaired]):
+            reply = respond(attached.plugin, {**attached.environ, "CNI_COMMAND": "DEL"}, attached.stdin)
+            if reply.status:
+                text = reply.stdout.decode(errors="replace")
+                self._fail(owner, IOFailureError(f"DEL of plugin {attached.kind} failed", details=text))
+
+
+def _has_interface(owner: Attachment, paths: Iterable[str]) -> bool:
+    """Return True if an attachment has its interface, as far as that can be known."""
+    if veth.find_host_end(owner) is not None:
+        return True
+    for path in paths:
+        found = read_file(path)
+        if isinstance(found, Remembered):
+            with suppress(InvalidNetNSError), netns.open(namespace_of(found)) as space:
+                if link.find(owner.ifname, space) is not None:
+                    return True
+    return False
 
 
 def _find_plugins() -> Iterator[tuple[str, type[Plugin[Any]]]]:
@@ -145,7 +270,7 @@ def _find_plugins() -> Iterator[tuple[str, type[Plugin[Any]]]]:
                 yield name, plugin
 
 
-def _plugins_of(found: Remembered, plugins: dict[str, type[Plugin[Any]]], cni_path: str) -> Iterator[_Attached]:
+def _plugins_of(found: Remembered, plugins: Mapping[str, type[Plugin[Any]]], cni_path: str) -> Iterator[_Attached]:
     """Yield the plugins of an attachment that can put something back, in the order of ADD.
 
     Raises:
@@ -175,23 +300,6 @@ def _plugins_of(found: Remembered, plugins: dict[str, type[Plugin[Any]]], cni_pa
             yield _Attached(found, member.type, plugin, environ, stdin)
 
 
-def _repair(attached: _Attached) -> bool:
-    return guard(attached.kind, lambda: repair(attached.plugin, attached.environ, attached.stdin))
-
-
-def _take_back_from_the_dead(repaired: list[_Attached]) -> list[CNIError]:
-    """Run DEL of the plugins that repaired an attachment whose DEL has ended meanwhile. Return their errors."""
-    failures: list[CNIError] = []
-    for attached in reversed(repaired):
-        if os.path.lexists(attached.found.path) or veth.find_host_end(attached.owner) is not None:
-            continue
-        print(f"took back {attached.owner}: it was deleted meanwhile")
-        reply = respond(attached.plugin, {**attached.environ, "CNI_COMMAND": "DEL"}, attached.stdin)
-        if reply.status:
-            text = reply.stdout.decode(errors="replace")
-            failures.append(IOFailureError(f"{attached.owner}: DEL of plugin {attached.kind} failed", details=text))
-    return failures
-
-
 def _warn(text: str) -> None:
-    print(f"cnisdk: {text}", file=sys.stderr)
+    with suppress(OSError):
+        print(f"cnisdk: {text}", file=sys.stderr)

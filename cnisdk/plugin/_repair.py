@@ -40,8 +40,8 @@ def repair(plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) 
     )
     assert isinstance(request, CheckRequest)
     try:
-        refuse_own_netns(request)
         try:
+            refuse_own_netns(request)  # where the number of a process that has ended is that of another one
             _check_alive(request)
         except (InvalidNetNSError, IOFailureError) as exc:
             raise NotAsRecordedError(exc.msg, details=exc.details) from exc

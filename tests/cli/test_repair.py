@@ -121,7 +121,8 @@ def test_what_is_gone_or_changed_gets_no_rules(node: Node) -> None:
 def test_what_is_deleted_meanwhile_keeps_no_rules(node: Node, tmp_path: Path) -> None:
     """DEL has taken the rules when repair comes, and takes the rest before it looks again."""
     network = node.network(ipMasqBackend="nftables")
-    container, other = node.host.container("c1"), node.host.container("c2")
+    name = f"deleted-{os.getpid()}"  # no other test has a plugin at work for it
+    container, other = node.host.container(name), node.host.container("c2")
     for each in (container, other):
         node.run("add", network, each)
     node.host.shell("nft flush ruleset")
@@ -129,14 +130,14 @@ def test_what_is_deleted_meanwhile_keeps_no_rules(node: Node, tmp_path: Path) ->
     deletes.write_text(
         "import os, sys\nfrom cnisdk._cli import cnisdk, repair\n"
         "def pause(seconds):\n"
-        "    os.unlink('/var/lib/cni/results/net-c1-eth0')\n"
-        "    os.system('ip -n c1 link del eth0')\n"
+        f"    os.unlink('/var/lib/cni/results/net-{name}-eth0')\n"
+        f"    os.system('ip -n {name} link del eth0')\n"
         "repair.run.__kwdefaults__['pause'] = pause\n"
         "sys.exit(cnisdk.main(sys.argv[1:]))\n"
     )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     argv = [sys.executable, str(deletes), "repair", "--inside", "--cni-path", node.plugins]
-    assert 'took back container "c1"' in node.host.run(argv, env=environ).stdout
+    assert f'took back container "{name}"' in node.host.run(argv, env=environ).stdout
     assert "10.5.0.2" not in node.ruleset()
     node.run("check", network, other)
 
@@ -190,6 +191,12 @@ def test_the_newest_container_decides_about_a_bridge_again(node: Node, order: tu
     assert "2 known, 0 repaired" in node.repair()
     assert node.host.shell("nft list set inet cni_firewall isolated") == whole
     assert isolated not in node.host.shell("nft list set inet cni_firewall same_bridge")
+
+
+def test_the_unit_of_the_guide_starts_though_an_attachment_cannot_be_repaired() -> None:
+    """Systemd ignores the exit status of a command after a `-`; else the unit would never wait for a reload."""
+    guide = Path(__file__).parents[2] / "docs" / "how-to" / "repair-rules.md"
+    assert "\nExecStartPre=-/usr/local/bin/cnisdk repair\n" in guide.read_text()
 
 
 def test_it_is_for_the_host(node: Node) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 from collections import Counter
 from typing import Any
@@ -102,28 +103,28 @@ class Node:
             **({"capability_args": {"portMappings": ports}} if port else {}),
         )
 
-    def argv(self, *more: str, pause: str = "0") -> list[str]:
-        """Return the command; it fails where it would wait for a lock that it has itself."""
-        return [
-            sys.executable,
-            "-c",
-            NEVER_WAITS,
-            "repair",
-            "--inside",
-            "--pause",
-            pause,
-            "--cni-path",
-            self.directory,
-            *more,
-        ]
-
     @property
     def repairs_with(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
+    def options(self, *more: str) -> list[str]:
+        return ["repair", "--inside", "--cni-path", self.directory, *(more or ("--pause", "0"))]
+
     def repair(self, *more: str) -> str:
-        done = self.host.run(self.argv(*more), env=self.repairs_with)
+        """Repair alone; fail where the command would wait for a lock that it has itself."""
+        done = self.host.run([sys.executable, "-c", NEVER_WAITS, *self.options(*more)], env=self.repairs_with)
         return done.stdout + done.stderr
+
+    def repair_with(self, source: str, *arguments: str) -> str:
+        """Repair in a program that begins with this source, and return what it printed."""
+        program = f"import sys\nfrom cnisdk._cli import cnisdk, repair\narguments = sys.argv[1:{len(arguments) + 1}]\n"
+        program += f"{source}\nsys.exit(cnisdk.main(sys.argv[{len(arguments) + 1}:]))"
+        done = self.host.run([sys.executable, "-c", program, *arguments, *self.options()], env=self.repairs_with)
+        return done.stdout + done.stderr
+
+    def start_repair(self, *more: str) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "cnisdk", *self.options(*more)]
+        return self.host.popen(argv, env=self.repairs_with, stdout=subprocess.PIPE)
 
     def rules(self) -> Counter[str]:
         """Return chains, rules and elements, each with its place, however they are ordered."""
@@ -192,7 +193,8 @@ def test_lists_of_podman_and_nerdctl_are_whole_again(node: Node, backend: str, f
     before, whole = node.rules(), flows()
     assert whole == dict.fromkeys(whole, True) | {"to another network": False}
     node.host.shell(f"{flush}; {DROP}")
-    assert not any(flows()[each] for each in ("out", "in"))
+    assert not first.reaches(node.outside, OUTSIDE, timeout=0.3)
+    assert not node.outside.reaches(second, "198.51.100.1", port=80, published=8082, timeout=0.3)
     assert "4 known, 4 repaired, 0 left alone" in node.repair()
     assert node.rules() == before
     assert flows() == whole
@@ -236,3 +238,204 @@ def test_a_client_that_went_on_sending_is_masqueraded_again(node: Node, backend:
         assert source() == before
         assert "1 repaired" in node.repair()
         assert source() == after
+
+
+# --- beside others ----------------------------------------------------------------------------------------------------
+
+
+def test_two_repairs_at_the_same_moment_make_each_rule_once(node: Node) -> None:
+    """Also where one container's rules let through what the backend of another accepts, and are made after them."""
+    for number, backend in enumerate(("iptables", "nftables")):
+        node.add(podman(backend, name=backend), f"podman-{backend}", 8080 + number)
+    before = node.rules()
+    node.host.shell(FLUSH_NFT)
+    assert "2 repaired" in node.repair()
+    assert node.rules() == before
+    for _ in range(2):
+        node.host.shell(FLUSH_NFT)
+        for each in [node.start_repair(), node.start_repair()]:
+            assert "2 known" in each.communicate()[0]
+            assert each.returncode == 0
+        assert node.rules() == before
+
+
+CHURN = """
+import json, sys
+from cnisdk.errors import CNIError
+from cnisdk.runtime import Network, Runtime
+
+directory, conf, prefix, netns, port, number = sys.argv[1:]
+network = Network.parse(conf.encode())
+runtime = Runtime([directory], environ={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+for each in range(int(number)):
+    about = {"container_id": f"{prefix}{each}", "netns": netns}
+    ports = [{"hostPort": int(port) + each, "containerPort": 80, "protocol": "tcp"}]
+    try:
+        runtime.add(network, **about, capability_args={"portMappings": ports})
+    except CNIError as exc:
+        print("ADD:", exc, flush=True)  # a flush may come in the middle of it
+    runtime.delete(network, **about)
+"""
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nftables"])
+def test_beside_live_adds_and_dels(node: Node, backend: str) -> None:
+    """Nothing of a deleted attachment comes back, and nothing of a live one is lost."""
+    live = [node.add(conf(backend), conf.__name__, port) for port, conf in ((8080, podman), (8090, nerdctl))]
+    before = node.rules()
+    script = [sys.executable, "-c", CHURN, node.directory]
+    churns = []
+    for conf, port in ((podman, "9000"), (nerdctl, "9100")):
+        netns = node.host.add_netns(f"churn-{conf.__name__}")
+        argv = [*script, json.dumps(conf(backend)), f"churn-{conf.__name__}-", netns, port, "8"]
+        churns.append(node.host.popen(argv, env=node.repairs_with, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    while any(each.poll() is None for each in churns):
+        node.host.shell(FLUSH_NFT)
+        print(node.start_repair("--pause", "0.1").communicate()[0])
+    for each in churns:
+        print(each.communicate()[0])
+        assert each.returncode == 0
+    assert "churn" not in node.host.shell("nft list ruleset")
+    print(node.repair())
+    assert node.rules() == before
+    for conf, container in zip((podman, nerdctl), live, strict=True):
+        node.run("check", conf(backend), container)
+
+
+RESULT = "/var/lib/cni/results/podman1-"
+
+LASTS = """
+import os, signal
+looks = []
+def pause(seconds):
+    looks.append(seconds)
+    if len(looks) == 2:  # the last plugins have run
+        os.system(f"ip -n {arguments[0]} link del eth0")
+        os.kill(int(arguments[1]), signal.SIGKILL)
+        os.system(f"while grep -q . /proc/{arguments[1]}/environ 2>/dev/null; do :; done")  # a zombie has none
+    if len(looks) == 3:
+        os.unlink(arguments[2])
+repair.run.__kwdefaults__["pause"] = pause
+"""
+
+
+def test_a_del_that_lasts_is_waited_for(node: Node) -> None:
+    """At the first look, a plugin is at work; at the second, the runtime has not forgotten the attachment yet."""
+    name = f"lasting-{os.getpid()}"  # of no other test that runs now
+    node.add(podman("nftables"), name, 8080)
+    node.host.shell(FLUSH_NFT)
+    environ = {**os.environ, "CNI_CONTAINERID": name}
+    plugin = node.host.popen(["sleep", "infinity"], env=environ)
+    try:
+        printed = node.repair_with(LASTS, name, str(plugin.pid), f"{RESULT}{name}-eth0")
+    finally:
+        plugin.kill()
+        plugin.wait()
+    assert f'took back container "{name}"' in printed
+    assert name not in node.host.shell("nft list ruleset")
+
+
+ADDS_AGAIN = """
+import os, subprocess
+from cnisdk.linux import veth
+directory, conf, name, path = arguments
+source = (
+    "import sys; from cnisdk.runtime import Network, Runtime; directory, conf, name = sys.argv[1:];"
+    "Runtime([directory]).add(Network.parse(conf.encode()), container_id=name, netns=f'/run/netns/{name}')"
+)
+def pause(seconds):
+    if os.path.exists(path):
+        os.unlink(path)
+        os.system(f"ip -n {name} link del eth0")
+repair.run.__kwdefaults__["pause"] = pause
+respond = repair.respond
+started = []
+def is_waiting(pid):
+    directory = f"/proc/{pid}/fd"
+    try:
+        return any(os.readlink(f"{directory}/{fd}").startswith("/run/cni/releasing/") for fd in os.listdir(directory))
+    except FileNotFoundError:
+        return False
+def respond_late(*request):
+    if not started:
+        started.append(subprocess.Popen([sys.executable, "-c", source, directory, conf, name]))
+        while started[0].poll() is None and not is_waiting(started[0].pid):
+            pass
+    return respond(*request)
+repair.respond = respond_late
+main = cnisdk.main
+cnisdk.main = lambda argv: main(argv) or started[0].wait()
+"""
+
+
+def test_what_is_added_again_meanwhile_keeps_its_interface(node: Node) -> None:
+    """A DEL ends and an ADD of the same container begins, when the command is about to take back what it repaired."""
+    name, conf = f"again-{os.getpid()}", podman("nftables")
+    container = node.add(conf, name)
+    node.host.shell(FLUSH_NFT)
+    assert "took back" in node.repair_with(ADDS_AGAIN, node.directory, json.dumps(conf), name, f"{RESULT}{name}-eth0")
+    node.run("check", conf, container)
+
+
+# --- what runtimes remember -------------------------------------------------------------------------------------------
+
+
+def test_results_in_the_places_of_several_runtimes(node: Node) -> None:
+    """One of them is of no use any more, and newer than the runtime's own."""
+    node.add(podman("iptables", name="other"), "elsewhere", 8081, cache_dir="/run/runtime")
+    node.add(podman("nftables"), "in-the-default", 8080)
+    node.add(nerdctl("nftables"), "of-multus", 8090, cache_dir="/var/lib/cni/multus")
+    before = node.rules()
+    path = f"{RESULT}in-the-default-eth0"
+    stale = json.loads(node.host.shell(f"cat {path}"))
+    stale["result"]["ips"][0]["address"] = "10.89.0.99/24"
+    stale["capabilityArgs"]["portMappings"][0]["hostPort"] = 1234
+    node.host.shell(
+        "mkdir -p /var/lib/cni/old/results /var/lib/cni/copy/results; cp -p $0 /var/lib/cni/copy/results;"
+        f"echo '{json.dumps(stale)}' >/var/lib/cni/old/results/podman1-in-the-default-eth0".replace("$0", path)
+    )
+    node.host.shell(FLUSH_NFT)
+    printed = node.repair("--pause", "0", "--cache-dir", "/run/runtime")
+    assert "3 known, 3 repaired, 0 left alone" in printed
+    assert node.rules() == before
+    node.host.shell(f"{FLUSH_NFT}; rm {path}")  # the copy remembers it
+    assert "took back" not in node.repair("--pause", "0", "--cache-dir", "/run/runtime")
+    assert node.rules() == before
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nftables"])
+def test_the_dead_get_nothing_though_the_living_have_their_address(node: Node, backend: str) -> None:
+    """Of one container the namespace is gone, of another a process of the host has the number by now."""
+    conf = podman(backend)
+    dead, reused = node.add(conf, "dead", 8081), node.add(conf, "reused", 8082)
+    node.host.shell("rm -r /var/lib/cni/networks/podman1")
+    dead.destroy()
+    path = f"{RESULT}reused-eth0"
+    node.host.shell(f"sed -i 's,/run/netns/reused,/proc/{node.host.pid}/ns/net,g' {path}")
+    reused.shell("ip link del eth0")
+    heir = node.add(conf, "heir", 8083)
+    assert heir.addresses() == ["10.89.0.2/24"]
+    node.host.shell(FLUSH_NFT)
+    printed = node.repair()
+    assert "3 known, 1 repaired, 2 left alone" in printed
+    ruleset = node.host.shell("nft list ruleset")
+    assert [each in ruleset for each in ("8081", "8082", "8083", "10.89.0.3")] == [False, False, True, False]
+    node.run("check", conf, heir)
+    assert node.outside.reaches(heir, "198.51.100.1", port=80, published=8083)
+    assert not node.outside.reaches(heir, "198.51.100.1", port=80, published=8081, timeout=0.3)
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nftables"])
+def test_a_disk_that_cannot_be_written_to_keeps_nothing_from_its_rules(node: Node, backend: str) -> None:
+    for number in (1, 2):
+        node.add(podman(backend), f"podman-{number}", 8080 + number)
+    before = node.rules()
+    node.host.shell(FLUSH_NFT)
+    node.host.shell("for each in /var/lib /run; do mount -o remount,ro $each; done")
+    argv = ["sh", "-c", 'exec "$@" >/dev/full', "sh", sys.executable, "-m", "cnisdk", *node.options()]
+    done = node.host.run(argv, env=node.repairs_with, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "cnisdk repair: cannot print what was done: ENOSPC: No space left on device (code 5)\n",
+    )
+    assert node.rules() == before
