@@ -558,6 +558,18 @@ static int take_back(int *end)
     return back;
 }
 
+/* Wait for the end of a worker that has closed its connection, and pass signals on to it. A plugin that has become
+ * another program still works for the request, and an error answered now would have the runtime delete meanwhile. */
+static void wait_for_end(int worker, int signals)
+{
+    struct pollfd events[2] = {{worker, POLLIN, 0}, {signals, POLLIN, 0}};
+    int number;
+
+    while (events[0].revents == 0 && worker >= 0)
+        if (CALL5(ppoll, events, 2, NULL, NULL, 0) > 0 && (number = read_signal(signals)) != 0)
+            CALL4(pidfd_send_signal, worker, number, NULL, 0);
+}
+
 static int served(int argc)
 {
     return argc == 1 && CALL2(fcntl, 0, F_GETFD) >= 0 && CALL2(fcntl, 1, F_GETFD) >= 0 && CALL2(fcntl, 2, F_GETFD) >= 0;
@@ -662,6 +674,8 @@ static int run(int argc)
             fall_back("declined", "the server declines: ", text);
         replace_server("lost", "the server ended before it took the request");
     }
+    if (worker >= 0 || receive(pair[0], text, sizeof text, &worker, MSG_DONTWAIT) > 0)
+        wait_for_end(worker, signals);
     print(2, "cnisdk: the worker died while it ran the request; it is not run again\n");
     print(1, "{\n    \"cniVersion\": \"1.0.0\",\n    \"code\": 999,\n"
              "    \"msg\": \"the resident server's worker died while it ran this request\",\n"

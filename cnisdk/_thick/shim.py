@@ -9,6 +9,8 @@ What a shim (``shim.c``) does:
 4. If no server listens, the server declines, or no worker takes the request in time, it takes the request back and
    becomes the launcher. It says so on stderr, and appends the reason to the fallbacks file (:mod:`.metrics`).
 5. If the worker dies after it took the request, the shim prints an error (code 999). It never runs the request again.
+   A worker that has closed the connection and lives, such as one that has become another program (exec), can give no
+   answer. Then the error comes at its end.
 
 A shim contains the text of its launcher, and an identity made of it. The server runs only requests of shims whose
 launcher is the one it has loaded. So after an upgrade, shims and server fall back until both are of one version.

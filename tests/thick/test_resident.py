@@ -74,6 +74,8 @@ class Probe(Plugin[NetConf]):
         if mode == "orphan":
             os.write(2, b"READY %d\\n" % child)
             os.kill(os.getpid(), signal.SIGKILL)
+        if mode == "exec":
+            os.execv("/bin/sh", ["sh", "-c", f"sleep 1; echo {request.container_id} >>{request.document['log']}"])
         if mode == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if mode == "leak":
@@ -436,6 +438,19 @@ def test_a_worker_that_dies_is_an_error(machine: Machine, kind: str) -> None:
     assert json.loads(stdout)["code"] == 999
     assert "it is not run again" in stderr
     assert machine.run(kind, "ADD")[::2] == (0, "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_request_is_an_error_while_its_process_runs(machine: Machine, kind: str) -> None:
+    """A plugin that becomes another program can give no answer. The DEL after the error must find its work done."""
+    machine.log.write_text("")
+    machine.serve()
+    process = machine.start(kind, "ADD", "MODE=exec")
+    assert process.wait(30) == 1
+    assert machine.log.read_text() == "c1\n"
+    stdout, stderr = process.communicate(timeout=30)
+    assert json.loads(stdout)["code"] == 999
+    assert "it is not run again" in stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)
