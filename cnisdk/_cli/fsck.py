@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
+from ..errors import CNIError
 from ..ipam.store import NOBODY, Owner
 from ..ipam.table import LeaseRecord
 from ..runtime.caches import Unreadable, addresses_of, forget
@@ -45,10 +47,10 @@ def run(args: argparse.Namespace) -> int:
     for each in host.memory.unreadable:
         left += _check_unreadable(args, host, each)
     for state in host.networks:
-        left += _check_boots(args, state)
+        checks = [partial(_check_boots, args, state)]
         for table in state.tables:
-            left += _check_table(args, table)
-            left += _check_duplicates(args, host, state, table)
+            checks += [partial(_check_table, args, table), partial(_check_duplicates, args, host, state, table)]
+        left += sum(map(_attempt, checks))
     states = [each for each in host.networks if each.tables or each.network is not None]
     if args.network and not states:
         print(f"cnisdk: there is no network {args.network}, nor a directory of its leases", file=sys.stderr)
@@ -56,6 +58,15 @@ def run(args: argparse.Namespace) -> int:
     if not left:
         print(f"networks looked at: {len(states)}; nothing broken is left")
     return 1 if left else 0
+
+
+def _attempt(check: Callable[[], int]) -> int:
+    """Run a check. If a repair fails, such as on a disk that is read-only by now, go on with the others."""
+    try:
+        return check()
+    except CNIError as exc:
+        print(f"cnisdk: {exc}", file=sys.stderr)
+        return 1
 
 
 def _check_unreadable(args: argparse.Namespace, host: HostState, found: Unreadable) -> int:
@@ -71,7 +82,8 @@ def _check_unreadable(args: argparse.Namespace, host: HostState, found: Unreadab
             return _report(args, found.path, f"{problem}; it stays: {stays}", False)
     if not args.dry_run:
         try:
-            forget(found)
+            if not forget(found):
+                return _report(args, found.path, f"{problem}, and has changed since: look again", False)
         except OSError as exc:
             return _report(args, found.path, f"{problem}, and cannot be removed: {exc.strerror}", False)
     return _report(args, found.path, problem, True)
@@ -107,7 +119,8 @@ def _check_boots(args: argparse.Namespace, state: JudgedNetwork) -> int:
         for entry in own:
             if not args.dry_run:
                 try:
-                    forget(entry)
+                    if not forget(entry):
+                        continue  # a runtime has written another one, or removed it
                 except OSError as exc:
                     problem = f"of {each.owner}: {EARLIER_BOOT}, but cannot be removed: {exc.strerror}"
                     left += _report(args, entry.path, problem, False)

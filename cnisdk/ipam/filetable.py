@@ -184,9 +184,14 @@ def _delete(directory: int, finding: Finding) -> bool:
     name = os.path.basename(finding.path)
     if name != SPARE:
         record = read_record(directory, name)
-        if record is None or record.owner != finding.owner:
+        if record is None or record.owner != finding.owner or (finding.owner == NOBODY and not record.torn):
             return False
-    os.unlink(name, dir_fd=directory)
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        raise IOFailureError(f"cannot repair {finding.path}: {cause_of(exc)}") from exc
     return True
 
 

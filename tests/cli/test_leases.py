@@ -1,6 +1,7 @@
 """cnisdk leases, gc and fsck, over one directory of leases and one of cached results, on a throw-away host."""
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -12,6 +13,7 @@ from binascii import crc32
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from cnisdk._cli import cnisdk, gc
 from cnisdk._cli.leases import bar, share
 from cnisdk.ipam import FileStore, Lease, Owner, RoundRobin, filestore
 from cnisdk.ipam._records import Boot, current_boot
+from cnisdk.ipam.filetable import FileTable
 from cnisdk.runtime.cache import Cache, CachedAttachment
 from cnisdk.spec.addresses import parse_address
 from cnisdk.spec.names import Attachment
@@ -636,6 +639,34 @@ def test_fsck_takes_no_address_of_a_container_that_a_plugin_works_for(
     assert Path(place.store.path, "10.5.0.8").exists()
     assert place.run("fsck") == 0
     assert not Path(place.store.path, "10.5.0.8").exists()
+
+
+@pytest.mark.parametrize("content", [b"for the printer", b"new\r\neth0"])
+def test_fsck_deletes_no_lease_that_was_written_since_it_looked(place: Place, content: bytes) -> None:
+    """Its file was empty then."""
+    place.add("one", HERE)
+    path = Path(place.store.path, "10.5.0.9")
+    path.touch()
+    table = FileTable(place.store)
+    (finding,) = table.examine().findings
+    path.write_bytes(content)
+    assert table.repair([finding]) == ()
+    assert path.read_bytes() == content
+
+
+def test_fsck_says_what_it_cannot_repair(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that the kernel has made read-only after an error."""
+    place.add("one", HERE)
+    Path(place.store.path, "10.5.0.9").touch()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("cnisdk.ipam.filetable.os", SimpleNamespace(**{**vars(os), "unlink": refuse}))
+    assert place.run("fsck") == 1
+    assert f"cannot repair {place.store.path}/10.5.0.9: EROFS: Read-only file system" in capsys.readouterr().err
 
 
 @pytest.fixture
