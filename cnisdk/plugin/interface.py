@@ -27,7 +27,7 @@ from ..errors import (
 from ..linux import netns as namespaces
 from ..linux.ip import address, layer3, route
 from ..linux.links import link
-from ..spec.addresses import IPAddress, IPInterface, parse_interface, parse_network, specified
+from ..spec.addresses import IPAddress, IPInterface, IPNetwork, parse_interface, parse_network, specified
 from ..spec.codec import find_key, structure
 from ..spec.result import DNS, IPConfig, Result, Route
 from ..spec.versions import Verb
@@ -270,6 +270,15 @@ def own_ips(result: Result, ifname: str) -> list[IPConfig]:
     """List the addresses of one interface of a result: those that name it, and those that name none."""
     names = [interface.name for interface in result.interfaces]
     return [ip for ip in result.ips if ip.interface is None or names[ip.interface : ip.interface + 1] == [ifname]]
+
+
+def own_destinations(result: Result, ifname: str) -> set[IPNetwork]:
+    """Return the networks to which a result gives an interface routes, and those of the interface's addresses.
+
+    A container may have any number of other routes. With these, CHECK looks for its own only:
+    :func:`cnisdk.linux.ip.route.list_to`.
+    """
+    return {*(each.dst for each in result.routes), *(ip.address.network for ip in own_ips(result, ifname))}
 
 
 def configure(end: Link, leased: Result, *, enabledad: bool = False, accept_ra: bool | None = None) -> None:

@@ -141,10 +141,12 @@ class Sbr(Plugin[SbrConf]):
     def check(self, request: CheckRequest[SbrConf]) -> None:
         conf, netns = request.conf, request.open_netns()
         conf.validate()
-        own = interface.own_ips(request.require_prev_result(), request.ifname)
+        result = request.require_prev_result()
+        own = interface.own_ips(result, request.ifname)
         end = link.get(request.ifname, netns)
-        looked_up = {host_of(each): each.table for each in rule.list_all(netns)}
-        routes = route.list_all(netns)
+        # Nothing else of what there is: a container may have any number of routes and rules of its own.
+        looked_up = {host_of(each): each.table for each in rule.list_from([ip.address.ip for ip in own], netns)}
+        routes = route.list_to({DEFAULT[ip.address.version] for ip in own}, netns)
         for ip in own:
             table = looked_up.get(ip.address.ip)
             if table is None or conf.table not in (None, table):
@@ -155,8 +157,10 @@ class Sbr(Plugin[SbrConf]):
             there = {(each.dst, each.gw, each.link_index) for each in routes if each.table == table}
             if conf.table is None and gateway is not None and wanted not in there:
                 raise IOFailureError(f"table {table} has no default route via {gateway} on {end.name}")
-        left = [each for each in tables.list_over(end) if not stays(conf, own, each)] if conf.table is None else []
-        if left:
+        if conf.table is not None:
+            return
+        moved = tables.list_over(end, destinations=interface.own_destinations(result, request.ifname))
+        if left := [each for each in moved if not stays(conf, own, each)]:
             shown = route.describe(left[0].dst, left[0].gw)
             raise IOFailureError(f"route {shown} of {end.name} is in the main table again")
 

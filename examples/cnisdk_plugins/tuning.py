@@ -40,7 +40,6 @@ from cnisdk.linux.netns import NetNS
 from cnisdk.plugin import chained, interface
 from cnisdk.plugin.statefile import StateFile, delete_stale
 from cnisdk.spec.codec import find_repeated_key, structure
-from cnisdk.spec.names import shorten
 
 TYPE_CHECKING = False  # without typing, a request ends sooner
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     Wanted = tuple[dict[str, Any], dict[str, str]]  # settings by their keys in SETTERS, sysctls by their paths
 
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
-MAX_NUMBER = 2**32 - 1  # that a link takes
 # By keys of the state file, in its order; in lower case they are attributes of a link and of the configuration.
 SETTERS: dict[str, Callable[[Link, Any], None]] = {
     "mac": Link.set_mac,
@@ -182,9 +180,9 @@ def wanted_by(request: AddRequest[TuningConf] | CheckRequest[TuningConf]) -> Wan
     for key in ("promisc", "mtu", "allmulti", "txQLen"):
         given = getattr(args, key.lower())
         settings[key] = getattr(conf, key.lower()) if given is None else given
-        if settings[key] is not None and not 0 <= settings[key] <= MAX_NUMBER:
-            where = "$" if given is None else "$.args.cni"
-            raise InvalidConfigError(f"{where}.{key} is {shorten(settings[key])}, expected 0 to {MAX_NUMBER}")
+        if settings[key] is not None and not 0 <= settings[key] < 2**32:
+            path = f"$.{'' if given is None else 'args.cni.'}{key}"
+            raise InvalidConfigError(f"{path} is {settings[key]!s:.20}, expected 0 to {2**32 - 1}")
     sysctls = {sysctl_path(key, request.ifname): value for key, value in {**conf.sysctl, **args.sysctl}.items()}
     return {key: value for key, value in settings.items() if value != UNSET.get(key)}, sysctls
 

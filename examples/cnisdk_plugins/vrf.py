@@ -128,7 +128,8 @@ class Vrf(Plugin[VrfConf]):
         if not domain.up:
             raise IOFailureError(f"VRF {domain.name} is down")
         layer3.verify(netns, end.name, result)  # routes may be in any table, such as one of sbr, but for the main one
-        if left := tables.list_over(end):
+        # A container may have any number of routes of its own.
+        if left := tables.list_over(end, destinations=interface.own_destinations(result, end.name)):
             shown = route.describe(left[0].dst, left[0].gw)
             raise IOFailureError(f"route {shown} of {end.name} is in the main table, not in VRF {domain.name}")
 

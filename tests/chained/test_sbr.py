@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from cnisdk.linux import route, rtnetlink, rule
+from cnisdk.plugin import respond
 from cnisdk.testing import Container, Host, expect_error
 from cnisdk_plugins.sbr import Sbr
 
@@ -198,16 +200,63 @@ def test_a_failed_add_puts_everything_back(host: Host) -> None:
 
 def test_check_names_what_differs(host: Host) -> None:
     container, result = two_networks(host)
+    result["routes"] = [{"dst": "192.0.2.0/24", "gw": "10.2.0.1"}]
     plugin = host.plugin(Sbr, {"prevResult": result})
     plugin.add(container, "net1")
+    container.shell("ip route add 172.16.0.0/12 dev net1")  # the container's own
+    plugin.check(container, "net1")
     for spoil, text in (
-        ("ip route add 172.16.0.0/12 dev net1", "route 172.16.0.0/12 of net1 is in the main table again"),
+        ("ip route add 192.0.2.0/24 dev net1", "route 192.0.2.0/24 of net1 is in the main table again"),
+        ("ip route replace 10.2.0.0/24 dev net1", "route 10.2.0.0/24 of net1 is in the main table again"),
         ("ip route delete default table 100", "table 100 has no default route via 10.2.0.1"),
         ("ip rule delete from 10.2.0.2", "no rule for packets from 10.2.0.2"),
     ):
         container.shell(spoil)
         with expect_error(5, text):
             plugin.check(container, "net1")
+
+
+def test_a_container_does_not_decide_what_its_check_costs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many routes and rules it has, only those are decoded that can be what is looked for."""
+    container, result = two_networks(host)
+    host.plugin(Sbr, {"prevResult": result}).add(container, "net1")
+    for kind, lines in (
+        ("route", (f"10.8.{number >> 8}.{number & 255}/32 dev net1" for number in range(2000))),
+        ("-6 route", (f"2001:db8:8::{number:x}/128 dev net1 table 7" for number in range(1, 200))),
+        ("rule", (f"from 10.9.{number >> 8}.{number & 255} lookup 7" for number in range(500))),
+    ):
+        family, _, what = kind.rpartition(" ")
+        batch = "".join(f"{what} add {line}\n" for line in lines)
+        host.run(["ip", *filter(None, [family]), "-n", "c1", "-batch", "-"], input=batch)
+    environ = {
+        "CNI_COMMAND": "CHECK",
+        "CNI_CONTAINERID": container.id,
+        "CNI_NETNS": container.netns,
+        "CNI_IFNAME": "net1",
+    }
+    stdin = json.dumps({"cniVersion": "1.1.0", "name": "testnet", "type": "sbr", "prevResult": result}).encode()
+    decoded: list[bytes] = []
+
+    def count(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def parse(data: bytes) -> object:
+            decoded.append(data)
+            return original(data)
+
+        monkeypatch.setattr(module, name, parse)
+
+    def work() -> tuple[int, int]:
+        count(route, "parse")
+        count(rule, "_parse")
+        return respond(Sbr, environ, stdin).status, len(decoded)
+
+    status, number = host.call(work)
+    assert status == 0
+    assert number <= 16
+    monkeypatch.setattr(rtnetlink, "SCAN_LIMIT", 300)
+    with expect_error(5, "there are more than 300"):
+        host.plugin(Sbr, {"prevResult": result}).check(container, "net1")
 
 
 @pytest.mark.parametrize("adder", ["go", "ours"])

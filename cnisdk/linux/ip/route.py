@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from ..._light import Any, NamedTuple
@@ -20,6 +20,7 @@ from .address import SCOPE_LINK, SCOPE_UNIVERSE
 # linux/rtnetlink.h
 # struct rtmsg: family, lengths of destination and source, type of service, table, protocol, scope, type, flags
 _FIXED = struct.Struct("=8BI")
+_TABLE_OFFSET = 4  # where that header has it
 # struct rtnexthop: length with attributes, flags, hops, interface
 _NEXT_HOP = struct.Struct("=HBBi")
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
@@ -92,6 +93,24 @@ def list_all(netns: NetNS | None = None) -> list[KernelRoute]:
     """
     with rtnetlink.connect(netns) as sock:
         return dump(sock)
+
+
+def list_to(destinations: Collection[IPNetwork], netns: NetNS | None = None) -> list[KernelRoute]:
+    """List the routes to these destinations, in all tables but ``local``, however many others there are.
+
+    Args:
+        destinations: Networks; a route to a part of one, or to more, is not listed.
+        netns: None means the calling thread's namespace.
+
+    Raises:
+        IOFailureError: (5) There are more than :data:`CANDIDATES`, or the kernel refused the query.
+    """
+    found: list[KernelRoute] = []
+    for version in sorted({each.version for each in destinations}):
+        wanted = {each for each in destinations if each.version == version}
+        with rtnetlink.connect(netns) as sock:
+            found += [each for each in scan(sock, version, wanted) if each.dst in wanted]
+    return found
 
 
 def find_default_link(netns: NetNS | None = None) -> link.Link | None:
@@ -222,7 +241,7 @@ def delete_request(route: KernelRoute) -> Message:
 def copy_request(route: KernelRoute, table: int, *, src: bool = True) -> Message:
     """Make the request that copies a route into another table: see :func:`copy`."""
     family, prefix, _, tos, _, protocol, scope, kind, _ = _FIXED.unpack_from(route.message)
-    number = table if table <= 255 else _TABLE_COMPAT
+    number = _number_of(table)
     # Flags are the route's present state (its link is down), and no property that was asked for.
     fixed = _FIXED.pack(family, prefix, 0, tos, number, protocol, scope, kind, 0)
     without = [_RTA_TABLE] if src else [_RTA_TABLE, _RTA_PREFSRC]
@@ -275,7 +294,7 @@ def add_request(
     table = TABLE_MAIN if table is None else table
     if scope is None:
         scope = SCOPE_LINK if gw is None and dst.version == 4 else SCOPE_UNIVERSE
-    number = table if table <= 255 else _TABLE_COMPAT
+    number = _number_of(table)
     family = _FAMILIES[dst.version]
     body = _FIXED.pack(
         family, dst.prefixlen, 0, 0, number, _PROTO_BOOT, scope, _TYPE_UNICAST, _F_ONLINK if onlink else 0
@@ -300,16 +319,24 @@ def add_request(
     return Message(rtnetlink.NEWROUTE, body, what, rtnetlink.F_ACK | rtnetlink.F_CREATE)
 
 
-def dump(sock: Socket) -> list[KernelRoute]:
-    """List the routes of the socket's namespace in all tables but ``local``.
+def dump(sock: Socket, table: int | None = None) -> list[KernelRoute]:
+    """List the routes of the socket's namespace in a table; None means in all but ``local``.
 
     Raises:
         KernelError: (5) The kernel refused the query.
     """
     routes = []
+    number = _number_of(table or 0)
     for data in sock.dump(Message(rtnetlink.GETROUTE, bytes(_FIXED.size), "cannot list routes")):
-        routes += parse(data)
-    return [route for route in routes if route.table != TABLE_LOCAL]
+        # To decode the routes of other tables takes longer than to list them.
+        if table is None or data[rtnetlink.HEADER.size + _TABLE_OFFSET] == number:
+            routes += parse(data)
+    return [each for each in routes if (each.table != TABLE_LOCAL if table is None else each.table == table)]
+
+
+def _number_of(table: int) -> int:
+    """Return the byte that a message has for the number of a table."""
+    return table if table <= 255 else _TABLE_COMPAT
 
 
 def scan(sock: Socket, version: int, destinations: Iterable[IPNetwork]) -> Iterator[KernelRoute]:

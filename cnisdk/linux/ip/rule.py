@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Collection
 
 from ..._light import NamedTuple
-from ...spec.addresses import IPNetwork, parse_network
+from ...errors import IOFailureError
+from ...spec.addresses import IPAddress, IPNetwork, parse_network
 from .. import rtnetlink
 from ..attributes import attribute, read, read_text, read_uint, text, uint8, uint32
 from ..netns import NetNS
 from ..rtnetlink import KernelError, Message
-from .route import TABLE_MAIN
+from .route import CANDIDATES, TABLE_MAIN
 
 # linux/fib_rules.h
 _NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
 # struct fib_rule_hdr: family, lengths of destination and source, type of service, table, two reserved, action, flags
 _FIXED = struct.Struct("=8BI")
+_SOURCE_LENGTH = 2  # where that header has it
 _FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK = 1, 2, 3, 6, 10
 _FRA_TABLE, _FRA_OIFNAME, _FRA_PROTOCOL = 15, 17, 21
 _TO_TABLE = 1
@@ -75,6 +78,34 @@ def list_all(netns: NetNS | None = None) -> list[PolicyRule]:
                 if error.errno not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):  # a kernel without IPv6, or without rules
                     raise
     return rules
+
+
+def list_from(sources: Collection[IPAddress], netns: NetNS | None = None) -> list[PolicyRule]:
+    """List the rules for what comes from single addresses, in the order in which they are tried.
+
+    It takes little longer the more other rules there are: they are not decoded.
+
+    Args:
+        sources: The addresses.
+        netns: None means the calling thread's namespace.
+
+    Raises:
+        IOFailureError: (5) There are more than :data:`CANDIDATES`, or the kernel refused the query.
+    """
+    found: list[PolicyRule] = []
+    for version in sorted({each.version for each in sources}):
+        wanted = {parse_network(f"{each}/{each.max_prefixlen}") for each in sources if each.version == version}
+        packed = {each.network_address.packed for each in wanted}
+        length = max(each.prefixlen for each in wanted)
+        request = Message(_GETRULE, _FIXED.pack(_FAMILIES[version], *[0] * 8), f"cannot list IPv{version} rules")
+        with rtnetlink.connect(netns) as sock:
+            for data in sock.scan(request):
+                about = data[rtnetlink.HEADER.size + _SOURCE_LENGTH] == length and _action(data) == _TO_TABLE
+                if about and any(each in data for each in packed) and (rule := _parse(data)).src in wanted:
+                    found.append(rule)
+                    if len(found) > CANDIDATES:
+                        raise IOFailureError(f"{request.what}: more than {CANDIDATES} are for the addresses looked for")
+    return found
 
 
 def add(rule: PolicyRule, netns: NetNS | None = None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
+from ...spec.addresses import IPNetwork
+from .. import rtnetlink
 from ..links import kinds, link
 from ..links.link import Link
 from ..netns import NetNS
@@ -32,7 +34,9 @@ def find_unused(netns: NetNS | None = None, first: int = 1) -> Iterator[int]:
     return (number for number in range(first, LAST + 1) if number not in used | OF_THE_KERNEL)
 
 
-def list_over(end: Link, number: int | None = TABLE_MAIN) -> list[KernelRoute]:
+def list_over(
+    end: Link, number: int | None = TABLE_MAIN, destinations: Collection[IPNetwork] | None = None
+) -> list[KernelRoute]:
     """List the routes of a table that lead over a link and over no other: first those that need no gateway.
 
     A route with several next hops, all over this link, counts as one: :func:`.route.copy` and :func:`.route.delete`
@@ -41,12 +45,18 @@ def list_over(end: Link, number: int | None = TABLE_MAIN) -> list[KernelRoute]:
     Args:
         end: The link.
         number: The table; None means all but ``local``.
+        destinations: Only routes to these networks: so it takes no longer the more others there are.
 
     Raises:
-        KernelError: (5) The kernel refused the query.
+        IOFailureError: (5) The kernel refused the query, or there are too many routes to these destinations.
     """
+    if destinations is not None:
+        there = route.list_to(destinations, end.netns)
+    else:
+        with rtnetlink.connect(end.netns) as sock:
+            there = route.dump(sock, number)
     by_message: dict[bytes, list[KernelRoute]] = {}
-    for each in route.list_all(end.netns):
+    for each in there:
         if number in (None, each.table) and each.unicast:
             by_message.setdefault(each.message, []).append(each)
     own = [hops[0] for hops in by_message.values() if all(each.link_index == end.index for each in hops)]
