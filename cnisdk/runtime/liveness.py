@@ -51,6 +51,8 @@ EARLIER_BOOT = "it is of an earlier boot"
 
 # Shorter container ids are found in too many words by chance.
 _ID_MIN = 12
+# nerdctl gives plugins <namespace of containerd>-<id>. Processes have the two apart.
+_ID_OF_CONTAINERD = re.compile(r"-([0-9a-f]{64})$")
 # The link that each namespace has. It tells nothing, nor do its addresses.
 _LOOPBACK = "lo"
 _PROCESS_PATH = re.compile(r"/proc/(\d+)(/task/\d+)?/ns/net")
@@ -251,7 +253,8 @@ def _weigh_kernel(traces: Traces, survey: Survey) -> Iterator[Evidence]:
                 yield Evidence("life", f"link {name} on the host is its own")
     if attachment.container_id in survey.working:
         yield Evidence("life", f"{survey.working[attachment.container_id]} is at work on it")
-    if len(attachment.container_id) >= _ID_MIN and attachment.container_id in survey.names:
+    ids = [attachment.container_id, *_ID_OF_CONTAINERD.findall(attachment.container_id)]
+    if any(len(each) >= _ID_MIN and each in survey.names for each in ids):
         yield Evidence("life", "a process has its container id in its command line or control group")
 
 

@@ -304,6 +304,15 @@ def test_short_ids_are_not_looked_for_among_processes() -> None:
     assert assess(short, seen(working={"web": "process 7 (bridge)"}), grace=0).state == "alive"
 
 
+def test_a_process_is_known_by_the_id_without_the_namespace_of_containerd() -> None:
+    """nerdctl gives plugins ``<namespace>-<id>``; the shim has the two as words, the control group as parts."""
+    whole = ID * 2
+    named = Traces(Attachment("net", f"default-{whole}", "eth0"), (lease(),))
+    names = f"/usr/bin/containerd-shim-runc-v2\0-namespace\0default\0-id\0{whole}\0"
+    assert assess(named, seen(names=names), grace=0).state == "alive"
+    assert assess(named, seen(names=names.replace(whole, ID)), grace=0).state == "dead"
+
+
 def test_one_of_several_caches_is_enough() -> None:
     green = remembered("/run/netns/green")
     survey = seen(paths={BLUE: GONE, "/run/netns/green": Look("there", OTHER)})
