@@ -15,7 +15,7 @@ from ..errors import CNIError
 from ..ipam.ranges import Pool
 from ..ipam.store import Owner
 from ..ipam.table import Examination, LeaseRecord, LeaseTable
-from ..runtime.caches import Memory, addresses_of, find_places, known_directories, namespace_of, read_all
+from ..runtime.caches import Memory, Unreadable, addresses_of, find_places, known_directories, namespace_of, read_all
 from ..runtime.hostview import Survey
 from ..runtime.liveness import LeaseTrace, Liveness, LivenessState, Traces, assess
 from ..runtime.load import load_networks
@@ -232,14 +232,17 @@ def _judge_attachments(
                 held.setdefault(attachment, []).append(HeldLease(table, lease))
                 traces.setdefault(attachment, []).append(_trace(lease, examination))
     entries = [each for each in memory.entries if each.entry.attachment.network == network]
+    files: dict[str, list[Unreadable]] = {}
+    for file in (*memory.unreadable, *memory.loose):
+        files.setdefault(os.path.basename(file.path), []).append(file)
     judged = []
     for attachment in sorted({*held, *(each.entry.attachment for each in entries)}):
-        found = Traces(
-            attachment,
-            tuple(traces.get(attachment, ())),
-            tuple(each for each in entries if _covers(attachment, each.entry.attachment)),
-            tuple(each for each in (*memory.unreadable, *memory.loose) if each.may_be_of(attachment)),
-        )
+        own = tuple(each for each in entries if _covers(attachment, each.entry.attachment))
+        # Only the file name of a record without interface has to be searched for.
+        near = files.get("-".join(attachment), ()) if attachment.ifname else (*memory.unreadable, *memory.loose)
+        known = {each.path for each in own}
+        unreadable = tuple(each for each in near if each.path not in known and each.may_be_of(attachment))
+        found = Traces(attachment, tuple(traces.get(attachment, ())), own, unreadable)
         found = found._replace(passed_on=find_passed_on(found, holders))
         judged.append(JudgedAttachment(found, tuple(held.get(attachment, ())), assess(found, seen, grace=grace)))
     return tuple(judged)

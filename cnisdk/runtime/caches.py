@@ -101,8 +101,9 @@ class Memory(NamedTuple):
         entries: The cached results.
         unreadable: Files that name no attachment.
         hidden: Directories that could not be read, each with the reason.
-        loose: Files that name no attachment, in places where other files lie too. One with the name of an attachment's
-            cached result may be that.
+        loose: Files that tell something only to an attachment whose cached result would have their name. They name no
+            attachment, and lie where other files lie too; or they are another attachment's, which may have overwritten
+            that cached result.
     """
 
     places: tuple[str, ...] = ()
@@ -181,12 +182,15 @@ def read_all(places: Iterable[Place], network: str = "") -> Memory:
             if name.startswith(".") or name.count("-") < 2:
                 continue
             found = read_file(os.path.join(place.path, name))
+            ours = not network or name.startswith(f"{network}-")
             if isinstance(found, Remembered):
-                if (not place.loose or name == "-".join(found.entry.attachment)) and (
-                    not network or found.entry.attachment.network == network
-                ):
+                attachment = found.entry.attachment
+                proper = name == "-".join(attachment)
+                if (not place.loose or proper) and network in ("", attachment.network):
                     entries.append(found)
-            elif found is not None and (not network or name.startswith(f"{network}-")):
+                if proper and ours and name.count("-") > 2:  # names may contain "-", so others have this file name
+                    loose.append(Unreadable(found.path, "foreign", f"is that of {attachment}", found.age, found.stamp))
+            elif found is not None and ours:
                 (loose if place.loose else unreadable).append(found)
     return Memory(tuple(read), tuple(entries), tuple(unreadable), tuple(hidden), tuple(loose))
 

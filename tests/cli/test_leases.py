@@ -412,6 +412,25 @@ def test_names_that_are_no_text_stop_no_command(place: Place, command: list[str]
         assert f"drop cached result {place.cache.directory}/net-dead-\\udcff of container dead" in done.stdout
 
 
+def test_what_another_attachment_of_the_same_file_name_has_overwritten_stays(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """libcni joins the names with hyphens, and looks at no file before it writes its own."""
+    place.add("a-b", None)
+    other = CachedAttachment(Attachment("net-a", "b", "eth0"), netns=HERE)
+    place.cache.store(other)
+    path = place.cache.path(other.attachment)
+    assert path.endswith("/net-a-b-eth0")
+    for command in (["gc"], ["fsck"], ["leases"]):
+        assert (place.gc() if command == ["gc"] else place.run(*command)) == (command == ["fsck"])
+        out, err = capsys.readouterr()
+        assert f'{path} is that of container "b" interface "eth0" on network "net-a"' in out + err
+    assert place.owners() == {"a-b"}
+    os.unlink(path)
+    assert place.gc() == 0
+    assert place.owners() == set()
+
+
 def test_a_directory_of_results_that_is_not_there_is_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """A typing error, or a disk that is not mounted: gc sees less than the operator thinks."""
     place.add("alive", HERE)
