@@ -12,6 +12,10 @@ An ADD may find files and no source: firewalld has forgotten it, or the referenc
 the file. The source that this ADD adds is foreign to those other attachments, and goes without them. CHECK fails for
 one of them that is still there, and its repair, an ADD, makes the source that of both.
 
+It may also be the reference's ADD that adds a source then, for the next container, and no file tells. So GC leaves a
+file and its source as long as another container is seen to have the address. The file has the identifier of the network
+namespace of its own container, which may live though GC is told that the attachment is not valid.
+
 Files and sources change together, under the lock of the directory. ADD writes the file before it adds the source, and
 DEL deletes the file after the source: killed between the two, either leaves a file, which DEL and GC find. The
 directory is below ``/run``: a boot, which ends all containers and firewalld's memory, empties it.
@@ -28,21 +32,27 @@ from ipaddress import ip_address
 from .._files import make_private
 from ..errors import IOFailureError, PluginNotAvailableError, TryAgainLaterError, cause_of, run_all
 from ..linux import firewalld, lock, rules
+from ..linux.netns import NetNS
 from ..spec.addresses import IPAddress
 from ..spec.names import Attachment, short_hash
 from .statefile import StateFile, delete_stale, find_file
 
 _DIRECTORY = "/run/cni/firewalld"
 
-# Key of a file whose source was there before.
-_FOREIGN = "foreign"
+# Keys of a file: the zone, the identifier of the container's network namespace, and if the source was there before.
+_ZONE, _NETNS, _FOREIGN = "zone", "netns", "foreign"
 
 # Seconds to wait for other processes, of which each may wait for firewalld.
 _PATIENCE = 60.0
 
 
 def admit(
-    owner: Attachment, zone: str, addresses: Collection[IPAddress], undo: Callable[..., object] = rules.no_undo
+    owner: Attachment,
+    zone: str,
+    addresses: Collection[IPAddress],
+    undo: Callable[..., object] = rules.no_undo,
+    *,
+    netns: NetNS | None = None,
 ) -> None:
     """Make addresses of an attachment sources of a zone, in the place of those that an earlier ADD of it had.
 
@@ -51,6 +61,7 @@ def admit(
         zone: The zone.
         addresses: Its addresses.
         undo: Function that remembers the inverse. That makes the earlier ADD's addresses sources again.
+        netns: The container's network namespace.
 
     Raises:
         InvalidConfigError: (7) There is no such zone.
@@ -58,23 +69,24 @@ def admit(
         TryAgainLaterError: (11) It, or another process, keeps us waiting.
         IOFailureError: (5) An address is a source of another zone, or firewalld refused for another reason.
     """
+    identity = netns.identify() if netns is not None else ""
     with _alone():
-        undo(_put_back, owner, {address: _zone_in(file) for address, file in _files_of(owner)})
-        _replace(owner, dict.fromkeys(addresses, zone))
+        undo(_put_back, owner, {address: _place_in(file) for address, file in _files_of(owner)})
+        _replace(owner, dict.fromkeys(addresses, (zone, identity)))
 
 
-def _put_back(owner: Attachment, zones: Mapping[IPAddress, str]) -> None:
+def _put_back(owner: Attachment, places: Mapping[IPAddress, tuple[str, str]]) -> None:
     with _alone():
-        _replace(owner, zones)
+        _replace(owner, places)
 
 
-def _replace(owner: Attachment, zones: Mapping[IPAddress, str]) -> None:
+def _replace(owner: Attachment, places: Mapping[IPAddress, tuple[str, str]]) -> None:
     """Make addresses sources, each of its zone, in the place of those that the attachment has."""
     for address, file in _files_of(owner):
-        if zones.get(address) != _zone_in(file):
+        if address not in places or places[address][0] != _zone_in(file):
             _release(address, file)
-    for address, zone in zones.items():
-        _note(zone, address, owner)
+    for address, (zone, netns) in places.items():
+        _note(zone, address, owner, netns)
         firewalld.add_source(zone, address)
 
 
@@ -102,8 +114,8 @@ def check(owner: Attachment, zone: str, addresses: Collection[IPAddress]) -> Non
             )
 
 
-def repair(owner: Attachment, zone: str, addresses: Collection[IPAddress]) -> bool:
-    """Put back what :func:`check` misses, and return whether anything was missing.
+def repair(owner: Attachment, zone: str, addresses: Collection[IPAddress], netns: NetNS | None) -> bool:
+    """Put back what :func:`check` misses, as :func:`admit` does, and return whether anything was missing.
 
     Raises:
         PluginNotAvailableError: (50) firewalld does not run.
@@ -113,7 +125,7 @@ def repair(owner: Attachment, zone: str, addresses: Collection[IPAddress]) -> bo
     try:
         check(owner, zone, addresses)
     except IOFailureError:
-        admit(owner, zone, addresses)
+        admit(owner, zone, addresses, netns=netns)
         return True
     return False
 
@@ -151,16 +163,37 @@ def withdraw(
         )
 
 
-def gc(network: str, valid: Collection[Attachment]) -> None:
+def gc(
+    network: str,
+    valid: Collection[Attachment],
+    find_taken: Callable[[Mapping[IPAddress, str]], Collection[IPAddress]] = lambda _: (),
+) -> None:
     """Remove the sources of a network's attachments that are not valid.
+
+    Args:
+        network: Name of the network.
+        valid: Its attachments that are valid.
+        find_taken: Function that finds the addresses that another container is seen to have. It is given the addresses
+            whose sources would be removed, each with the identifier of the network namespace of its own container.
 
     Raises:
         TryAgainLaterError: (11) firewalld, or another process, keeps us waiting.
         CNIError: Something failed; the rest was done nevertheless.
     """
-    if os.path.isdir(_DIRECTORY):
-        with _alone():
-            delete_stale(_DIRECTORY, network, valid, lambda file: _release(_address_of(file), file))
+    if not os.path.isdir(_DIRECTORY):
+        return
+    with _alone():
+        stale = list[StateFile]()
+        delete_stale(_DIRECTORY, network, valid, stale.append)
+        going = {each.owner for each in stale}
+        asked = dict[IPAddress, str]()
+        for file in stale:
+            address, (zone, netns) = _address_of(file), _place_in(file)
+            holders = _list_holders(zone, address, file.owner)
+            if netns and not _is_foreign(file) and going.issuperset(each.owner for each in holders):
+                asked[address] = netns
+        taken = find_taken(asked) if asked else ()
+        run_all(*(partial(_release, _address_of(each), each) for each in stale if _address_of(each) not in taken))
 
 
 @contextmanager
@@ -207,19 +240,29 @@ def _is_source(zone: str, address: IPAddress) -> bool:
         return False  # nor will it be, when firewalld runs again
 
 
-def _note(zone: str, address: IPAddress, owner: Attachment) -> None:
+def _note(zone: str, address: IPAddress, owner: Attachment, netns: str) -> None:
     """Write the file of a source that is about to be added, unless it is there: also if it is foreign."""
     file, others = _file(owner, address), _list_holders(zone, address, owner)
     is_there = firewalld.find_zone(address) == zone
     is_own = _zone_in(file) == zone and not _is_foreign(file)
     foreign = is_there and not is_own and not others
-    file.write({"zone": zone, **({_FOREIGN: True} if foreign else {})})
+    _write(file, zone, netns, foreign)
     for each in () if is_there else others:  # theirs is gone, and that of this ADD takes its place
-        each.write({"zone": zone, _FOREIGN: True})
+        _write(each, *_place_in(each), True)
+
+
+def _write(file: StateFile, zone: str, netns: str, foreign: bool) -> None:
+    file.write({_ZONE: zone, _NETNS: netns, **({_FOREIGN: True} if foreign else {})})
 
 
 def _zone_in(file: StateFile) -> str:
-    return str((file.find() or {}).get("zone", ""))
+    return _place_in(file)[0]
+
+
+def _place_in(file: StateFile) -> tuple[str, str]:
+    """Return the zone and the identifier of the network namespace that a file has."""
+    noted = file.find() or {}
+    return str(noted.get(_ZONE, "")), str(noted.get(_NETNS, ""))
 
 
 def _is_foreign(file: StateFile) -> bool:

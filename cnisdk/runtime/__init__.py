@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from .network import Network as Network, NetworkPlugin as NetworkPlugin
     from .runner import GCReport as GCReport, Runtime as Runtime
-    from .survey import survey_host as survey_host
+    from .survey import find_other_uses as find_other_uses, survey_host as survey_host
 
 __all__, __dir__, __getattr__ = exports(
     __name__,
@@ -35,6 +35,6 @@ __all__, __dir__, __getattr__ = exports(
         ".load": "DEFAULT_CONF_DIR NetworkNotFoundError load_network load_networks read_network",
         ".network": "Network NetworkPlugin",
         ".runner": "GCReport Runtime",
-        ".survey": "survey_host",
+        ".survey": "find_other_uses survey_host",
     },
 )

@@ -32,11 +32,13 @@ class Contents(NamedTuple):
         place: The namespace in words: ``/run/netns/blue``, ``the namespace of process 4711``.
         links: Names of links, and the hardware address of each.
         addresses: IP addresses, and the name of the link each is on.
+        path: Path by which it was opened; empty for the host's.
     """
 
     place: str
     links: Mapping[str, str] = {}
     addresses: Mapping[IPAddress, str] = {}
+    path: str = ""
 
 
 class Look(NamedTuple):

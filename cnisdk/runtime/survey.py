@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from .._light import NamedTuple
 from ..errors import CNIError, InvalidNetNSError
@@ -23,6 +23,7 @@ from ..linux import netns, rtnetlink
 from ..linux.ip import address
 from ..linux.links import link, messages
 from ..linux.netns import NetNS, NetNSNotFoundError
+from ..spec.addresses import IPAddress
 from .hostview import Contents, HostLink, Look, Survey
 
 _PROC = "/proc"
@@ -234,6 +235,35 @@ def boot_time(devices: str = "/dev") -> float:
         return started
 
 
+def find_other_uses(identities: Mapping[IPAddress, str], *, inside: bool = False) -> dict[IPAddress, str]:
+    """Survey the host for other containers that have the addresses of some.
+
+    Args:
+        identities: For each address the identifier of the container's own network namespace: see
+            :meth:`.NetNS.identify`.
+        inside: As of :func:`survey_host`.
+
+    Returns:
+        The addresses that are seen in another namespace, which is not the host's, and their places in words.
+    """
+    survey, found = survey_host(inside=inside), dict[IPAddress, str]()
+    for inode, each in survey.namespaces.items():
+        there = [address for address in identities if address in each.addresses]
+        if inode == survey.own or not there:
+            continue
+        try:
+            with netns.open(each.path) as space:
+                identity = space.identify() if space.inode == inode else None
+        except CNIError:
+            continue  # it has gone meanwhile
+        found |= {
+            address: f"{each.addresses[address]} in {each.place}"
+            for address in there
+            if identity not in (None, identities[address])
+        }
+    return found
+
+
 def find_working(container_id: str) -> str | None:
     """Return the process of a plugin that is at work for a container, in words; None when there is none.
 
@@ -315,7 +345,7 @@ def _look_into(inode: int, ways: list[tuple[str, str]]) -> tuple[Contents | None
         try:
             with netns.open(path) as space:
                 if space.inode == inode:
-                    return _contents_of(space, place), ""
+                    return _contents_of(space, place)._replace(path=path), ""
         except NetNSNotFoundError:
             continue
         except CNIError as exc:

@@ -10,7 +10,7 @@ if __name__ == "__main__":  # VERSION needs nothing of what follows
     answer_version()
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
 
 from cnisdk import (
@@ -135,12 +135,12 @@ class Firewall(Plugin[FirewallConf]):
         request.conf.validate()
         owner, addresses, *_ = asked = wanted(request)
         has_zone, backend = choose(request.conf)
-        repaired = has_zone and zones.repair(owner, request.conf.zone, addresses)
+        repaired = has_zone and zones.repair(owner, request.conf.zone, addresses, request.find_netns())
         return firewall.repair(backend, *asked, accepts=not has_zone) or repaired
 
     def gc(self, request: GCRequest[FirewallConf]) -> None:
         network, valid = request.network, request.valid_attachments
-        run_all(partial(firewall.gc, network, valid), partial(zones.gc, network, valid))
+        run_all(partial(firewall.gc, network, valid), partial(zones.gc, network, valid, find_elsewhere))
 
     def status(self, request: StatusRequest[FirewallConf]) -> None:
         request.conf.validate()
@@ -182,7 +182,7 @@ def admit(request: AddRequest[FirewallConf]) -> None:
     owner, addresses, *_ = asked = wanted(request)
     has_zone, backend = choose(request.conf)
     if has_zone:
-        zones.admit(owner, request.conf.zone, addresses, request.undo)
+        zones.admit(owner, request.conf.zone, addresses, request.undo, netns=request.find_netns())
     firewall.admit(backend, *asked, request.undo, accepts=not has_zone)
 
 
@@ -230,6 +230,13 @@ def neighbours(request: AttachmentRequest[FirewallConf]) -> Callable[[IPAddress]
         return place is not None
 
     return is_used
+
+
+def find_elsewhere(identities: Mapping[IPAddress, str]) -> Collection[IPAddress]:
+    """Find addresses that another container has: one in a namespace with another identifier."""
+    from cnisdk.runtime import find_other_uses
+
+    return find_other_uses(identities)
 
 
 def addresses_of(result: Result) -> list[IPAddress]:

@@ -472,6 +472,29 @@ def test_a_record_that_the_reference_has_left_keeps_no_source(guarded: Guarded, 
         assert records(host) == []
 
 
+@pytest.mark.interop
+def test_gc_takes_no_source_of_the_references_next_container(guarded: Guarded, go: Path) -> None:
+    """The reference has deleted the source of the one before, which ours made, and left the record."""
+    host, _, firewalld, (before, _), _ = guarded
+    container, result = attached(host, "c3", 7)
+    conf = {"name": "net", "cniVersion": "1.0.0", "prevResult": in_version(result, "1.0.0")}
+    ours, theirs = host.plugin(Firewall, conf), host.plugin(go / "firewall", conf)
+    collector = host.plugin(Firewall, {"name": "net"})
+    # One that is not valid may live: its own use of the address keeps nothing.
+    ours.run("ADD", container).raise_for_error()
+    collector.gc()
+    assert (firewalld.sources(), records(host)) == ([], [])
+    ours.run("ADD", before).raise_for_error()
+    theirs.run("DEL", before).raise_for_error()
+    theirs.run("ADD", container).raise_for_error()
+    collector.gc(container)
+    assert firewalld.sources() == sources(7)
+    container.destroy()
+    theirs.run("DEL", container).raise_for_error()
+    collector.gc()
+    assert (firewalld.sources(), records(host)) == ([], [])
+
+
 def test_a_killed_add_leaves_nothing_after_del(host: Host, firewalld: Firewalld) -> None:
     container, result = attached(host, "c1", 5)
 

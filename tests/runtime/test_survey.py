@@ -20,7 +20,7 @@ import pytest
 from cnisdk.linux import netns, veth
 from cnisdk.runtime import survey
 from cnisdk.runtime.hostview import Survey
-from cnisdk.runtime.survey import boot_time, find_obstacle, look_at, parse_mounts, survey_host
+from cnisdk.runtime.survey import boot_time, find_obstacle, find_other_uses, look_at, parse_mounts, survey_host
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Host
 
@@ -56,6 +56,26 @@ def test_an_address_in_a_namespace_with_a_name(host: Host) -> None:
     assert [seen.paths[each].found for each in seen.paths] == ["there", "absent", "hidden"]
     assert seen.paths["/nowhere/green"].parent_missing
     assert seen.paths["/run/netns/blue"].inode in seen.namespaces
+
+
+@pytest.mark.kernel
+def test_the_use_of_an_address_by_another_container(host: Host) -> None:
+    """The container's own namespace is known by its identifier."""
+    address = ip_address(ADDRESS)
+    for name in ("blue", "green"):
+        host.add_netns(name)
+        host.run(["sh", "-euc", f"ip -n {name} link add b0 type bridge && ip -n {name} addr add {ADDRESS}/24 dev b0"])
+
+    def find(name: str) -> str:
+        with netns.open(f"/run/netns/{name}") as space:
+            identity = space.identify()
+        return find_other_uses({address: identity, ip_address("10.111.222.8"): identity}, inside=True)[address]
+
+    assert host.call(find, "blue").startswith("b0 in /run/netns/green")
+    assert host.call(find, "green").startswith("b0 in /run/netns/blue")
+    host.run(["ip", "-n", "blue", "addr", "del", f"{ADDRESS}/24", "dev", "b0"])
+    with pytest.raises(KeyError):
+        host.call(find, "green")
 
 
 @pytest.mark.kernel
