@@ -120,6 +120,10 @@ class RestingState:
         self._memory = _memory(status)
         self._facts = self._look(status)
 
+    def has_schedule(self) -> bool:
+        """Return True if this process is scheduled as at rest."""
+        return _read_schedule() == self._schedule
+
     def note_streams(self) -> None:
         """Note the objects of the standard streams, which must be the same after the request."""
         self._streams = tuple(getattr(sys, name) for name in _STREAMS)

@@ -9,7 +9,7 @@ socket, on which all idle workers wait. These messages follow:
 sender message                                      meaning and what goes with it
 ====== ============================================ ===============================================
 shim   ``cnisdk4 TYPE ID KIND UMASK SIZE TIME``     the offer; with it, the other end of the pair
-worker a reason                                     the worker declines, and ends
+worker a reason                                     the worker declines
 worker ``started``, through the pair                a descriptor of its process, for signals
 worker ``exit STATUS``                              the request has ended; three digits
 ====== ============================================ ===============================================

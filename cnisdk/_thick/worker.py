@@ -17,8 +17,9 @@ answered
     again. Otherwise it reports ``done`` with ``ending``, and ends.
 
 When the server stops, a worker that has served ends. A new one accepts one of the connections that wait already.
-A worker also ends after :data:`_MOST_REQUESTS` requests, after one that was declined, ended by a signal or failed in a
-way that no plugin foresees, and when a plugin ran in it that does not promise to leave the process unchanged.
+A worker also ends after :data:`_MOST_REQUESTS` requests, after an offer that was declined, after a request that was
+ended by a signal or failed in a way that no plugin foresees, and when a plugin ran in it that does not promise to leave
+the process unchanged. A caller that the check declines, or that has ended, leaves nothing in the worker: it goes on.
 
 When a worker dies, the shim notices the end of its connection, and the server reaps the process. Before it took the
 request, the shim runs the plugin itself. After that, the request is an error.
@@ -159,15 +160,24 @@ def run_worker(
         requests += 1
         connections[:] = [connection]
         start = time.monotonic()
+        if not _admit(connection, policy, worker, report):
+            # Nothing of this caller was read: a fork for each would let it use the processor as the server may.
+            connections.clear()
+            connection.close()
+            stays = rest.has_schedule() and requests < _MOST_REQUESTS and not queue.is_stopped()
+            _report_line(report, f"done {worker.pid} {'idle' if stays else 'ending'} - - declined 0 0")
+            if stays:
+                continue
+            break
         try:
-            taken = _take_from_shim(connection, plugins, policy, worker, report)
+            taken = _take_from_shim(connection, plugins, worker)
         except (CNIError, OSError):
             taken = None  # the shim runs the plugin itself
         if taken is None:
             _report_line(report, f"done {worker.pid} ending - - declined 0 0")
             break
         plugin, offer, request = taken
-        last = not _promises_reuse(plugin) or requests == _MOST_REQUESTS
+        last = not _promises_reuse(plugin) or requests >= _MOST_REQUESTS
         if last:
             # Not earlier: a worker that serves again needs the listener. If the server is killed meanwhile, shims that
             # connect wait until the request has ended, or run the plugin themselves after a while.
@@ -303,23 +313,29 @@ def _read_retirement(retire: int) -> bool:
         return False
 
 
-def _take_from_shim(
-    connection: socket.SocketType,
-    plugins: Mapping[bytes, ServedPlugin],
-    policy: CallerPolicy,
-    worker: PreparedWorker,
-    report: int,
-) -> tuple[ServedPlugin, RequestOffer, ShimRequest] | None:
-    """Take the request if this process can run it as the plugin's own process would; else decline, and return None."""
-    # First the caller, while the shim is still preparing its offer. A caller that is declined is not waited for.
+def _admit(connection: socket.SocketType, policy: CallerPolicy, worker: PreparedWorker, report: int) -> bool:
+    """Check the caller, while the shim is still preparing its offer. One that is declined is not waited for.
+
+    Returns:
+        False if it was declined, or has ended.
+    """
     try:
         reason = policy.find_objection(connection)
+    except OSError:
+        return False
     finally:
         # Now the shim waits, and its processor is free for the server. Earlier, the server would take this worker's.
         _report_line(report, f"busy {worker.pid}")
     if reason is not None:
-        connection.send(reason.encode() + b"\n")
-        return None
+        with contextlib.suppress(OSError):
+            connection.send(reason.encode() + b"\n")
+    return reason is None
+
+
+def _take_from_shim(
+    connection: socket.SocketType, plugins: Mapping[bytes, ServedPlugin], worker: PreparedWorker
+) -> tuple[ServedPlugin, RequestOffer, ShimRequest] | None:
+    """Take the request if this process can run it as the plugin's own process would; else decline, and return None."""
     try:
         offer = receive_offer(connection, socket.MSG_DONTWAIT)
     except BlockingIOError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pickle
@@ -379,6 +380,32 @@ def test_connections_that_end_at_once(host: Host, shims: Plugins) -> None:
 
     with shims.on(host):
         host.call(come_and_go)
+        add_and_delete(host, shims)
+
+
+def test_a_confined_process_that_comes_again_and_again_costs_no_processes(host: Host, shims: Plugins) -> None:
+    """It may be kept from using the processor itself; the server is not."""
+    assert int(Path("/proc/1/status").read_text().partition("NoNewPrivs:")[2].split()[0]) == 0
+
+    def come() -> tuple[set[int], set[int], int]:
+        before = ask_status("/run/cnisdk")
+        children = Path(f"/proc/{before['pid']}/task/{before['pid']}/children")
+        while before["idle"] < 2:
+            before = ask_status("/run/cnisdk")
+        workers = set(map(int, children.read_text().split()))
+        ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+        for _ in range(50):
+            with reach(SOCKET) as connection:
+                assert connection.recv(100) == b"the caller is confined by no_new_privs\n"
+                assert connection.recv(100) == b""
+        while (after := ask_status("/run/cnisdk"))["declined"] < 50:
+            pass
+        return workers, set(map(int, children.read_text().split())), after["declined"]
+
+    with shims.on(host):
+        before, after, declined = host.call(come)
+        assert declined == 50
+        assert after == before
         add_and_delete(host, shims)
 
 
