@@ -27,7 +27,7 @@ def make_private(directory: str) -> None:
     """Make a directory and its parents, readable by their owner alone: state may be confidential.
 
     Raises:
-        OSError: The directory cannot be made.
+        OSError: The directory cannot be made. ``strerror`` says so if something else is in its place.
     """
     if os.path.isdir(directory):
         return
@@ -36,9 +36,33 @@ def make_private(directory: str) -> None:
         make_private(parent)
     try:
         os.mkdir(directory, 0o700)
-    except FileExistsError:
-        if not os.path.isdir(directory):
-            raise
+    except FileExistsError as exc:
+        if os.path.isdir(directory):
+            return
+        if dangling := find_dangling(directory):
+            raise OSError(errno.ENOENT, dangling, directory) from exc
+        if os.path.islink(directory):
+            raise  # one that leads to itself, or to what may not be looked at
+        kind = _KINDS.get(stat.S_IFMT(os.lstat(directory).st_mode), "a file")
+        raise OSError(errno.ENOTDIR, f"{directory} is {kind}, not a directory", directory) from exc
+
+
+def find_dangling(path: str) -> str | None:
+    """Find a symbolic link on a path that leads nowhere, and say so: a disk that is not mounted, perhaps.
+
+    Returns:
+        A sentence, or None if there is no such link: what is missing may then be made.
+    """
+    while path and path != os.path.dirname(path):
+        if leads_nowhere(path):
+            return f"{path} is a symbolic link to {os.readlink(path)}, which does not exist"
+        path = os.path.dirname(path)
+    return None
+
+
+def leads_nowhere(path: str) -> bool:
+    """Return True if a path is a symbolic link to something that does not exist."""
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def check_owner(fd: int, path: str) -> None:

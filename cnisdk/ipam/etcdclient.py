@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
+from .._files import read_file
 from .._light import TYPE_CHECKING, Any, NamedTuple
 from ..classes import frozen
 from ..errors import InvalidConfigError, IOFailureError, cause_of
@@ -297,8 +298,7 @@ class EtcdClient:
             OSError: The endpoint does not answer.
         """
         try:
-            with open(self._conf.password_file, encoding="utf-8") as file:
-                password = file.read().rstrip()
+            password = read_file(self._conf.password_file).decode().rstrip()
         except (OSError, ValueError) as exc:
             raise IOFailureError(
                 f"cannot read the password for etcd from {self._conf.password_file}: {cause_of(exc)}",

@@ -24,6 +24,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from .._files import find_dangling
 from .._light import NamedTuple, NoReturn
 from .._signals import HeldBack
 from ..errors import (
@@ -435,19 +436,6 @@ class FileStore(Store):
             f"cannot {action} the address store {self.path}: {cause_of(exc)}",
             details=dangling or _HINTS.get(number, ""),
         )
-
-
-def find_dangling(path: str) -> str | None:
-    """Find a symbolic link on a path that leads nowhere, and say so: a disk that is not mounted, perhaps.
-
-    Returns:
-        A sentence, or None if there is no such link: the missing directories may then be made.
-    """
-    while path and path != os.path.dirname(path):
-        if os.path.islink(path) and not os.path.exists(path):
-            return f"{path} is a symbolic link to {os.readlink(path)}, which does not exist"
-        path = os.path.dirname(path)
-    return None
 
 
 def _is_never_found(path: str) -> bool:

@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Iterable, Mapping
 
+from .._files import read_file
 from ..errors import InvalidConfigError, IOFailureError, cause_of
 
 _ROOT = "/proc/sys/"
@@ -229,8 +230,7 @@ def check_allowed(path: str, keys: Iterable[str]) -> None:
         IOFailureError: (5) The list cannot be read.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            allowed = [line.strip() for line in file if line.strip()]
+        allowed = [line.strip() for line in read_file(path).decode().split("\n") if line.strip()]
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
-from .._files import TEMPORARY, read_file, replace_file
+from .._files import TEMPORARY, find_dangling, read_file, replace_file
 from .._light import Any
 from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, cause_of, run_all
 from ..spec.codec import dumps, loads
@@ -181,7 +181,9 @@ def delete_stale(
 def _list(directory: str) -> list[str]:
     try:
         return os.listdir(directory)
-    except FileNotFoundError:
+    except FileNotFoundError as exc:
+        if dangling := find_dangling(directory):
+            raise IOFailureError(f"cannot read the directory {directory}: {dangling}") from exc
         return []
     except OSError as exc:
         raise IOFailureError(f"cannot read the directory {directory}: {cause_of(exc)}") from exc
@@ -207,12 +209,26 @@ def find_document(path: str) -> dict[str, Any] | None:
     try:
         document = loads(read_file(path, follow=False))
     except OSError as exc:
-        if exc.errno in _ABSENT:
+        dangling = find_dangling(os.path.dirname(path)) if exc.errno == errno.ENOENT else None
+        if exc.errno in _ABSENT and dangling is None:
             return None
-        raise IOFailureError(f"cannot read {path}: {cause_of(exc)}") from exc
+        raise IOFailureError(f"cannot read {path}: {dangling or cause_of(exc)}") from exc
     except CNIError:
         return None
     return document if isinstance(document, dict) else None
+
+
+def read_text_file(path: str) -> str:
+    """Read a text file that a configuration names, such as ``resolv.conf``.
+
+    Bytes that are not UTF-8 become U+FFFD. Links are followed. A FIFO is refused, since a request would wait for it.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file. ``/dev/null`` is an empty one.
+    """
+    if path == os.devnull:
+        return ""
+    return read_file(path).decode(errors="replace")
 
 
 def _owner_of(document: Mapping[str, Any]) -> Attachment | None:

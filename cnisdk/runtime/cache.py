@@ -13,7 +13,7 @@ import time
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping
 
-from .._files import TEMPORARY, make_private, read_file, replace_file
+from .._files import TEMPORARY, find_dangling, make_private, read_file, replace_file
 from .._light import Any, NamedTuple, cast
 from ..classes import field, frozen
 from ..errors import CNIError, DecodingError, InvalidEnvironmentError, IOFailureError, cause_of
@@ -198,7 +198,9 @@ class Cache:
         path = self.path(attachment)
         try:
             data = read_file(path, follow=False)
-        except FileNotFoundError:
+        except FileNotFoundError as exc:
+            if dangling := find_dangling(self.directory):
+                raise IOFailureError(f"cannot read cached result {path}: {dangling}") from exc
             return None
         except OSError as exc:
             raise IOFailureError(f"cannot read cached result {path}: {cause_of(exc)}") from exc
@@ -258,7 +260,9 @@ class Cache:
         problems: list[CNIError] = []
         try:
             names = sorted(os.listdir(self.directory))
-        except FileNotFoundError:
+        except FileNotFoundError as exc:
+            if dangling := find_dangling(self.directory):
+                raise IOFailureError(f"cannot read the directory {self.directory}: {dangling}") from exc
             return found, problems
         except OSError as exc:
             raise IOFailureError(f"cannot read the directory {self.directory}: {cause_of(exc)}") from exc

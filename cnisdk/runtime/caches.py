@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_interface
 
+from .._files import leads_nowhere
 from .._light import Any, Literal, NamedTuple
 from ..errors import CNIError
 from ..spec.addresses import IPAddress
@@ -138,10 +139,10 @@ def find_places(directories: Iterable[str]) -> tuple[Place, ...]:
                 below = sorted(
                     each.path
                     for each in listing
-                    if each.name not in _NO_CACHES and (each.is_dir() or _leads_nowhere(each.path))
+                    if each.name not in _NO_CACHES and (each.is_dir() or leads_nowhere(each.path))
                 )
         except OSError as exc:
-            if not isinstance(exc, FileNotFoundError) or _leads_nowhere(directory):
+            if not isinstance(exc, FileNotFoundError) or leads_nowhere(directory):
                 found.append(Place(directory))
             continue
         for each in below:
@@ -168,7 +169,7 @@ def read_all(places: Iterable[Place], network: str = "") -> Memory:
         try:
             names = sorted(os.listdir(place.path))
         except FileNotFoundError:
-            if _leads_nowhere(place.path):
+            if leads_nowhere(place.path):
                 hidden.append(f"{place.path} is a symbolic link that leads nowhere")
             continue
         except OSError as exc:
@@ -195,10 +196,6 @@ def read_all(places: Iterable[Place], network: str = "") -> Memory:
     return Memory(tuple(read), tuple(entries), tuple(unreadable), tuple(hidden), tuple(loose))
 
 
-def _leads_nowhere(path: str) -> bool:
-    return os.path.islink(path) and not os.path.exists(path)
-
-
 def read_file(path: str) -> Remembered | Unreadable | None:
     """Read one file; return None if there is none, or cannot be one of that name."""
     try:
@@ -206,7 +203,7 @@ def read_file(path: str) -> Remembered | Unreadable | None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return (
-            Unreadable(path, "not readable", "is a symbolic link that leads nowhere") if _leads_nowhere(path) else None
+            Unreadable(path, "not readable", "is a symbolic link that leads nowhere") if leads_nowhere(path) else None
         )
     except OSError as exc:
         if exc.errno == errno.ENAMETOOLONG:

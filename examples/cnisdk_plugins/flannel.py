@@ -37,7 +37,7 @@ from cnisdk import (
 )
 from cnisdk.invoke import Delegate
 from cnisdk.plugin.request import AttachmentRequest, Request
-from cnisdk.plugin.statefile import StateFile, delete_stale
+from cnisdk.plugin.statefile import StateFile, delete_stale, read_text_file
 from cnisdk.spec.codec import dumps, find_key, structure
 
 TYPE_CHECKING = False  # without typing, a request ends sooner
@@ -104,8 +104,7 @@ def read_subnet(path: str) -> Subnet:
         DecodingError: (6) A key is missing, or a value is malformed.
     """
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = [line.strip() for line in file]
+        lines = [line.strip() for line in read_text_file(path).split("\n")]
     except FileNotFoundError as exc:
         raise TryAgainLaterError(
             f"failed to load flannel 'subnet.env' file: open {path}: no such file or directory. "

@@ -307,9 +307,10 @@ def read_resolv_conf(path: str) -> DNS:
     Raises:
         IOFailureError: (5) It cannot be read.
     """
+    from cnisdk.plugin.statefile import read_text_file
+
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = [line.split() for line in file]
+        lines = [line.split() for line in read_text_file(path).split("\n")]
     except (OSError, ValueError) as exc:
         raise IOFailureError(f"cannot read resolvConf {path}: {cause_of(exc)}", details="$.ipam.resolvConf") from exc
     values: dict[str, list[str]] = {"nameserver": [], "domain": [], "search": [], "options": []}

@@ -248,6 +248,13 @@ def test_missing_resolv_conf_leases_nothing(ours: Program, network: Network) -> 
     assert not network.path.exists()
 
 
+def test_a_fifo_in_place_of_resolv_conf_is_not_waited_for(ours: Program, network: Network, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "resolv.conf")
+    with expect_error(5, f"{tmp_path}/resolv.conf: it is a FIFO", "$.ipam.resolvConf"):
+        ours("ADD", network.conf(V4, resolvConf=str(tmp_path / "resolv.conf"))).raise_for_error()
+    assert not network.path.exists()
+
+
 def test_relative_data_dir(ours: Program, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the reference: relative to the working directory."""
     monkeypatch.chdir(tmp_path)

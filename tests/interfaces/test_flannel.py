@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cnisdk.errors import (
     PluginNotAvailableError,
     TryAgainLaterError,
 )
-from cnisdk.testing import Host, PluginUnderTest, fail
+from cnisdk.testing import Host, PluginUnderTest, expect_error, fail
 from cnisdk_plugins.flannel import Flannel, read_subnet
 
 ENV = """\
@@ -288,6 +289,12 @@ def test_a_broken_file(tmp_path: Path, text: str, problem: str) -> None:
     with pytest.raises(DecodingError) as caught:
         read_subnet(str(tmp_path / "subnet.env"))
     assert problem in caught.value.msg
+
+
+def test_a_fifo_in_place_of_the_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "subnet.env")
+    with expect_error(5, f"{tmp_path}/subnet.env", "it is a FIFO"):
+        read_subnet(str(tmp_path / "subnet.env"))
 
 
 def test_networks_are_named_once(tmp_path: Path) -> None:

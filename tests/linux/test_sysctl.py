@@ -1,18 +1,25 @@
 """Settings are written only when they differ, and read back."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from cnisdk.linux import netns, sysctl
 from cnisdk.linux.sysctl import SysctlError
-from cnisdk.testing import Sandbox
+from cnisdk.testing import Sandbox, expect_error
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sysctl, "_ROOT", f"{tmp_path}/")
     return tmp_path
+
+
+def test_a_fifo_in_place_of_the_list_of_allowed_sysctls_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list")
+    with expect_error(5, "it is a FIFO"):
+        sysctl.check_allowed(str(tmp_path / "list"), ["net.ipv4.conf.all.forwarding"])
 
 
 def test_a_value_is_written_and_read_back(root: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from cnisdk import InvalidEnvironmentError
-from cnisdk.plugin.statefile import StateFile, delete_stale
+from cnisdk.plugin.statefile import StateFile, delete_stale, read_text_file
 from cnisdk.spec.names import Attachment
+from cnisdk.testing import expect_error
 
 # Each makes the name a_b_c.json.
 ONE, OTHER = Attachment("net", "a_b", "c"), Attachment("net", "a", "b_c")
@@ -44,6 +46,44 @@ def test_the_same_interface_in_another_network_takes_the_file_over(tmp_path: Pat
     assert (before.find(), now.find()) == (None, {"value": 2})
     before.delete()
     assert now.find() == {"value": 2}
+
+
+@pytest.mark.parametrize("place", ["above", "the directory"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, place: str) -> None:
+    """A disk that is not mounted: DEL and GC must not say that there was nothing to put back."""
+    link = tmp_path / "disk"
+    link.symlink_to("/nowhere/at/all")
+    directory = str(link / "state" if place == "above" else link)
+    file = StateFile(directory, ONE)
+    steps: list[Callable[[], object]] = [
+        lambda: file.write({}),
+        file.find,
+        file.delete,
+        file.find_others,
+        lambda: delete_stale(directory, "net", []),
+    ]
+    for step in steps:
+        with expect_error(5, f"{link} is a symbolic link to /nowhere/at/all, which does not exist"):
+            step()
+
+
+@pytest.mark.parametrize("kind", ["file", "FIFO"])
+def test_what_is_no_directory_is_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "here"
+    path.touch() if kind == "file" else os.mkfifo(path)
+    with expect_error(5, f"{path} is a {kind}, not a directory"):
+        StateFile(str(path / "state"), ONE).write({})
+
+
+def test_a_text_that_a_configuration_names_is_never_waited_for(tmp_path: Path) -> None:
+    """A FIFO in its place would keep a request, or the worker of a server, for ever."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "text").write_bytes(b"a\xff\n")
+    (tmp_path / "link").symlink_to("text")
+    with pytest.raises(OSError, match="it is a FIFO, not a regular file"):
+        read_text_file(str(tmp_path / "fifo"))
+    assert read_text_file(str(tmp_path / "link")) == "a\ufffd\n"
+    assert read_text_file("/dev/null") == ""
 
 
 def test_a_container_id_that_is_too_long_for_a_file(tmp_path: Path) -> None:

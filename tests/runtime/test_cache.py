@@ -14,7 +14,7 @@ from cnisdk.errors import CNIError, DecodingError, InvalidConfigError, InvalidEn
 from cnisdk.runtime import Cache, CachedAttachment
 from cnisdk.runtime.cache import ForeignEntryError
 from cnisdk.spec import Attachment
-from cnisdk.testing import Host
+from cnisdk.testing import Host, expect_error
 
 ATTACHMENT = Attachment("mynet", "c1", "eth0")
 
@@ -208,6 +208,15 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     cache = Cache(str(tmp_path / "file"))
     with pytest.raises(IOFailureError, match="cannot make the directory"):
         cache.prepare(ATTACHMENT)
+
+
+def test_a_directory_behind_a_link_that_leads_nowhere_is_not_empty(tmp_path: Path) -> None:
+    """A disk that is not mounted: what is remembered there is not known, and not nothing."""
+    (tmp_path / "disk").symlink_to("/nowhere/at/all")
+    cache = Cache(str(tmp_path / "disk" / "results"))
+    for step in (lambda: cache.prepare(ATTACHMENT), lambda: cache.find(ATTACHMENT), cache.entries):
+        with expect_error(5, f"{tmp_path}/disk is a symbolic link to /nowhere/at/all, which does not exist"):
+            step()
 
 
 def test_what_a_killed_process_left_is_swept_away(cache: Cache) -> None:
