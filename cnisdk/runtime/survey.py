@@ -171,8 +171,8 @@ def survey_host(
         else:
             handles.setdefault(mount.inode, [])
     for inode, found in processes.spaces.items():
-        # Of a namespace that many processes share, some will live on until it is looked into.
-        named = [(path, f"the namespace of process {path.split('/')[2]}") for path in found[:_ROUNDS]]
+        # Some of the processes may end before their namespace is looked into.
+        named = [(path, f"the namespace of process {path.split('/')[2]}") for path in found]
         handles.setdefault(inode, []).extend(named)
     closed: list[str] = []
     for inode, ways in handles.items():

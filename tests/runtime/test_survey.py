@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -88,6 +89,42 @@ def test_an_address_in_a_namespace_that_only_a_process_has(host: Host) -> None:
         assert look(host, f"/proc/{pid}/ns/net").paths[f"/proc/{pid}/ns/net"].found == "there"
     assert look(host).find_address(ip_address(ADDRESS)) is None
     assert look(host, f"/proc/{pid}/ns/net").paths[f"/proc/{pid}/ns/net"].found == "absent"
+
+
+THREADS = """
+import os, sys, threading
+for _ in range(8):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+print(os.getpid(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.kernel
+def test_an_address_in_a_pod_one_of_whose_containers_ends(host: Host) -> None:
+    """It has many threads, and ends after the processes were listed, before their namespace is looked into."""
+    argv = ["unshare", "--net", sys.executable, "-c", THREADS]
+    with host.popen(argv, stdin=-1, stdout=-1) as first:
+        assert first.stdout is not None
+        pid = int(first.stdout.readline())
+        inside = ["nsenter", f"--net=/proc/{pid}/ns/net"]
+        host.run([*inside, "ip", "link", "add", "b0", "type", "bridge"])
+        host.run([*inside, "ip", "addr", "add", f"{ADDRESS}/24", "dev", "b0"])
+        with process(host, *inside) as second:
+            read = survey._Processes.read
+
+            def read_and_end_one(self: Any) -> None:
+                read(self)
+                os.kill(pid, signal.SIGKILL)
+                while os.path.exists(f"/proc/{pid}/ns/net") and os.listdir(f"/proc/{pid}/task") != [str(pid)]:
+                    pass
+
+            def work() -> Survey:
+                survey._Processes.read = read_and_end_one  # type: ignore[method-assign]
+                return survey_host(inside=True)
+
+            assert host.call(work).find_address(ip_address(ADDRESS)) == f"b0 in the namespace of process {second}"
+        first.communicate()
 
 
 @pytest.mark.kernel
