@@ -228,8 +228,6 @@ class Cache:
             IOFailureError: (5) It cannot be removed.
         """
         path = self.path(attachment)
-        if unless_changed is not None and self.stamp(attachment) != unless_changed:
-            return
         try:
             self.find(attachment)
         except ForeignEntryError:
@@ -237,6 +235,8 @@ class Cache:
         except CNIError:
             pass
         try:
+            if unless_changed is not None and self.stamp(attachment) != unless_changed:
+                return
             os.unlink(path)
         except FileNotFoundError:
             pass

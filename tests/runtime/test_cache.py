@@ -296,3 +296,20 @@ def test_nothing_to_remove_on_a_read_only_file_system(host: Host) -> None:
     """The kernel says that it is read-only before it looks whether there is a file."""
     host.shell("mkdir -p /run/ro/results; mount --bind /run/ro /run/ro; mount -o remount,bind,ro /run/ro")
     host.call(Cache("/run/ro").delete, ATTACHMENT)
+
+
+def test_a_result_written_while_the_old_one_is_read_stays(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime that attaches the container again does not wait for a DEL."""
+    cache.store(ENTRY)
+    stamp, find = cache.stamp(ATTACHMENT), cache.find
+
+    def find_and_attach_again(attachment: Attachment) -> CachedAttachment | None:
+        found = find(attachment)
+        cache.store(ENTRY._replace(netns="/var/run/netns/y"))
+        return found
+
+    monkeypatch.setattr(cache, "find", find_and_attach_again)
+    cache.delete(ATTACHMENT, unless_changed=stamp)
+    entry = find(ATTACHMENT)
+    assert entry is not None
+    assert entry.netns == "/var/run/netns/y"
