@@ -103,6 +103,7 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
     for each in memory.unreadable:
         _warn(f"{each.path} {each.text}")
     work = _Work(dict(_find_plugins()), args.cni_path, places, _files(memory.entries))
+    work.failures += [IOFailureError(f"what is remembered there is not repaired: {each}") for each in memory.hidden]
     for owner in work.files:
         work.repair(owner)
     for owner in work.files if work.repaired else ():

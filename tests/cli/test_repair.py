@@ -193,6 +193,17 @@ def test_the_newest_container_decides_about_a_bridge_again(node: Node, order: tu
     assert isolated not in node.host.shell("nft list set inet cni_firewall same_bridge")
 
 
+def test_results_that_cannot_be_read_are_told(node: Node) -> None:
+    """The others are repaired."""
+    node.run("add", node.network(ipMasqBackend="nftables"), node.host.container("c1"))
+    node.host.shell("nft flush ruleset; mkdir /var/lib/cni/broken; touch /var/lib/cni/broken/results")
+    argv = [sys.executable, "-m", "cnisdk", "repair", "--inside", "--pause", "0", "--cni-path", node.plugins]
+    done = node.host.run(argv, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
+    assert done.returncode == 1
+    assert "not repaired: /var/lib/cni/broken/results cannot be read: Not a directory" in done.stderr
+    assert "1 known, 1 repaired, 0 left alone, 1 failed" in done.stdout
+
+
 def test_the_unit_of_the_guide_starts_though_an_attachment_cannot_be_repaired() -> None:
     """Systemd ignores the exit status of a command after a `-`; else the unit would never wait for a reload."""
     guide = Path(__file__).parents[2] / "docs" / "how-to" / "repair-rules.md"

@@ -278,7 +278,7 @@ for each in range(int(number)):
 """
 
 
-@pytest.mark.parametrize("backend", ["iptables", "nftables"])
+@pytest.mark.parametrize("backend", [pytest.param("iptables", marks=pytest.mark.slow), "nftables"])
 def test_beside_live_adds_and_dels(node: Node, backend: str) -> None:
     """Nothing of a deleted attachment comes back, and nothing of a live one is lost."""
     live = [node.add(conf(backend), conf.__name__, port) for port, conf in ((8080, podman), (8090, nerdctl))]
