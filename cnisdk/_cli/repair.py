@@ -31,7 +31,7 @@ from .._releasing import releasing
 from ..errors import CNIError, InvalidConfigError, InvalidNetNSError, IOFailureError, cause_of, error_for_code
 from ..linux import netns
 from ..linux.links import link, veth
-from ..plugin._repair import NotAsRecordedError, repair, repairs
+from ..plugin._repair import NotAsRecordedError, delegates, find_delegate_conf, repair, repairs
 from ..plugin.base import Plugin
 from ..plugin.reply import respond
 from ..runtime.caches import (
@@ -46,6 +46,7 @@ from ..runtime.caches import (
 )
 from ..runtime.network import Network
 from ..runtime.survey import find_working
+from ..spec.codec import dumps, find_key
 from ..spec.names import Attachment
 from .launchers import registered_plugins
 from .options import add_cache_dir, add_cni_path, add_inside, add_seconds, require_host
@@ -267,7 +268,7 @@ def _find_plugins() -> Iterator[tuple[str, type[Plugin[Any]]]]:
         except CNIError as exc:
             _warn(str(exc))
         else:
-            if repairs(plugin):
+            if repairs(plugin) or delegates(plugin):
                 yield name, plugin
 
 
@@ -292,13 +293,30 @@ def _plugins_of(found: Remembered, plugins: Mapping[str, type[Plugin[Any]]], cni
     }
     for member in network.plugins:
         plugin = plugins.get(member.type)
-        if plugin is not None:
-            # The network's own version may be one without CHECK.
-            version = max(plugin.supported_versions)
-            stdin = network._replace(version=version).request(
-                member, capability_args=entry.capability_args, prev_result=entry.result_in(version)
-            )
+        if plugin is None:
+            continue
+        # The network's own version may be one without CHECK.
+        version = max(plugin.supported_versions)
+        stdin = network._replace(version=version).request(
+            member, capability_args=entry.capability_args, prev_result=entry.result_in(version)
+        )
+        if repairs(plugin):
             yield _Attached(found, member.type, plugin, environ, stdin)
+        if delegates(plugin):
+            yield from _delegate_of(_Attached(found, member.type, plugin, environ, stdin), plugins)
+
+
+def _delegate_of(attached: _Attached, plugins: Mapping[str, type[Plugin[Any]]]) -> Iterator[_Attached]:
+    """Yield the plugin that a plugin has delegated an attachment to, if it can put something back."""
+    conf = guard(attached.kind, lambda: find_delegate_conf(attached.plugin, attached.environ, attached.stdin))
+    if conf is None:
+        return
+    kind = str(find_key(conf, "type"))
+    plugin = plugins.get(kind)
+    if plugin is not None and repairs(plugin):
+        version = max(plugin.supported_versions)
+        asked = {**conf, "cniVersion": str(version), "prevResult": attached.found.entry.result_in(version)}
+        yield attached._replace(kind=kind, plugin=plugin, stdin=dumps(asked))
 
 
 def _warn(text: str) -> None:

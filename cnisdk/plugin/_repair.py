@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from .._light import Any
 from ..errors import InvalidNetNSError, IOFailureError
@@ -23,6 +24,11 @@ def repairs(plugin: type[Plugin[Any]]) -> bool:
     return plugin.repair is not Plugin.repair
 
 
+def delegates(plugin: type[Plugin[Any]]) -> bool:
+    """Return whether a plugin may delegate to another one that has anything."""
+    return plugin.find_delegate_conf is not Plugin.find_delegate_conf
+
+
 def repair(plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) -> bool:
     """Have a plugin put back what CHECK would miss, and return whether anything was missing.
 
@@ -35,6 +41,23 @@ def repair(plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) 
         NotAsRecordedError: (5) The attachment is gone, or not as its result says. Nothing was changed.
         CNIError: The configuration or the result is of no use; or the plugin's own.
     """
+    with _alive(plugin, environ, stdin) as request:
+        return plugin().repair(request)
+
+
+def find_delegate_conf(plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) -> Mapping[str, Any] | None:
+    """Find the configuration with which a plugin has delegated an attachment; the arguments are those of `repair`.
+
+    Raises:
+        NotAsRecordedError: (5) The attachment is gone, or not as its result says.
+        CNIError: The configuration or the result is of no use; or the plugin's own.
+    """
+    with _alive(plugin, environ, stdin) as request:
+        return plugin().find_delegate_conf(request)
+
+
+@contextmanager
+def _alive(plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) -> Iterator[CheckRequest[Any]]:
     request = parse_request(
         Verb.CHECK, environ, stdin, plugin.conf_class(), plugin.supported_versions, plugin.converter()
     )
@@ -45,7 +68,7 @@ def repair(plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) 
             _check_alive(request)
         except (InvalidNetNSError, IOFailureError) as exc:
             raise NotAsRecordedError(exc.msg, details=exc.details) from exc
-        return plugin().repair(request)
+        yield request
     finally:
         request.undo_stack.commit()
 

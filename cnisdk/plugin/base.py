@@ -187,6 +187,20 @@ class Plugin(ABC, Generic[ConfT]):
         """
         return False
 
+    def find_delegate_conf(self, request: CheckRequest[ConfT]) -> Mapping[str, Any] | None:
+        """Find the configuration with which this plugin has delegated an attachment to another plugin (spec §4).
+
+        ``cnisdk repair`` asks for it, and has that plugin put back its rules, too. IPAM plugins have none, and need not
+        be named. Unless overridden, there is no other plugin.
+
+        Returns:
+            The configuration that the other plugin gets, ``type`` included; None if there is none.
+
+        Raises:
+            CNIError: It cannot be known.
+        """
+        return None
+
     def gc(self, request: GCRequest[ConfT]) -> None:
         """Remove what belongs to attachments that are not in ``request.valid_attachments``.
 

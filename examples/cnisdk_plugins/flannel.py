@@ -259,8 +259,10 @@ class Flannel(Plugin[FlannelConf]):
         state.delete()  # not before: a DEL that failed comes again
 
     def check(self, request: CheckRequest[FlannelConf]) -> None:
-        conf = State(request).conf or delegated(request)
-        run(request, {**conf, "prevResult": request.conf.prev_result}).check()
+        run(request, {**self.find_delegate_conf(request), "prevResult": request.conf.prev_result}).check()
+
+    def find_delegate_conf(self, request: CheckRequest[FlannelConf]) -> dict[str, Any]:
+        return State(request).conf or delegated(request)
 
     def gc(self, request: GCRequest[FlannelConf]) -> None:
         valid = [{"containerID": each.container_id, "ifname": each.ifname} for each in request.valid_attachments]

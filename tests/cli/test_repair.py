@@ -22,13 +22,8 @@ OUTSIDE = "198.51.100.2"
 
 @pytest.fixture(scope="module")
 def plugins(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("bin")
-    assert (
-        cnisdk.main(
-            ["install", "--no-server", "--dest", str(directory), "bridge", "ptp", "portmap", "firewall", "host-local"]
-        )
-        == 0
-    )
+    directory, types = tmp_path_factory.mktemp("bin"), ("bridge", "ptp", "portmap", "firewall", "flannel", "host-local")
+    assert cnisdk.main(["install", "--no-server", "--dest", str(directory), *types]) == 0
     return str(directory)
 
 
@@ -191,6 +186,28 @@ def test_the_newest_container_decides_about_a_bridge_again(node: Node, order: tu
     assert "2 known, 0 repaired" in node.repair()
     assert node.host.shell("nft list set inet cni_firewall isolated") == whole
     assert isolated not in node.host.shell("nft list set inet cni_firewall same_bridge")
+
+
+def test_what_a_plugin_has_delegated_is_put_back(node: Node) -> None:
+    """Flannel's daemon need not run by then."""
+    lines = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.0.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false"
+    node.host.shell(f"mkdir -p /run/flannel; echo '{lines}' >/run/flannel/subnet.env")
+    source = {
+        "cniVersion": "1.0.0",
+        "name": "cbr0",
+        "plugins": [{"type": "flannel", "delegate": {"ipMasqBackend": "nftables"}}],
+    }
+    network = Network.parse(json.dumps(source).encode())
+    dead, alive = node.host.container("dead"), node.host.container("alive")
+    for each in (dead, alive):
+        node.run("add", network, each)
+    assert "10.5.0.3" in node.ruleset()
+    node.host.shell("nft flush ruleset; rm -r /run/flannel; ip netns del dead")
+    out = node.repair()
+    assert 'repaired container "alive" interface "eth0" on network "cbr0": rules of plugin bridge' in out
+    assert "2 known, 1 repaired, 1 left alone" in out
+    assert [each in node.ruleset() for each in ("10.5.0.2", "10.5.0.3")] == [False, True]
+    node.run("check", network, alive)
 
 
 def test_results_that_cannot_be_read_are_told(node: Node) -> None:
