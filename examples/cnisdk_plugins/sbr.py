@@ -101,7 +101,7 @@ class Sbr(Plugin[SbrConf]):
                 # The rule first: by it DEL finds the table when this ADD is killed.
                 add_rule(request, rule_for(ip, table), netns)
                 request.undo(tables.put_back, [each for each in there if each.table == table], end, table)
-                fill(conf, end, ip, table, moving)
+                fill(conf, end, ip, table, there)
             request.undo(tables.put_back, moving, end, TABLE_MAIN)
             for each in reversed(moving):
                 if not stays(conf, own, each):
@@ -152,11 +152,12 @@ class Sbr(Plugin[SbrConf]):
             if table is None or conf.table not in (None, table):
                 looks = "no rule" if table is None else f"a rule that looks up table {table}, not {conf.table}"
                 raise IOFailureError(f"{looks} for packets from {ip.address.ip}")
-            gateway = gateway_for(conf, ip)
-            wanted = (DEFAULT[ip.address.version], gateway, end.index)
-            there = {(each.dst, each.gw, each.link_index) for each in routes if each.table == table}
-            if conf.table is None and gateway is not None and wanted not in there:
-                raise IOFailureError(f"table {table} has no default route via {gateway} on {end.name}")
+            gateway, default = static_gateway(conf, ip) or gateway_of(ip), DEFAULT[ip.address.version]
+            hops = [*(each.gw for each in result.routes if each.dst == default and each.gw is not None), gateway]
+            there = [each for each in routes if each.table == table and each.dst == default]
+            found = any(each.gw in hops and each.link_index == end.index for each in there)
+            if conf.table is None and gateway is not None and not found:
+                raise IOFailureError(f"table {table} has no default route via {hops[0]} on {end.name}")
         if conf.table is not None:
             return
         moved = tables.list_over(end, destinations=interface.own_destinations(result, request.ifname))
@@ -202,22 +203,30 @@ def stays(conf: SbrConf, own: Iterable[IPConfig], each: KernelRoute) -> bool:
     return hinted or each.dst in STAYS or all(ip.address.version != each.dst.version for ip in own)
 
 
-def gateway_for(conf: SbrConf, ip: IPConfig) -> IPAddress | None:
-    """Return the next hop of the default route in an address's table."""
-    own = [each for each in conf.gateways if each.version == ip.address.version]
-    return own[0] if own else ip.gateway if specified(ip.gateway) else None
+def static_gateway(conf: SbrConf, ip: IPConfig) -> IPAddress | None:
+    """Return the next hop that the configuration has for the default route in an address's table."""
+    return next((each for each in conf.gateways if each.version == ip.address.version), None)
 
 
-def fill(conf: SbrConf, end: Link, ip: IPConfig, table: int, routes: Iterable[KernelRoute]) -> None:
-    """Put the interface's routes that an address can use into a table, and a default route."""
-    gateway, network = gateway_for(conf, ip), ip.address.network
-    for each in routes:
+def gateway_of(ip: IPConfig) -> IPAddress | None:
+    """Return the gateway of an address."""
+    return ip.gateway if specified(ip.gateway) else None
+
+
+def fill(conf: SbrConf, end: Link, ip: IPConfig, table: int, there: Iterable[KernelRoute]) -> None:
+    """Put the interface's routes that an address can use into a table, and a default route if none of them is one."""
+    gateway, network, default = static_gateway(conf, ip), ip.address.network, DEFAULT[ip.address.version]
+    has_default = any((each.table, each.dst) == (table, default) for each in there)  # from an ADD before
+    for each in there:
         bound = [hop for hop in (each.src, each.gw) if hop is not None]
         fits = each.dst.version == ip.address.version and (not bound or any(hop in network for hop in bound))
-        if fits and not (gateway is not None and each.dst.prefixlen == 0):
+        if each.table == TABLE_MAIN and fits and not (gateway is not None and each.dst == default):
             route.copy(each, table, end.netns)
+            has_default = has_default or each.dst == default
+    if gateway is None and not has_default:
+        gateway = gateway_of(ip)
     if gateway is not None:
-        route.replace(end, DEFAULT[ip.address.version], gateway, table=table)
+        route.replace(end, default, gateway, table=table)
 
 
 main = PluginMain(Sbr, "CNI sbr plugin v1.9.1")

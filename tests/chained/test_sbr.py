@@ -108,6 +108,27 @@ def test_a_static_gateway_and_source_hints(host: Host) -> None:
     )
 
 
+@pytest.mark.parametrize("adder", ["go", "ours"])
+def test_a_default_route_of_the_interface_is_kept(host: Host, go: Path, adder: str) -> None:
+    """Its next hop may not be the gateway of the address. CHECK of the plugin before looks for it."""
+    container, result = two_networks(host)
+    result = in_version({**result, "routes": [{"dst": "0.0.0.0/0", "gw": "10.2.0.9"}]}, "1.0.0")
+    container.shell("ip route replace default via 10.2.0.9 dev net1")
+    conf = {"cniVersion": "1.0.0", "name": "net", "prevResult": result}
+    ours = host.plugin(Sbr, conf)
+    adding = host.plugin(go / "sbr", conf) if adder == "go" else ours
+    adding.add(container, "net1")
+    whole = routes(container, "100")
+    assert {each for each in whole if each.startswith("default")} == {"default via 10.2.0.9 dev net1"}
+    assert "default via 2001:db8:2::1 dev net1" in routes(container, "101")
+    ours.check(container, "net1")
+    ours.add(container, "net1")
+    assert routes(container, "100") == whole
+    container.shell("ip route del default table 100")
+    with expect_error(5, "table 100 has no default route via 10.2.0.9 on net1"):
+        ours.check(container, "net1")
+
+
 def test_a_table_of_the_administrators(host: Host) -> None:
     container, result = two_networks(host)
     before = routes(container, "main")
