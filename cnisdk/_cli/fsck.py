@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
+from .._releasing import releasing
 from ..errors import CNIError
 from ..ipam.store import NOBODY, Owner
 from ..ipam.table import LeaseRecord
@@ -15,6 +16,7 @@ from ..runtime.liveness import EARLIER_BOOT, Liveness, Traces, assess
 from ..spec.addresses import IPAddress
 from ..spec.names import Attachment
 from .attachments import HostState, JudgedAttachment, JudgedNetwork, JudgedTable, add_shared_arguments, judge_host
+from .lastlook import BUSY, find_return
 
 # Age in seconds from which an empty cached result counts as broken. libcni creates the file before it writes it.
 _SETTLED = 60.0
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     for each in host.memory.unreadable:
         left += _check_unreadable(args, host, each)
     for state in host.networks:
-        checks = [partial(_check_boots, args, state)]
+        checks = [partial(_check_boots, args, host, state)]
         for table in state.tables:
             checks += [partial(_check_table, args, table), partial(_check_duplicates, args, host, state, table)]
         left += sum(map(_attempt, checks))
@@ -109,25 +111,39 @@ def _reasons_to_keep(host: HostState, found: Unreadable) -> list[str]:
     return reasons
 
 
-def _check_boots(args: argparse.Namespace, state: JudgedNetwork) -> int:
+def _check_boots(args: argparse.Namespace, host: HostState, state: JudgedNetwork) -> int:
     """Drop leases and cached results of attachments that ended with an earlier boot."""
     left = 0
     for each in state.attachments:
         if not _ended(each.verdict):
             continue
-        own = [entry for entry in each.traces.entries if entry.entry.attachment == each.traces.attachment]
-        for entry in own:
-            if not args.dry_run:
-                try:
-                    if not forget(entry):
-                        continue  # a runtime has written another one, or removed it
-                except OSError as exc:
-                    problem = f"of {each.owner}: {EARLIER_BOOT}, but cannot be removed: {exc.strerror}"
-                    left += _report(args, entry.path, problem, False)
-                    continue
-            left += _report(args, entry.path, f"of {each.owner}: {EARLIER_BOOT}", True)
-        for held in each.held if args.dry_run else each.drop_leases(timeout=args.timeout):
-            left += _report(args, held.path, f"of {each.owner}: {EARLIER_BOOT}", True)
+        if args.dry_run:
+            left += _drop(args, each)
+            continue
+        with releasing(each.traces.attachment) as alone:  # an ADD of its names waits
+            back = find_return(args, host, each, begun=True) if alone else BUSY
+            if not back:
+                left += _drop(args, each)
+                continue
+        paths = [held.path for held in each.held] + [entry.path for entry in each.traces.entries]
+        left += _report(args, paths[0], f"of {each.owner}: {EARLIER_BOOT}; it stays: {back}", False)
+    return left
+
+
+def _drop(args: argparse.Namespace, each: JudgedAttachment) -> int:
+    """Drop the cached results and leases of an attachment, and return how many are left."""
+    left = 0
+    problem = f"of {each.owner}: {EARLIER_BOOT}"
+    for entry in each.traces.entries:
+        if entry.entry.attachment != each.traces.attachment:
+            continue  # judged on its own
+        try:
+            if args.dry_run or forget(entry):  # or else a runtime has written another one, or removed it
+                left += _report(args, entry.path, problem, True)
+        except OSError as exc:
+            left += _report(args, entry.path, f"{problem}, but cannot be removed: {exc.strerror}", False)
+    for held in each.held if args.dry_run else each.drop_leases(timeout=args.timeout):
+        left += _report(args, held.path, problem, True)
     return left
 
 

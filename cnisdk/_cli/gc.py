@@ -23,26 +23,23 @@ from .._releasing import releasing, sweep
 from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, cause_of
 from ..invoke.find import split_path
 from ..ipam.store import Owner
-from ..linux.links import veth
 from ..runtime.cache import DEFAULT_CACHE_DIR
 from ..runtime.caches import (
     Remembered,
-    addresses_of,
     find_places,
     forget,
     known_directories,
     namespace_of,
     read_all,
-    read_of,
 )
 from ..runtime.liveness import Liveness
 from ..runtime.load import NetworkNotFoundError, load_network
 from ..runtime.network import Network
 from ..runtime.runner import Runtime
-from ..runtime.survey import find_working, look_at
 from ..spec.names import Attachment
 from ..spec.versions import PREV_RESULT_SINCE, Verb
-from .attachments import HostState, JudgedAttachment, add_shared_arguments, find_passed_on, judge_host
+from .attachments import HostState, JudgedAttachment, add_shared_arguments, judge_host
+from .lastlook import BUSY, find_return
 from .options import add_cni_path, add_seconds, require_host
 
 _PAUSE = 1.0
@@ -205,7 +202,7 @@ def _keep(each: JudgedAttachment, why: str) -> JudgedAttachment:
 def _drop_alone(args: argparse.Namespace, host: HostState, network: Network, each: JudgedAttachment) -> str | None:
     """Drop an attachment, as :func:`_drop` does, while an ADD of its names waits."""
     with releasing(each.traces.attachment) as alone:
-        return _drop(args, host, network, each) if alone else "another process is about to attach or release it"
+        return _drop(args, host, network, each) if alone else BUSY
 
 
 def _drop(args: argparse.Namespace, host: HostState, network: Network, each: JudgedAttachment) -> str | None:
@@ -218,7 +215,7 @@ def _drop(args: argparse.Namespace, host: HostState, network: Network, each: Jud
     if attachment.ifname:
         entries: list[Remembered | None] = [*each.traces.entries]
         for number, entry in enumerate(entries or [None]):
-            back = _find_return(args, host, each, begun=number > 0)
+            back = find_return(args, host, each, begun=number > 0)
             if back:
                 return back
             directory = DEFAULT_CACHE_DIR if entry is None else entry.cache_dir
@@ -239,46 +236,6 @@ def _drop(args: argparse.Namespace, host: HostState, network: Network, each: Jud
             forget(entry)
         except OSError as exc:
             raise IOFailureError(f"cannot remove {entry.path}: {cause_of(exc)}") from exc
-    return None
-
-
-def _find_return(args: argparse.Namespace, host: HostState, each: JudgedAttachment, *, begun: bool) -> str | None:
-    """Find out that an attachment was added again since the last judgement, or is being added; return how that shows.
-
-    An ADD of our plugins that begins after this waits until the DEL has ended. Nothing keeps another plugin from
-    beginning one. What that makes before the DEL ends may be deleted.
-
-    Args:
-        args: The arguments of the command.
-        host: The last judgement.
-        each: The attachment.
-        begun: If true, gc has begun to release it. Otherwise it also counts if its runtime has released it: the same
-            runtime may be about to add it again.
-    """
-    attachment, entries = each.traces.attachment, each.traces.entries
-    working = find_working(attachment.container_id)
-    if working:
-        return f"{working} works for it"
-    if veth.find_host_end(attachment) is not None:
-        return "it exists again"
-    paths = [path for path in map(namespace_of, entries) if path and not path.startswith("/proc/")]
-    if any(look_at(path).found == "there" for path in paths):
-        return "it exists again"
-    places = find_places(known_directories(args.cache_dir))
-    cached = read_of(attachment, places, [entry.path for entry in entries])
-    if any(file.stamp not in each.stamps for file in cached):
-        return "a runtime has attached it again"
-    tables = [judged.table for state in host.networks if state.name == attachment.network for judged in state.tables]
-    leases = [lease for table in tables for lease in table.find(each.owner, timeout=args.timeout)]
-    if any(lease.stamp not in each.stamps for lease in leases):
-        return "it has another lease now"
-    if not begun and not cached and not leases:
-        return "it has been released meanwhile"
-    if {address for entry in entries for address in addresses_of(entry)} - {lease.address for lease in leases}:
-        examined = [table.examine(timeout=args.timeout).leases for table in tables]
-        holders = {lease.address: lease.owner for listed in examined for lease in listed}
-        for address, holder in find_passed_on(each.traces, holders):
-            return f"its address {address} is leased to {holder} now"
     return None
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from cnisdk._cli import cnisdk, gc
+from cnisdk._cli import attachments, cnisdk, fsck, gc
+from cnisdk._cli.attachments import HostState
 from cnisdk._cli.leases import bar, share
 from cnisdk.ipam import FileStore, Lease, Owner, RoundRobin, filestore
 from cnisdk.ipam._records import Boot, current_boot
@@ -575,6 +576,27 @@ def test_after_a_reboot_all_four_say_the_same(place: Place, capsys: pytest.Captu
     assert capsys.readouterr().out.count(f"{why}: repaired") == 3
     assert place.owners() == {"alive"}
     assert [entry.attachment.container_id for entry in place.cache.entries("net")[0]] == ["alive"]
+
+
+def test_fsck_drops_nothing_of_a_container_that_comes_back_after_a_reboot(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its old lease, as under onDuplicate: return, after fsck has looked."""
+    if not current_boot().machine_id:
+        pytest.skip("this machine has no id, so no boot of it is known to be earlier")
+    reboot(place, "before")
+    judge = attachments.judge_host
+
+    def judge_and_attach(args: argparse.Namespace, only: str) -> HostState:
+        state = judge(args, only)
+        place.cache.store(CachedAttachment(Attachment("net", "before", "eth0"), netns=HERE))
+        return state
+
+    monkeypatch.setattr(fsck, "judge_host", judge_and_attach)
+    assert place.run("fsck") == 1
+    assert "it is of an earlier boot; it stays: a runtime has attached it again" in capsys.readouterr().out
+    assert Path(place.store.path, "10.5.0.13").exists()
+    assert place.cache.exists(Attachment("net", "before", "eth0"))
 
 
 # --- fsck -------------------------------------------------------------------------------------------------------------
