@@ -13,8 +13,9 @@ Workers beyond what is needed are retired: each that reads a byte from a pipe en
 
 SIGTERM and SIGINT stop the server: it deletes its socket, workers take no further request, and it waits up to
 :data:`STOP_TIMEOUT` seconds for those that run. Connections that wait then are closed, unless a service manager holds
-the socket. If the server is killed, running requests end normally; idle workers end when the stop pipe closes. A server
-on demand also stops by itself (:mod:`.ondemand`).
+the socket. If the server is killed, running requests end normally; idle workers end when the stop pipe closes. It stops
+by itself when its socket is gone, and so no request can reach it; a server on demand also when it is not needed
+(:mod:`.ondemand`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from types import FrameType
@@ -162,7 +162,12 @@ class Server:
             self._pool.note_waiting(waiting, time.monotonic())
             if control.fileno() in events:
                 self._answer_status(control)
-            self._end_if_not_needed()
+            if not self._stopping:
+                reason = self._find_reason_to_end(own)
+                if reason is not None:
+                    with contextlib.suppress(OSError):
+                        os.write(2, f"cnisdk serve: it ends, since {reason}\n".encode(errors="surrogateescape"))
+                    self._stopping = True
             if self._stopping:
                 if deadline is None:
                     notify_manager("STOPPING=1")
@@ -198,13 +203,16 @@ class Server:
         with contextlib.suppress(OSError):
             os.unlink(self._path(default))
 
-    def _end_if_not_needed(self) -> None:
-        if self._on_demand is None or self._stopping:
-            return
-        reason = self._on_demand.find_reason(busy=bool(self._pool.busy))
-        if reason is not None:
-            sys.stderr.write(f"cnisdk serve: it ends, since {reason}\n")
-            self._stopping = True
+    def _find_reason_to_end(self, own: bool) -> str | None:
+        """Find a reason to end, for people; None if the server goes on.
+
+        Args:
+            own: The socket is the server's own, and not a service manager's.
+        """
+        path = self._path(protocol.SOCKET)
+        if own and self.metrics.is_due() and not os.path.lexists(path):
+            return f"{path} is gone"
+        return None if self._on_demand is None else self._on_demand.find_reason(busy=bool(self._pool.busy))
 
     def _path(self, default: str) -> str:
         return os.path.join(self._directory, os.path.basename(default))

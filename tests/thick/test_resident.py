@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -633,6 +634,21 @@ def test_the_metrics_are_those_of_the_server_that_serves(machine: Machine) -> No
     text = metrics.read_text()
     assert idle_workers in text
     assert requests not in text
+
+
+def test_a_server_whose_socket_is_gone_ends_and_can_be_started_again(machine: Machine) -> None:
+    """No request reaches it any more. Who supervises it starts another, which makes the directory again."""
+    server = machine.serve()
+    running = machine.start("c", "ADD", "MODE=wait")
+    wait_until_ready(running)
+    shutil.rmtree(machine.installation.runtime)
+    assert machine.run("c", "ADD")[0] == 0
+    running.terminate()
+    assert json.loads(running.communicate(timeout=30)[0])["code"] == 11
+    assert server.wait(timeout=30) == 0
+    assert not Path(machine.installation.runtime).exists()
+    machine.serve()
+    assert machine.run("c", "ADD")[::2] == (0, "")
 
 
 def test_a_server_waits_for_its_requests(machine: Machine) -> None:
