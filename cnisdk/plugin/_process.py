@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 
 from .._light import TYPE_CHECKING
-from ..errors import IOFailureError
+from ..errors import CNIError, IOFailureError
 from ..invoke import _local
 from ..spec.codec import dumps, loads
 from ..spec.versions import SpecVersion, Verb
 from ._launch import Launcher, this_launcher
 from ._signals import Signals, Terminated
-from .reply import Reply, check_may_begin, ended_by_signal, mark_spent, print_error, respond
+from .reply import Reply, check_may_begin, ended_by_signal, mark_spent, print_error, respond, version_written
 from .undo import UndoStack
 
 if TYPE_CHECKING:
@@ -45,18 +45,23 @@ def serve(main: Program, launcher: Launcher | None = None, signals: Signals | No
             _say(main.about)
         return 0
     signals = signals or Signals()
+    chunks: list[bytes] = []
+    error: CNIError | None = None
     try:
         # VERSION takes no input: a runtime may leave a terminal or an open pipe as standard input.
         with signals:
-            stdin = b"" if command == Verb.VERSION else _read_all(0)
+            while command != Verb.VERSION and (chunk := os.read(0, _CHUNK)):
+                chunks.append(chunk)
     except OSError as exc:
         error = IOFailureError(
             f"error reading from stdin: {exc.strerror}", details="expected the network configuration"
         )
-        return _answer(Reply(print_error(error), 1, "", UndoStack()), _take_stdout(), signals)
     except Terminated as exc:
         mark_spent()
-        return _answer(Reply(print_error(ended_by_signal(exc, None)), 1, "", UndoStack()), _take_stdout(), signals)
+        error = ended_by_signal(exc, None)
+    stdin = b"".join(chunks)
+    if error is not None:
+        return _answer(Reply(print_error(error, version_written(stdin)), 1, "", UndoStack()), _take_stdout(), signals)
     stdout = _take_stdout()
     run_delegates_here(signals, launcher)
     reply = respond(main.plugin, os.environ, stdin, guard=check_may_begin, interruptible=signals)
@@ -80,13 +85,6 @@ def run_delegates_here(signals: Signals, launcher: Launcher | None = None) -> No
         return run_within(ours, signals, path, environ, stdin, timeout)
 
     _local.runner = run
-
-
-def _read_all(fd: int) -> bytes:
-    chunks = []
-    while chunk := os.read(fd, _CHUNK):
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 def _take_stdout() -> int:

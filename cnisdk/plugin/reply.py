@@ -116,13 +116,23 @@ def version_written(stdin: bytes) -> SpecVersion:
         document = loads(stdin)
         written = find_key(document, "cniVersion") or "" if isinstance(document, dict) else None
     except CNIError:
-        import re
-
-        found = re.search(rb'"cniVersion"\s*:\s*"([0-9.]{1,20})"', stdin, re.IGNORECASE)
-        written = found[1].decode() if found else None
+        written = _version_in_broken(stdin)
     if written == "":
         return ALL[0]
     return next((each for each in ALL if str(each) == written), CURRENT)
+
+
+def _version_in_broken(stdin: bytes) -> str | None:
+    """Return the version that the outermost object of a text names, which is no JSON; None when it names none."""
+    import re
+
+    depth = 0
+    parts = rb'"cniVersion"\s*:\s*"(?P<version>[0-9.]{1,20})"|(?P<open>[{\[])|(?P<close>[}\]])|"(?:[^"\\]|\\.)*"'
+    for part in re.finditer(parts, stdin, re.IGNORECASE | re.DOTALL):
+        depth += bool(part["open"]) - bool(part["close"])
+        if part["version"] and depth == 1:
+            return part["version"].decode()
+    return None
 
 
 def ended_by_signal(exc: Terminated, verb: Verb | None) -> CNIError:

@@ -216,12 +216,12 @@ def test_notes_need_no_stderr(start: Start) -> None:
 def test_a_signal_while_the_configuration_is_read_is_answered(start: Start, command: str) -> None:
     process = start(CNI_COMMAND=command)
     assert process.stdin is not None
-    # More than a pipe takes: when it is written, the plugin has begun to read, and waits for more.
-    os.write(process.stdin.fileno(), b" " * (1 << 16) + b"{")
+    # More than a pipe takes twice: when it is written, the plugin has read the beginning, and waits for more.
+    os.write(process.stdin.fileno(), b'{"cniVersion": "0.4.0",'.ljust(2 << 16) + b"{")
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=30)
     assert json.loads(stdout) == {
-        "cniVersion": "1.1.0",
+        "cniVersion": "0.4.0",
         "code": 11,
         "msg": "ended by signal 15",
         "details": "everything done so far was taken back",

@@ -463,3 +463,20 @@ def test_a_result_before_0_3_0_makes_no_noise_about_the_interface_of_an_address(
     reply = respond(Recorder, environ("ADD"), config(version))
     assert json.loads(reply.stdout)["ip4"] == {"ip": "10.0.0.2/24"}
     assert (reply.status, reply.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ('{"cniVersion": "0.4.0", "name": "n"', "0.4.0"),
+        ('{"prevResult": {"cniVersion": "0.2.0"}, "cniVersion": "0.4.0", "x": ', "0.4.0"),
+        ('{"plugins": [{"cniVersion": "0.2.0"}], "CNIVersion": "0.4.0", "x": ', "0.4.0"),
+        ('{"note": "{{[", "cniVersion": "0.4.0", "prevResult": {"cniVersion": "0.2.0"', "0.4.0"),
+        ('{"note": "\\"cniVersion\\": \\"0.2.0\\"", "cniVersion": "0.4.0", ', "0.4.0"),
+        ('{"prevResult": {"cniVersion": "0.2.0"', "1.1.0"),
+        ('{"name": "n"', "1.1.0"),
+    ],
+)
+def test_the_error_about_a_broken_configuration_has_its_version(text: str, version: str) -> None:
+    """And not that of a result in it."""
+    assert json.loads(respond(Minimal, environ("ADD"), text.encode()).stdout)["cniVersion"] == version
