@@ -245,7 +245,22 @@ def _judge_attachments(
         found = Traces(attachment, tuple(traces.get(attachment, ())), own, unreadable)
         found = found._replace(passed_on=find_passed_on(found, holders))
         judged.append(JudgedAttachment(found, tuple(held.get(attachment, ())), assess(found, seen, grace=grace)))
-    return tuple(judged)
+    living = {each.owner.container_id: each.owner.ifname for each in judged if each.verdict.state == "alive"}
+    return tuple(_keep_with_container(each, living) for each in judged)
+
+
+def _keep_with_container(each: JudgedAttachment, living: Mapping[str, str]) -> JudgedAttachment:
+    """Keep what is dead of a container that lives: some plugins have one object for all its interfaces on a network.
+
+    Args:
+        each: The attachment.
+        living: An interface that is alive of each container that has one.
+    """
+    if each.verdict.state != "dead" or each.owner.container_id not in living:
+        return each
+    interface = living[each.owner.container_id]
+    why = "its container lives" + (f": its interface {interface} does" if interface else "")
+    return each._replace(verdict=Liveness("unknown", why, "doubt"))
 
 
 def find_passed_on(traces: Traces, holders: Mapping[IPAddress, Owner]) -> tuple[tuple[IPAddress, str], ...]:

@@ -432,6 +432,19 @@ def test_what_another_attachment_of_the_same_file_name_has_overwritten_stays(
     assert place.owners() == set()
 
 
+def test_an_interface_of_a_container_that_lives_stays(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reference's portmap has one chain for all interfaces of a container on a network: one DEL takes it."""
+    place.add("two", HERE)
+    Path(place.store.path, "10.5.0.9").write_bytes(b"two\r\neth1")
+    os.utime(f"{place.store.path}/10.5.0.9", (0, 0))
+    assert place.gc() == 0
+    why = "its container lives: its interface eth0 does"
+    assert f"keep 10.5.0.9 of container two interface eth1: {why}" in capsys.readouterr().out
+    assert place.run("leases") == 0
+    assert f"unknown: {why}" in capsys.readouterr().out
+    assert not place.calls()
+
+
 def test_a_directory_of_results_that_is_not_there_is_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """A typing error, or a disk that is not mounted: gc sees less than the operator thinks."""
     place.add("alive", HERE)
