@@ -693,3 +693,41 @@ def test_an_expression_that_the_kernel_lacks_is_told(host: Host) -> None:
     part = rules.Part(layout, (rules.Wanted("c", "accept", (), "accept", unknown),))
     with expect_error(5, "cannot add rules of nftables table ip t: ENOENT"):
         host.call(rules.apply, Attachment("net", "c1", "eth0"), [part])
+
+
+def test_conditions_of_the_guide_are_those_of_the_kernel(host: Host) -> None:
+    """And what is there instead is shown, for those who write the conditions of a rule."""
+    owner = Attachment("net", "c1", "eth0")
+    layout = rules.Layout("inet", "mine", ("seen",), ("add table inet mine", "add chain inet mine seen"))
+    four, six = ip_address("192.0.2.1"), ip_address("2001:db8::1")
+    written = {
+        f"ip saddr {four} ip daddr {four}": (
+            nft.match("network", 12, four.packed),
+            nft.match("network", 16, four.packed),
+        ),
+        f"ip6 saddr {six} ip6 daddr {six}": (
+            nft.match("network", 8, six.packed),
+            nft.match("network", 24, six.packed),
+        ),
+        "tcp dport 25": (nft.match_protocol(6), nft.match_port(25)),
+        "udp dport 53": (nft.match_protocol(17), nft.match_port(53)),
+        'iifname "eth1"': (nft.match_interface("eth1"),),
+    }
+
+    def parts(*conditions: nft.Match) -> list[rules.Part]:
+        wanted = [rules.Wanted("seen", f"{text} counter drop", found, "drop") for text, found in written.items()]
+        if conditions:
+            wanted = [rules.Wanted("seen", "tcp dport 25 counter drop", conditions, "drop")]
+        return [rules.Part(layout, tuple(wanted))]
+
+    def apply_and_check() -> None:
+        rules.apply(owner, parts())
+        rules.check(owner, parts())
+        rules.apply(owner, parts(nft.match_port(25)))
+        with expect_error(5, "tcp dport 25 counter drop", "meta 16 0 is 06, transport 2 is 0019, drop in chain seen"):
+            rules.check(owner, parts(nft.match_port(25)))
+        rules.delete(layout, owner)
+        with expect_error(5, "none of its rules is there"):
+            rules.check(owner, parts())
+
+    host.call(apply_and_check)

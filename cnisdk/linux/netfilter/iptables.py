@@ -12,7 +12,7 @@ from ipaddress import ip_network
 
 from ...errors import IOFailureError
 from .. import program
-from .nft import KeptRules, Match, NftTable, Rule, match
+from .nft import KeptRules, Match, NftTable, Rule, match, match_protocol
 
 # Seconds to wait for the lock that the legacy variant takes around each change.
 _WAIT = "30"
@@ -228,9 +228,7 @@ PORTS = "multiport"
 
 def _match_protocol(name: str, *, equal: bool) -> Match:
     number = _PROTOCOLS.get(name)
-    return (
-        Match(f"-p {name}", 0, equal, b"", b"") if number is None else match("meta 16", 0, bytes([number]), equal=equal)
-    )
+    return Match(f"-p {name}", 0, equal, b"", b"") if number is None else match_protocol(number, equal=equal)
 
 
 def _take_options(words: list[str]) -> list[str]:

@@ -78,10 +78,24 @@ class Match(NamedTuple):
     value: bytes
     mask: bytes
 
+    def __str__(self) -> str:
+        """Show it as the arguments of :func:`match`; the mask only where it leaves out bits."""
+        mask = f" mask {self.mask.hex()}" if self.mask.strip(b"\xff") else ""
+        return f"{self.what} {self.offset} {'is' if self.equal else 'is not'} {self.value.hex()}{mask}"
+
 
 def match(what: str, offset: int, value: bytes, mask: bytes = b"", *, equal: bool = True) -> Match:
-    """Make a condition in normal form: conditions that mean the same are equal. Without a mask, all bits count."""
-    mask = (mask or b"\xff" * len(value)).rstrip(b"\0")
+    """Make a condition in normal form: conditions that mean the same are equal.
+
+    Args:
+        what: As in :class:`Match`.
+        offset: As in :class:`Match`: in the header of IPv4 12 for the source, 16 for the destination; of IPv6 8 and
+            24. A port has a protocol as well, which ``nft`` adds by itself: :func:`match_protocol`, before it.
+        value: Bytes of the field, in network byte order.
+        mask: The bits that count; by default all.
+        equal: If false, the field must be another.
+    """
+    mask = (mask or b"\xff" * len(value))[: len(value)].rstrip(b"\0")
     return Match(what, offset, equal, bytes(a & b for a, b in zip(value, mask, strict=False)), mask)
 
 
@@ -89,6 +103,16 @@ def match_interface(name: str) -> Match:
     """Make the condition that a frame comes in through an interface."""
     value = name.encode(errors="surrogateescape").ljust(16, b"\0")
     return match("iifname", 0, value)
+
+
+def match_protocol(number: int, *, equal: bool = True) -> Match:
+    """Make the condition that a packet is of a transport protocol, such as 6 for TCP and 17 for UDP."""
+    return match("meta 16", 0, bytes([number]), equal=equal)
+
+
+def match_port(number: int) -> Match:
+    """Make the condition that a packet is for a port."""
+    return match("transport", 2, number.to_bytes(2, "big"))
 
 
 class Rule(NamedTuple):
@@ -115,6 +139,12 @@ class Rule(NamedTuple):
         """The chain that the rule jumps or goes to; empty for none."""
         word, _, chain = self.verdict.partition(" ")
         return chain if word in ("jump", "goto") else ""
+
+    def __str__(self) -> str:
+        """Show its conditions and its verdict."""
+        return (
+            self.spec or f"{', '.join([*map(str, self.matches), self.verdict or 'no verdict'])} in chain {self.chain}"
+        )
 
 
 class NewRule(NamedTuple):

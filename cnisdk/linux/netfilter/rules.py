@@ -55,6 +55,8 @@ OWN = "own chain"
 JUMP_TO_OWN = "jump {chain}"
 """In a :class:`Wanted`: the verdict of a rule that jumps there."""
 
+# Rules that an error shows.
+_SHOWN = 5
 # Attempts. Other processes may change the same rules meanwhile: an ADD, a DEL and a GC at the same time.
 _ATTEMPTS = 100
 # Seconds to wait for the program of an ADD that was killed.
@@ -389,11 +391,23 @@ def check(owner: Attachment, parts: Iterable[Part]) -> None:
     """Verify that the rules are there, with their conditions and verdicts.
 
     Raises:
-        IOFailureError: (5) One is missing, or was changed; the message has it.
+        IOFailureError: (5) One is missing, or was changed; the message has it. The details have the owner's rules that
+            are there, as the kernel shows them.
     """
     for part in _join(parts):
         if missing := _missing_of(owner, part):
-            raise IOFailureError(f"a rule of {owner} is missing or was changed: {missing}")
+            raise IOFailureError(
+                f"a rule of {owner} is missing or was changed: {missing}", details=_describe_own(part.layout, owner)
+            )
+
+
+def _describe_own(layout: Layout, owner: Attachment) -> str:
+    found: list[Rule] = []
+    for table in layout.tables():
+        chains, shared = _list_owned(layout, table, owner)
+        found += [*(rule for chain in chains for rule in table.list_rules(chain)), *shared]
+    more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    return f"there is: {'; '.join([*map(str, found[:_SHOWN]), *more])}" if found else "none of its rules is there"
 
 
 def repair(owner: Attachment, parts: Iterable[Part]) -> bool:
