@@ -48,7 +48,8 @@ environment (the options come first):
   NETCONFPATH  directory with network configuration; /etc/cni/net.d if unset
   CNI_ARGS     arguments for the plugins, KEY=VALUE;KEY=VALUE
   CAP_ARGS     capability arguments, a JSON object such as
-               {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}
+               {"portMappings": [{"hostPort": 8080, "containerPort": 80,
+               "protocol": "tcp"}]}
   CNI_IFNAME   name of the interface in the namespace; eth0 if unset
 
 The container's id is made from the path of NETNS, so `check` and `del` need the same path as `add`. An `add` that
