@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -406,6 +407,48 @@ def test_a_confined_process_that_comes_again_and_again_costs_no_processes(host: 
         before, after, declined = host.call(come)
         assert declined == 50
         assert after == before
+        add_and_delete(host, shims)
+
+
+def drop_capabilities() -> None:
+    header, data = struct.pack("Ii", 0x20080522, 0), bytes(24)  # _LINUX_CAPABILITY_VERSION_3, this process; none
+    assert ctypes.CDLL(None).capset(header, data) == 0
+
+
+CHANGES: dict[str, Callable[[], object]] = {
+    "the caller has another root directory": lambda: os.chroot("/usr"),
+    "the caller is in another mnt namespace": lambda: ctypes.CDLL(None).unshare(0x20000),  # CLONE_NEWNS
+    "the caller is in another uts namespace": lambda: ctypes.CDLL(None).unshare(0x4000000),  # CLONE_NEWUTS
+    "the caller is in another ipc namespace": lambda: ctypes.CDLL(None).unshare(0x8000000),  # CLONE_NEWIPC
+    "the caller is confined by no_new_privs": lambda: ctypes.CDLL(None).prctl(38, 1, 0, 0, 0),
+    "the caller has fewer capabilities": drop_capabilities,
+}
+
+
+@pytest.mark.parametrize("reason", CHANGES)
+def test_a_caller_that_gives_up_rights_after_it_has_connected_is_judged_without_them(
+    host: Host, shims: Plugins, reason: str
+) -> None:
+    def change() -> tuple[bytes, int]:
+        server = ask_status("/run/cnisdk")["pid"]
+        workers = [int(pid) for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split()]
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        os.kill(server, signal.SIGSTOP)  # which would fork others
+        with reach(SOCKET) as connection:
+            go_on, waiting = os.pipe()
+            if os.fork() == 0:  # with rights to continue them
+                os.close(waiting)
+                os.read(go_on, 1)
+                for pid in [server, *workers]:
+                    os.kill(pid, signal.SIGCONT)
+                os._exit(0)
+            CHANGES[reason]()
+            os.close(waiting)
+            return connection.recv(100), ask_status("/run/cnisdk")["requests"] if "root" not in reason else 0
+
+    with shims.on(host):
+        assert host.call(change) == (f"{reason}\n".encode(), 0)
         add_and_delete(host, shims)
 
 
