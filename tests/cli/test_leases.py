@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from cnisdk.runtime.cache import Cache, CachedAttachment
 from cnisdk.spec.addresses import parse_address
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Host, SandboxUnavailable
+from cnisdk.testing.faults import kill
 from cnisdk.testing.stores import everything, range_sets, reserve
 
 SUBNETS = ("10.5.0.0/28", "fd00:5::/64")
@@ -544,6 +546,50 @@ def test_a_failing_plugin_keeps_what_it_should_have_deleted(place: Place, capsys
     assert "container dead interface eth0: " in capsys.readouterr().err
     assert place.owners() == {"dead"}
     assert [entry.attachment.container_id for entry in place.cache.entries("net")[0]] == ["dead"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["gc", "fsck"])
+def test_one_that_is_killed_anywhere_is_run_again(machine: Host, tmp_path: Path, command: str) -> None:
+    """What lives has all it had, at every moment."""
+    options = ["--inside", "--conf-dir", f"{tmp_path}/0/conf", "--cache-dir", f"{tmp_path}/0/cache"]
+    arguments = [
+        command,
+        *(["net", "--pause", "0", "--cni-path", f"{tmp_path}/0/bin"] if command == "gc" else []),
+        *options,
+    ]
+
+    def was_killed(step: int) -> bool:
+        """Run the command in a process that is killed at a step, if there are so many; 0 is never."""
+        child = os.fork()
+        if not child:
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+                kill(step).arm()
+                os._exit(cnisdk.main(arguments))
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert ended in (0, -signal.SIGKILL)
+        return ended != 0
+
+    step, killed = 1, True
+    while killed:
+        root = tmp_path / "0"
+        root.mkdir()
+        place = Place(machine, root)
+        place.add("alive", HERE)
+        place.add("dead", GONE)
+        place.add("forgotten", None)
+        place.cache_file("net-torn-eth0", b"{torn")
+        Path(place.store.path, "10.5.0.13").touch()
+        killed = machine.call(was_killed, step)
+        for _ in range(2):
+            assert "alive" in place.owners()
+            assert place.cache.exists(Attachment("net", "alive", "eth0"))
+            assert not machine.call(was_killed, 0)
+        assert place.owners() == ({"alive"} if command == "gc" else {"alive", "dead", "forgotten"})
+        assert not machine.call(os.path.exists, "/run/cni/releasing")
+        root.rename(tmp_path / str(step))
+        step += 53 if command == "gc" else 17
+    assert step > 200
 
 
 # --- after a reboot ---------------------------------------------------------------------------------------------------
