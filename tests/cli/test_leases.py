@@ -589,7 +589,7 @@ def test_one_that_is_killed_anywhere_is_run_again(machine: Host, tmp_path: Path,
         assert not machine.call(os.path.exists, "/run/cni/releasing")
         root.rename(tmp_path / str(step))
         step += 53 if command == "gc" else 17
-    assert step > 200
+    assert step > 100
 
 
 # --- after a reboot ---------------------------------------------------------------------------------------------------
