@@ -79,13 +79,21 @@ def search_tables(networks: Iterable[Network], directory: str = "", only: str = 
                     found += _ask(kind, plugins[kind], conf, directory)
     # Networks without configuration, and those whose configuration names another IPAM plugin now.
     known = {(each.type, each.table.network) for each in found}
+    # One plugin may keep leases where another looks. It alone has been told how to judge them.
+    places = {each.table.place for each in found}
     for kind, plugin in plugins.items():
         try:
             left = _ask(kind, plugin, None, directory)
         except CNIError as exc:
             problems.append(str(exc))
             continue
-        found += (each for each in left if only in ("", each.table.network) and (kind, each.table.network) not in known)
+        found += (
+            each
+            for each in left
+            if only in ("", each.table.network)
+            and (kind, each.table.network) not in known
+            and each.table.place not in places
+        )
     found.sort(key=lambda each: (each.table.network, each.type, each.table.place))
     return TableSearch(tuple(found), tuple(problems), tuple(notes), frozenset(unknown))
 

@@ -183,6 +183,27 @@ def test_leases_as_a_table(
     assert ("cnisdk[cli]" in err) is not rich
 
 
+def test_leases_that_two_ipam_plugins_keep_in_one_directory_are_listed_once(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """host-local lists what lies in its directory, and does not know what the network's own plugin is told of it."""
+    if not current_boot().machine_id:
+        pytest.skip("this machine has no id, so no boot of it is known to be earlier")
+    path = place.root / "conf" / "10-net.conflist"
+    conf = json.loads(path.read_text())
+    conf["plugins"][0]["ipam"] |= {"type": "cnisdk-cluster", "reclaimEarlierBoots": False}
+    conf["plugins"][0]["ipam"] |= {"endpoints": ["http://127.0.0.1:1"]}
+    path.write_text(json.dumps(conf))
+    place.add("alive", HERE)
+    reboot(place, "kept")
+    os.unlink(place.cache.path(Attachment("net", "kept", "eth0")))
+    assert place.run("leases", "--data-dir", place.store.data_dir, "--json") == 0
+    (network,) = json.loads(capsys.readouterr().out)["networks"]
+    assert network["ipam"] == "cnisdk-cluster"
+    kept = [each for each in network["leases"] if each["containerID"] == "kept"]
+    assert [each["state"] for each in kept] == ["unknown", "unknown"]
+
+
 def test_leases_of_a_network_that_does_not_exist(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert place.run("leases", "other") == 1
     assert "neither configuration nor leases" in capsys.readouterr().err
