@@ -534,7 +534,7 @@ def test_check_compares_values_and_repair_puts_them_back(host: Host, backend: st
             "iptables -t nat -I $(iptables -t nat -S | sed -n 's/-N \\(CNI-DN-.*\\)/\\1/p') 2 -j RETURN",
             "iptables -t nat -F CNI-HOSTPORT-DNAT",
             "iptables -t nat -F CNI-HOSTPORT-MASQ",
-            "ip6tables -F FORWARD",
+            "ip6tables -F FORWARD; ip6tables -P FORWARD DROP",
         ),
         "nftables": (
             "nft delete element ip cni_portmap ports '{ tcp . 8080 }'",
@@ -555,6 +555,46 @@ def test_check_compares_values_and_repair_puts_them_back(host: Host, backend: st
 def put_back(conf: dict[str, Any], netns: str) -> bool:
     environ = {"CNI_COMMAND": "CHECK", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": netns}
     return repair(Portmap, environ, json.dumps(conf).encode())
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_nftables_beside_iptables_that_drops(variant: str, request: pytest.FixtureRequest) -> None:
+    """Of either variant."""
+    host: Host = request.getfixturevalue("legacy" if variant == "legacy" else "host")
+    outside: Host = request.getfixturevalue("outside")
+    container, result = attached(host, "c1", 5)
+    host.shell("; ".join(f"ip{each}tables-{variant} -P FORWARD DROP" for each in ("", "6")))
+    plugin = host.plugin(Portmap, {"name": "net", "backend": "nftables", "prevResult": result, **ports()})
+    for _ in range(2):
+        plugin.add(container)
+        plugin.check(container)
+        for there in ("198.51.100.1", "2001:db8:9::1"):
+            assert outside.reaches(container, there, port=80, published=8080)
+        host.shell(f"iptables-{variant} -F FORWARD")
+        with expect_error(5, "chain FORWARD"):
+            plugin.check(container)
+
+
+def test_chains_of_iptables_that_came_later_are_no_damage_unless_they_can_drop(host: Host) -> None:
+    """Another plugin of the list may make them, or Docker."""
+    container, result = attached(host, "c1", 5)
+    plugin = host.plugin(Portmap, {"name": "net", "backend": "nftables", "prevResult": result, **ports()})
+    plugin.add(container)
+    host.shell("iptables -A FORWARD -s 192.0.2.1 -j ACCEPT; ip6tables -P FORWARD ACCEPT")
+    plugin.check(container)
+    for harm, mend in (
+        ("iptables -P FORWARD DROP", "iptables -P FORWARD ACCEPT"),
+        ("ip6tables -A FORWARD -j REJECT", "ip6tables -F FORWARD"),
+        ("iptables -N OTHERS; iptables -A FORWARD -j OTHERS", "iptables -F FORWARD"),
+    ):
+        host.shell(harm)
+        with expect_error(5, "chain FORWARD"):
+            plugin.check(container)
+        host.shell(mend)
+        plugin.check(container)
+    host.shell("iptables -P FORWARD DROP")
+    assert host.call(put_back, plugin.conf, container.netns)
+    plugin.check(container)
 
 
 # --- conditions, other chains, programs -------------------------------------------------------------------------------

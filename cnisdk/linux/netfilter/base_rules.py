@@ -63,9 +63,12 @@ def tables(version: int, name: str) -> list[Table]:
     return [nft.NftTable(IP_FAMILIES[version], name), *([legacy] if legacy.exists() else [])]
 
 
-def find_missing(version: int, base: Collection[BaseRule]) -> list[BaseRule]:
-    """Find the rules that are missing, or will be in the wrong place once those before them in the list are made."""
-    return _find_missing(iptables.currents(version, {each.table for each in base}), base)
+def may_drop_forwarded(table: Table) -> bool:
+    """Return True unless each packet that the host forwards is accepted by a filter table's chain, if that exists."""
+    policy = table.find_policy("FORWARD")
+    return policy is not None and (
+        policy != "accept" or any(rule.verdict != "accept" for rule in table.list_rules("FORWARD"))
+    )
 
 
 def _find_missing(there: Mapping[str, Table], base: Iterable[BaseRule]) -> list[BaseRule]:

@@ -104,7 +104,14 @@ class LegacyTable:
 
     def has_chain(self, chain: str) -> bool:
         """Return True if the chain exists."""
-        return chain in self.list_chains(chain)
+        if not self.exists():  # to list it would make it
+            return False
+        return f"-N {chain}" in self._list() or self.find_policy(chain) is not None
+
+    def find_policy(self, chain: str) -> str | None:
+        """Return what becomes of a packet at the end of a built-in chain, ``accept`` or ``drop``; None for another."""
+        start = f"-P {chain} "
+        return next((_VERDICTS[line[len(start) :]] for line in self._list() if line.startswith(start)), None)
 
     def list_chains(self, prefix: str) -> list[str]:
         """Return the names of all chains, but for built-in ones, with this prefix."""

@@ -232,6 +232,16 @@ class NftTable(NamedTuple):
         """
         return bool(self.find_chains(chain))
 
+    def find_policy(self, chain: str) -> str | None:
+        """Return what becomes of a packet at the end of a base chain, ``accept`` or ``drop``; None for no such chain.
+
+        Raises:
+            IOFailureError: (5) The kernel refused to answer.
+        """
+        (answer,) = self._find_all(_GET_CHAIN, [self._chain(chain)])
+        policy = attributes.read(answer).get(_CHAIN_POLICY) if answer is not None else None
+        return None if policy is None else _VERDICTS.get(_number(policy), "")
+
     def list_chains(self, prefix: str) -> list[str]:
         """Return the names of all chains with this prefix.
 
