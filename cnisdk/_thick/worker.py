@@ -403,6 +403,8 @@ def _take_over(request: ShimRequest) -> None:
         os.close(fd)
     for key, value in request.environ.items():
         os.environb[key] = value
+    if "tempfile" in sys.modules:
+        sys.modules["tempfile"].__dict__["tempdir"] = None  # found by the environment of another
     sys.argv[:] = ["-c", request.name]
     _local.runner = None  # that of an earlier request
 

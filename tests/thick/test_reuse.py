@@ -31,7 +31,7 @@ VERSIONS = b'{"cniVersion":"1.1.0","supportedVersions":["1.0.0"]}'
 
 # Plugins that tell what they see of their process, and leave in it what CNI_ARGS says.
 PLUGINS = """
-import _thread, atexit, contextlib, ctypes, os, resource, signal, socket, sys, time
+import _thread, atexit, contextlib, ctypes, os, resource, signal, socket, sys, tempfile, time
 from cnisdk import InvalidConfigError, NetConf, Plugin, PluginMain, Result
 from cnisdk.invoke import _local
 
@@ -92,6 +92,8 @@ class Tidy(Plugin[NetConf]):
             sys.__stdout__.write("original")
         if what == "nice":
             os.nice(5)
+        if what == "temporary":
+            return Result(extra={"pid": os.getpid(), "directory": tempfile.gettempdir()})
         if what == "daemon":
             return Result(extra={"daemon": start_daemon()})
         seen = look()
@@ -268,6 +270,17 @@ def test_a_worker_serves_again_and_each_request_finds_the_same(stage: Stage) -> 
     # At rest it holds nothing of its last caller.
     assert {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in range(3)} == {os.devnull}
     assert Path(f"/proc/{pid}/cwd").readlink() == Path(f"/proc/{stage.server.pid}/cwd").readlink()
+
+
+def test_temporary_files_are_where_each_caller_wants_them(stage: Stage) -> None:
+    """Python looks for the place once in a process."""
+    answers = []
+    for name in ("one", "other"):
+        (stage.directory / name).mkdir()
+        process = stage.start("temporary", TMPDIR=str(stage.directory / name))
+        answers.append(json.loads(process.communicate(timeout=60)[0]))
+    assert answers[0]["pid"] == answers[1]["pid"]
+    assert [each["directory"] for each in answers] == [str(stage.directory / name) for name in ("one", "other")]
 
 
 def test_a_daemon_that_a_plugin_leaves_does_not_keep_the_servers_socket(stage: Stage) -> None:
