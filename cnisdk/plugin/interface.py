@@ -267,9 +267,8 @@ def gateway_addresses(ips: Iterable[IPConfig]) -> list[IPInterface]:
 
 
 def own_ips(result: Result, ifname: str) -> list[IPConfig]:
-    """List the addresses of one interface of a result: those that name it, and those that name none."""
-    names = [interface.name for interface in result.interfaces]
-    return [ip for ip in result.ips if ip.interface is None or names[ip.interface : ip.interface + 1] == [ifname]]
+    """List the addresses of one interface of a result: see :func:`cnisdk.linux.ip.layer3.own_ips`."""
+    return layer3.own_ips(result, ifname)
 
 
 def own_destinations(result: Result, ifname: str) -> set[IPNetwork]:

@@ -219,6 +219,17 @@ def test_a_failed_add_puts_everything_back(host: Host) -> None:
     assert snapshot(container) == before
 
 
+def test_an_address_of_the_hosts_link_of_that_name_is_not_the_containers(host: Host) -> None:
+    container, result = two_networks(host)
+    result["interfaces"][0] = {"name": "net1"}  # on the host
+    result["ips"].append({"interface": 0, "address": "10.2.0.1/24"})
+    plugin = host.plugin(Sbr, {"prevResult": result})
+    plugin.add(container, "net1")
+    assert [each for each in rules(container) if "10.2.0.1 " in each] == []
+    assert [each for each in rules(container) if "10.2.0.2 " in each] != []
+    plugin.check(container, "net1")
+
+
 def test_check_names_what_differs(host: Host) -> None:
     container, result = two_networks(host)
     result["routes"] = [{"dst": "192.0.2.0/24", "gw": "10.2.0.1"}]

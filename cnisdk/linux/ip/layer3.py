@@ -54,7 +54,7 @@ def configure(
         InvalidConfigError: (7) An address names another interface.
         IOFailureError: (5) The kernel refused, another host has an address, or the other end is not operational.
     """
-    ips = list(_own_ips(result, end.name))
+    ips = list(_only_own_ips(result, end.name))
     addresses = [ip.address for ip in ips]
     groups = rtnetlink.GROUP_IPV6_IFADDR if enabledad else 0
 
@@ -157,7 +157,7 @@ def verify(netns: NetNS | None, ifname: str, result: Result) -> Link:
     """
     end = link.get(ifname, netns)
     sandbox = netns.path if netns is not None else "the host"
-    ips = [ip for ip in result.ips if _belongs(ip, result, ifname)]
+    ips = own_ips(result, ifname)
     # A container may have any number of addresses and routes. So each table is read only until the wanted entries were
     # found.
     with rtnetlink.connect(netns) as sock:
@@ -181,20 +181,26 @@ def verify(netns: NetNS | None, ifname: str, result: Result) -> Link:
     return end
 
 
-def _own_ips(result: Result, ifname: str) -> Iterator[IPConfig]:
+def own_ips(result: Result, ifname: str) -> list[IPConfig]:
+    """List the addresses of one interface of a result: those that name it, and those that name none.
+
+    A link of the host may have the same name: it is meant only if the result places no interface of that name in a
+    container.
+    """
+    named = [index for index, each in enumerate(result.interfaces) if each.name == ifname]
+    own = [index for index in named if result.interfaces[index].sandbox] or named
+    return [ip for ip in result.ips if ip.interface is None or ip.interface in own]
+
+
+def _only_own_ips(result: Result, ifname: str) -> Iterator[IPConfig]:
+    own = own_ips(result, ifname)
     for position, ip in enumerate(result.ips):
-        if not _belongs(ip, result, ifname):
+        if ip not in own:
             raise InvalidConfigError(
                 f"address {ip.address} is for interface number {ip.interface}, which is not {ifname}",
                 details=f"$.ips[{position}].interface of the result of IPAM",
             )
         yield ip
-
-
-def _belongs(ip: IPConfig, result: Result, ifname: str) -> bool:
-    if ip.interface is None:
-        return True
-    return 0 <= ip.interface < len(result.interfaces) and result.interfaces[ip.interface].name == ifname
 
 
 def _gateways(ips: Iterable[IPConfig]) -> dict[int, IPAddress]:
