@@ -1,5 +1,7 @@
 """Keep an ADD apart from ``cnisdk gc``, which runs DEL for an attachment of the same names that it found dead.
 
+``cnisdk repair`` does the same for an attachment that it repairs.
+
 Theory of operation. While gc releases what an attachment left, it holds the lock of a file, whose name is derived from
 the attachment. An ADD waits for that lock.
 
@@ -62,7 +64,7 @@ def wait(attachment: Sequence[str]) -> None:
         while not _lock(fd, fcntl.LOCK_SH):
             if time.monotonic() > deadline:
                 raise TryAgainLaterError(
-                    f"cnisdk gc releases what an earlier attachment of container {attachment[1]} left",
+                    f"cnisdk gc or cnisdk repair is at work on an earlier attachment of container {attachment[1]}",
                     details=f"it has held {_path(attachment)} for {_PATIENCE:g} seconds; fuser(1) shows its process",
                 )
             time.sleep(_PAUSE)

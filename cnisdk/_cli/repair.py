@@ -12,9 +12,10 @@ rules were lost. So the command looks again, after a pause, at what it repaired:
 
 1. While a plugin works for the container, or the interface is gone and the runtime still remembers the attachment, a
    DEL may not have ended: the command pauses, and looks again.
-2. If no runtime remembers the attachment, the plugins that put something back get a DEL. An ADD of the same names waits
-   for its end (:mod:`cnisdk._releasing`).
+2. If no runtime remembers the attachment, the plugins that put something back get a DEL.
 3. Otherwise the attachment lives.
+
+An ADD of the same names waits while an attachment is repaired, or gets that DEL (:mod:`cnisdk._releasing`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 from .._releasing import releasing
@@ -54,6 +55,8 @@ from .tables import guard, load_plugin
 
 _PAUSE = 2.0
 _LOOKS = 10
+# The same for another process that is at work on an attachment: another repair needs milliseconds.
+_POLL, _LOOKS_AT_OTHERS = 0.05, 100
 
 DESCRIPTION = (
     "Put back the packet filter rules that attachments have lost, such as by a reload of firewalld or by "
@@ -105,12 +108,13 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
         _warn(f"{each.path} {each.text}")
     work = _Work(dict(_find_plugins()), args.cni_path, places, _files(memory.entries))
     work.failures += [IOFailureError(f"what is remembered there is not repaired: {each}") for each in memory.hidden]
-    for owner in work.files:
-        work.repair(owner)
-    for owner in work.files if work.repaired else ():
+    if args.network and not work.files:
+        _warn(f'no runtime remembers an attachment to network "{args.network}"')
+    work.repair_all(pause)
+    if work.repaired:
         # What is made for one may concern another: iptables' FORWARD, since it is there, must let through what nftables
         # accepts.
-        work.repair(owner)
+        work.repair_all(pause)
     waiting = {owner: list(each.values()) for owner, each in work.repaired.items()}
     for _ in range(_LOOKS):
         if waiting:
@@ -120,7 +124,7 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
         _warn(f"{owner}: a DEL has not ended; if it began before the repair, rules may be left that cnisdk gc deletes")
     work.say(
         f"attachments: {len(work.files)} known, {len(work.repaired)} repaired, {len(work.alone)} left alone"
-        + (f", {len(work.failures)} failed" if work.failures else "")
+        + (f", {len(work.failed) + len(memory.hidden)} failed" if work.failed or memory.hidden else "")
     )
     for failure in work.failures[1:]:
         _warn(str(failure))
@@ -154,6 +158,7 @@ class _Work:
         files: Each attachment's cached results, the newest first.
         repaired: The plugins that have put something back, by attachment and type.
         alone: Attachments that were left alone.
+        failed: Attachments of which a plugin has failed.
         failures: Errors.
     """
 
@@ -168,8 +173,8 @@ class _Work:
         self.files = files
         self.repaired: dict[Attachment, dict[str, _Attached]] = {}
         self.alone: set[Attachment] = set()
+        self.failed: set[Attachment] = set()
         self.failures: list[CNIError] = []
-        self._failed: set[Attachment] = set()
 
     def say(self, text: str) -> None:
         """Print a line. If that fails, such as on a full disk, the work goes on."""
@@ -179,11 +184,41 @@ class _Work:
             self.failures.append(IOFailureError(f"cannot print what was done: {cause_of(exc)}"))
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
-    def repair(self, owner: Attachment) -> None:
-        """Repair an attachment by the newest of its results that the kernel agrees with, unless that has failed."""
-        if owner in self.alone or owner in self._failed:
-            return
-        refusal = None
+    def repair_all(self, pause: Callable[[float], object]) -> None:
+        """Repair all attachments but those that are left alone, and those that a plugin has failed to repair."""
+        waiting = [owner for owner in self.files if owner not in self.alone and owner not in self.failed]
+        for _ in range(_LOOKS_AT_OTHERS):
+            waiting = [owner for owner in waiting if not self.repair(owner)]
+            if not waiting:
+                return
+            pause(_POLL)
+        for owner in waiting:
+            self._leave_alone(owner, "another process attaches, releases or repairs it")
+
+    def _leave_alone(self, owner: Attachment, why: str) -> None:
+        self.alone.add(owner)
+        self.say(f"left alone {owner}: {why}")
+
+    def repair(self, owner: Attachment) -> bool:
+        """Repair an attachment by the newest of its results that the kernel agrees with.
+
+        Returns:
+            False if another process is at work on it.
+        """
+        with ExitStack() as until_then:
+            alone = True
+            with suppress(IOFailureError):  # its file cannot be made on a disk that cannot be written to
+                alone = until_then.enter_context(releasing(owner))
+            if not alone:
+                return False
+            refusal = self._repair_alone(owner)
+        if refusal:
+            self._leave_alone(owner, refusal)
+        return True
+
+    def _repair_alone(self, owner: Attachment) -> str:
+        """Repair an attachment. Return a reason why that was not done; empty if there is none."""
+        refusal = ""
         for path in self.files[owner]:
             found = read_file(path)
             if not isinstance(found, Remembered) or found.entry.attachment != owner:
@@ -192,14 +227,12 @@ class _Work:
                 for attached in _plugins_of(found, self._plugins, self._cni_path):
                     self._repair_by(attached)
             except NotAsRecordedError as exc:
-                refusal = refusal or exc
+                refusal = refusal or exc.msg
             except CNIError as exc:
                 self._fail(owner, exc)
             else:
-                return
-        if refusal is not None:
-            self.alone.add(owner)
-            self.say(f"left alone {owner}: {refusal.msg}")
+                return ""
+        return refusal
 
     def _repair_by(self, attached: _Attached) -> None:
         try:
@@ -207,15 +240,15 @@ class _Work:
         except NotAsRecordedError:
             raise
         except CNIError as exc:  # the other plugins' rules may be lost as well
-            self._fail(attached.owner, exc)
+            self._fail(attached.owner, exc, f"plugin {attached.kind}: ")
             return
         if done:
             self.repaired.setdefault(attached.owner, {})[attached.kind] = attached
             self.say(f"repaired {attached.owner}: rules of plugin {attached.kind}")
 
-    def _fail(self, owner: Attachment, exc: CNIError) -> None:
-        self._failed.add(owner)
-        self.failures.append(error_for_code(exc.code, f"{owner}: {exc.msg}", exc.details))
+    def _fail(self, owner: Attachment, exc: CNIError, where: str = "") -> None:
+        self.failed.add(owner)
+        self.failures.append(error_for_code(exc.code, f"{owner}: {where}{exc.msg}", exc.details))
 
     def settle(self, owner: Attachment, repaired: list[_Attached]) -> bool:
         """Look again at an attachment, and take back what was put back if it was deleted meanwhile.

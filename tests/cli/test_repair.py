@@ -137,6 +137,87 @@ def test_what_is_deleted_meanwhile_keeps_no_rules(node: Node, tmp_path: Path) ->
     node.run("check", network, other)
 
 
+STARTS_AGAIN = """
+import json, os, subprocess, sys
+from cnisdk._cli import cnisdk, repair
+from cnisdk.runtime import Network, Runtime
+
+path, plugins = sys.argv[1:3]
+network = Network.parse(open(path, "rb").read())
+runtime = Runtime([plugins], environ={"PATH": os.environ["PATH"]})
+begun = []
+
+def add():
+    runtime.add(network, container_id="c1", netns="/run/netns/c1", ifname="eth0")
+
+def go_on():
+    if begun == ["held"]:
+        begun.append("ended")
+        open(f"{path}.go", "w").close()
+        _, status = os.waitpid(child, 0)
+        assert status == 0
+
+def pause(seconds):
+    global child
+    if begun:
+        go_on()
+        return
+    runtime.delete(network, container_id="c1", netns="/run/netns/c1", ifname="eth0")
+    os.mkfifo(f"{path}.held")
+    os.mkfifo(f"{path}.go")
+    child = os.fork()
+    if child == 0:
+        add()
+        os._exit(0)
+    begun.append(open(f"{path}.held").read().strip())
+
+if sys.argv[3:] == ["add"]:
+    add()
+    sys.exit()
+repair.run.__kwdefaults__["pause"] = pause
+status = cnisdk.main(sys.argv[3:])
+assert begun
+go_on()
+sys.exit(status)
+"""
+
+
+def test_a_container_that_starts_again_meanwhile_keeps_its_rules(node: Node, tmp_path: Path) -> None:
+    """Podman uses the container's id again. Nothing of a macvlan shows on the host before its ADD has ended."""
+    node.host.shell("ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up")
+    container = node.host.container("c1")
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    for each in ("macvlan", "firewall", "host-local"):
+        assert cnisdk.main(["install", "--no-server", "--dest", str(plugins), each]) == 0
+    held = plugins / "held"
+    held.write_text(
+        "#!/bin/sh\n"
+        f"if [ $CNI_COMMAND = ADD ] && [ -e {tmp_path}/net.held ]; then\n"
+        f"echo held >{tmp_path}/net.held; read end <{tmp_path}/net.go\nfi\n"
+        "python3 -c 'import json, sys; print(json.dumps(json.load(sys.stdin).get(\"prevResult\", {})))'\n"
+    )
+    held.chmod(0o755)
+    ipam = {"type": "host-local", "ranges": [[{"subnet": "10.5.0.0/24"}]]}
+    listed: list[dict[str, Any]] = [
+        {"type": "macvlan", "master": "up0", "ipam": ipam},
+        {"type": "firewall", "backend": "nftables"},
+    ]
+    network = {"cniVersion": "0.4.0", "name": "net", "plugins": [*listed, {"type": "held"}]}
+    (tmp_path / "net").write_text(json.dumps(network))
+    script = tmp_path / "starts_again.py"
+    script.write_text(STARTS_AGAIN)
+    argv = [sys.executable, str(script), str(tmp_path / "net"), str(plugins)]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    node.host.run([*argv, "add"], env=environ)
+    node.host.shell("nft flush ruleset")
+    done = node.host.run([*argv, "repair", "--inside", "--cni-path", str(plugins)], env=environ)
+    assert "1 known, 1 repaired" in done.stdout
+    network["plugins"] = listed
+    runtime = Runtime([str(plugins)], environ={"PATH": os.environ["PATH"]})
+    node.host.call(runtime.check, Network.parse(json.dumps(network).encode()), container_id="c1", netns=container.netns)
+
+
 def test_a_plugin_that_fails_keeps_no_other_from_its_rules(node: Node, tmp_path: Path) -> None:
     """The published port is back, though bridge could not masquerade."""
     network = node.network(ipMasqBackend="nftables")
