@@ -142,7 +142,7 @@ def _read_lease(store: FileStore, directory: int, name: str, record: Record, *, 
     return LeaseRecord(
         address,
         record.owner,
-        age=max(0.0, time.time() - about.st_mtime),
+        age=time.time() - about.st_mtime,
         stamp=_stamp(about),
         boot=store.boot.judge(record.boot, exclusive=exclusive),
         written=max(about.st_mtime, about.st_ctime),

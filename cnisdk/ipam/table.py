@@ -25,6 +25,7 @@ class LeaseRecord(NamedTuple):
         address: The address.
         owner: The container and interface that hold it; :data:`NOBODY` when the record names none.
         age: Seconds since the lease was made. 0 when that is not known: gc then keeps it, as too young to be judged.
+            Below 0 if the clock has been set back since.
         stamp: Tells this lease from a later one of the same address and owner, such as the time it was made at or the
             number of its row.
         boot: The boot of this machine in which it was made. Leave it ``"unknown"`` unless the record proves it.

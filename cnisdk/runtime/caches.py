@@ -51,7 +51,7 @@ class Remembered(NamedTuple):
     Attributes:
         entry: Its content.
         path: The file.
-        age: Seconds since it was written.
+        age: Seconds since it was written; below 0 if the clock has been set back since.
         written: Time of its last change, in seconds since the epoch.
         stamp: Inode and time of change, which tell this very file from a later one of its name.
     """
@@ -76,7 +76,7 @@ class Unreadable(NamedTuple):
         problem: ``empty`` and ``torn``: its runtime was killed while it wrote. ``not readable``: this user may not read
             it. ``foreign``: it is no cached result.
         text: The problem in words.
-        age: Seconds since it was written.
+        age: Seconds since it was written; below 0 if the clock has been set back since.
         stamp: As for :class:`Remembered`.
     """
 
@@ -213,7 +213,7 @@ def read_file(path: str) -> Remembered | Unreadable | None:
         return Unreadable(path, "not readable", f"cannot be read: {exc.strerror}")
     try:
         about = os.fstat(fd)
-        age = max(0.0, time.time() - about.st_mtime)
+        age = time.time() - about.st_mtime
         stamp = about.st_ino, about.st_ctime_ns
         if not stat.S_ISREG(about.st_mode):
             return Unreadable(path, "foreign", "is no file", age, stamp)

@@ -79,7 +79,7 @@ class LeaseTrace(NamedTuple):
 
     Attributes:
         address: The address.
-        age: Seconds since it was made.
+        age: Seconds since it was made; below 0 if the clock has been set back since.
         written: Time of its last change, in seconds since the epoch.
         boot: The boot it was made in.
         shared: If true, other machines may write to the same place, and it may be a lease of one of them.
@@ -157,7 +157,8 @@ def weigh(traces: Traces, survey: Survey, *, grace: float) -> Iterator[Evidence]
     ages += [(each.age, "its cached result") for each in traces.unreadable]
     if ages and min(ages)[0] < grace:
         age, what = min(ages)
-        yield Evidence("doubt", f"{what} is only {describe_age(age)} old")
+        set_back = f"{what} was made in the future: the clock has been set back since"
+        yield Evidence("doubt", set_back if age < 0 else f"{what} is only {describe_age(age)} old")
     for each in traces.unreadable:
         hint = "; cnisdk fsck repairs it" if each.problem in ("empty", "torn") else ""
         yield Evidence("doubt", f"its cached result {each.path} {each.text}{hint}")
@@ -261,6 +262,6 @@ def _weigh_kernel(traces: Traces, survey: Survey) -> Iterator[Evidence]:
 def describe_age(seconds: float) -> str:
     """Return an age as text for people: ``"3 d"``, ``"17 min"``."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
+        if abs(seconds) >= size:
+            return f"{int(seconds / size)} {unit}"
     return f"{int(seconds)} s"

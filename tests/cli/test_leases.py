@@ -468,6 +468,16 @@ def test_an_interface_of_a_container_that_lives_stays(place: Place, capsys: pyte
     assert not place.calls()
 
 
+def test_what_was_written_in_the_future_stays_and_says_so(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """A machine that began with a wrong clock."""
+    place.add("dead", GONE, age=-1e8)
+    assert place.gc("--grace", "0") == 0
+    assert capsys.readouterr().out.count("was made in the future: the clock has been set back since") == 3
+    assert place.run("leases") == 0
+    assert "  -1157 d  " in capsys.readouterr().out
+    assert place.owners() == {"dead"}
+
+
 def test_a_directory_of_results_that_is_not_there_is_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """A typing error, or a disk that is not mounted: gc sees less than the operator thinks."""
     place.add("alive", HERE)

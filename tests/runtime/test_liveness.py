@@ -178,6 +178,11 @@ UNKNOWN = {
         seen(),
         "its cached result is only 1 min old",
     ),
+    "the clock was set back since it was made": (
+        LEASED._replace(leases=(lease(age=-3600.0),)),
+        seen(),
+        "its lease was made in the future: the clock has been set back since",
+    ),
     "the cached result names no namespace": (
         Traces(WHO, (lease(),), (remembered("", {"ips": RESULT["ips"]}),)),
         seen(),
