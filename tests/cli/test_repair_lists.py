@@ -130,7 +130,9 @@ class Node:
         """Return chains, rules and elements, each with its place, however they are ordered."""
         found: Counter[str] = Counter()
         table = block = ""
-        for line in self.host.shell("nft --stateless list ruleset").splitlines():
+        # Each table by itself: of those after the first of iptables, nft does not show all targets.
+        each_table = "nft list tables | while read -r _ family name; do nft --stateless list table $family $name; done"
+        for line in self.host.shell(each_table).splitlines():
             text = LISTED_TWICE.sub("", line.strip())
             if line.startswith("table"):
                 table = text
