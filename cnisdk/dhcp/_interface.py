@@ -101,9 +101,10 @@ def _delete_routes(end: Link, routes: Iterable[Route]) -> None:
     if not unwanted:
         return
     with rtnetlink.connect(end.netns) as sock:
-        for found in route.dump(sock):
+        # The daemon serves all containers: one with many routes of its own must not keep it from the others.
+        for found in route.dump(sock, route.TABLE_MAIN, {dst for dst, _ in unwanted}):
             # That of an address is the kernel's own, comes and goes with it, and would not come back.
-            if found.protocol == route.PROTO_KERNEL or found.table != route.TABLE_MAIN:
+            if found.protocol == route.PROTO_KERNEL:
                 continue
             if found.link_index == end.index and (found.dst, found.gw) in unwanted:
                 sock.exchange([route.delete_request(found)])

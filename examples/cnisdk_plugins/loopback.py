@@ -62,7 +62,7 @@ class Loopback(Plugin[NetConf]):
         lo = link.get("lo", netns)
         if not lo.up:
             raise IOFailureError(f"loopback interface is down in {request.netns}")
-        loopback_addresses(lo)
+        # No others: a container may give it the address of a service.
         if result is not None and interface.find_described(result, "lo") is not None:
             layer3.verify(netns, "lo", evolve(result, routes=()))
 

@@ -94,3 +94,29 @@ def test_the_network_of_another_programs_address(host: Host, promote: None) -> N
     host.call(change, old)
     host.shell("ip -n c1 addr add 10.1.9.9/16 dev eth0")
     assert host.call(unconfigure, old) == (["10.1.9.9/16"], [("10.1.0.0/16", None)])
+
+
+@pytest.mark.parametrize("promote", [0], indirect=True)
+def test_a_container_does_not_decide_what_the_end_of_a_lease_costs(
+    host: Host, promote: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many routes it has, only those are decoded that can be the lease's."""
+    given = lease("10.0.0.5/24", o3="0a000001")
+    host.call(change, given)
+    more = "".join(f"route add 10.8.{number >> 8}.{number & 255}/32 dev eth0\n" for number in range(2000))
+    more += "".join(f"route add default via 10.0.0.9 metric {number}\n" for number in range(1, 300))
+    host.run(["ip", "-n", "c1", "-batch", "-"], input=more)
+    decoded: list[bytes] = []
+    original = route.parse
+
+    def parse(data: bytes) -> list[route.KernelRoute]:
+        decoded.append(data)
+        return original(data)
+
+    def work() -> int:
+        monkeypatch.setattr(route, "parse", parse)
+        inside(partial(_interface.unconfigure, leases=[given], priority=0))
+        return len(decoded)
+
+    assert host.call(work) <= 310
+    assert ("0.0.0.0/0", "10.0.0.1") not in host.call(look)[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cnisdk.errors import IOFailureError
-from cnisdk.testing import Host
+from cnisdk.testing import Host, expect_error
 from cnisdk_plugins.loopback import Loopback
 
 pytestmark = pytest.mark.kernel
@@ -49,6 +49,18 @@ def test_it_is_set_up_and_down(host: Host, ifname: str) -> None:
     web.destroy()
     plugin.delete(web, ifname)
     plugin.gc()
+
+
+def test_check_does_not_mind_what_a_container_adds(host: Host) -> None:
+    """An address of a service, for which a load balancer sends packets as they are: it is the container's own."""
+    web = host.container()
+    plugin = host.plugin(Loopback)
+    plugin.add(web, "lo")
+    web.shell("ip address add 198.51.100.7/32 dev lo; ip address add 2001:db8::7/128 dev lo")
+    plugin.check(web, "lo")
+    web.shell("ip address del 127.0.0.1/8 dev lo")
+    with expect_error(5, "address 127.0.0.1/8 is missing"):
+        plugin.check(web, "lo")
 
 
 def test_a_previous_result_is_passed_on(host: Host) -> None:

@@ -319,19 +319,34 @@ def add_request(
     return Message(rtnetlink.NEWROUTE, body, what, rtnetlink.F_ACK | rtnetlink.F_CREATE)
 
 
-def dump(sock: Socket, table: int | None = None) -> list[KernelRoute]:
-    """List the routes of the socket's namespace in a table; None means in all but ``local``.
+def dump(
+    sock: Socket, table: int | None = None, destinations: Collection[IPNetwork] | None = None
+) -> list[KernelRoute]:
+    """List the routes of the socket's namespace.
+
+    Args:
+        sock: The socket.
+        table: The table; None means all but ``local``.
+        destinations: Routes to other networks may be left out: to decode a route takes longer than to list it.
 
     Raises:
         KernelError: (5) The kernel refused the query.
     """
     routes = []
     number = _number_of(table or 0)
+    prefixes = None if destinations is None else _prefixes(destinations)
     for data in sock.dump(Message(rtnetlink.GETROUTE, bytes(_FIXED.size), "cannot list routes")):
-        # To decode the routes of other tables takes longer than to list them.
-        if table is None or data[rtnetlink.HEADER.size + _TABLE_OFFSET] == number:
+        in_table = table is None or data[rtnetlink.HEADER.size + _TABLE_OFFSET] == number
+        if in_table and (prefixes is None or data in prefixes):
             routes += parse(data)
     return [each for each in routes if (each.table != TABLE_LOCAL if table is None else each.table == table)]
+
+
+def _prefixes(destinations: Iterable[IPNetwork]) -> rtnetlink.Prefixes:
+    return rtnetlink.Prefixes(
+        (_FAMILIES[each.version], each.prefixlen, each.network_address.packed if each.prefixlen else b"")
+        for each in destinations
+    )
 
 
 def _number_of(table: int) -> int:
@@ -347,10 +362,7 @@ def scan(sock: Socket, version: int, destinations: Iterable[IPNetwork]) -> Itera
     Raises:
         IOFailureError: (5) There are more than :data:`CANDIDATES`, or the kernel refused the query.
     """
-    prefixes = rtnetlink.Prefixes(
-        (_FAMILIES[each.version], each.prefixlen, each.network_address.packed if each.prefixlen else b"")
-        for each in destinations
-    )
+    prefixes = _prefixes(destinations)
     request = Message(rtnetlink.GETROUTE, _FIXED.pack(_FAMILIES[version], *[0] * 8), f"cannot list IPv{version} routes")
     left = CANDIDATES
     for data in sock.scan(request):
