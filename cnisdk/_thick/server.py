@@ -106,7 +106,7 @@ class Server:
         control = listen_at(self._path(protocol.CONTROL), socket.SOCK_STREAM)
         control.setblocking(False)
         identity = identify(self._path(protocol.SOCKET)) if own else None
-        self._control = identify(self._path(protocol.CONTROL))
+        control_identity = identify(self._path(protocol.CONTROL))
         listener.setblocking(False)
         plugins = {protocol.offer_prefix(each.type, each.id): each for each in self._plugins.values()}
         self._policy = CallerPolicy()
@@ -176,7 +176,7 @@ class Server:
                     # A worker that is stopped would not see it until the deadline.
                     for pid in self._pool.idle | self._pool.busy:
                         os.kill(pid, signal.SIGCONT)
-                    if identity is not None and self._has(protocol.SOCKET, identity):
+                    if identity is not None and not self._is_replaced(protocol.SOCKET, identity):
                         self._unlink(protocol.SOCKET)
                     # A worker that reported ``idle`` before may accept a connection yet. Later ones see the stop.
                     self._read_reports(reading)
@@ -184,18 +184,18 @@ class Server:
                     turn_away(listener)
                 if (not self._pool.idle and not self._pool.busy) or time.monotonic() > deadline:
                     break
-            # Unless another server has taken this one's place: then the file is the other's.
-            if self.metrics.is_due() and self._has(protocol.CONTROL, self._control):
+            # Where another server has taken this one's place, the file is the other's.
+            if self.metrics.is_due() and not self._is_replaced(protocol.CONTROL, control_identity):
                 self.metrics.write(len(self._pool.idle), len(self._pool.busy))
         self._read_reports(reading)
-        if self._has(protocol.CONTROL, self._control):
+        if not self._is_replaced(protocol.CONTROL, control_identity):
             self._unlink(protocol.CONTROL)
             self.metrics.write(0, 0)
 
-    def _has(self, default: str, identity: tuple[int, int]) -> bool:
-        """Return True if this server's socket is at its path, and not that of another server, or none."""
+    def _is_replaced(self, default: str, identity: tuple[int, int]) -> bool:
+        """Return True if another server's socket is at the path of this one's."""
         try:
-            return identify(self._path(default)) == identity
+            return identify(self._path(default)) != identity
         except OSError:
             return False
 
