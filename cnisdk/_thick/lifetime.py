@@ -14,7 +14,11 @@ IDLE = 600.0
 """Seconds without a request after which the server ends."""
 
 MOST_WAITING = 20.0
-"""Per cent of the last ten seconds in which some process waited for memory, and above which memory is short."""
+"""Per cent of the last ten seconds in which some process waited for memory, and above which memory may be short."""
+
+MOST_AVAILABLE = 0.25
+"""Part of all memory from which on available memory is not short, however long processes wait. A container that has
+reached its own limit waits, too, and no other process can help it."""
 
 LEAST_AVAILABLE = 0.05
 """Part of all memory below which available memory is short, on a kernel that does not measure the waiting."""
@@ -56,14 +60,18 @@ class Lifetime:
 
 
 def is_memory_short(pressure: str, meminfo: str) -> bool:
-    """Return True if processes wait for memory, or, where the kernel does not measure that, if little is available.
+    """Return True if processes wait for memory, and not much is available.
+
+    Where the kernel does not measure the waiting, return True if little is available.
 
     Args:
         pressure: Text of ``/proc/pressure/memory``; empty if the kernel has none.
         meminfo: Text of ``/proc/meminfo``.
     """
-    if pressure.startswith("some avg10="):
-        return float(pressure.split()[1].partition("=")[2]) > MOST_WAITING
     lines = [line.split() for line in meminfo.splitlines()]
     sizes = {words[0]: int(words[1]) for words in lines if words and words[0] in ("MemTotal:", "MemAvailable:")}
-    return len(sizes) == 2 and sizes["MemAvailable:"] < LEAST_AVAILABLE * sizes["MemTotal:"]
+    available = sizes["MemAvailable:"] / sizes["MemTotal:"] if len(sizes) == 2 else None
+    if pressure.startswith("some avg10="):
+        waited = float(pressure.split()[1].partition("=")[2])
+        return waited > MOST_WAITING and (available is None or available < MOST_AVAILABLE)
+    return available is not None and available < LEAST_AVAILABLE

@@ -280,6 +280,9 @@ MEMINFO = "MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: {} kB\n"
         (PRESSURE.format("0.00"), MEMINFO.format(0), False),
         (PRESSURE.format("20.00"), "", False),
         (PRESSURE.format("20.01"), "", True),
+        (PRESSURE.format("20.01"), MEMINFO.format(249), True),
+        (PRESSURE.format("90.00"), MEMINFO.format(250), False),  # one container waits, which has reached its own limit
+        (PRESSURE.format("90.00"), MEMINFO.format(970), False),
         ("", MEMINFO.format(50), False),
         ("", MEMINFO.format(49), True),
         ("", "MemTotal: 1000 kB\n", False),
