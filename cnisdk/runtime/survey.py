@@ -58,7 +58,7 @@ class _Processes:
         self.working: dict[str, str] = {}
         self.names: list[str] = []
         self.refused: list[str] = []
-        self._mount_namespaces: set[str] = set()
+        self._views: set[tuple[str, str]] = set()
 
     def read(self) -> None:
         """Read all processes. A daemon starts as the child of a process that ends: so read again until none is new."""
@@ -89,21 +89,33 @@ class _Processes:
             if match is not None:
                 self.spaces.setdefault(int(match[1]), []).append(path)
         if int(pid) == os.getpid():
-            self._read_mounts("self", os.readlink(f"{directory}/ns/mnt"))
+            self._read_mounts("self")
             return
         for part in _read(f"{directory}/environ").split(b"\0"):
             if part.startswith(_VARIABLE) and len(part) > len(_VARIABLE):
                 program = _read(f"{directory}/comm").decode(errors="replace").strip()
                 self.working[os.fsdecode(part[len(_VARIABLE) :])] = f"process {pid} ({program})"
         self.names.append(os.fsdecode(_read(f"{directory}/cmdline") + b"\0" + _read(f"{directory}/cgroup")))
-        self._read_mounts(pid, os.readlink(f"{directory}/ns/mnt"))
+        self._read_mounts(pid)
 
-    def _read_mounts(self, pid: str, namespace: str) -> None:
-        if namespace in self._mount_namespaces:
-            return
-        mounts = list(parse_mounts(os.fsdecode(_read(f"{_PROC}/{pid}/mountinfo"))))
-        self._mount_namespaces.add(namespace)
-        self.mounts += [each._replace(pid=pid) for each in mounts]
+    def _read_mounts(self, pid: str) -> None:
+        # The kernel leaves out what lies outside the root of a process: others in its mount namespace see more.
+        view = os.readlink(f"{_PROC}/{pid}/ns/mnt"), os.readlink(f"{_PROC}/{pid}/root")
+        if view not in self._views:
+            mounts = _mounts_of(pid)
+            self._views.add(view)
+            self.mounts += mounts
+
+
+def _mounts_of(pid: str) -> list[_Mount]:
+    return [each._replace(pid=pid) for each in parse_mounts(os.fsdecode(_read(f"{_PROC}/{pid}/mountinfo")))]
+
+
+def _is_mounted(mount: _Mount) -> bool:
+    try:
+        return any(each.inode == mount.inode for each in _mounts_of(mount.pid))
+    except OSError:
+        return False  # its process has ended
 
 
 def parse_mounts(text: str) -> Iterator[_Mount]:
@@ -175,6 +187,7 @@ def survey_host(
         named = [(path, f"the namespace of process {path.split('/')[2]}") for path in found]
         handles.setdefault(inode, []).extend(named)
     closed: list[str] = []
+    lost: set[int] = set()
     for inode, ways in handles.items():
         if inode == own:
             continue
@@ -183,6 +196,16 @@ def survey_host(
             namespaces[inode] = contents
         elif problem:
             closed.append(problem)
+        else:
+            lost.add(inode)
+    buried = [
+        f"a network namespace is mounted at {mount.path}, where something else lies over it"
+        for mount in processes.mounts
+        if mount.inode in lost and _is_mounted(mount)
+    ]
+    closed += buried
+    if inside:
+        doubts += buried
     with rtnetlink.connect() as sock:
         host = [link.parse(data) for data in sock.dump(messages.get_request(what="cannot list links"))]
         namespaces[own] = _contents(sock, "the host's network namespace")
@@ -300,6 +323,8 @@ def find_obstacle() -> str | None:
                 raise
             if not os.path.samestat(host, ours):
                 return f"this command is in a {what} namespace of its own, and not in that of process 1, the host's"
+        if not os.path.samestat(os.stat(f"{_PROC}/1/root"), os.stat("/")):
+            return "this command has another root directory (chroot) than process 1, the host's"
     except OSError as exc:
         return f"this user cannot see what the host sees: {exc.filename}: {exc.strerror}"
     return None

@@ -123,7 +123,8 @@ def test_an_address_in_a_pod_one_of_whose_containers_ends(host: Host) -> None:
                 survey._Processes.read = read_and_end_one  # type: ignore[method-assign]
                 return survey_host(inside=True)
 
-            assert host.call(work).find_address(ip_address(ADDRESS)) == f"b0 in the namespace of process {second}"
+            place = host.call(work).find_address(ip_address(ADDRESS))
+            assert place in [f"b0 in the namespace of process {each}" for each in (pid, second)]
         first.communicate()
 
 
@@ -145,6 +146,47 @@ def test_an_address_in_a_namespace_that_another_mount_namespace_has(host: Host) 
         assert "/run/netns/blue" in seen.mounted
         assert seen.find_address(ip_address(ADDRESS)) == f"b0 in /run/netns/blue of process {pid}"
         running.communicate()
+
+
+CHROOTED = """
+import os, sys
+os.chroot(sys.argv[1])
+print(os.getpid(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.kernel
+def test_an_address_in_a_namespace_that_a_chrooted_process_cannot_reach(host: Host, tmp_path: Path) -> None:
+    """The kernel tells it of the mounts below its root alone. Others in its mount namespace have more."""
+    host.add_netns("blue")
+    host.run(["sh", "-euc", f"ip -n blue link add b0 type bridge && ip -n blue addr add {ADDRESS}/24 dev b0"])
+    with host.popen([sys.executable, "-c", CHROOTED, str(tmp_path)], stdin=-1, stdout=-1) as daemon:
+        assert daemon.stdout is not None
+        pid = daemon.stdout.readline().strip()
+        read = survey._Processes.read
+
+        def read_it_first(self: Any) -> None:
+            self._read_one(pid)
+            read(self)
+
+        def work() -> Survey:
+            survey._Processes.read = read_it_first  # type: ignore[method-assign]
+            return survey_host(inside=True)
+
+        assert str(host.call(work).find_address(ip_address(ADDRESS))).startswith("b0 in /run/netns/blue")
+        daemon.communicate()
+
+
+@pytest.mark.kernel
+def test_a_namespace_below_another_mount_is_a_doubt(host: Host) -> None:
+    """It is mounted still, and may be a container's; no path leads there."""
+    host.add_netns("blue")
+    host.shell("ip netns add green; mount --bind /run/netns/green /run/netns/blue")
+    (doubt,) = look(host).doubts
+    assert doubt == "a network namespace is mounted at /run/netns/blue, where something else lies over it"
+    host.shell("umount /run/netns/blue")
+    assert look(host).doubts == ()
 
 
 @pytest.mark.kernel
@@ -225,6 +267,25 @@ def test_a_namespace_that_cannot_be_looked_into_may_be_a_containers(
     address = ip_address(ADDRESS)
     assert seen.find_use(address) == (seen.unseen[0] if seen.unseen else None)
     assert seen.find_use(address, but=1) is None
+
+
+def test_in_a_chroot_there_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of namespaces and directories of runtimes would be looked for below its root."""
+    stat = os.stat
+    numbers = {"mnt": 1, "net": 2, "pid": 0xEFFFFFFC}
+    roots = {"/": 3, "/proc/1/root": 3}
+
+    def seen(path: str, *args: Any, **kwargs: Any) -> Any:
+        if path in roots:
+            return SimpleNamespace(st_dev=7, st_ino=roots[path])
+        if path.startswith(("/proc/1/ns/", "/proc/self/ns/")):
+            return SimpleNamespace(st_dev=4, st_ino=numbers[path.rpartition("/")[2]])
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", seen)
+    assert find_obstacle() is None
+    roots["/"] = 5
+    assert "chroot" in (find_obstacle() or "")
 
 
 def test_a_process_1_that_hides_does_not_make_a_host_another(monkeypatch: pytest.MonkeyPatch) -> None:
