@@ -469,10 +469,15 @@ def test_a_worker_that_dies_is_an_error_also_when_a_process_of_it_lives_on(machi
 
 
 def wait_until_ready(process: subprocess.Popen[str]) -> int:
+    """Read byte by byte: what comes after the line is left for `communicate`, which looks into no buffer."""
     assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("READY"):
-            return int(line.split()[1])
+    line = b""
+    while byte := os.read(process.stderr.fileno(), 1):
+        line += byte
+        if byte == b"\n":
+            if line.startswith(b"READY"):
+                return int(line.split()[1])
+            line = b""
     raise AssertionError("the plugin ended early")
 
 
