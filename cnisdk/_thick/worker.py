@@ -160,21 +160,21 @@ def run_worker(
         requests += 1
         connections[:] = [connection]
         start = time.monotonic()
-        if not _admit(connection, policy, worker, report):
-            # Nothing of this caller was read: a fork for each would let it use the processor as the server may.
-            connections.clear()
-            connection.close()
-            stays = rest.has_schedule() and requests < _MOST_REQUESTS and not queue.is_stopped()
-            _report_line(report, f"done {worker.pid} {'idle' if stays else 'ending'} - - declined 0 0")
-            if stays:
-                continue
-            break
+        admitted = True
         try:
-            taken = _take_from_shim(connection, plugins, worker)
+            admitted = _admit(connection, policy, worker, report)
+            taken = _take_from_shim(connection, plugins, worker) if admitted else None
         except (CNIError, OSError):
             taken = None  # the shim runs the plugin itself
         if taken is None:
-            _report_line(report, f"done {worker.pid} ending - - declined 0 0")
+            connections.clear()
+            connection.close()
+            # Nothing of a caller that was not admitted was read. A fork for each would let it use the processor as the
+            # server may.
+            stays = not admitted and rest.has_schedule() and requests < _MOST_REQUESTS and not queue.is_stopped()
+            _report_line(report, f"done {worker.pid} {'idle' if stays else 'ending'} - - declined 0 0")
+            if stays:
+                continue
             break
         plugin, offer, request = taken
         last = not _promises_reuse(plugin) or requests >= _MOST_REQUESTS
@@ -318,10 +318,13 @@ def _admit(connection: socket.SocketType, policy: CallerPolicy, worker: Prepared
 
     Returns:
         False if it was declined, or has ended.
+
+    Raises:
+        OSError: The kernel refuses the check: too many open files.
     """
     try:
         reason = policy.find_objection(connection)
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     finally:
         # Now the shim waits, and its processor is free for the server. Earlier, the server would take this worker's.
