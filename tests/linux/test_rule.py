@@ -43,7 +43,9 @@ def routes(host: Host, table: str) -> list[dict[str, Any]]:
     for family in ("-4", "-6"):
         done = host.run(["ip", "-j", family, "route", "show", "table", table], check=False)
         shown += json.loads(done.stdout) if done.returncode == 0 else []  # a table without routes does not exist
-    return [{key: value for key, value in each.items() if key not in ("flags", "pref")} for each in shown]
+    for each in shown:
+        each["flags"] = [flag for flag in each["flags"] if flag == "onlink"]  # the others are its present state
+    return [{key: value for key, value in each.items() if key != "pref"} for each in shown]
 
 
 def test_routes_are_copied_with_everything_that_they_have(host: Host) -> None:
@@ -55,6 +57,9 @@ def test_routes_are_copied_with_everything_that_they_have(host: Host) -> None:
         ip route add default via 10.1.0.1 src 10.1.0.2 metric 50 mtu 1300 advmss 1200
         ip route add 192.0.2.0/24 proto static nexthop via 10.1.0.1 weight 3 nexthop via 10.2.0.1
         ip route add unreachable 198.51.100.0/24
+        ip route add 198.18.0.0/16 via 10.9.9.9 dev v0 onlink
+        ip route add 198.19.0.0/16 nexthop via 10.9.9.9 dev v0 onlink nexthop via 10.2.0.1
+        ip -6 route add 2001:db8:2::/48 via 2001:db8:9::9 dev v0 onlink
         ip nexthop add id 9 via 10.1.0.1 dev v0
         ip route add 203.0.113.0/24 nhid 9
         ip route add 2001:db8:1::/48 via 2001:db8::1 metric 7

@@ -240,10 +240,10 @@ def delete_request(route: KernelRoute) -> Message:
 
 def copy_request(route: KernelRoute, table: int, *, src: bool = True) -> Message:
     """Make the request that copies a route into another table: see :func:`copy`."""
-    family, prefix, _, tos, _, protocol, scope, kind, _ = _FIXED.unpack_from(route.message)
+    family, prefix, _, tos, _, protocol, scope, kind, flags = _FIXED.unpack_from(route.message)
     number = _number_of(table)
-    # Flags are the route's present state (its link is down), and no property that was asked for.
-    fixed = _FIXED.pack(family, prefix, 0, tos, number, protocol, scope, kind, 0)
+    # All other flags are the route's present state (its link is down), and no property that was asked for.
+    fixed = _FIXED.pack(family, prefix, 0, tos, number, protocol, scope, kind, flags & _F_ONLINK)
     without = [_RTA_TABLE] if src else [_RTA_TABLE, _RTA_PREFSRC]
     body = b"".join((fixed, uint32(_RTA_TABLE, table), *_asked_for(route, *without)))
     what = f"cannot put route {describe(route.dst, route.gw)} into table {table}"
