@@ -144,8 +144,10 @@ class Server:
             if decision.retire and not self._stopping:
                 os.write(self._retire, bytes(decision.retire))
             # One worker a round: on a busy machine a fork takes long, and the server must react to signals meanwhile.
-            wanted = decision.fork or (decision.watch and waiting)
-            forked = wanted and not self._stopping and self._fork(queue, plugins, rehearse=not waiting)
+            wanted = (decision.fork or (decision.watch and waiting)) and not self._stopping
+            forked = wanted and self._fork(queue, plugins, rehearse=not waiting)
+            if wanted and not forked and not self._pool.idle and not self._pool.busy:
+                turn_away(listener)  # a shim can run its plugin without a fork, and need not wait
             if watched != (watched := decision.watch and not self._stopping):
                 if watched:
                     poll.register(listener, select.POLLIN)

@@ -114,6 +114,8 @@ def fail(*_):  # in three workers; then as it was
     with open(sys.argv[5], "a") as file:
         print(time.monotonic(), file=file)
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+def fail_with(number):
+    raise OSError(number, os.strerror(number))
 def failing(function):
     return lambda *args: (function if len(Path(sys.argv[5]).read_text().split()) == 3 else fail)(*args)
 if sys.argv[4:5] == ["stillborn"]:
@@ -123,6 +125,8 @@ if sys.argv[4:5] == ["deaf"]:
 if sys.argv[4:] == ["linger"]:  # each worker stops, where nothing more is to do than to end
     report = worker._report_line
     worker._report_line = lambda to, line: (report(to, line), "done" in line and os.kill(os.getpid(), signal.SIGSTOP))
+if sys.argv[4:] == ["childless"]:
+    os.fork = lambda: fail_with(errno.EAGAIN)
 plugins = load_plugins({name: Path(sys.argv[1], name).read_bytes() for name in ("probe", "other")})
 server.Server(plugins, sys.argv[2], ready=int(sys.argv[3]), limit=16).run()
 """
@@ -551,6 +555,14 @@ def test_a_server_that_may_not_fork_goes_on(tmp_path: Path, number: int) -> None
     decision = server._pool.decide(time.monotonic())
     assert not decision.fork  # it does not try again without a pause
     assert decision.again
+
+
+def test_no_request_waits_for_a_server_that_can_have_no_workers(machine: Machine) -> None:
+    """As where the most processes are reached."""
+    machine.serve(1, "childless")
+    for _ in range(2):
+        status, _, stderr = machine.run("c", "ADD")
+        assert (status, stderr) == (0, f"{INSTEAD}the server ended before it took the request\n")
 
 
 @pytest.mark.parametrize("how", ["stillborn", "deaf"])
