@@ -41,12 +41,28 @@ _ROUNDS = 5
 
 
 class _Mount(NamedTuple):
-    """A network namespace that is mounted somewhere."""
+    """A network namespace that is mounted somewhere.
+
+    Attributes:
+        inode: The namespace's.
+        pid: A process that sees the mount.
+        path: The place, as that process sees it.
+        safe: If true, to look up the path asks no other program or machine.
+        view: The mount namespace and the root of that process; others that have both see the mount, too.
+    """
 
     inode: int
     pid: str
     path: str
     safe: bool
+    view: tuple[str, str] = ("", "")
+
+    @property
+    def ways(self) -> list[tuple[str, str]]:
+        """The path by which this process reaches it, and the place in words; empty if that might take for ever."""
+        if self.pid == "self":
+            return [(self.path, self.path)]
+        return [(f"{_PROC}/{self.pid}/root{self.path}", f"{self.path} of process {self.pid}")] if self.safe else []
 
 
 class _Processes:
@@ -58,7 +74,7 @@ class _Processes:
         self.working: dict[str, str] = {}
         self.names: list[str] = []
         self.refused: list[str] = []
-        self._views: set[tuple[str, str]] = set()
+        self.views: dict[tuple[str, str], list[str]] = {}
 
     def read(self) -> None:
         """Read all processes. A daemon starts as the child of a process that ends: so read again until none is new."""
@@ -101,21 +117,38 @@ class _Processes:
     def _read_mounts(self, pid: str) -> None:
         # The kernel leaves out what lies outside the root of a process: others in its mount namespace see more.
         view = os.readlink(f"{_PROC}/{pid}/ns/mnt"), os.readlink(f"{_PROC}/{pid}/root")
-        if view not in self._views:
-            mounts = _mounts_of(pid)
-            self._views.add(view)
-            self.mounts += mounts
+        if view not in self.views:
+            self.mounts += [each._replace(view=view) for each in _mounts_of(pid)]
+            self.views[view] = []
+        self.views[view].append(pid)
 
 
 def _mounts_of(pid: str) -> list[_Mount]:
     return [each._replace(pid=pid) for each in parse_mounts(os.fsdecode(_read(f"{_PROC}/{pid}/mountinfo")))]
 
 
-def _is_mounted(mount: _Mount) -> bool:
-    try:
-        return any(each.inode == mount.inode for each in _mounts_of(mount.pid))
-    except OSError:
-        return False  # its process has ended
+def _search(mount: _Mount, pids: Iterable[str]) -> tuple[Contents | None, str]:
+    """Look into a mounted namespace to which the first process that sees the mount does not lead.
+
+    Returns:
+        The contents, or None and the reason; the reason is empty if the namespace is not mounted there any more.
+    """
+    tries = 0
+    for pid in pids:
+        try:
+            if not any((each.inode, each.path) == (mount.inode, mount.path) for each in _mounts_of(pid)):
+                return None, ""
+        except OSError:
+            continue  # this process has ended, and another one may live
+        here = mount._replace(pid=pid)
+        contents, problem = _look_into(mount.inode, here.ways)
+        if contents is not None or problem:
+            return contents, problem
+        tries += 1
+        if tries == _ROUNDS:
+            break
+    buried = f"a network namespace is mounted at {mount.path}, where something else lies over it"
+    return None, buried if tries else ""
 
 
 def parse_mounts(text: str) -> Iterator[_Mount]:
@@ -175,13 +208,7 @@ def survey_host(
         if look.found == "there":
             handles.setdefault(look.inode, []).append((path, path))
     for mount in processes.mounts:
-        if mount.pid == "self":
-            handles.setdefault(mount.inode, []).append((mount.path, mount.path))
-        elif mount.safe:
-            handle = f"{_PROC}/{mount.pid}/root{mount.path}"
-            handles.setdefault(mount.inode, []).append((handle, f"{mount.path} of process {mount.pid}"))
-        else:
-            handles.setdefault(mount.inode, [])
+        handles.setdefault(mount.inode, []).extend(mount.ways)
     for inode, found in processes.spaces.items():
         # Some of the processes may end before their namespace is looked into.
         named = [(path, f"the namespace of process {path.split('/')[2]}") for path in found]
@@ -198,11 +225,14 @@ def survey_host(
             closed.append(problem)
         else:
             lost.add(inode)
-    buried = [
-        f"a network namespace is mounted at {mount.path}, where something else lies over it"
-        for mount in processes.mounts
-        if mount.inode in lost and _is_mounted(mount)
-    ]
+    buried: list[str] = []
+    for mount in processes.mounts:
+        if mount.inode in lost and mount.inode not in namespaces:
+            contents, problem = _search(mount, processes.views[mount.view])
+            if contents is not None:
+                namespaces[mount.inode] = contents
+            elif problem:
+                buried.append(problem)
     closed += buried
     if inside:
         doubts += buried

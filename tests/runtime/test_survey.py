@@ -148,6 +148,33 @@ def test_an_address_in_a_namespace_that_another_mount_namespace_has(host: Host) 
         running.communicate()
 
 
+@pytest.mark.kernel
+def test_an_address_in_a_namespace_of_a_runtime_whose_child_ends(host: Host) -> None:
+    """The runtime has a mount namespace of its own, and the first of its processes that was read is a short one."""
+    host.run(["mkdir", "-p", "/run/netns"])
+    make = f"ip netns add blue; ip -n blue link add b0 type bridge; ip -n blue addr add {ADDRESS}/24 dev b0; {WAIT}"
+    with host.popen(["unshare", "--mount", "sh", "-euc", make], stdin=-1, stdout=-1) as child:
+        assert child.stdout is not None
+        pid = int(child.stdout.readline())
+        with process(host, "nsenter", f"--mount=/proc/{pid}/ns/mnt") as runtime:
+            read = survey._Processes.read
+
+            def read_and_end_one(self: Any) -> None:
+                self._read_one(str(pid))
+                read(self)
+                os.kill(pid, signal.SIGKILL)
+                while os.path.exists(f"/proc/{pid}/ns/net"):
+                    pass
+
+            def work() -> Survey:
+                survey._Processes.read = read_and_end_one  # type: ignore[method-assign]
+                return survey_host(inside=True)
+
+            found = host.call(work).find_address(ip_address(ADDRESS))
+            assert found == f"b0 in /run/netns/blue of process {runtime}"
+        child.communicate()
+
+
 CHROOTED = """
 import os, sys
 os.chroot(sys.argv[1])
@@ -353,7 +380,7 @@ broken
 
 
 def test_namespaces_among_the_mounts() -> None:
-    assert [tuple(each) for each in parse_mounts(MOUNTS)] == [
+    assert [each[:4] for each in parse_mounts(MOUNTS)] == [
         (4026532288, "", "/run/netns/netns-3c7b", True),
         (4026532290, "", "/run/netns/with space", True),
         (4026532299, "", "/srv/netns/far", False),
