@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from .._light import Any
 from ..errors import run_all
 from ..linux import netns as namespaces, rtnetlink
-from ..linux.ip import address, route
+from ..linux.ip import address, layer3, route
 from ..linux.links import link
 from ..linux.links.link import Link
 from ..linux.rtnetlink import KernelError
@@ -61,13 +61,15 @@ def configure(end: Link, lease: DHCPLease, stale: Sequence[DHCPLease], priority:
     Raises:
         IOFailureError: (5) The kernel refused.
     """
-    _ensure(address.add, end, lease.interface)
+    is_new = _ensure(address.add, end, lease.interface)
     wanted = lease.list_routes(priority)
     _delete_routes(end, [each for old in stale for each in old.list_routes(priority) if each not in wanted])
     for each in {old.interface for old in stale if old.interface != lease.interface}:
         address.delete(end, each)
     # Unless told to promote them, the kernel deletes the later addresses of a network together with the first.
     _ensure(address.add, end, lease.interface)
+    if is_new:  # the kernel announces the addresses that a link has as it goes up, and none that it gets later
+        layer3.announce(end.refresh())  # tuning may have changed the hardware address
 
 
 def add_routes(end: Link, lease: DHCPLease, priority: int) -> None:
@@ -110,10 +112,12 @@ def _delete_routes(end: Link, routes: Iterable[Route]) -> None:
                 sock.exchange([route.delete_request(found)])
 
 
-def _ensure(add: Callable[..., object], *args: Any, **more: Any) -> None:
-    """Add something that may be there already."""
+def _ensure(add: Callable[..., object], *args: Any, **more: Any) -> bool:
+    """Add something that may be there already. Return true if it was not."""
     try:
         add(*args, **more)
     except KernelError as exc:
         if exc.errno != errno.EEXIST:
             raise
+        return False
+    return True

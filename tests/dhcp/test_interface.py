@@ -14,7 +14,7 @@ from cnisdk.dhcp.lease import DHCPLease
 from cnisdk.linux import netns
 from cnisdk.linux.ip import address, route
 from cnisdk.linux.links import link
-from cnisdk.testing import Host
+from cnisdk.testing import Container, Host
 
 pytestmark = [pytest.mark.kernel]
 
@@ -120,3 +120,18 @@ def test_a_container_does_not_decide_what_the_end_of_a_lease_costs(
 
     assert host.call(work) <= 310
     assert ("0.0.0.0/0", "10.0.0.1") not in host.call(look)[1]
+
+
+@pytest.mark.parametrize("promote", [0], indirect=True)
+def test_neighbours_are_told_of_another_address(host: Host, promote: None) -> None:
+    """It may have been another container's: who remembers that one's hardware address would be deaf for a minute."""
+    container = Container(host, "c1")
+    container.shell("echo 1 > /proc/sys/net/ipv4/conf/eth0/arp_notify")  # as the plugin before has set it
+    before, after = lease("10.0.0.5/24"), lease("10.0.0.7/24")
+    host.call(change, before)
+    with container.capture("peer") as seen:
+        host.call(change, before)
+        host.call(change, before, after)
+        seen.wait_for(lambda frame: frame.announces and str(frame.target) == "10.0.0.7")
+        told = [str(frame.target) for frame in seen.frames if frame.announces and frame.kind.startswith("arp")]
+    assert told == ["10.0.0.7"]
