@@ -149,6 +149,11 @@ class Pool:
         self.ending.discard(pid)
 
     @property
+    def hopeless(self) -> bool:
+        """True if forks were refused, or workers have failed, so often that the next one is not to be waited for."""
+        return self._next_pause >= LONGEST_PAUSE
+
+    @property
     def _awake(self) -> set[int]:
         """Idle workers that are not stuck."""
         return self.idle - self._stuck

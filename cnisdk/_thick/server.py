@@ -146,7 +146,8 @@ class Server:
             # One worker a round: on a busy machine a fork takes long, and the server must react to signals meanwhile.
             wanted = (decision.fork or (decision.watch and waiting)) and not self._stopping
             forked = wanted and self._fork(queue, plugins, rehearse=not waiting)
-            if wanted and not forked and not self._pool.idle and not self._pool.busy:
+            hopeless = (wanted and not forked) or (self._pool.hopeless and not self._stopping)
+            if hopeless and not self._pool.idle and not self._pool.busy:
                 turn_away(listener)  # a shim can run its plugin without a fork, and need not wait
             if watched != (watched := decision.watch and not self._stopping):
                 if watched:

@@ -125,6 +125,8 @@ if sys.argv[4:5] == ["deaf"]:
 if sys.argv[4:] == ["linger"]:  # each worker stops, where nothing more is to do than to end
     report = worker._report_line
     worker._report_line = lambda to, line: (report(to, line), "done" in line and os.kill(os.getpid(), signal.SIGSTOP))
+if sys.argv[4:] == ["hopeless"]:
+    worker.prepare_worker = lambda: fail_with(errno.EMFILE)
 if sys.argv[4:] == ["childless"]:
     os.fork = lambda: fail_with(errno.EAGAIN)
 plugins = load_plugins({name: Path(sys.argv[1], name).read_bytes() for name in ("probe", "other")})
@@ -557,9 +559,10 @@ def test_a_server_that_may_not_fork_goes_on(tmp_path: Path, number: int) -> None
     assert decision.again
 
 
-def test_no_request_waits_for_a_server_that_can_have_no_workers(machine: Machine) -> None:
-    """As where the most processes are reached."""
-    machine.serve(1, "childless")
+@pytest.mark.parametrize("how", ["childless", "hopeless"])
+def test_no_request_waits_for_a_server_that_can_have_no_workers(machine: Machine, how: str) -> None:
+    """As where the most processes are reached, or each worker fails before it can serve."""
+    machine.serve(1, how)
     for _ in range(2):
         status, _, stderr = machine.run("c", "ADD")
         assert (status, stderr) == (0, f"{INSTEAD}the server ended before it took the request\n")
