@@ -35,7 +35,7 @@ from ..runtime.caches import (
 from ..runtime.liveness import Liveness
 from ..runtime.load import NetworkNotFoundError, load_network
 from ..runtime.network import Network
-from ..runtime.runner import Runtime
+from ..runtime.runner import NO_NAMESPACE, Runtime
 from ..spec.names import Attachment
 from ..spec.versions import PREV_RESULT_SINCE, Verb
 from .attachments import HostState, JudgedAttachment, add_shared_arguments, judge_host
@@ -43,8 +43,6 @@ from .lastlook import BUSY, find_return
 from .options import add_cni_path, add_seconds, require_host
 
 _PAUSE = 1.0
-# No process has the id 0, so no namespace will ever be at this path.
-_NO_NAMESPACE = "/proc/0/ns/net"
 
 
 DESCRIPTION = (
@@ -225,7 +223,7 @@ def _drop(args: argparse.Namespace, host: HostState, network: Network, each: Jud
                 network,
                 container_id=attachment.container_id,
                 # Its namespace is gone. Another container may get its path, or the process id in it, at any time.
-                netns=_NO_NAMESPACE if path else "",
+                netns=NO_NAMESPACE if path else "",
                 ifname=attachment.ifname,
             )
     each.drop_leases(timeout=args.timeout)

@@ -37,6 +37,9 @@ DEFAULT_TIMEOUT = 120.0
 # Seconds that a plugin has to undo its work when it is stopped. Its delegate, which it stops first, has some of them.
 _GRACE = 8.0
 
+NO_NAMESPACE = "/proc/0/ns/net"
+"""Path for the DEL of an attachment whose namespace is gone: no process has the id 0, so nothing will ever be there."""
+
 CNIArgs = Mapping[str, str] | Iterable[tuple[str, str]]
 """Keys and values of ``CNI_ARGS``."""
 
@@ -433,13 +436,17 @@ class Runtime:
         notes = [str(each) for each in unreadable]
         problems: list[CNIError] = []
         deleted: list[Attachment] = []
+        kept = [each for each in entries if each.netns and each.attachment[1:] in keep]
+        taken = {(each.netns, each.attachment.ifname) for each in kept}
         for entry in entries:
             _, container_id, ifname = entry.attachment
             if (container_id, ifname) in keep:
                 continue
+            # Paths are used again: what is there by now may be a valid attachment's.
+            netns = NO_NAMESPACE if (entry.netns, ifname) in taken else entry.netns
             try:
                 left = None if until is None else max(until - time.monotonic(), 0)
-                self.delete(network, container_id=container_id, netns=entry.netns, ifname=ifname, deadline=left)
+                self.delete(network, container_id=container_id, netns=netns, ifname=ifname, deadline=left)
                 deleted.append(entry.attachment)
             except CNIError as exc:
                 text = f"failed to delete stale attachment {container_id} {ifname}: {exc.msg}"

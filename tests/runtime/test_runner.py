@@ -429,6 +429,17 @@ def test_gc_deletes_what_is_not_valid_then_asks_the_plugins(bench: Bench) -> Non
     assert bench.cached == ["net-c2-eth0", "other-c1-eth0"]
 
 
+def test_gc_of_what_is_stale_does_not_reach_into_a_namespace_that_a_valid_attachment_has(bench: Bench) -> None:
+    """Paths are used again. The reference's plugins delete the interface that they find at the path."""
+    network = populate(bench)
+    bench.runtime.add(network, container_id="next", netns="/run/netns/c1")
+    bench.forget()
+    bench.runtime.gc(network, [("c2", "eth0"), ("next", "eth0")])
+    assert bench.sequence == ["DEL b", "DEL a", "GC a", "GC b"]
+    for call in bench.calls[:2]:
+        assert (call.environ["CNI_CONTAINERID"], call.environ["CNI_NETNS"]) == ("c1", "/proc/0/ns/net")
+
+
 def test_gc_that_keeps_nothing(bench: Bench) -> None:
     """Plugins are told so: a request without a list would not say what is stale."""
     network = populate(bench)
