@@ -48,6 +48,7 @@ class HostDeviceConf(NetConf):
         kernelpath: Path of the device below ``/sys/devices/``.
         pci_bus_id: PCI address of the device; ``runtimeConfig.deviceID`` takes its place.
         dpdk_mode: A program drives the device, not the kernel. A PCI device's driver tells it by itself.
+        accept_ra: The container hears router advertisements; None has it hear none where IPAM gives IPv6 addresses.
     """
 
     device: str = ""
@@ -55,6 +56,7 @@ class HostDeviceConf(NetConf):
     kernelpath: str = ""
     pci_bus_id: str = json_field("pciBusID", default="")
     dpdk_mode: bool = json_field("dpdkmode", default=False)
+    accept_ra: bool | None = json_field("acceptRA", default=None)
 
     def bus_path(self) -> str:
         """Return where sysfs has the PCI or auxiliary device; empty when none is asked for.
@@ -132,7 +134,7 @@ class HostDevice(Plugin[HostDeviceConf]):
                 lent = loan.lend(there, netns, request.ifname, owner=request.attachment)
                 request.undo(lent.take_back)
         leased = interface.lease(request)
-        interface.configure(lent.end, leased)
+        interface.configure(lent.end, leased, accept_ra=conf.accept_ra)
         dns = interface.own_dns_or(request, leased.dns) if request.ipam.configured else DNS()
         return evolve(leased.with_interfaces(lent.end), dns=dns)
 
@@ -189,9 +191,7 @@ def give_back(request: DelRequest[HostDeviceConf]) -> None:
         if home is None and (returned := loan.find_returned(conf.device, mac)) is not None:
             home = loan.bring_home(returned)
     if home is not None and home.alias:
-        sys.stderr.write(
-            f"host-device: link {home.alias} is back on the host as {home.name}: another link has its name\n"
-        )
+        sys.stderr.write(f"host-device: {home.alias} is back on the host as {home.name}: another link has its name\n")
 
 
 main = PluginMain(HostDevice, "CNI host-device plugin v1.9.1")

@@ -23,6 +23,7 @@ from cnisdk import (
     StatusRequest,
     evolve,
     frozen,
+    json_field,
 )
 from cnisdk.linux import kinds, rtnetlink
 from cnisdk.linux.links.link import Link
@@ -41,12 +42,14 @@ class IpvlanConf(NetConf):
             newest.
         mtu: MTU in bytes, at most the master's; 0 takes that.
         link_in_container: The master is in the container's namespace.
+        accept_ra: The container hears router advertisements; None has it hear none where IPAM gives IPv6 addresses.
     """
 
     master: str = ""
     mode: str = ""
     mtu: int = 0
     link_in_container: bool = False
+    accept_ra: bool | None = json_field("acceptRA", default=None)
 
     @property
     def data(self) -> dict[str, int | str]:
@@ -69,7 +72,7 @@ class Ipvlan(Plugin[IpvlanConf]):
             master = get_master(request, netns)
             end = interface.create_link(request, "ipvlan", netns, parent=master, mtu=conf.mtu, data=conf.data)
         leased = chained_addresses(request) or interface.lease(request, mtu=conf.mtu)
-        interface.configure(end, leased)
+        interface.configure(end, leased, accept_ra=conf.accept_ra)
         return evolve(leased.with_interfaces(end), dns=interface.own_dns_or(request, leased.dns))
 
     def delete(self, request: DelRequest[IpvlanConf]) -> None:

@@ -22,6 +22,7 @@ from cnisdk import (
     StatusRequest,
     evolve,
     frozen,
+    json_field,
 )
 from cnisdk.linux import kinds, rtnetlink
 from cnisdk.plugin import interface
@@ -38,6 +39,7 @@ class MacvlanConf(NetConf):
         mac: Hardware address of the container's link; empty makes one up.
         link_in_container: The master is in the container's namespace.
         bcqueuelen: How many broadcast frames may wait to be handed on; 0 leaves it to the kernel.
+        accept_ra: The container hears router advertisements; None has it hear none where IPAM gives IPv6 addresses.
     """
 
     master: str = ""
@@ -46,6 +48,7 @@ class MacvlanConf(NetConf):
     mac: str = ""
     link_in_container: bool = False
     bcqueuelen: int = 0
+    accept_ra: bool | None = json_field("acceptRA", default=None)
 
     @property
     def data(self) -> dict[str, int | str]:
@@ -70,7 +73,7 @@ class Macvlan(Plugin[MacvlanConf]):
             master = interface.get_master(request, conf.master, netns if conf.link_in_container else None)
             end = interface.create_link(request, "macvlan", netns, parent=master, mtu=conf.mtu, mac=mac, data=conf.data)
         leased = interface.lease(request, mtu=conf.mtu)
-        interface.configure(end, leased)
+        interface.configure(end, leased, accept_ra=conf.accept_ra)
         return evolve(leased.with_interfaces(end), dns=interface.own_dns_or(request, leased.dns))
 
     def delete(self, request: DelRequest[MacvlanConf]) -> None:

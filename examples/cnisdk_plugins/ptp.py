@@ -27,6 +27,7 @@ from cnisdk import (
     StatusRequest,
     evolve,
     frozen,
+    json_field,
 )
 from cnisdk.linux import kinds, layer3, masquerade, rtnetlink, rules, sysctl, veth
 from cnisdk.linux.links.link import Link
@@ -42,11 +43,13 @@ class PtpConf(NetConf):
         ip_masq: Masquerade what containers send beyond their network.
         ip_masq_backend: ``iptables`` or ``nftables``.
         mtu: MTU in bytes; 0 leaves it to the kernel.
+        accept_ra: The container hears router advertisements; None has it hear none where IPAM gives IPv6 addresses.
     """
 
     ip_masq: bool = False
     ip_masq_backend: str = ""
     mtu: int = 0
+    accept_ra: bool | None = json_field("acceptRA", default=None)
 
     def validate(self) -> None:
         """Refuse what makes no sense, before anything is changed.
@@ -91,7 +94,7 @@ class Ptp(Plugin[PtpConf]):
             layer3.configure(pair.host, host_side(leased.ips))
             for key, value in proxy_settings(pair.host, leased.ips).items():
                 sysctl.ensure(key, value)
-            pair.container.configure(leased, routed=True)
+            pair.container.configure(leased, routed=True, accept_ra=conf.accept_ra)
             result = leased.with_interfaces(pair.host, pair.container)
             return evolve(result, dns=interface.own_dns_or(request, leased.dns))
 

@@ -23,6 +23,7 @@ from cnisdk import (
     StatusRequest,
     evolve,
     frozen,
+    json_field,
 )
 from cnisdk.linux import kinds, rtnetlink
 from cnisdk.plugin import interface
@@ -39,12 +40,14 @@ class VlanConf(NetConf):
         vlan_id: Number of the VLAN, 0 to 4094. The kernel gives each VLAN of a link to one container at a time.
         mtu: MTU in bytes, at most the master's; 0 takes that.
         link_in_container: The master is in the container's namespace.
+        accept_ra: The container hears router advertisements; None has it hear none where IPAM gives IPv6 addresses.
     """
 
     master: str = ""
     vlan_id: int = 0
     mtu: int = 0
     link_in_container: bool = False
+    accept_ra: bool | None = json_field("acceptRA", default=None)
 
     def validate(self) -> None:
         """Refuse what makes no sense, before anything is changed.
@@ -84,7 +87,7 @@ class Vlan(Plugin[VlanConf]):
             master = interface.get_master(request, conf.master, where, up=True)
             end = interface.create_link(request, "vlan", netns, parent=master, mtu=conf.mtu, data={"id": conf.vlan_id})
         leased = interface.lease(request, mtu=conf.mtu)
-        interface.configure(end, leased)
+        interface.configure(end, leased, accept_ra=conf.accept_ra)
         return evolve(leased.with_interfaces(end), dns=interface.own_dns_or(request, leased.dns))
 
     def delete(self, request: DelRequest[VlanConf]) -> None:

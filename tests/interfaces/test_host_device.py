@@ -137,7 +137,7 @@ def test_its_name_is_taken_meanwhile(nic: Host, capfd: pytest.CaptureFixture[str
     (name,) = set(links(nic)) - {"lo", "wire1", "eth0", "nic1", "nic1-0"}
     assert name.startswith("nic1-")
     assert links(nic)[name] == ("nic1", (), False)
-    assert f"link nic1 is back on the host as {name}: another link has its name" in capfd.readouterr().err
+    assert f"nic1 is back on the host as {name}: another link has its name" in capfd.readouterr().err
     nic.shell("ip link del nic1")
     # It can be lent by its hardware address, and keeps its name.
     moved = make(nic, device="", hwaddr=MAC)

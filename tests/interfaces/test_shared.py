@@ -150,6 +150,24 @@ def kill_anywhere(bench: Bench) -> int:
     return killed
 
 
+@pytest.mark.parametrize("name", [each for each in subjects(delegating=True) if each.values[0] not in ("dummy", "tap")])
+def test_router_advertisements_are_heard_when_asked_for(bench: Bench) -> None:
+    """On a network with a router, IPAM may give the address, and the router the default route."""
+    for asked, address, heard in (
+        (None, "2001:db8::2/64", "0"),
+        (True, "2001:db8::2/64", "1"),
+        (None, "10.9.0.2/24", "1"),
+        (False, "10.9.0.2/24", "0"),
+    ):
+        gateway = "2001:db8::1" if ":" in address else "10.9.0.1"
+        bench.stub.answer("ADD", {"cniVersion": "1.1.0", "ips": [{"address": address, "gateway": gateway}]})
+        keys = {} if asked is None else {"acceptRA": asked}
+        plugin = bench.plugin(bench.subject.plugin, ipam=bench.stub.conf, **keys)
+        plugin.add(bench.container)
+        assert bench.container.sysctl("net/ipv6/conf/eth0/accept_ra") == heard, (asked, address)
+        plugin.delete(bench.container)
+
+
 @pytest.mark.parametrize("name", subjects())
 def test_netlink_round_trips(bench: Bench) -> None:
     bench.run("ADD", CountRoundTrips(0)).raise_for_error()
