@@ -256,7 +256,7 @@ def test_two_repairs_at_the_same_moment_make_each_rule_once(node: Node) -> None:
     for _ in range(2):
         node.host.shell(FLUSH_NFT)
         for each in [node.start_repair(), node.start_repair()]:
-            assert "2 known" in each.communicate()[0]
+            assert "2 known" in each.communicate(timeout=60)[0]
             assert each.returncode == 0
         assert node.rules() == before
 
@@ -293,9 +293,9 @@ def test_beside_live_adds_and_dels(node: Node, backend: str) -> None:
         churns.append(node.host.popen(argv, env=node.repairs_with, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     while any(each.poll() is None for each in churns):
         node.host.shell(FLUSH_NFT)
-        print(node.start_repair("--pause", "0.1").communicate()[0])
+        print(node.start_repair("--pause", "0.1").communicate(timeout=60)[0])
     for each in churns:
-        print(each.communicate()[0])
+        print(each.communicate(timeout=60)[0])
         assert each.returncode == 0
     assert "churn" not in node.host.shell("nft list ruleset")
     print(node.repair())
