@@ -32,7 +32,7 @@ from .._releasing import releasing
 from ..errors import CNIError, InvalidConfigError, InvalidNetNSError, IOFailureError, cause_of, error_for_code
 from ..linux import netns
 from ..linux.links import link, veth
-from ..plugin._repair import NotAsRecordedError, delegates, find_delegate_conf, repair, repairs
+from ..plugin._repair import NoLongerAsRecordedError, NotAsRecordedError, delegates, find_delegate_conf, repair, repairs
 from ..plugin.base import Plugin
 from ..plugin.reply import respond
 from ..runtime.caches import (
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
         # What is made for one may concern another: iptables' FORWARD, since it is there, must let through what nftables
         # accepts.
         work.repair_all(pause)
-    waiting = {owner: list(each.values()) for owner, each in work.repaired.items()}
+    waiting = {owner: list(each.values()) for owner, each in work.touched.items()}
     for _ in range(_LOOKS):
         if waiting:
             pause(args.pause)
@@ -156,7 +156,8 @@ class _Work:
 
     Attributes:
         files: Each attachment's cached results, the newest first.
-        repaired: The plugins that have put something back, by attachment and type.
+        repaired: Attachments of which a plugin has put something back.
+        touched: The plugins that have put something back, or may have before they failed, by attachment and type.
         alone: Attachments that were left alone.
         failed: Attachments of which a plugin has failed.
         failures: Errors.
@@ -171,7 +172,8 @@ class _Work:
     ) -> None:
         self._plugins, self._cni_path, self._places = plugins, cni_path, places
         self.files = files
-        self.repaired: dict[Attachment, dict[str, _Attached]] = {}
+        self.repaired: set[Attachment] = set()
+        self.touched: dict[Attachment, dict[str, _Attached]] = {}
         self.alone: set[Attachment] = set()
         self.failed: set[Attachment] = set()
         self.failures: list[CNIError] = []
@@ -235,15 +237,20 @@ class _Work:
         return refusal
 
     def _repair_by(self, attached: _Attached) -> None:
+        done = True
         try:
             done = guard(attached.kind, lambda: repair(attached.plugin, attached.environ, attached.stdin))
-        except NotAsRecordedError:
+        except NotAsRecordedError as exc:
+            done = isinstance(exc, NoLongerAsRecordedError)
             raise
         except CNIError as exc:  # the other plugins' rules may be lost as well
             self._fail(attached.owner, exc, f"plugin {attached.kind}: ")
             return
+        finally:
+            if done:
+                self.touched.setdefault(attached.owner, {})[attached.kind] = attached
         if done:
-            self.repaired.setdefault(attached.owner, {})[attached.kind] = attached
+            self.repaired.add(attached.owner)
             self.say(f"repaired {attached.owner}: rules of plugin {attached.kind}")
 
     def _fail(self, owner: Attachment, exc: CNIError, where: str = "") -> None:

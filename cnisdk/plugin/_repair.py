@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from .._light import Any
-from ..errors import InvalidNetNSError, IOFailureError
+from ..errors import CNIError, InvalidNetNSError, IOFailureError
 from ..linux import address, link
 from ..spec.versions import Verb
 from . import interface
@@ -17,6 +17,10 @@ from .request import CheckRequest, parse_request
 
 class NotAsRecordedError(IOFailureError):
     """Code 5: the attachment is gone, or not as its result says."""
+
+
+class NoLongerAsRecordedError(NotAsRecordedError):
+    """Code 5: the same, since its plugin began to put something back."""
 
 
 def repairs(plugin: type[Plugin[Any]]) -> bool:
@@ -39,10 +43,18 @@ def repair(plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) 
 
     Raises:
         NotAsRecordedError: (5) The attachment is gone, or not as its result says. Nothing was changed.
+        NoLongerAsRecordedError: (5) The same since the plugin began. It may have put something back.
         CNIError: The configuration or the result is of no use; or the plugin's own.
     """
     with _alive(plugin, environ, stdin) as request:
-        return plugin().repair(request)
+        try:
+            return plugin().repair(request)
+        except CNIError:
+            try:
+                _expect_alive(request)
+            except NotAsRecordedError as exc:
+                raise NoLongerAsRecordedError(exc.msg, details=exc.details) from exc
+            raise
 
 
 def find_delegate_conf(plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) -> Mapping[str, Any] | None:
@@ -63,14 +75,18 @@ def _alive(plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) 
     )
     assert isinstance(request, CheckRequest)
     try:
-        try:
-            refuse_own_netns(request)  # where the number of a process that has ended is that of another one
-            _check_alive(request)
-        except (InvalidNetNSError, IOFailureError) as exc:
-            raise NotAsRecordedError(exc.msg, details=exc.details) from exc
+        _expect_alive(request)
         yield request
     finally:
         request.undo_stack.commit()
+
+
+def _expect_alive(request: CheckRequest[Any]) -> None:
+    try:
+        refuse_own_netns(request)  # where the number of a process that has ended is that of another one
+        _check_alive(request)
+    except (InvalidNetNSError, IOFailureError) as exc:
+        raise NotAsRecordedError(exc.msg, details=exc.details) from exc
 
 
 def _check_alive(request: CheckRequest[Any]) -> None:

@@ -337,6 +337,32 @@ def test_a_del_that_lasts_is_waited_for(node: Node) -> None:
     assert name not in node.host.shell("nft list ruleset")
 
 
+DELETES_EARLY = """
+import os
+from cnisdk_plugins.bridge import Bridge
+put_back = Bridge.repair
+def come_late(self, request):
+    os.unlink(arguments[1])
+    os.system(f"ip -n {arguments[0]} link del eth0")
+    return put_back(self, request)
+Bridge.repair = come_late
+"""
+
+
+def test_an_interface_that_goes_while_its_rules_are_put_back_is_no_failure(node: Node) -> None:
+    node.add(podman("nftables"), "early")
+    node.host.shell(FLUSH_NFT)
+    printed = node.repair_with(DELETES_EARLY, "early", f"{RESULT}early-eth0")
+    assert "1 known, 0 repaired, 1 left alone" in printed
+    assert "early" not in node.host.shell("nft list ruleset")
+
+
+def test_the_dead_are_not_waited_for(node: Node) -> None:
+    node.add(podman("nftables"), "dead").destroy()
+    node.host.shell(FLUSH_NFT)
+    assert "1 known, 0 repaired, 1 left alone" in node.repair_with('repair.run.__kwdefaults__["pause"] = None')
+
+
 ADDS_AGAIN = """
 import os, subprocess
 from cnisdk.linux import veth
