@@ -100,7 +100,7 @@ class _Processes:
             path = f"{directory}/task/{thread}/ns/net"
             try:
                 match = _NAMESPACE.fullmatch(os.readlink(path))
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue  # the thread has ended
             if match is not None:
                 self.spaces.setdefault(int(match[1]), []).append(path)
