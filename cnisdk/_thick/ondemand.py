@@ -107,9 +107,12 @@ def _examine(path: str) -> FileState | None:
 
 
 def _is_changed_since(path: str, since: int) -> bool:
-    """Compare the time that only the kernel sets (ctime): package managers set old times of modification."""
+    """Compare the time that only the kernel sets (ctime): package managers set old times of modification.
+
+    A time that is still to come is of a file that was written before the clock was put back.
+    """
     try:
-        return os.stat(path).st_ctime_ns > since
+        return since < os.stat(path).st_ctime_ns <= time.time_ns()
     except OSError:
         return True
 

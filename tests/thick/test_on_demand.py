@@ -815,6 +815,19 @@ def test_a_file_that_was_written_while_it_was_loaded_counts_as_changed(tmp_path:
     assert after.find_change() == str(path)
 
 
+def test_a_clock_that_was_put_back_does_not_make_all_files_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that was installed before it asked for the time. Else no server would serve until then."""
+    path = tmp_path / "module.py"
+    path.touch()
+    written = path.stat().st_ctime_ns
+    monkeypatch.setattr(time, "time_ns", lambda: written - 1)
+    installation = ondemand.Installation([])
+    installation.add([str(path)], since=written - 2)
+    assert installation.find_change() is None
+
+
 def test_it_ends_when_a_package_is_installed(machine: Machine) -> None:
     """Whose plugins it would decline to run."""
     pid = machine.serve()
