@@ -153,11 +153,13 @@ class Sbr(Plugin[SbrConf]):
                 looks = "no rule" if table is None else f"a rule that looks up table {table}, not {conf.table}"
                 raise IOFailureError(f"{looks} for packets from {ip.address.ip}")
             gateway, default = static_gateway(conf, ip) or gateway_of(ip), DEFAULT[ip.address.version]
-            hops = [*(each.gw for each in result.routes if each.dst == default and each.gw is not None), gateway]
+            given = [each.gw for each in result.routes if each.dst == default and each.gw is not None]
+            hops = [*map(specified, given), gateway]
             there = [each for each in routes if each.table == table and each.dst == default]
             found = any(each.gw in hops and each.link_index == end.index for each in there)
             if conf.table is None and gateway is not None and not found:
-                raise IOFailureError(f"table {table} has no default route via {hops[0]} on {end.name}")
+                via = f" via {hops[0]}" if hops[0] is not None else ""
+                raise IOFailureError(f"table {table} has no default route{via} on {end.name}")
         if conf.table is not None:
             return
         moved = tables.list_over(end, destinations=interface.own_destinations(result, request.ifname))

@@ -129,6 +129,22 @@ def test_a_default_route_of_the_interface_is_kept(host: Host, go: Path, adder: s
         ours.check(container, "net1")
 
 
+@pytest.mark.parametrize("zeros", ["0.0.0.0", "::"])
+def test_a_default_route_onto_the_link_is_kept(host: Host, zeros: str) -> None:
+    """Its next hop is zeros in the result, which means none."""
+    container, result = two_networks(host)
+    family, default, table = ("-6", "::/0", "101") if ":" in zeros else ("-4", "0.0.0.0/0", "100")
+    result["routes"] = [{"dst": default, "gw": zeros}]
+    container.shell(f"ip {family} route del default; ip {family} route add default dev net1")
+    plugin = host.plugin(Sbr, {"prevResult": result})
+    plugin.add(container, "net1")
+    assert "default via None dev net1" in routes(container, table)
+    plugin.check(container, "net1")
+    container.shell(f"ip {family} route del default table {table}")
+    with expect_error(5, f"table {table} has no default route on net1"):
+        plugin.check(container, "net1")
+
+
 def test_a_table_of_the_administrators(host: Host) -> None:
     container, result = two_networks(host)
     before = routes(container, "main")
