@@ -12,6 +12,7 @@ judged dead (:mod:`.liveness`).
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import time
@@ -33,6 +34,8 @@ _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 _FIRST_NAMESPACES = {"mnt": 0xEFFFFFF8, "net": 0xEFFFFFF9}
 # include/linux/proc_ns.h: PROC_USER_INIT_INO, the same on every Linux since 3.8.
 _FIRST_USER_NAMESPACE = 0xEFFFFFFD
+# include/uapi/linux/nsfs.h
+_NS_GET_USERNS = 0xB701
 _VARIABLE = b"CNI_CONTAINERID="
 _NAMESPACE = re.compile(r"net:\[(\d+)\]")
 # Looking up a path on these may hang, or a container may answer.
@@ -188,7 +191,7 @@ def survey_host(
         places: Directories of cached results that were read.
         hidden: Directories of cached results that could not be read, each with the reason.
         inside: If true, the namespaces of this process count as the host's, and a process it may not look at belongs to
-            another host.
+            another host, unless the pid namespace is that of this host alone.
     """
     doubts = list(hidden)
     obstacle = None if inside else find_obstacle()
@@ -234,13 +237,13 @@ def survey_host(
             elif problem:
                 buried.append(problem)
     closed += buried
-    if inside:
+    if inside and not owns_processes():
         doubts += buried
     with rtnetlink.connect() as sock:
         host = [link.parse(data) for data in sock.dump(messages.get_request(what="cannot list links"))]
         namespaces[own] = _contents(sock, "the host's network namespace")
     refused = [*processes.refused, *closed]
-    if refused and not inside and not obstacle:
+    if refused and not obstacle and (not inside or owns_processes()):
         doubts.append(refused[0] + (f" (nor can {len(refused) - 1} others)" if refused[1:] else ""))
     return Survey(
         own=own,
@@ -268,6 +271,22 @@ def _unseen(refused: list[str], closed: list[str], obstacle: str | None) -> list
     """
     owns_all = os.stat(f"{_PROC}/self/ns/user").st_ino == _FIRST_USER_NAMESPACE
     return [*([] if obstacle else refused), *(closed if owns_all or not obstacle else [])]
+
+
+def owns_processes() -> bool:
+    """Return True if the pid namespace belongs to this process's user namespace, so that all processes are this host's.
+
+    False also means that it is not known. In a user namespace alone, processes of the host above are listed, too.
+    """
+    try:
+        with open(f"{_PROC}/self/ns/pid", "rb") as file:
+            owner = fcntl.ioctl(file, _NS_GET_USERNS)
+    except OSError:  # it belongs to a user namespace that this process does not see
+        return False
+    try:
+        return os.path.samestat(os.fstat(owner), os.stat(f"{_PROC}/self/ns/user"))
+    finally:
+        os.close(owner)
 
 
 def boot_time(devices: str = "/dev") -> float:

@@ -296,6 +296,37 @@ def test_a_namespace_that_cannot_be_looked_into_may_be_a_containers(
     assert seen.find_use(address, but=1) is None
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize("own", [True, False])
+def test_a_process_of_a_node_that_cannot_be_looked_at_is_a_doubt(
+    host: Host, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    """As where a node is a container whose root may not trace processes: it has its own pid namespace."""
+    read_one = survey._Processes._read_one
+    with process(host) as pid:
+
+        def refuse(self: Any, each: str) -> None:
+            if each == str(pid):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            read_one(self, each)
+
+        monkeypatch.setattr(survey._Processes, "_read_one", refuse)
+        monkeypatch.setattr(survey, "owns_processes", lambda: own)
+        doubts = look(host).doubts
+    assert ("cannot be looked at: Permission denied" in " ".join(doubts)) == own
+
+
+def test_whose_the_processes_are(host: Host) -> None:
+    """A sandbox in a user namespace of its own lists the processes of all."""
+    if host.call(os.readlink, "/proc/self/ns/user") == os.readlink("/proc/self/ns/user"):
+        pytest.skip("the host shares this user's namespace")
+    assert not host.call(survey.owns_processes)
+    inside = "import cnisdk.runtime.survey as survey; print(survey.owns_processes())"
+    argv = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", sys.executable, "-c", inside]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert host.run(argv, env=env).stdout == "True\n"
+
+
 def test_in_a_chroot_there_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths of namespaces and directories of runtimes would be looked for below its root."""
     stat = os.stat
