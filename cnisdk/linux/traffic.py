@@ -11,7 +11,8 @@ import struct
 import sys
 
 from .._light import NamedTuple
-from ..errors import IOFailureError
+from ..errors import InvalidConfigError, IOFailureError
+from ..spec.names import shorten
 from . import rtnetlink
 from .attributes import attribute, iterate, read, read_text, read_uint
 from .links.link import Link
@@ -30,6 +31,7 @@ _TBF = struct.Struct("=BBHhHI 12x III")
 _LINKLAYER_ETHERNET = 1
 _TICKS_PER_MICROSECOND = 15.625  # PSCHED_SHIFT: a tick of the packet scheduler has 64 ns
 _UINT32_MAX = (1 << 32) - 1
+_UINT64_MAX = (1 << 64) - 1
 _U32_SELECTOR, _U32_ACTION = 5, 7
 # struct tc_u32_sel with one tc_u32_key that no bit of a packet can fail, terminal
 _ANY = struct.pack("=BBBxHHhhI IIii", 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -74,8 +76,14 @@ def limit(link: Link, wanted: Limit) -> None:
         wanted: Rate in bytes per second, and burst in bytes.
 
     Raises:
+        InvalidConfigError: (7) No link can have such a limit.
         KernelError: (5) The kernel refused, for example because it lacks ``sch_tbf``.
     """
+    if not (0 < wanted.rate <= _UINT64_MAX and 0 < wanted.burst <= _UINT32_MAX):
+        raise InvalidConfigError(
+            f"{shorten(wanted.rate)} bytes per second in bursts of {shorten(wanted.burst)} bytes are no limit",
+            details=f"expected 1 to {_UINT64_MAX} bytes per second, and 1 to {_UINT32_MAX} bytes at once",
+        )
     parameters = _TBF.pack(
         0, _LINKLAYER_ETHERNET, 0, 0, 0, min(wanted.rate, _UINT32_MAX), wanted.queue, wanted.buffer, 0
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cnisdk.linux import link, traffic
 from cnisdk.spec.names import Attachment
 from cnisdk.testing import Host, expect_error
 from cnisdk_plugins.bandwidth import Bandwidth, ifb_names
@@ -124,6 +125,13 @@ def test_what_cannot_be_meant_is_refused(host: Host, conf: dict[str, Any], texts
         with expect_error(7, *texts):
             ask()
     plugin.delete(container)
+
+
+@pytest.mark.parametrize("wanted", [(2**64, 1000), (10**400, 1000), (0, 1000), (1000, 2**32), (1000, 0)])
+def test_a_limit_that_no_link_can_have(host: Host, wanted: tuple[int, int]) -> None:
+    """A plugin's author may hand on what a configuration says."""
+    with expect_error(7, "bytes per second"):
+        host.call(lambda: traffic.limit(link.get("lo"), traffic.Limit(*wanted)))
 
 
 def test_the_capability_counts_where_no_key_is_set(host: Host) -> None:
