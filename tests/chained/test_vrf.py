@@ -110,7 +110,7 @@ def test_an_interface_moves_with_its_routes_and_back(host: Host) -> None:
     assert listed(container, everything) == before
     for spoil, mend, text in (
         ("ip link set blue down", "ip link set blue up", "VRF blue is down"),
-        ("ip route add 10.2.0.0/24 dev net1 table main", "ip route del 10.2.0.0/24 dev net1", "in the main table"),
+        ("ip route add 10.2.0.0/24 dev net1 table main", "ip route del 10.2.0.0/24 table main", "in the main table"),
         ("ip address del 10.2.0.2/24 dev net1", "ip address add 10.2.0.2/24 dev net1", "10.2.0.2/24 is missing"),
         ("ip link set net1 nomaster", "ip link set net1 master blue", "interface net1 is not in VRF blue"),
     ):
