@@ -351,6 +351,28 @@ def test_where_firewalld_runs(podman: Podman) -> None:
             node.shell(f"pid={daemon}; kill $pid; timeout 60 tail --pid $pid -f /dev/null")
 
 
+def test_after_a_flush_of_all_rules(podman: Podman) -> None:
+    """`cnisdk repair` puts back what containers of several networks have lost, one of which is in two of them."""
+    node = podman.node
+    web = podman.start("web", "--network", "dual,blue", "-p", "8080:80")
+    first, second = (podman.start(name, "--network", name) for name in ("red", "green"))
+    address = podman.inspect("red")["NetworkSettings"]["Networks"]["red"]["IPAddress"]
+
+    def flows() -> dict[str, bool]:
+        return {
+            "in": node.reaches(web, NODE, 8080, server=80, patience=2),
+            "in by IPv6": node.reaches(web, NODE6, 8080, server=80, patience=2),
+            "between isolated networks": node.reaches(first, address, 80, source=second, patience=1),
+        }
+
+    whole = flows()
+    assert whole == {"in": True, "in by IPv6": True, "between isolated networks": False}
+    node.shell("nft flush ruleset")
+    assert not node.reaches(web, NODE, 8080, server=80, patience=1)
+    node.shell(f"{shlex.quote(sys.executable)} -I -m cnisdk repair --inside --pause 0 --cni-path /usr/lib/cni")
+    assert flows() == whole
+
+
 def test_ten_at_once(podman: Podman) -> None:
     names = [f"web{number}" for number in range(10)]
     with ThreadPoolExecutor(10) as pool:
