@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cnisdk import Attachment, CNIError
 from cnisdk.linux import attributes, firewall, hostports, iptables, masquerade, nft, program, rules, spoofcheck
-from cnisdk.linux.netfilter import _expressions, nfnetlink
+from cnisdk.linux.netfilter import _expressions, base_rules, nfnetlink
 from cnisdk.linux.netfilter.hostports import HostPort, Options
 from cnisdk.linux.netfilter.ingress import Ingress
 from cnisdk.spec.addresses import IPInterface
@@ -483,6 +483,37 @@ def test_chains_that_iptables_has_flushed(variant: str, again: tuple[int, ...], 
         assert chains() == []
 
     host.call(flush_and_delete)
+
+
+@pytest.mark.parametrize("policy", ["open", "same-bridge"])
+def test_a_flush_in_the_middle_of_an_add(host: Host, policy: str) -> None:
+    """`nft flush ruleset`, right after the shared chains were there: they are made again."""
+    owner, other = COLLISIONS["two interfaces on one network"]
+    ingress = Ingress(policy, "br0") if policy != "open" else None
+    flushed: list[int] = []
+
+    def look_and_flush(*arguments: Any) -> dict[str, list[str]]:
+        lacking = making(*arguments)
+        if len(flushed) < 2:
+            flushed.append(subprocess.run(["nft", "flush", "ruleset"], check=True).returncode)
+        return lacking
+
+    making = base_rules._making
+
+    def add() -> None:
+        port = HostPort("udp", 8080, None, ADDRESSES[0][0], 80)
+        published: tuple[Any, ...] = ("iptables", owner, [port], {4: Options()}, [("udp", 8080)])
+        admitted: tuple[Any, ...] = ("iptables", owner, [ADDRESSES[0][0].ip], "CNI-ADMIN", ingress)
+        firewall.admit("iptables", other, [ADDRESSES[1][0].ip], "CNI-ADMIN", ingress)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(base_rules, "_making", look_and_flush)
+            firewall.admit(*admitted)
+            firewall.check(*admitted)
+            flushed.clear()
+            hostports.publish(*published)
+            hostports.check(*published)
+
+    host.call(add)
 
 
 def test_what_is_forwarded_by_the_legacy_variant(legacy: Host) -> None:

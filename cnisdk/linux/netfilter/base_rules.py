@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from ..._light import NamedTuple
+from ...errors import IOFailureError
 from .. import lock
 from . import iptables, nft
 from .nft import Rule
@@ -21,6 +22,8 @@ XT_COMMENT_MAX = 255
 """Bytes of a comment, at most (xt_comment)."""
 
 _PATIENCE = 5.0
+# Attempts: other processes may flush all rules meanwhile.
+_ATTEMPTS = 4
 
 
 class BaseRule(NamedTuple):
@@ -106,6 +109,24 @@ def commit(
         IOFailureError: (5) The kernel or ``iptables-restore`` refused.
         PluginNotAvailableError: (50) ``iptables-restore`` is not installed.
     """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return _commit(version, base, chains, own, inherited, locked, quickly)
+        except IOFailureError:
+            # Has `nft flush ruleset` deleted in between what was there?
+            if attempt == _ATTEMPTS or not any(_making(version, base, chains).values()):
+                raise
+
+
+def _commit(
+    version: int,
+    base: Collection[BaseRule],
+    chains: Mapping[str, Iterable[str]],
+    own: Mapping[str, Iterable[str]],
+    inherited: Sequence[int],
+    locked: bool,
+    quickly: Callable[[], bool],
+) -> None:
     if not locked and not any(_making(version, base, chains).values()):
         if not quickly():
             iptables.commit_all(version, own, inherited)
