@@ -126,6 +126,24 @@ def test_published_ports_answer_everybody(host: Host, outside: Host, backend: st
     assert rules_of(host, "10.1.0.5", "2001:db8:1::5", "id: c1", "CNI-DN-", "owner-") == []
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_table_of_the_administrators_accepts_what_is_published(host: Host, outside: Host, backend: str) -> None:
+    """As the page of firewall tells."""
+    container, result = attached(host, "c1", 5)
+    host.shell(
+        "nft add table inet filter; nft 'add chain inet filter forward"
+        " { type filter hook forward priority 0 ; policy drop ; }'"
+    )
+    host.plugin(Portmap, {**ports(), "backend": backend, "prevResult": result}).add(container)
+    assert not outside.reaches(container, "198.51.100.1", port=80, published=8080, timeout=0.3)
+    page = Path(__file__).parents[2] / "docs" / "reference" / "firewall.md"
+    _, command = [line for line in page.read_text().splitlines() if line.startswith("nft insert rule")]
+    host.shell(command)
+    for target in ("198.51.100.1", "2001:db8:9::1"):
+        assert outside.reaches(container, target, port=80, published=8080)
+    assert not outside.reaches(container, "10.1.0.5", port=80, timeout=0.3)
+
+
 def test_ports_published_by_the_legacy_variant(legacy: Host, outside: Host) -> None:
     """Traffic, a port that is taken, values that CHECK compares, and both ways to clean up."""
     (container, result), (second, other) = attached(legacy, "c1", 5), attached(legacy, "c2", 6)
