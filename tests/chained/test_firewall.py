@@ -496,6 +496,21 @@ def test_a_record_without_rules_takes_none_of_the_references_next_container(host
 
 
 @pytest.mark.interop
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_the_reference_put_in_the_place_of_ours_goes_with_the_container(host: Host, go: Path, gone: bool) -> None:
+    """As `podman network reload` does it while the reference's plugins are installed, and ours delete afterwards."""
+    container, result = attached(host, "c1", 5)
+    conf = {"name": "net", "cniVersion": "1.0.0", "backend": "iptables", "prevResult": in_version(result, "1.0.0")}
+    ours, theirs = host.plugin(Firewall, conf), host.plugin(go / "firewall", conf)
+    for plugin, verb in ((ours, "ADD"), (theirs, "DEL"), (theirs, "ADD"), (ours, "CHECK")):
+        plugin.run(verb, container).raise_for_error()
+    if gone:
+        container.destroy()
+    ours.run("DEL", container).raise_for_error()
+    assert own(host) == []
+
+
+@pytest.mark.interop
 @pytest.mark.parametrize("seen", ["all", "not all of the host", "not all namespaces"])
 def test_a_late_del_keeps_the_references_rules_of_the_next_container(
     host: Host, outside: Host, go: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], seen: str

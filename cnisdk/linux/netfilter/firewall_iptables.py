@@ -214,21 +214,21 @@ def _with_rules(
     going: list[Rule],
     known: Collection[IPAddress] = (),
     kept: str = "",
-    is_used: Callable[[IPAddress], bool] = lambda _: False,
+    is_used: Callable[[IPAddress], bool] | None = None,
 ) -> list[Rule]:
     """Return the rules to delete together with some records, and then the records.
 
     They are the rules that were made with each record. If some of those are not there, then for each address as many of
-    its rules as no other record needs. A rule that was made after the record is none of its own: the reference has
-    deleted those, and made this one for the next container.
+    its rules as no other record needs. The reference has deleted those of a record, and may have made others since, of
+    which no record tells whether they are the same container's or the next one's.
 
     Args:
         table: The table.
         going: The records that go.
         known: Addresses whose rules go if no record goes.
         kept: Bridge whose policy does not go.
-        is_used: Function that tells if another container uses a known address: then its rules stay. It need not be
-            asked where a record keeps some.
+        is_used: Function that tells if another container uses an address: then rules without a record of their own
+            stay. It need not be asked where a record keeps some. Without it they stay in any case.
     """
     policies = _list_policies(table, going, kept)
     beside = _find_beside(table, going) if len(going) <= _FEW else {}
@@ -248,11 +248,12 @@ def _with_rules(
         for each in sorted(going, key=lambda each: each.handle):
             last[_address_of(each)] = each.handle + len(_KINDS)
     for address, kinds in accepts.items():
-        if not going and any(kinds) and not needed[address] and is_used(address):
-            continue
-        for rules_there in kinds:
-            count = max(min(wanted[address], len(rules_there) - needed[address]), 0)
-            found += [each for each in rules_there if each.handle <= last.get(address, each.handle)][:count]
+        for there in kinds:
+            count = max(min(wanted[address], len(there) - needed[address]), 0)
+            own = [each for each in there if each.handle <= last.get(address, each.handle)][:count] if going else []
+            found += own
+            if count > len(own) and is_used is not None and (needed[address] or not is_used(address)):
+                found += [each for each in there if each not in own][: count - len(own)]
     return [*policies, *found, *going]
 
 
@@ -472,7 +473,7 @@ def _list_own(
     table: Table,
     owner: Attachment,
     known: Collection[IPAddress] = (),
-    is_used: Callable[[IPAddress], bool] = lambda _: False,
+    is_used: Callable[[IPAddress], bool] | None = None,
 ) -> list[Rule]:
     """List the rules and records that :func:`delete` deletes."""
     return _with_rules(table, _list_records(table, owner), known, is_used=is_used)
