@@ -16,7 +16,7 @@ import pytest
 
 from cnisdk.linux import _sockets, attributes
 from cnisdk.linux.netfilter import nfnetlink
-from cnisdk.testing import Container, Host, PluginUnderTest, kill_after
+from cnisdk.testing import Container, Host, PluginUnderTest, expect_error, kill_after
 
 GO = Path(os.environ.get("CNI_REFERENCE_PLUGINS", "/usr/lib/cni"))
 
@@ -109,6 +109,27 @@ def routes(container: Container, table: str) -> set[str]:
         for each in json.loads(done.stdout) if done.returncode == 0 else []:
             found.add(f"{each['dst']} via {each.get('gateway')} dev {each.get('dev')}")
     return found
+
+
+def check_chains_that_came_later(
+    host: Host, plugin: PluginUnderTest, container: Container, text: str, put_back: Callable[[], bool]
+) -> None:
+    """See that chains of iptables which are made after ADD fail CHECK only if they can drop, with this text."""
+    host.shell("iptables -A FORWARD -s 192.0.2.1 -j ACCEPT; ip6tables -P FORWARD ACCEPT")
+    plugin.check(container)
+    for harm, mend in (
+        ("iptables -P FORWARD DROP", "iptables -P FORWARD ACCEPT"),
+        ("ip6tables -A FORWARD -j REJECT", "ip6tables -F FORWARD"),
+        ("iptables -N OTHERS; iptables -A FORWARD -j OTHERS", "iptables -F FORWARD"),
+    ):
+        host.shell(harm)
+        with expect_error(5, text):
+            plugin.check(container)
+        host.shell(mend)
+        plugin.check(container)
+    host.shell("iptables -P FORWARD DROP")
+    assert put_back()
+    plugin.check(container)
 
 
 def in_version(result: Mapping[str, Any], version: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from cnisdk_plugins.portmap import Portmap, PortmapConf
 
 from ..programs import started_programs
 from .conftest import (
+    check_chains_that_came_later,
     check_old_programs_read,
     find_by_iptables,
     in_version,
@@ -597,21 +599,8 @@ def test_chains_of_iptables_that_came_later_are_no_damage_unless_they_can_drop(h
     container, result = attached(host, "c1", 5)
     plugin = host.plugin(Portmap, {"name": "net", "backend": "nftables", "prevResult": result, **ports()})
     plugin.add(container)
-    host.shell("iptables -A FORWARD -s 192.0.2.1 -j ACCEPT; ip6tables -P FORWARD ACCEPT")
-    plugin.check(container)
-    for harm, mend in (
-        ("iptables -P FORWARD DROP", "iptables -P FORWARD ACCEPT"),
-        ("ip6tables -A FORWARD -j REJECT", "ip6tables -F FORWARD"),
-        ("iptables -N OTHERS; iptables -A FORWARD -j OTHERS", "iptables -F FORWARD"),
-    ):
-        host.shell(harm)
-        with expect_error(5, "chain FORWARD"):
-            plugin.check(container)
-        host.shell(mend)
-        plugin.check(container)
-    host.shell("iptables -P FORWARD DROP")
-    assert host.call(put_back, plugin.conf, container.netns)
-    plugin.check(container)
+    again = partial(host.call, put_back, plugin.conf, container.netns)
+    check_chains_that_came_later(host, plugin, container, "chain FORWARD", again)
 
 
 # --- conditions, other chains, programs -------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def list_over(
     Args:
         end: The link.
         number: The table; None means all but ``local``.
-        destinations: Only routes to these networks: so it takes no longer the more others there are.
+        destinations: Only routes to these networks: the others, of which there may be many, are not decoded.
 
     Raises:
         IOFailureError: (5) The kernel refused the query, or there are too many routes to these destinations.
