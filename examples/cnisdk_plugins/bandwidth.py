@@ -8,7 +8,7 @@ the host that has a token bucket of its own. That link carries its owner; the re
 if __name__ == "__main__":  # VERSION needs nothing of what follows
     from cnisdk.plugin.quick import answer_version
 
-    answer_version()
+    answer_version(("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"))
 
 from cnisdk import (
     AddRequest,
@@ -33,6 +33,7 @@ from cnisdk.linux.traffic import Limit
 from cnisdk.plugin import interface
 from cnisdk.spec import config
 from cnisdk.spec.names import short_hash, shorten
+from cnisdk.spec.versions import ALL, V0_3_0
 
 MAX_BURST = 2**32 - 1  # bytes
 MAX_RATE = 2**64 - 1  # bytes per second
@@ -110,6 +111,7 @@ class Bandwidth(Plugin[BandwidthConf]):
     """CNI bandwidth plugin: limits of what a container receives and sends."""
 
     leaves_process_unchanged = True
+    supported_versions = tuple(version for version in ALL if version >= V0_3_0)  # no result before names the host link
 
     @classmethod
     def conformance(cls) -> dict[str, object]:

@@ -59,6 +59,21 @@ def test_limits_are_set_checked_and_taken_off(host: Host) -> None:
     assert ifbs(host) == []
 
 
+def test_it_says_that_it_supports_no_version_whose_results_name_no_host_link(host: Host) -> None:
+    container, result = attached(host)
+    plugin = host.plugin(Bandwidth, {**EVERYTHING, "prevResult": result})
+    (said,) = [plugin.run("VERSION").document["supportedVersions"]]
+    assert said == ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
+    for version in said:
+        before = in_version(result, version)
+        answered = plugin.run("ADD", container, cniVersion=version, prevResult=before)
+        assert answered.status == 0, answered
+        plugin.delete(container, cniVersion=version, prevResult=answered.document if version >= "0.4.0" else None)
+    old = {"cniVersion": "0.2.0", "ip4": {"ip": "10.1.0.2/24"}}
+    with expect_error(1, "0.2.0"):
+        plugin.add(container, cniVersion="0.2.0", prevResult=old)
+
+
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
 def test_traffic_keeps_the_limit_within_a_tenth(host: Host, direction: str) -> None:
     container, result = attached(host)

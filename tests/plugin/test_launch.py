@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -41,6 +42,14 @@ def test_versions_a_plugin_chooses() -> None:
     code = "from cnisdk.plugin.quick import answer_version; answer_version(('0.4.0', '1.0.0'))"
     done = python(code, CNI_COMMAND="VERSION")
     assert done.stdout == '{"cniVersion":"1.1.0","supportedVersions":["0.4.0","1.0.0"]}\n'
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "examples/cnisdk_plugins").glob("[!_]*.py")))
+def test_each_plugin_answers_the_same_quickly_and_in_a_server(name: str) -> None:
+    main = importlib.import_module(f"cnisdk_plugins.{name}").main
+    command, env = [sys.executable, "-m", f"cnisdk_plugins.{name}"], {**os.environ, "CNI_COMMAND": "VERSION"}
+    quickly = subprocess.run(command, env=env, capture_output=True, check=True).stdout
+    assert quickly == respond(main.plugin, {"CNI_COMMAND": "VERSION"}, b"").stdout
 
 
 def test_a_version_nobody_reads() -> None:
