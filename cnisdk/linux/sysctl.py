@@ -222,7 +222,8 @@ def check_allowed(path: str, keys: Iterable[str]) -> None:
 
     Args:
         path: Path of the list. Each line is a regular expression that allows the keys it occurs in, as they are written
-            in the configuration. Without a list all are allowed; one that cannot be read allows none.
+            in the configuration. Without a list all are allowed; one that cannot be read allows none. No list allows a
+            key with ``..`` in it, which can lead away from what an expression is about.
         keys: The sysctls.
 
     Raises:
@@ -243,7 +244,7 @@ def check_allowed(path: str, keys: Iterable[str]) -> None:
         raise IOFailureError(f"cannot read the list of allowed sysctls {path}: {error}") from error
     listed = ", ".join(allowed)
     for key in keys:
-        if not any(pattern.search(key) for pattern in patterns):
+        if ".." in key.split("/") or not any(pattern.search(key) for pattern in patterns):
             raise InvalidConfigError(f"Sysctl {key} is not allowed. Only the following sysctls are allowed: {listed}")
 
 

@@ -180,7 +180,7 @@ def delete_stale(
 
 def _list(directory: str) -> list[str]:
     try:
-        return os.listdir(directory)
+        return os.listdir(directory) if "\0" not in directory else []
     except FileNotFoundError as exc:
         if dangling := find_dangling(directory):
             raise IOFailureError(f"cannot read the directory {directory}: {dangling}") from exc
@@ -240,6 +240,8 @@ def _owner_of(document: Mapping[str, Any]) -> Attachment | None:
 
 
 def _delete(path: str) -> None:
+    if "\0" in path:
+        return  # no file can be there
     try:
         os.unlink(path)
     except OSError as exc:

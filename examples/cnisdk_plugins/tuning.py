@@ -11,7 +11,6 @@ if __name__ == "__main__":  # VERSION needs nothing of what follows
 
     answer_version()
 
-import posixpath
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -40,6 +39,7 @@ from cnisdk.linux.netns import NetNS
 from cnisdk.plugin import chained, interface
 from cnisdk.plugin.statefile import StateFile, delete_stale
 from cnisdk.spec.codec import find_repeated_key, structure
+from cnisdk.spec.names import shorten
 
 TYPE_CHECKING = False  # without typing, a request ends sooner
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     Wanted = tuple[dict[str, Any], dict[str, str]]  # settings by their keys in SETTERS, sysctls by their paths
 
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
+DATA_DIR = "/run/cni/tuning"
 # By keys of the state file, in its order; in lower case they are attributes of a link and of the configuration.
 SETTERS: dict[str, Callable[[Link, Any], None]] = {
     "mac": Link.set_mac,
@@ -81,7 +82,7 @@ class TuningConf(NetConf):
         mtu: MTU in bytes; 0 leaves it.
         allmulti: The interface receives all multicast frames; absent leaves it.
         txqlen: Length of its queue in packets; absent leaves it.
-        data_dir: Directory of the files with the values before.
+        data_dir: Directory of the files with the values before; empty means ``/run/cni/tuning``.
     """
 
     sysctl: Mapping[str, str] = field(factory=dict)
@@ -90,7 +91,7 @@ class TuningConf(NetConf):
     mtu: int = 0
     allmulti: bool | None = None
     txqlen: int | None = json_field("txQLen", default=None)
-    data_dir: str = "/run/cni/tuning"
+    data_dir: str = ""
 
     @property
     def arguments(self) -> Arguments:
@@ -116,7 +117,7 @@ class Tuning(Plugin[TuningConf]):
         result = request.require_prev_result()
         if not any(wanted):
             return result
-        netns, file = request.open_netns(), StateFile(request.conf.data_dir, request.attachment)
+        netns, file = request.open_netns(), StateFile(request.conf.data_dir or DATA_DIR, request.attachment)
         end = link.get(request.ifname, netns) if settings else None  # sysctls need none: a program may drive the device
         earlier, space = file.find() or {}, netns.identify()
         earlier = earlier if earlier.get("netns", space) == space else {}  # a container that is gone had this id, too
@@ -138,7 +139,7 @@ class Tuning(Plugin[TuningConf]):
         return chained.change_interface(result, request.ifname, **described)
 
     def delete(self, request: DelRequest[TuningConf]) -> None:
-        file = StateFile(request.conf.data_dir, request.attachment)
+        file = StateFile(request.conf.data_dir or DATA_DIR, request.attachment)
         saved, netns = file.find(), request.find_netns()
         try:
             # The path may lead to another container by now. The reference does not note what namespace it was.
@@ -155,14 +156,14 @@ class Tuning(Plugin[TuningConf]):
         for key, value in settings.items():
             if (there := getattr(end, key.lower())) != value:
                 raise IOFailureError(f"{key} of interface {request.ifname} is {there}, not {value}")
-        saved = StateFile(request.conf.data_dir, request.attachment).find() or {}
+        saved = StateFile(request.conf.data_dir or DATA_DIR, request.attachment).find() or {}
         there = netns.call(sysctl.get_all, sysctls)
         for key, value in sysctls.items():
             if not sysctl.same(there[key], value) and there[key] != saved.get("became", {}).get(key):
                 raise IOFailureError(f"sysctl {key} is {there[key]}, not {value}")
 
     def gc(self, request: GCRequest[TuningConf]) -> None:
-        delete_stale(request.conf.data_dir, request.network, request.valid_attachments)
+        delete_stale(request.conf.data_dir or DATA_DIR, request.network, request.valid_attachments)
 
     def status(self, request: StatusRequest[TuningConf]) -> None:
         sysctl.check_allowed(ALLOWLIST, request.conf.sysctl)
@@ -182,7 +183,7 @@ def wanted_by(request: AddRequest[TuningConf] | CheckRequest[TuningConf]) -> Wan
         settings[key] = getattr(conf, key.lower()) if given is None else given
         if settings[key] is not None and not 0 <= settings[key] < 2**32:
             path = f"$.{'' if given is None else 'args.cni.'}{key}"
-            raise InvalidConfigError(f"{path} is {settings[key]!s:.20}, expected 0 to {2**32 - 1}")
+            raise InvalidConfigError(f"{path} is {shorten(settings[key])}, expected 0 to {2**32 - 1}")
     sysctls = {sysctl_path(key, request.ifname): value for key, value in {**conf.sysctl, **args.sysctl}.items()}
     return {key: value for key, value in settings.items() if value != UNSET.get(key)}, sysctls
 
@@ -193,7 +194,7 @@ def sysctl_path(key: str, ifname: str) -> str:
     Raises:
         InvalidConfigError: (7) It is none below ``net``.
     """
-    path = posixpath.normpath(sysctl.path_of(key).replace("IFNAME", ifname, 1))
+    path = sysctl.path_of(key).replace("IFNAME", ifname, 1)
     if not path.startswith("net/") or "\0" in path:
         raise InvalidConfigError(f'invalid net sysctl key: "{key}"', details="expected a key that begins with net.")
     return path
@@ -231,8 +232,7 @@ def restore(
 
     A sysctl that another interface has set too gets what an ADD that failed `found`, or a value that another asked for.
     """
-    end = link.find(ifname, netns)
-    values = dict(saved.get("sysctl", {}))
+    end, values = link.find(ifname, netns), dict(saved.get("sysctl", {}))
     for key, sharers in find_sharers(file, saved, ifname).items():
         asked = [each[kind][key] for each in sharers for kind in ("became", "asked") if key in each.get(kind, {})]
         there = netns.call(sysctl.find, key) or ""

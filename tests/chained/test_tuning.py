@@ -259,7 +259,9 @@ def test_arguments_by_convention_win_and_need_no_key(host: Host) -> None:
         ({"sysctl": {"net.ipv4.conf.all.forwarding": 1}}, 7, ["$.sysctl"]),
         ({"sysctl": {"net.ipv4.no_such": "1"}}, 5, ["net/ipv4/no_such does not exist"]),
         ({"mtu": 9, "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}}, 5, ["MTU of link eth0 to 9"]),
-        ({"mtu": 10**400}, 7, ["$.mtu is 1000"]),
+        ({"mtu": 10**400}, 7, [f"$.mtu is 1{'0' * 78}…, expected"]),
+        ({"txQLen": -(10**30)}, 7, [f"$.txQLen is -1{'0' * 30}, expected"]),
+        ({"mtu": 1400, "dataDir": "/run/a\0b"}, 5, ["cannot write /run/a"]),
         ({"args": {"cni": {"txQLen": 2**32}}}, 7, ["$.args.cni.txQLen is 4294967296"]),
     ],
 )
@@ -291,6 +293,36 @@ def test_sysctls_need_no_interface(host: Host) -> None:
     assert files(host) == {}
     with expect_error(5, "link eth0 does not exist"):
         tuning.add(container, mtu=1400)
+
+
+@pytest.mark.parametrize("listed", ["^net.ipv4.conf.IFNAME.", "^net/ipv4/conf/IFNAME/"])
+@pytest.mark.parametrize("key", ["net/ipv4/conf/IFNAME/../../../core/somaxconn", "net/ipv4/conf/IFNAME/../all/forwarding"])
+def test_no_key_leads_away_from_what_the_allow_list_allows(host: Host, listed: str, key: str) -> None:
+    container, result = attached(host)
+    host.shell("mkdir -p /run/etc/cni/tuning && mount --bind /run/etc /etc")
+    host.run(["tee", "/etc/cni/tuning/allowlist.conf"], input=listed)
+    tuning = host.plugin(Tuning, {"prevResult": result, "sysctl": {key: "0"}})
+    for ask in (lambda: tuning.add(container), tuning.status):
+        with expect_error(7, f"Sysctl {key} is not allowed"):
+            ask()
+
+
+def test_an_empty_directory_is_the_default_one(host: Host) -> None:
+    container, result = attached(host)
+    before = link_of(host)
+    tuning = host.plugin(Tuning, {"prevResult": result, "mtu": 1400, "dataDir": ""})
+    tuning.add(container)
+    assert list(files(host)) == ["c1_eth0.json"]
+    tuning.delete(container)
+    assert files(host) == {}
+    assert link_of(host) == before
+
+
+def test_del_and_gc_where_no_path_can_be_what_the_configuration_says(host: Host) -> None:
+    container, result = attached(host)
+    tuning = host.plugin(Tuning, {"prevResult": result, "mtu": 1400, "dataDir": "/run/a\0b"})
+    tuning.delete(container)
+    tuning.gc()
 
 
 def test_a_sysctl_written_twice_is_refused(host: Host) -> None:
