@@ -95,7 +95,7 @@ def replace_file(path: str, data: bytes, temporary: str = "") -> None:
     Raises:
         OSError: The file cannot be written; nothing has changed.
     """
-    _check_path(path)
+    check_path(path)
     directory = os.path.dirname(path)
     make_private(directory)
     # Short, since the names themselves may already be as long as a file's name can be.
@@ -134,7 +134,7 @@ def open_file(path: str, *, follow: bool = True) -> int:
     Raises:
         OSError: As :func:`read_file`.
     """
-    _check_path(path)
+    check_path(path)
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
         return os.open(path, flags)
@@ -169,7 +169,7 @@ def read_open_file(fd: int, path: str) -> bytes:
     return data
 
 
-def _check_path(path: str) -> None:
+def check_path(path: str) -> None:
     """Refuse what can be no path, such as one from a configuration: Python's error for it is no OSError."""
     if "\0" in path:
         raise OSError(errno.ENOENT, "no path has a NUL character", path)

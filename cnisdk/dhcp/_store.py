@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from .._files import TEMPORARY, check_owner, read_file, replace_file
+from .._files import TEMPORARY, check_owner, check_path, read_file, replace_file
 from .._light import Any
 from ..classes import frozen
 from ..errors import CNIError, IOFailureError, cause_of
@@ -163,6 +163,7 @@ class LeaseFiles:
             OSError: The directory is not there, cannot be opened, or belongs to another user.
         """
         deadline = time.monotonic() + patience
+        check_path(self.directory)
         fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         while True:
             try:

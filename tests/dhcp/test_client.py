@@ -95,6 +95,10 @@ def test_a_daemon_that_always_ends(serve: Serve) -> None:
     assert len(asked) == 3
 
 
+def test_no_daemon_is_at_what_can_be_no_path() -> None:
+    client.delete_lease("/run/a\0b", OWNER)
+
+
 def test_a_daemon_that_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many wait for it as the kernel allows: it runs, and is waited for."""
     path = str(tmp_path / "dhcp.sock")
