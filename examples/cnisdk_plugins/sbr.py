@@ -179,9 +179,10 @@ def rule_for(ip: IPConfig, table: int) -> rule.PolicyRule:
 
 def host_of(each: rule.PolicyRule) -> IPAddress | None:
     """Return the single address that a rule of this shape is for; None for any other rule."""
-    alone = each.src is not None and each.src.num_addresses == 1 and each.dst is None and not each.fwmark
-    ours = each.table not in tables.OF_THE_KERNEL
-    return each.src.network_address if alone and each.src is not None and ours else None
+    if each.src is None or each.src.num_addresses > 1 or each.table in tables.OF_THE_KERNEL:
+        return None
+    narrower = each.dst is not None or each.iif or each.oif or each.fwmark or each.has_more
+    return None if narrower else each.src.network_address
 
 
 def add_rule(request: AddRequest[SbrConf], wanted: rule.PolicyRule, netns: NetNS) -> None:
@@ -221,7 +222,8 @@ def fill(conf: SbrConf, end: Link, ip: IPConfig, table: int, there: Iterable[Ker
     has_default = any((each.table, each.dst) == (table, default) for each in there)  # from an ADD before
     for each in there:
         bound = [hop for hop in (each.src, each.gw) if hop is not None]
-        fits = each.dst.version == ip.address.version and (not bound or any(hop in network for hop in bound))
+        near = any(hop in network or hop == ip.gateway or (hop.is_link_local and each.dst != default) for hop in bound)
+        fits = each.dst.version == ip.address.version and (near or not bound)
         if each.table == TABLE_MAIN and fits and not (gateway is not None and each.dst == default):
             route.copy(each, table, end.netns)
             has_default = has_default or each.dst == default

@@ -166,6 +166,70 @@ def test_a_table_that_is_in_use_is_left_alone(host: Host) -> None:
     assert {each.rpartition(" ")[2] for each in rules(container) if "10.2" in each or "db8" in each} == {"102", "103"}
 
 
+NARROWER = (
+    "iif eth0",
+    "oif eth0",
+    "fwmark 0/5",
+    "tos 0x10",
+    "ipproto tcp",
+    "sport 5-9",
+    "dport 80",
+    "uidrange 0-0",
+    "suppress_prefixlength 0",
+)
+
+
+def test_rules_with_other_conditions_are_the_administrators(host: Host) -> None:
+    """They decide of some packets from the address, of a port or a user; sbr decides of all."""
+    container, result = two_networks(host)
+    source = "from 10.2.0.2"
+    for number, condition in enumerate(NARROWER):
+        container.shell(f"ip rule add {source} {condition} lookup {300 + number}")
+    container.shell("ip rule add not from 10.2.0.2 lookup 350; ip -6 rule add not from 2001:db8:2::2 lookup 351")
+    before = rules(container)
+    plugin = host.plugin(Sbr, {"prevResult": result})
+    plugin.add(container, "net1")
+    assert sorted(set(rules(container)) - set(before)) == [f"{source} lookup 100", "from 2001:db8:2::2 lookup 101"]
+    plugin.check(container, "net1")
+    plugin.delete(container, "net1")
+    assert rules(container) == before
+    with expect_error(5, "no rule for packets from 10.2.0.2"):
+        plugin.check(container, "net1")
+    plugin.add(container, "net1")
+    plugin.delete(container, "net1", prevResult=None)
+    assert rules(container) == before
+
+
+@pytest.mark.parametrize(
+    ("address", "gateway", "hop"),
+    [
+        ("10.3.0.2/32", "169.254.1.1", "169.254.1.1 dev net1 onlink"),
+        ("10.3.0.2/32", "10.99.0.1", "10.99.0.1 dev net1 onlink"),
+        ("2001:db8:3::2/128", "fe80::1", "fe80::1 dev net1"),
+        ("2001:db8:3::2/64", "2001:db8:99::1", "2001:db8:99::1 dev net1 onlink"),
+    ],
+)
+def test_a_next_hop_outside_the_addresses_network(host: Host, address: str, gateway: str, hop: str) -> None:
+    """Such as of a host route, and all that IPv6 routers advertise of themselves: their link-local addresses."""
+    container = host.container("c1")
+    family, far = ("-6", "2001:db8:77::/48") if ":" in address else ("-4", "172.30.0.0/16")
+    host.shell(
+        f"""
+        ip link add v2 type veth peer name net1 netns c1; ip link set v2 up; ip -n c1 link set net1 up
+        ip -n c1 {family} address add {address} dev net1 nodad
+        ip -n c1 {family} route add default via {hop}; ip -n c1 {family} route add {far} via {hop}
+        """
+    )
+    ip = {"interface": 0, "address": address, "gateway": gateway}
+    interfaces = [{"name": "net1", "sandbox": container.netns}]
+    plugin = host.plugin(Sbr, {"prevResult": {"cniVersion": "1.1.0", "interfaces": interfaces, "ips": [ip]}})
+    plugin.add(container, "net1")
+    assert {f"default via {gateway} dev net1", f"{far} via {gateway} dev net1"} <= routes(container, "100")
+    plugin.check(container, "net1")
+    plugin.delete(container, "net1")
+    assert f"{far} via {gateway} dev net1" in routes(container, "main")
+
+
 @pytest.mark.parametrize("gone", ["nothing", "prevResult", "the link", "the link and prevResult", "the namespace"])
 def test_del_whatever_is_gone(host: Host, gone: str) -> None:
     container, result = two_networks(host)

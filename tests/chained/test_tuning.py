@@ -296,7 +296,9 @@ def test_sysctls_need_no_interface(host: Host) -> None:
 
 
 @pytest.mark.parametrize("listed", ["^net.ipv4.conf.IFNAME.", "^net/ipv4/conf/IFNAME/"])
-@pytest.mark.parametrize("key", ["net/ipv4/conf/IFNAME/../../../core/somaxconn", "net/ipv4/conf/IFNAME/../all/forwarding"])
+@pytest.mark.parametrize(
+    "key", ["net/ipv4/conf/IFNAME/../../../core/somaxconn", "net/ipv4/conf/IFNAME/../all/forwarding"]
+)
 def test_no_key_leads_away_from_what_the_allow_list_allows(host: Host, listed: str, key: str) -> None:
     container, result = attached(host)
     host.shell("mkdir -p /run/etc/cni/tuning && mount --bind /run/etc /etc")

@@ -22,6 +22,9 @@ _FIXED = struct.Struct("=8BI")
 _SOURCE_LENGTH = 2  # where that header has it
 _FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK = 1, 2, 3, 6, 10
 _FRA_TABLE, _FRA_OIFNAME, _FRA_PROTOCOL = 15, 17, 21
+_FRA_SUPPRESS_PREFIXLEN, _FRA_FWMASK = 14, 16
+_READ = {_FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_OIFNAME, _FRA_PROTOCOL}
+_INVERT, _ALL_BITS = 0x2, b"\xff" * 4
 _TO_TABLE = 1
 _TABLE_COMPAT = 252  # for numbers that do not fit the header's byte
 _FAMILIES = {4: 2, 6: 10}
@@ -41,6 +44,8 @@ class PolicyRule(NamedTuple):
         oif: Only packets of sockets bound to the link of this name; empty means any.
         fwmark: Only packets with this mark; 0 means any.
         protocol: Number of the program that made it, as in ``/etc/iproute2/rt_protos``; 0 means not specified.
+        has_more: True if the kernel's rule has more than this tells, such as a port, a user, or ``not``. It holds for
+            other packets than one without. None is made with it.
     """
 
     version: int
@@ -52,6 +57,7 @@ class PolicyRule(NamedTuple):
     oif: str = ""
     fwmark: int = 0
     protocol: int = 0
+    has_more: bool = False
 
     def __str__(self) -> str:
         """Return the rule for messages: ``from 10.1.0.2/32 lookup 100``."""
@@ -170,8 +176,11 @@ def _action(data: bytes) -> int:
 
 
 def _parse(data: bytes) -> PolicyRule:
-    family, to, source, _, table, _, _, _, _ = _FIXED.unpack_from(data, rtnetlink.HEADER.size)
+    family, to, source, service, table, _, _, _, flags = _FIXED.unpack_from(data, rtnetlink.HEADER.size)
     found = read(data, rtnetlink.HEADER.size + _FIXED.size)
+    more = found.keys() - _READ - {_FRA_SUPPRESS_PREFIXLEN, _FRA_FWMASK}
+    suppresses = found.get(_FRA_SUPPRESS_PREFIXLEN, _ALL_BITS) != _ALL_BITS
+    masked = found.get(_FRA_FWMASK, _ALL_BITS) != _ALL_BITS
     return PolicyRule(
         version=_VERSIONS[family],
         table=read_uint(found[_FRA_TABLE]) if _FRA_TABLE in found else table,
@@ -182,6 +191,7 @@ def _parse(data: bytes) -> PolicyRule:
         oif=read_text(found.get(_FRA_OIFNAME, b"")),
         fwmark=read_uint(found.get(_FRA_FWMARK, b"")),
         protocol=read_uint(found.get(_FRA_PROTOCOL, b"")),
+        has_more=bool(more or service or flags & _INVERT or suppresses or masked),
     )
 
 
