@@ -82,7 +82,7 @@ class TuningConf(NetConf):
         mtu: MTU in bytes; 0 leaves it.
         allmulti: The interface receives all multicast frames; absent leaves it.
         txqlen: Length of its queue in packets; absent leaves it.
-        data_dir: Directory of the files with the values before; empty means ``/run/cni/tuning``.
+        data_dir: Directory of the files with the values before; an empty one is the default.
     """
 
     sysctl: Mapping[str, str] = field(factory=dict)
@@ -91,7 +91,7 @@ class TuningConf(NetConf):
     mtu: int = 0
     allmulti: bool | None = None
     txqlen: int | None = json_field("txQLen", default=None)
-    data_dir: str = ""
+    data_dir: str = DATA_DIR
 
     @property
     def arguments(self) -> Arguments:
