@@ -66,7 +66,7 @@ example:
 """
 
 
-_NAMED = "/run/netns"  # where `ip netns add` makes namespaces
+_NAMED = "/var/run/netns"  # where `ip netns add` makes namespaces, as it says itself
 
 
 def container_id(netns: str) -> str:
@@ -216,6 +216,9 @@ def _run(args: Arguments, stderr: _HeldStderr) -> None:
     else:
         where: dict[str, Any] = {"container_id": container, "netns": netns, "ifname": ifname}
         cni_args, capability_args = _arguments(args)
+        _note_undeclared(network, capability_args or {})
+        if args.verb != "add" and not args.container_id:
+            _note_other_path(runtime, network, netns, ifname)
         if args.verb == "add":
             present = runtime.cache.exists(Attachment(network.name, container, ifname))
             result = runtime.add_in_version(network, **where, cni_args=cni_args or (), capability_args=capability_args)
@@ -261,6 +264,26 @@ def _arguments(args: Arguments) -> tuple[Mapping[str, str] | None, Mapping[str, 
             f"CAP_ARGS is {shorten(parsed)}, expected a JSON object", details='such as {"ips": ["10.1.2.3/24"]}'
         )
     return parse_args(cni_args) if cni_args else None, parsed
+
+
+def _note_undeclared(network: Network, capability_args: Mapping[str, Any]) -> None:
+    """Note arguments that reach no plugin. A runtime passes all it has to every network, a person means one."""
+    declared = frozenset[str]().union(*(plugin.capabilities for plugin in network.plugins))
+    for name in capability_args:
+        if name not in declared:
+            _warn(f'capability argument "{name}" is passed to no plugin: none has it in its "capabilities"')
+
+
+def _note_other_path(runtime: Runtime, network: Network, netns: str, ifname: str) -> None:
+    """Note that the namespace was attached by its other path: it has another container id, and DEL finds nothing."""
+    short, long = "/run/", "/var/run/"
+    other = long + netns.removeprefix(short) if netns.startswith(short) else short + netns.removeprefix(long)
+    if (
+        netns.startswith((short, long))
+        and not runtime.cache.exists(Attachment(network.name, container_id(netns), ifname))
+        and runtime.cache.exists(Attachment(network.name, container_id(other), ifname))
+    ):
+        _warn(f"{netns} was attached as {other}: name it by that path")
 
 
 def _print(data: bytes) -> None:

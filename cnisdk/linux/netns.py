@@ -178,7 +178,7 @@ def open(path: str) -> NetNS:
         # stat() first: opening a device or a named pipe can have effects, or block.
         look = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
-        named = f"/run/netns/{path}"
+        named = f"/var/run/netns/{path}"
         known = "/" not in path and os.path.exists(named)
         details = f"expected a path; a namespace of that name is at {named}" if known else ""
         raise NetNSNotFoundError(f"network namespace {path} does not exist", details=details) from error

@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 from .. import _releasing
 from .._light import Any, NamedTuple
-from ..classes import evolve
+from ..classes import FIELDS, evolve
 from ..errors import CNIError, InternalError, InvalidNetNSError, TryAgainLaterError, as_cni_error
 from ..spec.codec import dumps, dumps_compact, find_key, loads
 from ..spec.config import NetConf
 from ..spec.convert import AnyResult, convert_result, print_result
+from ..spec.fields import is_attrs_class
 from ..spec.result import Result
 from ..spec.versions import ALL, CURRENT, V1_1_0, SpecVersion, Verb
 from ._signals import Terminated
@@ -144,19 +145,30 @@ def ended_by_signal(exc: Terminated, verb: Verb | None) -> CNIError:
     return TryAgainLaterError(f"ended by signal {exc.signum}", details=details)
 
 
-def _note_misspelt(conf: NetConf, notes: list[str]) -> None:
-    """Note keys that look misspelt, in ADD alone: CHECK and DEL get the same configuration."""
-    for path, part in (("$", conf), ("$.ipam", conf.ipam)):
-        if part.extra:
-            from ..spec._spelling import find_misspelt
+def _note_mistakes(conf: NetConf, notes: list[str]) -> None:
+    """Note what looks like a mistake, but may be none, in ADD alone: CHECK and DEL get the same configuration."""
+    if _has_unknown_keys(conf):
+        from ..spec._spelling import find_misspelt
 
-            for key, meant in find_misspelt(part.extra, type(part)):
-                notes.append(f"{path}.{key} is not known: did you mean {meant}?\n")
+        notes += [f"{place} is not known: did you mean {meant}?\n" for place, meant in find_misspelt(conf)]
+    if conf.ipam.extra and not conf.ipam.type:
+        notes.append("$.ipam.type is not set: no IPAM plugin is asked for addresses\n")
+
+
+def _has_unknown_keys(part: Any) -> bool:
+    """Return whether a part of a configuration has keys that no field stands for, however deep."""
+    if isinstance(part, tuple):
+        return any(map(_has_unknown_keys, part))
+    cls = type(part)
+    if not is_attrs_class(cls):
+        return False
+    fields = vars(cls).get(FIELDS) or cls.__attrs_attrs__
+    return bool(getattr(part, "extra", None)) or any(_has_unknown_keys(getattr(part, each.name)) for each in fields)
 
 
 def _handle(plugin: Plugin[Any], request: Request[Any], notes: list[str]) -> AnyResult | None:
     if isinstance(request, AddRequest):
-        _note_misspelt(request.conf, notes)
+        _note_mistakes(request.conf, notes)
         result: object = plugin.add(request)
         if not isinstance(result, AnyResult):
             raise InternalError(

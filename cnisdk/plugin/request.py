@@ -92,7 +92,12 @@ class IPAM:
         check_plugin_type(self._type, "$.ipam.type")
         from ..invoke import Delegate
 
-        return Delegate(self._type, self._environ, self._stdin, timeout=IPAM_TIMEOUT)
+        delegate = Delegate(self._type, self._environ, self._stdin, timeout=IPAM_TIMEOUT)
+        try:
+            delegate.path  # noqa: B018  # it is looked for once
+        except InvalidConfigError as exc:
+            raise InvalidConfigError(exc.msg, details="; ".join(filter(None, ("$.ipam.type", exc.details)))) from exc
+        return delegate
 
     def require(self) -> None:
         """Refuse a configuration that names no IPAM plugin, for a plugin that needs addresses.

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterator
 
-from .._light import Any
-from .fields import get_fields
+from ._mismatch import Path, show_path
+from .fields import get_fields, is_attrs_class
 
-_SHORTEST = 4  # of shorter keys, too many are alike
+_ALIKE = 0.75  # difflib's ratio: twice the characters in common, by those of both
 
 
-def find_misspelt(unknown: Iterable[str], cls: Any) -> Iterator[tuple[str, str]]:
-    """Find unknown keys that are close to a key of a configuration class.
+def find_misspelt(value: object, path: Path = ()) -> Iterator[tuple[str, str]]:
+    """Find unknown keys that are close to a key of the object they stand in.
 
     Args:
-        unknown: The keys that no field stands for.
-        cls: The class.
+        value: A configuration, or a part of one.
+        path: Its place.
 
     Yields:
-        The unknown key, and the known key that may be meant.
+        The place of the unknown key, and the known key that may be meant.
     """
-    for key in unknown:
-        near = [
-            each
-            for each in _known_keys(cls)
-            if abs(len(each) - len(key)) <= 2 and min(len(each), len(key)) >= _SHORTEST and each[:1] == key[:1]
-        ]
-        if near:  # difflib takes milliseconds to import
-            from difflib import get_close_matches
+    if isinstance(value, tuple):
+        for index, part in enumerate(value):
+            yield from find_misspelt(part, (*path, index))
+    elif is_attrs_class(type(value)):
+        fields = [each for each in get_fields(type(value), typed=False) if each.name != "extra"]
+        for key in getattr(value, "extra", ()):
+            if meant := _find_alike(key, [each.key for each in fields]):
+                yield show_path((*path, key)), meant
+        for each in fields:
+            yield from find_misspelt(getattr(value, each.name), (*path, each.key))
 
-            for meant in get_close_matches(key, near, n=1, cutoff=0.75):
-                yield key, meant
+
+def _find_alike(key: str, known: list[str]) -> str | None:
+    """Find the known key that is most like another one."""
+    folded = {each.lower(): each for each in known if _may_be_alike(key.lower(), each.lower())}
+    if not folded:
+        return None
+    from difflib import get_close_matches  # takes milliseconds to import
+
+    return next((folded[each] for each in get_close_matches(key.lower(), folded, n=1, cutoff=_ALIKE)), None)
 
 
-@cache
-def _known_keys(cls: Any) -> tuple[str, ...]:
-    return tuple(each.key for each in get_fields(cls, typed=False) if each.name != "extra")
+def _may_be_alike(one: str, other: str) -> bool:
+    """Return whether two texts begin with the same character, and have enough in common, in whatever order."""
+    common = sum(min(one.count(each), other.count(each)) for each in set(one))
+    return one[:1] == other[:1] and 2 * common >= _ALIKE * (len(one) + len(other))

@@ -63,7 +63,7 @@ class Route:
     def __attrs_post_init__(self) -> None:
         for name, limit in _ROUTE_LIMITS.items():
             if not 0 <= (getattr(self, name) or 0) <= limit:
-                raise ValueError(f"{name} from 0 to {limit}, not {getattr(self, name)}")
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to {limit}")
 
 
 _ROUTE_LIMITS = {"mtu": 2**32 - 1, "advmss": 2**32 - 1, "priority": 2**32 - 1, "table": 2**32 - 1, "scope": 255}

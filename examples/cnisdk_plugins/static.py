@@ -4,7 +4,7 @@ Configuration and result are those of the reference plugin of this name. Nothing
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from cnisdk import (
     DNS,
@@ -24,6 +24,7 @@ from cnisdk import (
     Result,
     Route,
     StatusRequest,
+    field,
     frozen,
 )
 from cnisdk.spec.addresses import IPAddress, IPInterface, parse_address, parse_interface, specified
@@ -37,10 +38,12 @@ class AddressConf:
     Attributes:
         address: With its prefix length: ``10.1.2.3/24``.
         gateway: The gateway of its network; empty means none.
+        extra: Every other key.
     """
 
     address: str
     gateway: str = ""
+    extra: Mapping[str, object] = field(factory=dict)
 
 
 @frozen(kw_only=True)

@@ -326,6 +326,36 @@ def test_the_name_of_a_namespace_is_not_its_path(
     assert tool("del", "mynet", "red") == 0
 
 
+@pytest.mark.parametrize(("attached", "named"), [("/run", "/var/run"), ("/var/run", "/run")])
+@pytest.mark.parametrize("verb", ["check", "del"])
+def test_the_other_path_of_a_namespace_that_is_attached_is_noted(
+    tool: Tool, attached: str, named: str, verb: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The Go tool makes an id from the path: DEL by the other one finds nothing to do, and says nothing."""
+    added, other = (f"{each}/netns/blue" for each in (attached, named))
+    tool(verb, "mynet", other)
+    assert "attached as" not in capfd.readouterr().err
+    assert tool("add", "mynet", added) == 0
+    tool(verb, "mynet", other)
+    assert f"cnitool: warning: {other} was attached as {added}: name it by that path\n" in capfd.readouterr().err
+    tool("add", "mynet", other)
+    tool(verb, "mynet", other)
+    tool(verb, "mynet", added)
+    tool(verb, "mynet", other, "--container-id", "c1")
+    assert "attached as" not in capfd.readouterr().err
+
+
+def test_an_argument_that_reaches_no_plugin_is_noted(tool: Tool, capfd: pytest.CaptureFixture[str]) -> None:
+    assert tool("add", "mynet", NETNS, "--cap-args", '{"ips": [], "portMappings": [], "mac": null}') == 0
+    said = (
+        'cnitool: warning: capability argument "portMappings" is passed to no plugin: none has it in its "capabilities"'
+    )
+    assert said in capfd.readouterr().err
+    assert tool.config("ADD")["runtimeConfig"] == {"ips": []}
+    assert tool("del", "mynet", NETNS) == 0
+    assert "capability" not in capfd.readouterr().err
+
+
 def test_gc(tool: Tool, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("c1", "c2"):
         assert tool("add", "mynet", NETNS, "--container-id", name) == 0

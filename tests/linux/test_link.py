@@ -44,11 +44,20 @@ def test_links_are_what_iproute2_says(host: Sandbox) -> None:
     assert interface == Interface(name="eth0", mac=end.mac, mtu=1500, sandbox=path)
 
 
+def test_a_link_is_found_by_its_alternative_names(host: Sandbox) -> None:
+    host.run(["ip", "link", "add", "b0", "type", "bridge"])
+    for name in ("uplink", "the-uplink-of-this-host", "u" * 127):
+        host.run(["ip", "link", "property", "add", "dev", "b0", "altname", name])
+        assert host.call(link.get, name).name == "b0"
+
+
 def test_lookups_that_find_nothing(host: Sandbox) -> None:
     path = host.add_netns("blue")
 
     def look() -> None:
         assert link.find("nope") is None
+        for size in (15, 16, 127, 128, 5000):  # of a name 15 bytes, of an alternative one 127
+            assert link.find("n" * size) is None
         with pytest.raises(LinkNotFoundError, match="link nope does not exist"):
             link.get("nope")
         with pytest.raises(LinkNotFoundError, match="link with index 4711 does not exist"):

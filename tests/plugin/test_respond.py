@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from ipaddress import IPv4Interface
 from typing import Any, ClassVar
 
 import pytest
-from attrs import frozen
+from attrs import field, frozen
 from hypothesis import given, strategies as st
 
 from cnisdk import (
@@ -68,6 +69,25 @@ class Minimal(Plugin[Conf]):
         return Result()
 
     def delete(self, request: DelRequest[Conf]) -> None:
+        pass
+
+
+@frozen(kw_only=True)
+class Part:
+    width: int = 0
+    extra: Mapping[str, object] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class NestedConf(Conf):
+    parts: tuple[tuple[Part, ...], ...] = ()
+
+
+class Nested(Plugin[NestedConf]):
+    def add(self, request: AddRequest[NestedConf]) -> Result:
+        return Result()
+
+    def delete(self, request: DelRequest[NestedConf]) -> None:
         pass
 
 
@@ -418,14 +438,39 @@ def test_gc_matches_its_key_in_any_case(seen: list[Any]) -> None:
 def test_a_key_that_looks_misspelt_is_named_once_and_is_no_error() -> None:
     keys = {"sise": 3, "size": 1, "unrelated": True, "ipam": {"tipe": "host-local", "subnet": "10.0.0.0/24"}}
     reply = respond(Recorder, environ("ADD"), config(**keys))
-    assert (reply.status, reply.stderr) == (
-        0,
-        "$.sise is not known: did you mean size?\n$.ipam.tipe is not known: did you mean type?\n",
-    )
+    assert reply.status == 0
+    assert reply.stderr.splitlines() == [
+        "$.sise is not known: did you mean size?",
+        "$.ipam.tipe is not known: did you mean type?",
+        "$.ipam.type is not set: no IPAM plugin is asked for addresses",
+    ]
     assert respond(Recorder, environ("CHECK"), config(**keys)).stderr == ""
     assert respond(Recorder, environ("DEL"), config(**keys)).stderr == ""
     minimal = respond(Minimal, environ("ADD"), config(isDefaultGatway=True))
     assert (minimal.status, minimal.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"dn": {}}, "$.dn is not known: did you mean dns?\n"),
+        ({"ipa": {"type": "static"}}, "$.ipa is not known: did you mean ipam?\n"),
+        ({"SIZES": 1}, "$.SIZES is not known: did you mean size?\n"),
+        ({"dns": {"nameserver": ["192.0.2.53"]}}, "$.dns.nameserver is not known: did you mean nameservers?\n"),
+        ({"parts": [[{"wide": 1}, {"widht": 1}]]}, "$.parts[0][1].widht is not known: did you mean width?\n"),
+        (
+            {"sbr": 1, "mac": "", "id": 1, "s": 2, "x-size": 3, "": 4, "seize": 5},
+            "$.seize is not known: did you mean size?\n",
+        ),
+        ({"ipam": {"subnet": "10.0.0.0/24"}}, "$.ipam.type is not set: no IPAM plugin is asked for addresses\n"),
+        ({"ipam": {"type": "", "subnet": "x"}}, "$.ipam.type is not set: no IPAM plugin is asked for addresses\n"),
+        ({"ipam": {"type": ""}}, ""),
+        ({"ipam": {}}, ""),
+    ],
+)
+def test_a_mistake_that_may_be_none_is_noted(keys: dict[str, Any], said: str) -> None:
+    reply = respond(Nested, environ("ADD"), config(**keys))
+    assert (reply.status, reply.stderr) == (0, said)
 
 
 def test_delete_says_in_one_line_what_is_wrong_however_much_it_is(seen: list[Any]) -> None:

@@ -270,7 +270,11 @@ def test_second_addresses_and_lone_routes_are_lost_before_0_3_0() -> None:
         (b'{"cniVersion": "1.0.0", "ips": [{"address": "1.2.3.4"}]}', DecodingError, "with its prefix length"),
         (b'{"cniVersion": "0.4.0", "routes": [{"gw": "1.2.3.4"}]}', DecodingError, "$.routes[0].dst is missing"),
         (b'{"cniVersion": "1.1.0", "routes": [{"dst": "::/0", "mtu": -1}]}', DecodingError, "$.routes[0]"),
-        (b'{"cniVersion": "1.1.0", "routes": [{"dst": "::/0", "scope": 300}]}', DecodingError, "scope from 0 to 255"),
+        (
+            b'{"cniVersion": "1.1.0", "routes": [{"dst": "::/0", "scope": 300}]}',
+            DecodingError,
+            "scope is 300, expected 0 to 255",
+        ),
         (b"[]", DecodingError, "$ is an array, expected an object"),
         (b"null", DecodingError, "$ is null, expected an object"),
         (b"log line\n{}", DecodingError, "is not JSON"),

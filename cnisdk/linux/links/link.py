@@ -361,7 +361,7 @@ def find(name: str, netns: NetNS | None = None) -> Link | None:
     """Look a link up by name.
 
     Args:
-        name: Its name.
+        name: Its name, or one of its alternative names (Linux 5.5).
         netns: Where; None means the calling thread's namespace.
 
     Returns:
@@ -380,7 +380,7 @@ def get(name: str, netns: NetNS | None = None) -> Link:
     """Look a link up by name.
 
     Args:
-        name: Its name.
+        name: Its name, or one of its alternative names (Linux 5.5).
         netns: Where; None means the calling thread's namespace.
 
     Raises:
@@ -544,7 +544,7 @@ def _get(sock: rtnetlink.Socket, request: Message, netns: NetNS | None) -> Link:
     (answer,) = sock.exchange([request])
     if isinstance(answer, KernelError):
         where = f" in network namespace {netns.path}" if netns is not None else ""
-        if answer.errno == errno.ENODEV:
+        if answer.errno in (errno.ENODEV, errno.ERANGE):  # the latter: too long for a name
             raise LinkNotFoundError(f"{request.what} does not exist{where}") from answer
         raise KernelError(f"cannot look up {request.what}{where}", answer.errno, reason=answer.reason) from answer
     assert answer is not None

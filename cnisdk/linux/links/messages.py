@@ -12,6 +12,8 @@ from ..rtnetlink import Message
 # linux/if.h, linux/if_link.h, linux/rtnetlink.h
 #: Flags of a link (linux/if.h).
 IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200
+#: Bytes of a link's name, with the NUL (linux/if.h).
+IFNAMSIZ = 16
 _RTEXT_FILTER_SKIP_STATS = 0x8
 #: Attributes of a link (linux/if_link.h).
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
@@ -49,7 +51,9 @@ def get_request(*, what: str, name: str = "", index: int = 0) -> Message:
     """Make the request for one link; with neither name nor index for all, for :meth:`~.rtnetlink.Socket.dump`."""
     attributes = [uint32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)]
     if name:
-        attributes.append(text(IFLA_IFNAME, name))
+        # The kernel looks through both kinds of names, whichever attribute has it; only their length differs.
+        is_long = len(name.encode(errors="surrogateescape")) >= IFNAMSIZ
+        attributes.append(text(IFLA_ALT_IFNAME if is_long else IFLA_IFNAME, name))
     return Message(rtnetlink.GETLINK, message(*attributes, index=index), what, flags=0)
 
 
