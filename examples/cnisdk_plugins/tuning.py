@@ -47,8 +47,7 @@ if TYPE_CHECKING:
 
     Wanted = tuple[dict[str, Any], dict[str, str]]  # settings by their keys in SETTERS, sysctls by their paths
 
-ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
-DATA_DIR = "/run/cni/tuning"
+ALLOWLIST, DATA_DIR = "/etc/cni/tuning/allowlist.conf", "/run/cni/tuning"
 # By keys of the state file, in its order; in lower case they are attributes of a link and of the configuration.
 SETTERS: dict[str, Callable[[Link, Any], None]] = {
     "mac": Link.set_mac,
@@ -145,7 +144,7 @@ class Tuning(Plugin[TuningConf]):
             # The path may lead to another container by now. The reference does not note what namespace it was.
             if saved and netns is not None and saved.get("netns") in (None, netns.identify()):
                 restore(netns, request.ifname, file, saved)
-        except CNIError as problem:  # the container goes: no reason to keep its address and its links
+        except (CNIError, AttributeError, TypeError, ValueError) as problem:  # of a file that no ADD wrote, too
             sys.stderr.write(f"not all is as it was before ADD: {problem}\n")
         file.delete()
 
@@ -232,7 +231,8 @@ def restore(
 
     A sysctl that another interface has set too gets what an ADD that failed `found`, or a value that another asked for.
     """
-    end, values = link.find(ifname, netns), dict(saved.get("sysctl", {}))
+    end = link.find(ifname, netns)
+    values = {sysctl_path(key, ifname): was for key, was in saved.get("sysctl", {}).items()}  # only below net
     for key, sharers in find_sharers(file, saved, ifname).items():
         asked = [each[kind][key] for each in sharers for kind in ("became", "asked") if key in each.get(kind, {})]
         there = netns.call(sysctl.find, key) or ""

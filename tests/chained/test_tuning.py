@@ -386,6 +386,32 @@ def test_check_accepts_what_the_kernel_makes_of_a_value(host: Host) -> None:
     assert container.sysctl("net/ipv4/ip_local_reserved_ports") == ""
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"sysctl": {"net/../../../run/other": "changed"}},
+        {"sysctl": {"net.ipv4.ip_default_ttl\0": "5"}},
+        {"sysctl": ["net/ipv4/ip_default_ttl"]},
+        {"sysctl": {"net/ipv4/ip_default_ttl": 5}},
+        {"sysctl": None, "mtu": None, "mac": None},
+        {"mtu": 10**400, "mac": 5, "promisc": "yes", "txQLen": {}},
+        {"sysctl": {"net/ipv4/ip_default_ttl": "5"}, "asked": 5, "became": [], "netns": 5},
+    ],
+)
+def test_del_with_a_file_that_others_wrote_changes_nothing_else_and_keeps_no_container(
+    host: Host, document: dict[str, Any]
+) -> None:
+    """The configuration says where the file is, and who wrote that may be able to write there."""
+    container, result = attached(host)
+    host.shell(f"mkdir -p {FILES}; echo as it was > /run/other")
+    host.run(["tee", f"{FILES}/c1_eth0.json"], input=json.dumps(document))
+    done = host.plugin(Tuning, {"prevResult": result, "mtu": 1400}).run("DEL", container)
+    assert done.status == 0, done
+    assert host.shell("cat /run/other") == "as it was\n"
+    assert container.sysctl("net/ipv4/ip_default_ttl") == "64"
+    assert files(host) == {}
+
+
 @pytest.mark.parametrize("gone", ["namespace", "interface"])
 def test_del_of_what_is_gone_leaves_no_file(host: Host, gone: str) -> None:
     container, result = attached(host)
