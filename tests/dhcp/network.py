@@ -106,6 +106,14 @@ class Dnsmasq(Logged):
         """The addresses in the file of the leases."""
         return sorted(line.split()[2] for line in self.host.shell(f"cat {LEASES}").splitlines() if line)
 
+    def wait_for_leases(self, *expected: str) -> None:
+        """Wait until these addresses are leased, and no others: dnsmasq logs a release before it writes the file."""
+        __tracebackhide__ = True
+        deadline = time.monotonic() + PATIENCE
+        while (found := self.leases()) != sorted(expected) and time.monotonic() < deadline:
+            self.drain()  # with a full pipe it would do nothing more
+        assert found == sorted(expected)
+
 
 class Kea(Logged):
     """Kea, in a namespace. Its log tells where each message came from, and which it sent.

@@ -148,7 +148,9 @@ def test_an_exhausted_pool(lan: Host, start: Callable[..., Kea], plugin: PluginU
         server.wait_for(r"received buffer from 0\.0\.0\.0", asked)
         plugin.delete(container)
         assert str(added.result().ips[0].address) == "10.1.0.50/24"
+    since = server.drain()
     plugin.delete(other)
+    server.wait_for("10.1.0.50 was released properly", since)
     assert server.leases() == []
 
 
