@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cnisdk.invoke import process
 from cnisdk.testing import Host
 
+from .clocks import Clock
 from .modes import Plugins
 
 _MADV_COLLAPSE = 25  # Linux 6.1; an older kernel refuses it, and nothing changes
@@ -48,6 +50,14 @@ def plugins(request: pytest.FixtureRequest, install: Callable[[str], Plugins]) -
     pytest makes it again for each change of the mode between tests.
     """
     return install(request.param)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock by which programs that are run miss their deadlines."""
+    clock = Clock()
+    monkeypatch.setattr(process, "time", clock)
+    return clock
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from cnisdk.errors import (
 from cnisdk.invoke import Delegate, plugin_versions
 from cnisdk.spec.result import IPConfig
 
+from ..clocks import Clock
 from .conftest import Script
 
 CONFIG = b'{"cniVersion":"0.4.0","name":"net","type":"main","ipam":{"type":"ipam"},  "odd": 12345678901234567890}'
@@ -130,10 +131,10 @@ def test_an_unusable_result_is_taken_back(script: Script, tmp_path: Path, printe
     assert recorder.calls == ["ADD", "DEL"]
 
 
-def test_an_add_that_hangs_is_taken_back(script: Script, tmp_path: Path) -> None:
-    recorder = Recorder(script, tmp_path, ADD="sleep 60")
+def test_an_add_that_hangs_is_taken_back(script: Script, tmp_path: Path, clock: Clock) -> None:
+    recorder = Recorder(script, tmp_path, ADD="echo working >&2; sleep 1000")
     with pytest.raises(TryAgainLaterError):
-        Delegate("ipam", recorder.environ, CONFIG, timeout=0.3).add()
+        Delegate("ipam", recorder.environ, CONFIG, timeout=60, on_stderr=clock.put_forward).add()
     assert recorder.calls == ["ADD", "DEL"]
 
 

@@ -11,6 +11,7 @@ from cnisdk.errors import CNIError, IOFailureError, TryAgainLaterError
 from cnisdk.invoke import process, run
 from cnisdk.invoke._excerpt import quote
 
+from ..clocks import Clock
 from .conftest import Script
 
 SECRETS = ["s3cr3t-t0ken", "abc", 'pass"wörd\n2', "81726354", "eyJhbGciOiJIUzI1NiJ9." * 300]
@@ -63,14 +64,21 @@ def test_a_plugin_that_prints_its_configuration_puts_no_secret_into_an_error(scr
     check_clean(caught.value)
 
 
-def test_nor_does_one_that_is_stopped(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nor_does_one_that_is_stopped(script: Script, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    said = bytearray()
+
+    def listen(chunk: bytes) -> None:
+        said.extend(chunk)
+        if b"slow" in said:
+            clock.put_forward()
+
     with pytest.raises(TryAgainLaterError) as late:
         run(
             script("cat >&2; echo slow >&2; exec sleep 60"),
             environ=ENVIRON,
             stdin=STDIN,
-            timeout=0.5,
-            on_stderr=lambda _: None,
+            timeout=60,
+            on_stderr=listen,
         )
     check_clean(late.value)
     assert "slow" in late.value.details

@@ -21,9 +21,10 @@ from cnisdk.errors import (
     PluginNotAvailableError,
     TryAgainLaterError,
 )
-from cnisdk.runtime import Network, Runtime
+from cnisdk.runtime import Network, Runtime, runner
 from cnisdk.spec import Attachment, Result
 
+from ..clocks import Clock
 from .conftest import Bench
 
 R100 = {"cniVersion": "1.0.0", "ips": [{"address": "192.0.2.2/24"}]}
@@ -163,11 +164,12 @@ def test_an_interrupted_add_leaves_nothing(bench: Bench) -> None:
     assert bench.cached == []
 
 
-def test_a_plugin_that_hangs(bench: Bench) -> None:
-    bench.plugin("a", ADD="sleep 60")
-    runtime = Runtime([str(bench.directory)], cache_dir=str(bench.cache_dir), timeout=0.5)
+def test_a_plugin_that_hangs(bench: Bench, clock: Clock) -> None:
+    bench.plugin("a", ADD="echo busy >&2; sleep 1000")
+    directories, cache = [str(bench.directory)], str(bench.cache_dir)
+    runtime = Runtime(directories, cache_dir=cache, timeout=60, on_stderr=clock.put_forward)
     with pytest.raises(
-        TryAgainLaterError, match=r'plugin type="a" failed \(add\): .* did not finish within 0\.5 seconds'
+        TryAgainLaterError, match=r'plugin type="a" failed \(add\): .* did not finish within 60 seconds'
     ):
         runtime.add(bench.network({"type": "a"}), **WHERE)
     assert bench.sequence == ["ADD a", "DEL a"]
@@ -650,13 +652,17 @@ def test_an_interrupted_add_warns_of_what_could_not_be_taken_back(
     assert bench.warnings[0].startswith('taking back an interrupted ADD: plugin type="a" failed (delete)')
 
 
-def test_the_deadline_of_a_call_is_for_all_its_plugins(bench: Bench) -> None:
+def test_the_deadline_of_a_call_is_for_all_its_plugins(
+    bench: Bench, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first plugin takes all of it; the second is not run, and what the first did is taken back."""
+    monkeypatch.setattr(runner, "time", clock)
     bench.results("a", R100)
-    (bench.directory / "a.ADD").write_text("trap 'exit 1' TERM; sleep 60 & wait")
+    (bench.directory / "a.ADD").write_text("trap 'exit 1' TERM; echo busy >&2; sleep 1000 & wait")
     bench.results("b", R100)
+    runtime = Runtime([str(bench.directory)], cache_dir=str(bench.cache_dir), on_stderr=clock.put_forward)
     with pytest.raises(TryAgainLaterError, match="did not finish within"):
-        bench.runtime.add(bench.network({"type": "a"}, {"type": "b"}), **WHERE, deadline=0.3)
+        runtime.add(bench.network({"type": "a"}, {"type": "b"}), **WHERE, deadline=60)
     assert bench.sequence[0] == "ADD a"
     assert "ADD b" not in bench.sequence
 
