@@ -93,7 +93,7 @@ def read_limit(path: str, rate: int, burst: int) -> Limit | None:
     """
     for key, value in (("Rate", rate), ("Burst", burst)):
         if value < 0 or 0 < value < 8:
-            raise InvalidConfigError(f"{path}{key} is {value}, expected 8 bits or more, or 0 for no limit")
+            raise InvalidConfigError(f"{path}{key} is {shorten(value)}, expected 8 bits or more, or 0 for no limit")
     if rate // 8 > MAX_RATE:
         raise InvalidConfigError(f"{path}Rate is {shorten(rate)}, expected at most {8 * MAX_RATE} bits per second")
     if not rate and not burst:
@@ -103,7 +103,7 @@ def read_limit(path: str, rate: int, burst: int) -> Limit | None:
     if not rate:
         raise InvalidConfigError("if burst is set, rate must also be set", details=f"{path}Rate is 0 or missing")
     if burst // 8 >= MAX_BURST:
-        raise InvalidConfigError("burst cannot be more than 4GB", details=f"{path}Burst is {burst} bits")
+        raise InvalidConfigError("burst cannot be more than 4GB", details=f"{path}Burst is {shorten(burst)} bits")
     return Limit(rate // 8, burst // 8)
 
 

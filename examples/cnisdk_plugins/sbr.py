@@ -34,6 +34,7 @@ from cnisdk.linux.links.link import Link
 from cnisdk.linux.netns import NetNS
 from cnisdk.plugin import interface
 from cnisdk.spec.addresses import IPAddress, parse_network, specified
+from cnisdk.spec.names import shorten
 
 FIRST_TABLE = 100
 LOCK_PATIENCE = 5.0  # seconds; a container can hold this lock for ever
@@ -66,7 +67,7 @@ class SbrConf(NetConf):
             InvalidConfigError: (7) The table is no table's number, or there are two gateways of one IP version.
         """
         if self.table is not None and not 1 <= self.table <= tables.LAST:
-            raise InvalidConfigError(f"$.table is {self.table}, expected 1 to {tables.LAST}")
+            raise InvalidConfigError(f"$.table is {shorten(self.table)}, expected 1 to {tables.LAST}")
         versions = [each.version for each in self.gateways]
         if len(set(versions)) < len(versions):
             raise InvalidConfigError(

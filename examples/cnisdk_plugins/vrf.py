@@ -33,7 +33,7 @@ from cnisdk.linux.ip.route import TABLE_MAIN, KernelRoute
 from cnisdk.linux.links.link import Link
 from cnisdk.linux.netns import NetNS
 from cnisdk.plugin import interface
-from cnisdk.spec.names import check_ifname
+from cnisdk.spec.names import check_ifname, shorten
 
 LOCK_PATIENCE = 5.0  # seconds; a container can hold this lock for ever
 
@@ -65,7 +65,9 @@ class VrfConf(NetConf):
         except InvalidEnvironmentError as exc:
             raise InvalidConfigError(f'$.vrfname is "{self.vrfname}", expected the name of a link') from exc
         if self.table and (self.table in tables.OF_THE_KERNEL or not 0 < self.table <= tables.LAST):
-            raise InvalidConfigError(f"$.table is {self.table}, expected 1 to {tables.LAST}, but not 253 to 255")
+            raise InvalidConfigError(
+                f"$.table is {shorten(self.table)}, expected 1 to {tables.LAST}, but not 253 to 255"
+            )
 
 
 class Vrf(Plugin[VrfConf]):

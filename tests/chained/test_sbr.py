@@ -158,6 +158,16 @@ def test_a_table_of_the_administrators(host: Host) -> None:
     assert rules(container) == []
 
 
+@pytest.mark.parametrize(("table", "told"), [(0, "0"), (-1, "-1"), (2**32, "4294967296"), (10**400, f"1{'0' * 78}…")])
+def test_a_number_that_no_table_has_is_refused(host: Host, table: int, told: str) -> None:
+    container, result = two_networks(host)
+    plugin = host.plugin(Sbr, {"prevResult": result, "table": table})
+    for ask in (lambda: plugin.add(container, "net1"), lambda: plugin.check(container, "net1"), plugin.status):
+        with expect_error(7, f"$.table is {told}, expected 1 to 4294967295"):
+            ask()
+    plugin.delete(container, "net1")
+
+
 def test_a_table_that_is_in_use_is_left_alone(host: Host) -> None:
     container, result = two_networks(host)
     container.shell("ip route add 172.16.0.0/12 dev eth0 table 100; ip rule add from 172.16.0.1 lookup 101")

@@ -62,6 +62,7 @@ def test_what_cannot_be_meant_is_refused(host: Host) -> None:
         ({"vrfname": "a/b"}, '$.vrfname is "a/b"'),
         ({"vrfname": "blue", "table": 254}, "$.table is 254"),
         ({"vrfname": "blue", "table": -1}, "$.table is -1"),
+        ({"vrfname": "blue", "table": 10**400}, f"$.table is 1{'0' * 78}…, expected"),
     ):
         with expect_error(7, message):
             plugin.add(container, **keys)
