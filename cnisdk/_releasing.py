@@ -56,7 +56,7 @@ def wait(attachment: Sequence[str]) -> None:
         TryAgainLaterError: (11) A gc did for a minute.
     """
     try:
-        fd = os.open(_path(attachment), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path_of(attachment), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return
     try:
@@ -65,7 +65,7 @@ def wait(attachment: Sequence[str]) -> None:
             if time.monotonic() > deadline:
                 raise TryAgainLaterError(
                     f"cnisdk gc or cnisdk repair is at work on an earlier attachment of container {attachment[1]}",
-                    details=f"it has held {_path(attachment)} for {_PATIENCE:g} seconds; fuser(1) shows its process",
+                    details=f"it has held {path_of(attachment)} for {_PATIENCE:g} seconds; fuser(1) shows its process",
                 )
             time.sleep(_PAUSE)
     finally:
@@ -85,7 +85,7 @@ def releasing(attachment: Sequence[str]) -> Iterator[bool]:
     Raises:
         IOFailureError: (5) The file cannot be made.
     """
-    path = _path(attachment)
+    path = path_of(attachment)
     try:
         fd = _make(path)
     except OSError as exc:
@@ -120,7 +120,7 @@ def sweep() -> None:
         os.rmdir(DIRECTORY)
 
 
-def _path(attachment: Sequence[str]) -> str:
+def path_of(attachment: Sequence[str]) -> str:
     return f"{DIRECTORY}/{crc32(chr(0).join(attachment).encode(errors='surrogateescape')):08x}"
 
 

@@ -33,13 +33,14 @@ def delegates(plugin: type[Plugin[Any]]) -> bool:
     return plugin.find_delegate_conf is not Plugin.find_delegate_conf
 
 
-def repair(plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) -> bool:
+def repair(plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes, *, dry_run: bool = False) -> bool:
     """Have a plugin put back what CHECK would miss, and return whether anything was missing.
 
     Args:
         plugin: The class of the plugin.
         environ: The environment of a CHECK.
         stdin: The configuration that it would get.
+        dry_run: If true, nothing is put back.
 
     Raises:
         NotAsRecordedError: (5) The attachment is gone, or not as its result says. Nothing was changed.
@@ -48,7 +49,7 @@ def repair(plugin: type[Plugin[Any]], environ: Mapping[str, str], stdin: bytes) 
     """
     with _alive(plugin, environ, stdin) as request:
         try:
-            return plugin().repair(request)
+            return plugin().repair(request, dry_run=dry_run)
         except CNIError:
             try:
                 _expect_alive(request)

@@ -171,7 +171,7 @@ class Plugin(ABC, Generic[ConfT]):
         interface.check(request)
         request.ipam.check()
 
-    def repair(self, request: CheckRequest[ConfT]) -> bool:
+    def repair(self, request: CheckRequest[ConfT], *, dry_run: bool = False) -> bool:
         """Put back the packet filter rules of an attachment that CHECK would miss.
 
         No runtime asks for it: ``cnisdk repair`` does, after a reload of firewalld or ``nft flush ruleset``. Before it
@@ -179,8 +179,12 @@ class Plugin(ABC, Generic[ConfT]):
         that is gone gets no rules. The request is that of CHECK, with the configuration of ADD. Do not touch what is
         whole: see :func:`cnisdk.linux.rules.repair`. Unless overridden, there is nothing to put back.
 
+        Args:
+            request: The request, as of CHECK.
+            dry_run: If true, change nothing (``cnisdk repair --dry-run``).
+
         Returns:
-            True if anything was missing, and is back.
+            True if anything was missing. It is back, unless `dry_run` is true.
 
         Raises:
             CNIError: It cannot be put back.

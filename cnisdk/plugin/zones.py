@@ -114,8 +114,22 @@ def check(owner: Attachment, zone: str, addresses: Collection[IPAddress]) -> Non
             )
 
 
-def repair(owner: Attachment, zone: str, addresses: Collection[IPAddress], netns: NetNS | None) -> bool:
+def repair(
+    owner: Attachment,
+    zone: str,
+    addresses: Collection[IPAddress],
+    netns: NetNS | None,
+    *,
+    dry_run: bool = False,
+) -> bool:
     """Put back what :func:`check` misses, as :func:`admit` does, and return whether anything was missing.
+
+    Args:
+        owner: The attachment.
+        zone: The zone.
+        addresses: Its addresses.
+        netns: The container's network namespace.
+        dry_run: If true, change nothing: only find out if anything is missing.
 
     Raises:
         PluginNotAvailableError: (50) firewalld does not run.
@@ -125,7 +139,8 @@ def repair(owner: Attachment, zone: str, addresses: Collection[IPAddress], netns
     try:
         check(owner, zone, addresses)
     except IOFailureError:
-        admit(owner, zone, addresses, netns=netns)
+        if not dry_run:
+            admit(owner, zone, addresses, netns=netns)
         return True
     return False
 

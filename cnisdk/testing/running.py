@@ -138,8 +138,23 @@ class PluginUnderTest:
         """Ask whether a container is attached as it should be."""
         self.run("CHECK", container, ifname, args=args, **self._with_result(container, ifname, keys)).raise_for_error()
 
-    def repair(self, container: Attachable, ifname: str = "eth0", *, args: str = "", **keys: Any) -> bool:
+    def repair(
+        self,
+        container: Attachable,
+        ifname: str = "eth0",
+        *,
+        args: str = "",
+        dry_run: bool = False,
+        **keys: Any,
+    ) -> bool:
         """Have it put back what CHECK would miss, as ``cnisdk repair`` does; return whether anything was missing.
+
+        Args:
+            container: The container.
+            ifname: Name of its interface.
+            args: ``CNI_ARGS``.
+            dry_run: If true, nothing is put back.
+            **keys: Keys of the configuration, for this request only.
 
         Raises:
             TypeError: It is an executable: no verb asks one for that.
@@ -149,7 +164,9 @@ class PluginUnderTest:
             raise TypeError(f"{plugin} is an executable: repair calls a method of a class")
         environ = self._variables("CHECK", container, ifname, args)
         stdin = self._text(self._with_result(container, ifname, keys)).encode()
-        return self.host.call(repair, plugin, environ, stdin) if self.host else repair(plugin, environ, stdin)
+        if self.host is None:
+            return repair(plugin, environ, stdin, dry_run=dry_run)
+        return self.host.call(repair, plugin, environ, stdin, dry_run=dry_run)
 
     def gc(self, *keep: Attachable | tuple[str, str], **keys: Any) -> None:
         """Tell which attachments are valid: containers (their ``eth0``), or pairs of container ID and interface."""

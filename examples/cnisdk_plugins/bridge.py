@@ -220,7 +220,7 @@ class Bridge(Plugin[BridgeConf]):
             if conf.macspoofchk:
                 spoofcheck.check(owner, host.name, container.mac)
 
-    def repair(self, request: CheckRequest[BridgeConf]) -> bool:
+    def repair(self, request: CheckRequest[BridgeConf], *, dry_run: bool = False) -> bool:
         conf, owner = request.conf, request.attachment
         ips = interface.own_ips(request.require_prev_result(), request.ifname)
         missed = False
@@ -228,10 +228,10 @@ class Bridge(Plugin[BridgeConf]):
             container = link.get(request.ifname, request.open_netns())
             if conf.macspoofchk:
                 host = interface.check_host_end(request, container)
-                missed = spoofcheck.repair(owner, host.name, container.mac)
+                missed = spoofcheck.repair(owner, host.name, container.mac, dry_run=dry_run)
             if conf.ip_masq and ips:
                 backend = masquerade.choose_backend(conf.ip_masq_backend)
-                missed |= masquerade.repair(backend, owner, [ip.address for ip in ips])
+                missed |= masquerade.repair(backend, owner, [ip.address for ip in ips], dry_run=dry_run)
         return missed
 
     def gc(self, request: GCRequest[BridgeConf]) -> None:

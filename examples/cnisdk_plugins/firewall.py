@@ -131,12 +131,12 @@ class Firewall(Plugin[FirewallConf]):
             zones.check(owner, request.conf.zone, addresses)
         firewall.check(backend, *asked, accepts=not has_zone)
 
-    def repair(self, request: CheckRequest[FirewallConf]) -> bool:
+    def repair(self, request: CheckRequest[FirewallConf], *, dry_run: bool = False) -> bool:
         request.conf.validate()
         owner, addresses, *_ = asked = wanted(request)
         has_zone, backend = choose(request.conf)
-        repaired = has_zone and zones.repair(owner, request.conf.zone, addresses, request.find_netns())
-        return firewall.repair(backend, *asked, accepts=not has_zone) or repaired
+        missed = has_zone and zones.repair(owner, request.conf.zone, addresses, request.find_netns(), dry_run=dry_run)
+        return firewall.repair(backend, *asked, accepts=not has_zone, dry_run=dry_run) or missed
 
     def gc(self, request: GCRequest[FirewallConf]) -> None:
         network, valid = request.network, request.valid_attachments

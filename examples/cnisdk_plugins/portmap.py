@@ -153,13 +153,14 @@ class Portmap(Plugin[PortmapConf]):
         ports = host_ports(mappings, request.require_prev_result(), request.ifname)
         hostports.check(conf.choose_backend(), request.attachment, ports, conf.options(), listed(mappings))
 
-    def repair(self, request: CheckRequest[PortmapConf]) -> bool:
+    def repair(self, request: CheckRequest[PortmapConf], *, dry_run: bool = False) -> bool:
         try:
             self.check(request)
         except IOFailureError:
-            conf, mappings = request.conf, read_mappings(request.conf)
-            ports = host_ports(mappings, request.require_prev_result(), request.ifname)
-            hostports.publish(conf.choose_backend(), request.attachment, ports, conf.options(), listed(mappings))
+            if not dry_run:
+                conf, mappings = request.conf, read_mappings(request.conf)
+                ports = host_ports(mappings, request.require_prev_result(), request.ifname)
+                hostports.publish(conf.choose_backend(), request.attachment, ports, conf.options(), listed(mappings))
             return True
         return False
 

@@ -121,13 +121,13 @@ class Ptp(Plugin[PtpConf]):
                 backend = masquerade.choose_backend(conf.ip_masq_backend)
                 masquerade.check(backend, request.attachment, [ip.address for ip in ips])
 
-    def repair(self, request: CheckRequest[PtpConf]) -> bool:
+    def repair(self, request: CheckRequest[PtpConf], *, dry_run: bool = False) -> bool:
         conf = request.conf
         if not conf.ip_masq:
             return False
         ips = interface.own_ips(request.require_prev_result(), request.ifname)
         backend = masquerade.choose_backend(conf.ip_masq_backend)
-        return masquerade.repair(backend, request.attachment, [ip.address for ip in ips])
+        return masquerade.repair(backend, request.attachment, [ip.address for ip in ips], dry_run=dry_run)
 
     def gc(self, request: GCRequest[PtpConf]) -> None:
         network, valid = request.network, request.valid_attachments

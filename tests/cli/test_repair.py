@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
@@ -95,6 +96,76 @@ def test_only_what_is_missing_is_put_back(node: Node) -> None:
     assert all("cni-macspoofchk" in line or "ether saddr" in line or "drop" in line for line in lost)
     for each in (first, second):
         node.run("check", network, each)
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nftables"])
+def test_a_dry_run_says_what_a_repair_would_do_and_does_nothing(node: Node, backend: str) -> None:
+    document = json.loads(node.network(ipMasqBackend=backend, macspoofchk=True).source)
+    document["plugins"].append({"type": "portmap", "backend": backend, "capabilities": {"portMappings": True}})
+    document["plugins"].append({"type": "firewall", "backend": backend, "ingressPolicy": "same-bridge"})
+    network = Network.parse(json.dumps(document).encode())
+    runtime = Runtime([node.plugins], environ={"PATH": os.environ["PATH"]})
+    ports = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+    netns = node.host.container("c1").netns
+    node.host.call(runtime.add, network, container_id="c1", netns=netns, capability_args=ports)
+    assert "1 known, 0 to be repaired, 0 left alone" in node.repair("-n")
+    node.host.shell("nft flush ruleset")
+    empty, files = node.ruleset(), node.host.shell("find /run /var/lib/cni | sort")
+    out = node.repair("--dry-run")
+    assert node.ruleset() == empty
+    assert node.host.shell("find /run /var/lib/cni | sort") == files
+    assert "1 known, 1 to be repaired, 0 left alone" in out
+    would = [line.removeprefix("would repair ") for line in out.splitlines() if line.startswith("would repair ")]
+    assert [line.rpartition(" ")[2] for line in would] == ["bridge", "portmap", "firewall"]
+    # What is done then is what was said, though the repair of one plugin may be what another asks for.
+    done = {line.removeprefix("repaired ") for line in node.repair().splitlines() if line.startswith("repaired ")}
+    assert done == {*would}
+
+
+def test_each_attachment_that_cannot_be_helped_has_a_line_with_the_reason(node: Node, tmp_path: Path) -> None:
+    node.host.shell("ip link add up0 type veth peer name up1; mkdir -p /var/lib/cni/results")
+    network = node.network(ipMasqBackend="nftables")
+    for name in ("forgotten", "unknown", "without", "bare", "blank"):
+        node.run("add", network, node.host.container(name))
+
+    def change(name: str, *, to: str = "", drop: str = "") -> None:
+        """Have the runtime remember another list, or less."""
+        path = f"/var/lib/cni/results/net-{name}-eth0"
+        entry = json.loads(node.host.shell(f"cat {path}"))
+        if to:
+            config = json.loads(base64.b64decode(entry["config"]))
+            config["plugins"] = [{"type": each} for each in to.split()]
+            entry["config"] = base64.b64encode(json.dumps(config).encode()).decode()
+        entry.pop(drop, None)
+        (tmp_path / name).write_text(json.dumps(entry))
+        node.host.shell(f"cp {tmp_path / name} {path}")
+
+    change("unknown", to="cilium-cni tuning")
+    change("without", to="macvlan tuning")
+    change("bare", drop="config")
+    change("blank", drop="result")
+    node.host.shell("rm /var/lib/cni/results/net-forgotten-eth0; nft flush ruleset")
+    out = node.repair()
+    reasons = {line.split('"')[1]: line.split(": ", 1)[1] for line in out.splitlines() if line.startswith("left alone")}
+    results = "/var/lib/cni/results/net"
+    assert reasons == {
+        "forgotten": "no runtime has a cached result of it",
+        "unknown": "its list has no plugin that puts rules back: tuning; cilium-cni, not registered with this Python",
+        "without": "its list has no plugin that puts rules back: macvlan, tuning",
+        "bare": f"{results}-bare-eth0 has no configuration",
+        "blank": f"{results}-blank-eth0 has no result",
+    }
+    assert "attachments: 5 known, 0 repaired, 5 left alone" in out
+
+
+def test_a_result_of_the_first_versions_is_enough(node: Node) -> None:
+    """Their results name no interfaces, and have one address of each IP version."""
+    document = json.loads(node.network(ipMasqBackend="nftables").source)
+    network = Network.parse(json.dumps({**document, "cniVersion": "0.2.0"}).encode())
+    node.run("add", network, node.host.container("c1"))
+    node.host.shell("nft flush ruleset")
+    assert "1 known, 1 repaired" in node.repair()
+    assert "10.5.0.2" in node.ruleset()
 
 
 def test_what_is_gone_or_changed_gets_no_rules(node: Node) -> None:
@@ -238,7 +309,7 @@ def test_a_plugin_that_fails_keeps_no_other_from_its_rules(node: Node, tmp_path:
     script.write_text(
         "import sys\nfrom cnisdk import IOFailureError\nfrom cnisdk._cli import cnisdk\n"
         "from cnisdk_plugins.bridge import Bridge\n"
-        "def repair(self, request):\n"
+        "def repair(self, request, *, dry_run):\n"
         "    raise IOFailureError('the kernel is out of memory')\n"
         "Bridge.repair = repair\n"
         "sys.exit(cnisdk.main(sys.argv[1:]))\n"

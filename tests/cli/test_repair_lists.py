@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -115,11 +116,13 @@ class Node:
         done = self.host.run([sys.executable, "-c", NEVER_WAITS, *self.options(*more)], env=self.repairs_with)
         return done.stdout + done.stderr
 
-    def repair_with(self, source: str, *arguments: str) -> str:
+    def repair_with(self, source: str, *arguments: str, more: Sequence[str] = (), status: int = 0) -> str:
         """Repair in a program that begins with this source, and return what it printed."""
         program = f"import sys\nfrom cnisdk._cli import cnisdk, repair\narguments = sys.argv[1:{len(arguments) + 1}]\n"
         program += f"{source}\nsys.exit(cnisdk.main(sys.argv[{len(arguments) + 1}:]))"
-        done = self.host.run([sys.executable, "-c", program, *arguments, *self.options()], env=self.repairs_with)
+        argv = [sys.executable, "-c", program, *arguments, *self.options(), *more]
+        done = self.host.run(argv, env=self.repairs_with, check=False)
+        assert done.returncode == status, done.stderr
         return done.stdout + done.stderr
 
     def start_repair(self, *more: str) -> subprocess.Popen[str]:
@@ -304,6 +307,60 @@ def test_beside_live_adds_and_dels(node: Node, backend: str) -> None:
         node.run("check", conf(backend), container)
 
 
+HOLDS = """
+import fcntl, os, signal
+fd = os.open("/proc/self/ns/net", os.O_RDONLY)
+fcntl.flock(fd, fcntl.LOCK_EX)
+print(flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+LASTS_FOR_EVER = """
+import signal
+from cnisdk._cli import timelimit
+from cnisdk_plugins.portmap import Portmap
+timelimit._FIRST = 0.01
+def wait(self, request, *, dry_run):
+    while True:
+        try:
+            signal.pause()
+        except Exception:  # as plugins may have it
+            pass
+Portmap.repair = wait
+"""
+
+
+def test_a_plugin_that_never_ends_is_told_and_stopped_and_keeps_no_other_from_its_rules(node: Node) -> None:
+    node.add(podman("nftables"), "first", 8080)
+    node.add(podman("nftables"), "second", 8081)
+    node.host.shell(FLUSH_NFT)
+    printed = node.repair_with(LASTS_FOR_EVER, more=("--timeout", "1"), status=1)
+    for name in ("first", "second"):
+        about = f'container "{name}" interface "eth0" on network "podman1"'
+        assert f"cnisdk: {about}: plugin portmap has been at work for 0 seconds" in printed
+        assert f"{about}: plugin portmap: it was stopped after 1 seconds" in printed
+        assert f"repaired {about}: rules of plugin firewall" in printed
+    assert "2 known, 2 repaired, 0 left alone, 2 failed" in printed
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nftables"])
+def test_a_stopped_process_that_has_a_lock_is_named(node: Node, backend: str) -> None:
+    node.add(podman(backend), "live", 8080)
+    before = node.rules()
+    node.host.shell(FLUSH_NFT)
+    with node.host.popen([sys.executable, "-c", HOLDS], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        try:
+            printed = node.repair_with("from cnisdk._cli import timelimit\ntimelimit._FIRST = 1.0")
+        finally:
+            holder.kill()
+    assert re.search(rf"has been at work for \d seconds.*; it may wait for a lock of process {holder.pid} \(", printed)
+    assert ", stopped)" in printed
+    assert "1 known, 1 repaired" in printed
+    assert node.rules() == before
+
+
 RESULT = "/var/lib/cni/results/podman1-"
 
 LASTS = """
@@ -341,10 +398,10 @@ DELETES_EARLY = """
 import os
 from cnisdk_plugins.bridge import Bridge
 put_back = Bridge.repair
-def come_late(self, request):
+def come_late(self, request, **how):
     os.unlink(arguments[1])
     os.system(f"ip -n {arguments[0]} link del eth0")
-    return put_back(self, request)
+    return put_back(self, request, **how)
 Bridge.repair = come_late
 """
 
@@ -376,7 +433,8 @@ def pause(seconds):
         os.unlink(path)
         os.system(f"ip -n {name} link del eth0")
 repair.run.__kwdefaults__["pause"] = pause
-respond = repair.respond
+from cnisdk._cli import takeback
+respond = takeback.respond
 started = []
 def is_waiting(pid):
     directory = f"/proc/{pid}/fd"
@@ -390,7 +448,7 @@ def respond_late(*request):
         while started[0].poll() is None and not is_waiting(started[0].pid):
             pass
     return respond(*request)
-repair.respond = respond_late
+takeback.respond = respond_late
 main = cnisdk.main
 cnisdk.main = lambda argv: main(argv) or started[0].wait()
 """

@@ -162,10 +162,20 @@ def repair(
     ingress: Ingress | None = None,
     *,
     accepts: bool = True,
+    dry_run: bool = False,
 ) -> bool:
     """Put back what :func:`check` misses, and return whether anything was missing.
 
     A policy for which another attachment has asked since, and which holds for the bridge, is not replaced.
+
+    Args:
+        backend: ``iptables`` or ``nftables``.
+        owner: The attachment.
+        addresses: Its addresses.
+        admin: Name of the administrator's chain.
+        ingress: The policy for its bridge; None for a bridge without one.
+        accepts: If false, something else accepts packets: nothing is put back but the policy.
+        dry_run: If true, change nothing: only find out if anything is missing.
 
     Raises:
         IOFailureError: (5) The kernel or a program refused.
@@ -180,7 +190,8 @@ def repair(
     try:
         check(backend, owner, addresses, admin, ingress, accepts=accepts)
     except IOFailureError:
-        admit(backend, owner, addresses, admin, ingress, accepts=accepts)
+        if not dry_run:
+            admit(backend, owner, addresses, admin, ingress, accepts=accepts)
         return True
     return False
 

@@ -190,18 +190,25 @@ def check(backend: str, attachment: Attachment, addresses: Iterable[IPInterface]
     rules.check(attachment, _not_the_references(backend, attachment, addresses))
 
 
-def repair(backend: str, attachment: Attachment, addresses: Iterable[IPInterface]) -> bool:
+def repair(backend: str, attachment: Attachment, addresses: Iterable[IPInterface], *, dry_run: bool = False) -> bool:
     """Make the rules of these addresses that :func:`check` would miss, and return True if there were any.
 
     What the container sent meanwhile, as it was, and has no answer to, is masqueraded from its next packet on.
+
+    Args:
+        backend: From :func:`choose_backend`.
+        attachment: The attachment.
+        addresses: Its addresses, with the length of their network's prefix.
+        dry_run: If true, change nothing: only find out if any are missing.
 
     Raises:
         IOFailureError: (5) The kernel did not forget a flow.
         CNIError: As :func:`.rules.apply` does.
     """
     addresses = tuple(addresses)
-    if not rules.repair(attachment, _not_the_references(backend, attachment, addresses)):
-        return False
+    missing = rules.repair(attachment, _not_the_references(backend, attachment, addresses), dry_run=dry_run)
+    if not missing or dry_run:
+        return missing
     from . import conntrack  # no other verb needs it
 
     for each in addresses:

@@ -257,13 +257,18 @@ def alone(owner: Attachment) -> Iterator[int]:
     with _sockets.Socket(_sockets.AF_UNIX, _sockets.SOCK_DGRAM | _sockets.SOCK_CLOEXEC) as sock:
         while True:
             try:
-                sock.bind(f"\0cnisdk-{short_hash(*owner, digits=32)}")
+                sock.bind(f"\0{socket_name(owner)}")
             except OSError:
                 if time.monotonic() < deadline:
                     time.sleep(0.002)
                     continue
             yield sock.fileno()
             return
+
+
+def socket_name(owner: Attachment) -> str:
+    """Return the name of the abstract socket that the process has which changes the rules of an attachment."""
+    return f"cnisdk-{short_hash(*owner, digits=32)}"
 
 
 def _add_at_once(owner: Attachment, part: Part) -> bool:
@@ -410,8 +415,13 @@ def _describe_own(layout: Layout, owner: Attachment) -> str:
     return f"there is: {'; '.join([*map(str, found[:_SHOWN]), *more])}" if found else "none of its rules is there"
 
 
-def repair(owner: Attachment, parts: Iterable[Part]) -> bool:
+def repair(owner: Attachment, parts: Iterable[Part], *, dry_run: bool = False) -> bool:
     """Make the rules of the layouts that :func:`check` would refuse. The others are not touched.
+
+    Args:
+        owner: The attachment.
+        parts: The rules it wants.
+        dry_run: If true, make none: only find out if any are missing.
 
     Returns:
         True if there were any.
@@ -420,7 +430,8 @@ def repair(owner: Attachment, parts: Iterable[Part]) -> bool:
         CNIError: As :func:`apply` does.
     """
     broken = [part for part in _join(parts) if _missing_of(owner, part)]
-    apply(owner, broken)
+    if not dry_run:
+        apply(owner, broken)
     return bool(broken)
 
 

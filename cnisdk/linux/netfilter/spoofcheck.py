@@ -69,13 +69,21 @@ def check(attachment: Attachment, port: str, mac: str) -> None:
         )
 
 
-def repair(attachment: Attachment, port: str, mac: str) -> bool:
-    """Make the rules if :func:`check` would miss one, and return True if it did.
+def repair(attachment: Attachment, port: str, mac: str, *, dry_run: bool = False) -> bool:
+    """Make the rules if :func:`check` would miss one, and return True if it would.
+
+    Args:
+        attachment: The attachment.
+        port: Name of the host's end, the port of the bridge.
+        mac: Hardware address of the container's end.
+        dry_run: If true, change nothing: only find out if one is missing.
 
     Raises:
         CNIError: As :func:`.rules.apply` does.
     """
-    return not _reference_checks(attachment, port, mac) and rules.repair(attachment, [wanted(port, mac)])
+    if _reference_checks(attachment, port, mac):
+        return False
+    return rules.repair(attachment, [wanted(port, mac)], dry_run=dry_run)
 
 
 def delete(attachment: Attachment) -> None:
