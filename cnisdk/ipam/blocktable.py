@@ -106,7 +106,12 @@ class Block:
         return address.version == self.first.version and 0 <= int(address) - int(self.first) < self.size
 
     def can_lend(self, address: IPAddress, pod: str = "") -> bool:
-        """Return True if an address of it is neither its owner's, nor lent, nor kept for another pod."""
+        """Return True if an address of it is neither its owner's, nor lent, nor kept for another pod.
+
+        Args:
+            address: An address of the block.
+            pod: Interface of the pod that asks (``NAMESPACE/NAME/IFNAME``); empty for none.
+        """
         if address in self.lent:
             return False
         if address in self.kept:
@@ -233,6 +238,10 @@ class BlockTable:
     def list_blocks(self, first: IPAddress | None = None, last: IPAddress | None = None) -> Iterator[Block]:
         """Yield the blocks from that of the first address to that of the last; without them, all.
 
+        Args:
+            first: Any address of the first block; None means from the beginning.
+            last: First address of the last block; None means to the end.
+
         Raises:
             IOFailureError: (5) Etcd does not answer, or the value of a key is not valid.
         """
@@ -257,6 +266,10 @@ class BlockTable:
     def count_keys(self, first: IPAddress, last: IPAddress) -> int:
         """Count the blocks with a key, from one first address to another.
 
+        Args:
+            first: First address of the first block.
+            last: First address of the last block.
+
         Raises:
             IOFailureError: (5) Etcd does not answer.
         """
@@ -264,6 +277,11 @@ class BlockTable:
 
     def look(self, first: str, end: str = "", *, limit: int = 0) -> tuple[Entry, ...]:
         """Read a key, or all keys from `first` up to but without `end`.
+
+        Args:
+            first: The key.
+            end: End of the range; empty for one key.
+            limit: Keys to read at most; 0 means all.
 
         Raises:
             IOFailureError: (5) Etcd does not answer.
@@ -462,8 +480,13 @@ class BlockTable:
     def delete_node(self, node: str, revision: int) -> None:
         """Delete the key of a node, so that none of its changes is carried out any more.
 
+        Args:
+            node: Name of the node.
+            revision: Revision of its key, as it was last read.
+
         Raises:
             TryAgainLaterError: (11) It has not this revision any more.
+            IOFailureError: (5) Etcd does not answer.
         """
         key = self._node_key(node)
         outcome = self.client.transact([Compare(key, revision)], {}, [key], deadline=self.deadline)

@@ -110,6 +110,10 @@ def check(name: str, *, promisc: bool = False) -> Link:
 
     The hardware address is not compared: that of a bridge which another program made may follow its ports.
 
+    Args:
+        name: Name of the bridge.
+        promisc: If true, the bridge has to be promiscuous.
+
     Returns:
         The bridge.
 
@@ -128,6 +132,10 @@ def check(name: str, *, promisc: bool = False) -> Link:
 
 def check_addresses(bridge: Link, addresses: Iterable[IPInterface]) -> None:
     """Verify that a bridge has the addresses of its gateways.
+
+    Args:
+        bridge: The bridge, or the link of a VLAN on it.
+        addresses: The gateways' addresses, with the length of their network's prefix.
 
     Raises:
         IOFailureError: (5) One is missing.

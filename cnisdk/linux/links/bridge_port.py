@@ -79,6 +79,10 @@ class VLANEntry(NamedTuple):
 def set_vlans(port: Link, vlans: VLANs) -> None:
     """Set what a bridge port carries, in at most two requests however many VLANs there are.
 
+    Args:
+        port: The port.
+        vlans: What it is to carry.
+
     Raises:
         IOFailureError: (5) The kernel refused: it may have been built without bridge VLAN filtering.
     """
@@ -93,7 +97,13 @@ def set_vlans(port: Link, vlans: VLANs) -> None:
 
 
 def vlan_requests(index: int, name: str, vlans: VLANs) -> list[Message]:
-    """Return the requests of :func:`set_vlans`, to be sent one after the other."""
+    """Return the requests of :func:`set_vlans`, to be sent one after the other.
+
+    Args:
+        index: Index of the port.
+        name: Its name, for the error's message.
+        vlans: What it is to carry.
+    """
     requests = []
     if not vlans.keep_default:
         # A new port has the bridge's default VLAN, whichever that is. Deleting what is not there is no error.
@@ -113,7 +123,13 @@ def vlan_requests(index: int, name: str, vlans: VLANs) -> list[Message]:
 
 
 def access_requests(index: int, name: str, vlan: int) -> list[Message]:
-    """Return the requests that make a port carry one VLAN only, untagged. Sent in order, the port never lacks it."""
+    """Return the requests that make a port carry one VLAN only, untagged. Sent in order, the port never lacks it.
+
+    Args:
+        index: Index of the port.
+        name: Its name, for the error's message.
+        vlan: Number of the VLAN, from 1 to 4094.
+    """
     others: list[tuple[int, int]] = []
     for first, last in ((1, vlan - 1), (vlan + 1, VID_MAX)):
         if first <= last:
@@ -172,6 +188,10 @@ def check(port: Link, wanted: Port, *, up: bool = True) -> None:
 
 def check_vlans(port: Link, vlans: VLANs) -> None:
     """Verify that a bridge port carries VLANs, perhaps among others.
+
+    Args:
+        port: The port.
+        vlans: What it has to carry.
 
     Raises:
         IOFailureError: (5) It lacks one.

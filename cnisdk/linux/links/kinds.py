@@ -151,6 +151,11 @@ def check(there: Link, *, parent: Link | None = None, data: Mapping[str, int | s
 
     Its MTU is not compared: the chained plugin ``tuning`` may have changed it.
 
+    Args:
+        there: The link.
+        parent: Link of the host that it is on; None for a kind without one.
+        data: Attributes of its kind that it has to have, by name.
+
     Raises:
         IOFailureError: (5) It lies on another link, or an attribute differs.
     """

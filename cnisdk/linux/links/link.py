@@ -479,6 +479,10 @@ def random_mac() -> str:
 def delete_all(sock: rtnetlink.Socket, links: Sequence[Link]) -> int:
     """Delete links, by index; those that are gone are fine.
 
+    Args:
+        sock: Socket in the links' namespace.
+        links: The links.
+
     Returns:
         How many were there.
 
@@ -501,7 +505,12 @@ def delete_all(sock: rtnetlink.Socket, links: Sequence[Link]) -> int:
 
 
 def parse(data: bytes, netns: NetNS | None = None) -> Link:
-    """Read a link message, with its header."""
+    """Read a link message, with its header.
+
+    Args:
+        data: The message: ``struct nlmsghdr``, ``struct ifinfomsg``, and attributes.
+        netns: Namespace that the link is in; None for the calling thread's.
+    """
     index, flags, found = take_apart(data)
     about = read(found.get(IFLA_LINKINFO, b""))
     kind = read_text(about.get(IFLA_INFO_KIND, b""))

@@ -184,6 +184,10 @@ def find_returned(device: str, mac: str) -> Link | None:
     Only its alias tells what it was called; an administrator may have set such an alias. So it counts only where no
     link has that name, and with the hardware address of the result of ADD.
 
+    Args:
+        device: Name that the link had on the host.
+        mac: Hardware address of the result of ADD.
+
     Raises:
         KernelError: (5) The kernel refused the query.
     """
@@ -299,6 +303,10 @@ def settle_stale(network: str, valid: Collection[Attachment]) -> list[Link]:
     """Settle the loans of a network's attachments that are not among the valid ones, for GC.
 
     Links in other namespaces stay: as long as the namespace lives, DEL finds them.
+
+    Args:
+        network: Name of the network.
+        valid: Attachments that are not touched.
 
     Returns:
         The links on the host.

@@ -37,7 +37,15 @@ _FIXED = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flag
 
 
 def message(*attributes: bytes, family: int = 0, index: int = 0, flags: int = 0, change: int = 0) -> bytes:
-    """Return a link message without its netlink header."""
+    """Return a link message without its netlink header.
+
+    Args:
+        *attributes: Its attributes, each from :mod:`cnisdk.linux.attributes`.
+        family: ``AF_BRIDGE`` for the VLANs of a port; 0 for all else.
+        index: Index of the link; 0 if an attribute names it.
+        flags: New values of the flags (IFF_*) in `change`.
+        change: Mask of the flags to change.
+    """
     return _FIXED.pack(family, 0, index, flags, change) + b"".join(attributes)
 
 
@@ -48,7 +56,13 @@ def info(kind: str, *data: bytes) -> bytes:
 
 
 def get_request(*, what: str, name: str = "", index: int = 0) -> Message:
-    """Make the request for one link; with neither name nor index for all, for :meth:`~.rtnetlink.Socket.dump`."""
+    """Make the request for one link; with neither name nor index for all, for :meth:`~.rtnetlink.Socket.dump`.
+
+    Args:
+        what: Beginning of the error's message.
+        name: Name of the link.
+        index: Index of the link, if there is no name.
+    """
     attributes = [uint32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)]
     if name:
         # The kernel looks through both kinds of names, whichever attribute has it; only their length differs.
@@ -109,7 +123,14 @@ def set_request(
 
 
 def altname_request(altname: str, *, add: bool, index: int = 0, name: str = "") -> Message:
-    """Make the request that adds or deletes an alternative name of a link (Linux 5.5), given by index or name."""
+    """Make the request that adds or deletes an alternative name of a link (Linux 5.5), given by index or name.
+
+    Args:
+        altname: The alternative name, at most 127 bytes.
+        add: If false, it is deleted.
+        index: Index of the link.
+        name: Name of the link, if there is no index.
+    """
     names = attribute(IFLA_PROP_LIST | _NESTED, attribute(IFLA_ALT_IFNAME, altname.encode(), b"\0"))
     flags = rtnetlink.F_ACK | (rtnetlink.F_CREATE | rtnetlink.F_EXCL if add else 0)
     body = message(text(IFLA_IFNAME, name) if name else b"", names, index=index)
@@ -123,17 +144,33 @@ def mac_attribute(mac: str) -> bytes:
 
 
 def up_request(index: int, name: str) -> Message:
-    """Make the request that sets a link up."""
+    """Make the request that sets a link up.
+
+    Args:
+        index: Index of the link.
+        name: Its name, for the error's message.
+    """
     return set_request(f"cannot set link {name} up", index=index, flags=IFF_UP, change=IFF_UP)
 
 
 def down_request(index: int, name: str) -> Message:
-    """Make the request that sets a link down."""
+    """Make the request that sets a link down.
+
+    Args:
+        index: Index of the link.
+        name: Its name, for the error's message.
+    """
     return set_request(f"cannot set link {name} down", index=index, flags=0, change=IFF_UP)
 
 
 def promisc_request(index: int, name: str, on: bool) -> Message:
-    """Make the request that sets or clears IFF_PROMISC of a link."""
+    """Make the request that sets or clears IFF_PROMISC of a link.
+
+    Args:
+        index: Index of the link.
+        name: Its name, for the error's message.
+        on: If false, the flag is cleared.
+    """
     return set_request(
         f"cannot {'set' if on else 'clear'} promiscuous mode of link {name}",
         index=index,
@@ -148,6 +185,12 @@ def port_requests(
     """Make the requests that change the flags of a bridge port, given by index or name. None leaves a flag as it is.
 
     They are requests of their own so that the error says which flag an old kernel lacks (isolated: Linux 4.18).
+
+    Args:
+        index: Index of the port.
+        name: Name of the port, if there is no index, and for the error's message.
+        hairpin: New value of hairpin mode: frames may go back to the port they came from.
+        isolated: New value of isolation: no frames go to another isolated port.
     """
     requests = []
     for number, value, title in (

@@ -20,6 +20,10 @@ _PREFIX = "cni:"
 def set_up(shared: Link, owner: Attachment) -> bool:
     """Mark a link as used by an attachment, and set it up.
 
+    Args:
+        shared: The link, on the host or in a container.
+        owner: The attachment.
+
     Returns:
         False if it had the mark already: another ADD of the attachment made it, and undo must not remove it.
 

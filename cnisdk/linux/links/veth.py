@@ -57,6 +57,14 @@ class ContainerEnd(Link):
         seen that the link has carrier. See :func:`cnisdk.linux.ip.layer3.configure` and
         :func:`cnisdk.linux.ip.layer3.announce`.
 
+        Args:
+            result: Its addresses without an interface, or with this link's; all its routes.
+            enabledad: If true, duplicate address detection runs for IPv6 addresses, and this waits for it.
+            accept_ra: True keeps the kernel's setting for router advertisements; false makes the link ignore them. None
+                makes it ignore them if the result has IPv6 addresses.
+            routed: If true, only the gateways are neighbours on the link.
+            timeout: Seconds to wait for duplicate address detection, and for the other end.
+
         Raises:
             IOFailureError: (5) The kernel refused, or the other end is not operational after ``timeout`` seconds.
         """
@@ -205,6 +213,10 @@ def _is_of_another(end: Link, owner: Attachment) -> bool:
 
 def delete_stale(network: str, valid: Collection[Attachment]) -> list[Link]:
     """Delete the veths of a network's attachments that are not among the valid ones, for GC.
+
+    Args:
+        network: Name of the network.
+        valid: Attachments that are not touched.
 
     Returns:
         The host ends deleted.

@@ -36,7 +36,12 @@ _PATIENCE = 0.5
 
 
 def name_of(bridge: str, vlan: int) -> str:
-    """Return the name of the link with a VLAN's gateway address: ``<bridge>.<vlan>``, hashed if that is too long."""
+    """Return the name of the link with a VLAN's gateway address: ``<bridge>.<vlan>``, hashed if that is too long.
+
+    Args:
+        bridge: Name of the bridge.
+        vlan: Number of the VLAN.
+    """
     name = f"{bridge}.{vlan}"
     return name if len(name.encode()) <= _NAME_MAX else f"{short_hash(bridge, digits=10)}.{vlan}"
 

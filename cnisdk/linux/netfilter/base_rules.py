@@ -61,7 +61,12 @@ def quote(text: str) -> str:
 
 
 def tables(version: int, name: str) -> list[Table]:
-    """Return the table of iptables based on nftables, and that of the legacy variant if the kernel has it."""
+    """Return the table of iptables based on nftables, and that of the legacy variant if the kernel has it.
+
+    Args:
+        version: 4 or 6.
+        name: Name of the table, such as ``filter``.
+    """
     legacy = iptables.LegacyTable(version, name)
     return [nft.NftTable(IP_FAMILIES[version], name), *([legacy] if legacy.exists() else [])]
 

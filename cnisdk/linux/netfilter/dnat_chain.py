@@ -99,7 +99,12 @@ class PortRule(NamedTuple):
 
 
 def wanted_rules(ports: Iterable[HostPort], options: Options) -> Iterator[PortRule]:
-    """Yield the rules of an attachment's chain."""
+    """Yield the rules of an attachment's chain.
+
+    Args:
+        ports: Ports of one IP version.
+        options: How they lead to the container.
+    """
     for port in ports:
         for source in _masqueraded(port, options):
             yield PortRule(port, source, options.mark_chain or SETMARK)

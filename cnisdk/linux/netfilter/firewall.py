@@ -221,6 +221,10 @@ def withdraw(
 def gc(network: str, valid: Collection[Attachment]) -> None:
     """Delete what a network's attachments that are not valid have, by either backend.
 
+    Args:
+        network: Name of the network.
+        valid: Attachments that are not touched.
+
     Raises:
         CNIError: Something failed; the rest was done nevertheless.
     """

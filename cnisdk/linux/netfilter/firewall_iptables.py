@@ -393,6 +393,13 @@ def check(
 
     Without addresses, nothing is verified but the policy.
 
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+        addresses: Its addresses of that version.
+        admin: Name of the administrator's chain.
+        ingress: The policy for its bridge; None for a bridge without one.
+
     Raises:
         IOFailureError: (5) A rule is missing, or was changed, or is one of another policy.
     """
@@ -429,7 +436,16 @@ def _missing_accept(table: Table, owner: Attachment, addresses: Collection[IPAdd
 
 
 def is_overruled(owner: Attachment, version: int, ingress: Ingress) -> bool:
-    """Return True if another policy holds for the bridge, for which another attachment asks."""
+    """Return True if another policy holds for the bridge, for which another attachment asks.
+
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+        ingress: The policy that it asks for.
+
+    Raises:
+        IOFailureError: (5) The kernel refused to answer.
+    """
     table = iptables.current(version, "filter")
 
     def overrules(record: Rule) -> bool:
@@ -482,6 +498,10 @@ def _list_own(
 def gc(network: str, valid: Collection[Attachment]) -> None:
     """Delete the rules of a network's attachments that are not valid. The reference's stay: they name no network.
 
+    Args:
+        network: Name of the network.
+        valid: Attachments that are not touched.
+
     Raises:
         IOFailureError: (5) The kernel refused; the other tables were cleaned nevertheless.
     """
@@ -504,6 +524,10 @@ def gc(network: str, valid: Collection[Attachment]) -> None:
 def ensure_accepted(version: int, admin: str) -> None:
     """Make iptables accept what the nftables backend has marked, if iptables filters what the host forwards.
 
+    Args:
+        version: 4 or 6.
+        admin: Name of the administrator's chain, whose rules come first.
+
     Raises:
         IOFailureError: (5) ``iptables-restore`` refused.
         PluginNotAvailableError: (50) It is not installed.
@@ -517,6 +541,10 @@ def check_accepted(version: int, admin: str) -> None:
     """Verify that iptables accepts what the nftables backend has marked.
 
     Its chain may be newer than the attachment: where it drops nothing, nothing is missing.
+
+    Args:
+        version: 4 or 6.
+        admin: Name of the administrator's chain, whose rules come first.
 
     Raises:
         IOFailureError: (5) A rule for that is missing.

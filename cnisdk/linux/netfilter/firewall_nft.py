@@ -354,6 +354,11 @@ def _read_element(record: str) -> Element | None:
 def check(owner: Attachment, addresses: Iterable[IPAddress], ingress: Ingress | None = None) -> None:
     """Verify that what is forwarded for addresses is accepted, and the policy.
 
+    Args:
+        owner: The attachment.
+        addresses: Its addresses, of both IP versions.
+        ingress: The policy for its bridge; None for a bridge without one.
+
     Raises:
         IOFailureError: (5) An element or a rule is missing, or was changed, or is one of another policy.
     """
@@ -373,7 +378,15 @@ def _policy_differs(ingress: Ingress) -> list[Element]:
 
 
 def is_overruled(owner: Attachment, ingress: Ingress) -> bool:
-    """Return True if another policy holds for the bridge, for which another attachment asks."""
+    """Return True if another policy holds for the bridge, for which another attachment asks.
+
+    Args:
+        owner: The attachment.
+        ingress: The policy that it asks for.
+
+    Raises:
+        IOFailureError: (5) The kernel refused to answer.
+    """
 
     def overrules(rule: nft.Rule) -> bool:
         other = read_ingress(rule.comment)
@@ -390,6 +403,10 @@ def is_overruled(owner: Attachment, ingress: Ingress) -> bool:
 
 def check_isolation(owner: Attachment, ports: Collection[str]) -> None:
     """Verify that ports of bridges are kept from the other ports.
+
+    Args:
+        owner: The attachment that the ports are of.
+        ports: Names of the ports: the host's ends of its links.
 
     Raises:
         IOFailureError: (5) One is not.
@@ -428,6 +445,10 @@ def delete(owner: Attachment) -> None:
 
 def gc(network: str, valid: Collection[Attachment]) -> None:
     """Delete what a network's attachments that are not valid have.
+
+    Args:
+        network: Name of the network.
+        valid: Attachments that are not touched.
 
     Raises:
         CNIError: The kernel refused; the rest was cleaned nevertheless.

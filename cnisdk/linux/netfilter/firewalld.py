@@ -95,6 +95,10 @@ def find_permanent_zone(address: IPAddress) -> str | None:
 def add_source(zone: str, address: IPAddress) -> None:
     """Make an address a source of a zone. If it is one already, nothing changes.
 
+    Args:
+        zone: Name of the zone.
+        address: The address.
+
     Raises:
         InvalidConfigError: (7) There is no such zone.
         PluginNotAvailableError: (50) firewalld does not run.
@@ -119,6 +123,10 @@ def add_source(zone: str, address: IPAddress) -> None:
 
 def remove_source(zone: str, address: IPAddress) -> None:
     """Make an address no source of a zone any more. If it is none, or firewalld does not run, nothing changes.
+
+    Args:
+        zone: Name of the zone.
+        address: The address.
 
     Raises:
         TryAgainLaterError: (11) firewalld does not answer.

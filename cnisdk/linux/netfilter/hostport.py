@@ -50,7 +50,13 @@ class HostPort(NamedTuple):
         return f"port {self.port}/{self.protocol}{where}"
 
     def overlaps(self, protocol: str, port: int, host_ip: IPAddress | None) -> bool:
-        """Return True if a packet could be sent to this port and to another."""
+        """Return True if a packet could be sent to this port and to another.
+
+        Args:
+            protocol: Protocol of the other.
+            port: Number of the other.
+            host_ip: Address of the host that the other is for; None means all of them.
+        """
         return (self.protocol, self.port) == (protocol, port) and (
             self.host_ip is None or host_ip is None or self.host_ip == host_ip
         )
@@ -75,7 +81,13 @@ class Options(NamedTuple):
 
 
 def is_same_container(mark: str, owner: Attachment, limit: int) -> bool:
-    """Return True if a mark, cut to `limit` bytes, is of any attachment of the owner's container."""
+    """Return True if a mark, cut to `limit` bytes, is of any attachment of the owner's container.
+
+    Args:
+        mark: The comment of a rule.
+        owner: The attachment.
+        limit: Bytes at which the mark was cut.
+    """
     _, _, container_id = mark.partition(", id: ")
     return bool(container_id) and (
         container_id == owner.container_id

@@ -103,6 +103,13 @@ def check(
 ) -> None:
     """Verify that ports are published.
 
+    Args:
+        backend: From :func:`choose_backend`.
+        owner: The attachment.
+        ports: The ports, of one address for each IP version.
+        options: How they lead to the container, by IP version.
+        listed: Protocols and numbers of all ports, whatever their host address.
+
     Raises:
         IOFailureError: (5) One is not, or a rule was changed.
     """
@@ -159,6 +166,10 @@ def _is_free(owner: Attachment, port: HostPort) -> bool:
 
 def gc(network: str, valid: Collection[Attachment]) -> None:
     """Take back what a network's attachments that are not valid have published, by either backend.
+
+    Args:
+        network: Name of the network.
+        valid: Attachments that are not touched.
 
     Raises:
         CNIError: Something failed; the rest was done nevertheless.

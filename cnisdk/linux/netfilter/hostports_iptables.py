@@ -294,6 +294,13 @@ def check(
 ) -> None:
     """Verify that the ports are published, by our rules or the reference's.
 
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+        ports: The ports of that IP version.
+        options: How they lead to the container.
+        listed: Protocols and numbers of all ports, whatever their host address.
+
     Raises:
         IOFailureError: (5) A rule is missing, or was changed.
     """
@@ -454,6 +461,10 @@ def _found(
 
 def gc(network: str, valid: Collection[Attachment]) -> list[HostPort]:
     """Take back what a network's attachments that are not valid have published.
+
+    Args:
+        network: Name of the network.
+        valid: Attachments that are not touched.
 
     Returns:
         The ports that they had.

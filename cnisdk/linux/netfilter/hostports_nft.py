@@ -423,6 +423,12 @@ def _are_held(records: Iterable[_Record], table: NftTable) -> bool:
 def check(owner: Attachment, version: int, ports: Collection[HostPort], options: Options) -> None:
     """Verify that the ports are published.
 
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+        ports: The ports of that IP version.
+        options: How they lead to the container.
+
     Raises:
         IOFailureError: (5) One is not, or a chain or set of the table is missing or changed.
     """
@@ -474,6 +480,10 @@ def _owned(table: NftTable, chain: str, key: str) -> _Owned:
 def delete(owner: Attachment, version: int) -> list[HostPort]:
     """Take back what an attachment has published. Absence is fine.
 
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+
     Returns:
         The ports that it had.
 
@@ -512,6 +522,10 @@ def _hand_on(table: NftTable, chain: str, key: str, old: _Owned) -> Change:
 
 def gc(network: str, valid: Collection[Attachment]) -> list[HostPort]:
     """Take back what a network's attachments that are not valid have published.
+
+    Args:
+        network: Name of the network.
+        valid: Attachments that are not touched.
 
     Returns:
         The ports that they had.

@@ -96,7 +96,15 @@ def _rule(chain: str, conditions: tuple[Condition, ...], verdict: str) -> BaseRu
 
 
 def list_outdated(table: Table, ingress: Ingress) -> list[Rule]:
-    """List the rules of another policy for the bridge, which this one replaces: ours or the reference's."""
+    """List the rules of another policy for the bridge, which this one replaces: ours or the reference's.
+
+    Args:
+        table: The filter table.
+        ingress: The policy that is to hold.
+
+    Raises:
+        IOFailureError: (5) The kernel refused to answer.
+    """
     if ingress.isolates or ingress.yields:
         return []
     neighbours = _neighbours(ingress.bridge)
@@ -104,12 +112,28 @@ def list_outdated(table: Table, ingress: Ingress) -> list[Rule]:
 
 
 def holds(table: Table, ingress: Ingress) -> bool:
-    """Return True if a policy is the one of its bridge."""
+    """Return True if a policy is the one of its bridge.
+
+    Args:
+        table: The filter table.
+        ingress: The policy.
+
+    Raises:
+        IOFailureError: (5) The kernel refused to answer.
+    """
     return all(each.is_in(table) for each in bridge_rules(ingress)) and not list_outdated(table, ingress)
 
 
 def list_own(table: Table, bridges: Collection[str]) -> list[Rule]:
-    """List our rules of bridges."""
+    """List our rules of bridges.
+
+    Args:
+        table: The filter table.
+        bridges: Names of the bridges.
+
+    Raises:
+        IOFailureError: (5) The kernel refused to answer.
+    """
     return [
         rule
         for chain in STAGES

@@ -45,12 +45,22 @@ def commit_all(version: int, tables: Mapping[str, Iterable[str]], inherited: Seq
 
 
 def current(version: int, name: str) -> NftTable | LegacyTable:
-    """Return the table that the program ``iptables-restore`` changes."""
+    """Return the table that the program ``iptables-restore`` changes.
+
+    Args:
+        version: 4 or 6.
+        name: Name of the table, such as ``nat``.
+    """
     return currents(version, [name])[name]
 
 
 def currents(version: int, names: Iterable[str]) -> dict[str, NftTable | LegacyTable]:
-    """Return the tables that the program ``iptables-restore`` changes, by name."""
+    """Return the tables that the program ``iptables-restore`` changes, by name.
+
+    Args:
+        version: 4 or 6.
+        names: Names of the tables.
+    """
     found = program.find(f"{_PROGRAMS[version][0]}-restore")
     if found is not None and "legacy" in os.path.basename(os.path.realpath(found)):
         return {name: LegacyTable(version, name) for name in names}
@@ -58,7 +68,17 @@ def currents(version: int, names: Iterable[str]) -> dict[str, NftTable | LegacyT
 
 
 def match_address(version: int, option: str, network: str, *, equal: bool = True) -> Match:
-    """Make the condition of ``-s`` or ``-d``."""
+    """Make the condition of ``-s`` or ``-d``.
+
+    Args:
+        version: 4 or 6.
+        option: ``-s`` or ``-d``.
+        network: The network, or one address, as the rule has it.
+        equal: If false, the condition is negated (``!``).
+
+    Raises:
+        ValueError: The text is no network.
+    """
     parsed = ip_network(network)
     value, mask = parsed.network_address.packed, parsed.netmask.packed
     return match("network", _OFFSETS[version, option], value, mask, equal=equal)
@@ -134,6 +154,11 @@ class LegacyTable:
         """Delete rules, and chains with all rules that are in them, in one transaction.
 
         The generation means nothing here: a rule is deleted by what it says, not by its handle.
+
+        Args:
+            rules: The rules.
+            chains: The chains.
+            generation: Of no meaning here: a rule is deleted by what it says, not by its handle.
 
         Returns:
             False if the kernel refused since a rule or chain was gone already: look again.

@@ -184,6 +184,11 @@ def _iptables_rules(version: int, addresses: Sequence[IPInterface]) -> tuple[Wan
 def check(backend: str, attachment: Attachment, addresses: Iterable[IPInterface]) -> None:
     """Verify that the rules of these addresses are there, ours or the reference's.
 
+    Args:
+        backend: From :func:`choose_backend`.
+        attachment: The attachment.
+        addresses: Its addresses, with the length of their network's prefix.
+
     Raises:
         IOFailureError: (5) One is missing, or was changed.
     """
@@ -252,6 +257,10 @@ def delete(attachment: Attachment, addresses: Collection[IPInterface] = (), *, g
 
 def gc(network: str, valid: Collection[Attachment]) -> None:
     """Remove the rules of attachments that are not valid, of both backends.
+
+    Args:
+        network: Name of the network.
+        valid: Attachments that are not touched.
 
     Raises:
         CNIError: One backend failed; the other was tried nevertheless.

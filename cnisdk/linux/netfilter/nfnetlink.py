@@ -75,6 +75,11 @@ def ask(messages: Iterable[FilterMessage], absent: Collection[int] = ABSENT) -> 
 def dump(number: int, family: int, body: bytes) -> list[bytes]:
     """Return the attributes of all objects that a request asks for; none when the kernel has no such.
 
+    Args:
+        number: Number of the request, with the subsystem's.
+        family: The family.
+        body: Attributes of the request.
+
     Raises:
         OSError: The kernel refused to answer.
     """

@@ -106,7 +106,12 @@ def match_interface(name: str) -> Match:
 
 
 def match_protocol(number: int, *, equal: bool = True) -> Match:
-    """Make the condition that a packet is of a transport protocol, such as 6 for TCP and 17 for UDP."""
+    """Make the condition that a packet is of a transport protocol, such as 6 for TCP and 17 for UDP.
+
+    Args:
+        number: Number of the protocol (IANA).
+        equal: If false, the condition is negated.
+    """
     return match("meta 16", 0, bytes([number]), equal=equal)
 
 
@@ -293,6 +298,10 @@ class NftTable(NamedTuple):
     def find_rules(self, chain: str, handles: Iterable[int]) -> list[Rule]:
         """Find those rules of a chain that have these handles, with one request for all: no other rule is read.
 
+        Args:
+            chain: Name of the chain.
+            handles: The kernel's numbers of the rules.
+
         Raises:
             IOFailureError: (5) The kernel refused to answer.
         """
@@ -361,6 +370,10 @@ class NftTable(NamedTuple):
     def keep(self, rules: Iterable[Rule], chains: Iterable[str] = ()) -> KeptRules:
         """Read rules, and chains with all rules that are in them, so that they can be made again.
 
+        Args:
+            rules: The rules.
+            chains: The chains.
+
         Raises:
             IOFailureError: (5) The kernel refused to answer.
         """
@@ -372,6 +385,12 @@ class NftTable(NamedTuple):
 
     def exchange(self, rules: Iterable[Rule], chains: Collection[str], kept: KeptRules, generation: int = 0) -> bool:
         """Delete as :meth:`delete` does, and make others again, in one transaction.
+
+        Args:
+            rules: The rules to delete.
+            chains: The chains to delete, with all rules in them.
+            kept: Rules to make, from :meth:`keep`.
+            generation: The ruleset's, read before looking for the rules (:func:`read_generation`); 0 for any.
 
         Returns:
             False if a rule to delete was gone already, or the ruleset is of another generation: look again.

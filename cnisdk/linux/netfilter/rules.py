@@ -148,7 +148,12 @@ class Part(NamedTuple):
 
 
 def mark(owner: Attachment, limit: int = nft.COMMENT_MAX) -> str:
-    """Return the comment of an attachment's rules, at most `limit` bytes, in the reference's format for masquerade."""
+    """Return the comment of an attachment's rules, at most `limit` bytes, in the reference's format for masquerade.
+
+    Args:
+        owner: The attachment.
+        limit: Bytes that the comment may have. It is cut there: the hashes come first.
+    """
     network, container_id, ifname = owner
     return f"{key(owner)}, net: {network}, if: {nft.plain(ifname)}, id: {container_id}"[:limit]
 
@@ -176,7 +181,16 @@ def is_marked(rule: Rule) -> bool:
 
 
 def has_rule_of(table: Table, chain: str, owner: Attachment) -> bool:
-    """Return True if a chain has a rule with the mark of an attachment."""
+    """Return True if a chain has a rule with the mark of an attachment.
+
+    Args:
+        table: The table.
+        chain: Name of the chain; it need not exist.
+        owner: The attachment.
+
+    Raises:
+        IOFailureError: (5) The kernel refused to answer.
+    """
     return any(is_of(rule, owner) for rule in table.list_rules(chain, key(owner)))
 
 
@@ -211,6 +225,10 @@ def _list_owned(layout: Layout, table: Table, owner: Attachment) -> _Owned:
 
 def apply(owner: Attachment, parts: Iterable[Part]) -> None:
     """Make all rules that an attachment wants, in place of those that an earlier ADD of it left in these layouts.
+
+    Args:
+        owner: The attachment.
+        parts: All rules that it wants in these layouts.
 
     Raises:
         IOFailureError: (5) The kernel, ``nft`` or ``iptables-restore`` refused.
@@ -395,6 +413,10 @@ _XT_COMMENT_MAX = 255  # of xt_comment, in bytes
 def check(owner: Attachment, parts: Iterable[Part]) -> None:
     """Verify that the rules are there, with their conditions and verdicts.
 
+    Args:
+        owner: The attachment.
+        parts: The rules that it wants.
+
     Raises:
         IOFailureError: (5) One is missing, or was changed; the message has it. The details have the owner's rules that
             are there, as the kernel shows them.
@@ -442,7 +464,17 @@ def _missing_of(owner: Attachment, part: Part) -> str:
 
 
 def missing_in(layout: Layout, table: Table, owner: Attachment, wanted: Sequence[Wanted]) -> str:
-    """Return the first rule that a table lacks; empty if it has all."""
+    """Return the first rule that a table lacks; empty if it has all.
+
+    Args:
+        layout: The place of the rules.
+        table: The table to look into.
+        owner: The attachment.
+        wanted: The rules, in order.
+
+    Raises:
+        IOFailureError: (5) The kernel refused to answer.
+    """
     for rule in layout.fixed:
         if not any(rule.is_like(each, "") for each in table.list_rules(rule.chain)):
             return f"{rule.text} in chain {rule.chain} of {table}"
@@ -515,6 +547,11 @@ def delete_found(table: Table, look: Callable[[], tuple[Collection[str], Collect
     A handle says which rule is meant only in the generation of the ruleset in which it was read: a table that was made
     anew numbers its rules from the beginning.
 
+    Args:
+        table: The table.
+        look: Function that returns the chains and the rules to delete. It is called again after each change by another
+            process.
+
     Raises:
         IOFailureError: (5) The kernel refused.
         TryAgainLaterError: (11) Other processes change the rules all the time.
@@ -570,13 +607,26 @@ def no_undo(inverse: Callable[..., object], *args: object) -> None:
 
 
 def keep_found(tables: Iterable[Table], look: Callable[[Table], tuple[Collection[str], list[Rule]]]) -> Kept:
-    """Read the chains and rules that `look` finds, which an ADD is about to replace, for :func:`put_back`."""
+    """Read the chains and rules that `look` finds, which an ADD is about to replace, for :func:`put_back`.
+
+    Args:
+        tables: The tables to look into.
+        look: Function that returns the chains and the rules of a table, for example what an attachment has.
+
+    Raises:
+        IOFailureError: (5) The kernel refused to answer.
+    """
     found = {str(table): (table, *look(table)) for table in tables}
     return {name: table.keep(has, chains) for name, (table, chains, has) in found.items() if chains or has}
 
 
 def put_back(tables: Iterable[Table], look: Callable[[Table], tuple[Collection[str], list[Rule]]], kept: Kept) -> None:
     """Restore kept rules, and delete the chains and rules that `look` finds now: one transaction for each table.
+
+    Args:
+        tables: The tables.
+        look: Function that returns the chains and the rules of a table that are to go.
+        kept: Rules from :func:`keep_found`, by table.
 
     Raises:
         IOFailureError: (5) The kernel refused.
@@ -594,7 +644,12 @@ def put_back(tables: Iterable[Table], look: Callable[[Table], tuple[Collection[s
 
 
 def is_stale(network: str, valid: Collection[Attachment]) -> Callable[[Rule], bool]:
-    """Return a function that tells if a rule has the mark of an attachment of the network that is not valid."""
+    """Return a function that tells if a rule has the mark of an attachment of the network that is not valid.
+
+    Args:
+        network: Name of the network.
+        valid: Attachments that are not touched.
+    """
     kept = tuple(f"{key(owner)}," for owner in valid)
     network_key = _network_key(network)
 
@@ -605,12 +660,27 @@ def is_stale(network: str, valid: Collection[Attachment]) -> Callable[[Rule], bo
 
 
 def list_stale(table: Table, chain: str, network: str, valid: Collection[Attachment]) -> list[Rule]:
-    """List the rules of a chain that have the mark of an attachment of the network that is not valid."""
+    """List the rules of a chain that have the mark of an attachment of the network that is not valid.
+
+    Args:
+        table: The table.
+        chain: Name of the chain.
+        network: Name of the network.
+        valid: Attachments that are not touched.
+
+    Raises:
+        IOFailureError: (5) The kernel refused to answer.
+    """
     return list(filter(is_stale(network, valid), table.list_rules(chain, _network_key(network))))
 
 
 def gc(layout: Layout, network: str, valid: Collection[Attachment]) -> None:
     """Delete the rules of a network's attachments that are not valid.
+
+    Args:
+        layout: The place of the rules.
+        network: Name of the network.
+        valid: Attachments that are not touched.
 
     Raises:
         IOFailureError: (5) The kernel refused; the other tables were cleaned nevertheless.

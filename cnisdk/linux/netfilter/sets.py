@@ -80,6 +80,10 @@ def concat(*fields: bytes) -> bytes:
 def find(table: NftTable, wanted: Iterable[Element]) -> list[Element]:
     """Return those of these elements that exist, with the data and comments they have.
 
+    Args:
+        table: The table.
+        wanted: The elements; only their sets and keys are looked at.
+
     Raises:
         IOFailureError: (5) The kernel refused to answer.
     """

@@ -58,6 +58,11 @@ def wanted(port: str, mac: str) -> Part:
 def check(attachment: Attachment, port: str, mac: str) -> None:
     """Verify that the rules are there, ours or the reference's.
 
+    Args:
+        attachment: The attachment.
+        port: Name of the host's end, the port of the bridge.
+        mac: Hardware address of the container's end.
+
     Raises:
         IOFailureError: (5) They are missing, or let another MAC in.
     """
@@ -101,6 +106,10 @@ def delete(attachment: Attachment) -> None:
 
 def gc(network: str, valid: Collection[Attachment]) -> None:
     """Remove the rules of a network's attachments that are not valid. The reference's stay: they name no network.
+
+    Args:
+        network: Name of the network.
+        valid: Attachments that are not touched.
 
     Raises:
         IOFailureError: (5) The kernel refused.

@@ -17,7 +17,12 @@ _STATES = {0x4: "RELATED", 0x2: "ESTABLISHED"}
 
 
 def read_ports(name: str, info: bytes) -> tuple[int, ...]:
-    """Return the destination ports that a match is for; none if it is not about single destination ports."""
+    """Return the destination ports that a match is for; none if it is not about single destination ports.
+
+    Args:
+        name: Name of the match (xt_tcpudp, xt_multiport).
+        info: Its data, as the kernel has it in ``struct xt_entry_match``.
+    """
     if name == "multiport" and len(info) >= _MULTIPORT.size:
         flags, count, *rest = _MULTIPORT.unpack_from(info)
         ports, ranges, inverted = rest[:15], rest[15:30], rest[30]
@@ -29,7 +34,12 @@ def read_ports(name: str, info: bytes) -> tuple[int, ...]:
 
 
 def read_states(name: str, info: bytes) -> str:
-    """Return the states that a match is for, in the notation of ``--ctstate``; empty if it looks at anything else."""
+    """Return the states that a match is for, in the notation of ``--ctstate``; empty if it looks at anything else.
+
+    Args:
+        name: Name of the match (xt_conntrack).
+        info: Its data, as the kernel has it in ``struct xt_entry_match``.
+    """
     if name != "conntrack" or len(info) < _CONNTRACK.size + _CONNTRACK_OFFSET:
         return ""
     looked_at, inverted, states = _CONNTRACK.unpack_from(info, _CONNTRACK_OFFSET)
@@ -39,7 +49,12 @@ def read_states(name: str, info: bytes) -> str:
 
 
 def read_target(name: str, info: bytes) -> str:
-    """Return a target with what counts of its options, in the notation of ``iptables -S``; or its name alone."""
+    """Return a target with what counts of its options, in the notation of ``iptables -S``; or its name alone.
+
+    Args:
+        name: Name of the target.
+        info: Its data, as the kernel has it in ``struct xt_entry_target``.
+    """
     if name == "MASQUERADE":
         return "masquerade"
     if name in ("MARK", "CONNMARK") and len(info) >= _PAIR.size:

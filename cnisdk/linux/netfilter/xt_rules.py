@@ -97,6 +97,12 @@ def note(address: IPAddress | None, incoming: str, outgoing: str, comment: str) 
     """Return the expressions of ``-i INCOMING -o OUTGOING -s ADDRESS -m comment --comment TEXT``, without effect.
 
     An empty name of an interface leaves its option out, and no address ``-s``.
+
+    Args:
+        address: The address, if there is one.
+        incoming: Name of the interface it comes from.
+        outgoing: Name of the interface it leaves by.
+        comment: The comment, at most 255 bytes.
     """
     return (
         *(compare_meta(META_IIFNAME, _name(incoming)) if incoming else ()),
@@ -108,7 +114,12 @@ def note(address: IPAddress | None, incoming: str, outgoing: str, comment: str) 
 
 
 def mark_connection(bit: int, comment: str) -> tuple[bytes, ...]:
-    """Return the expressions of ``-m comment --comment TEXT -j CONNMARK --set-xmark BIT/BIT``."""
+    """Return the expressions of ``-m comment --comment TEXT -j CONNMARK --set-xmark BIT/BIT``.
+
+    Args:
+        bit: The bit, as a number with just that bit set.
+        comment: The comment, at most 255 bytes.
+    """
     return (_comment(comment), counter(), _xt("target", "CONNMARK", 2, _CONNMARK.pack(bit, bit, 0xFFFFFFFF)))
 
 
@@ -159,7 +170,12 @@ def jump(chain: str) -> bytes:
 
 
 def translate(address: IPAddress, port: int) -> bytes:
-    """Return the expression of ``-j DNAT --to-destination ADDRESS:PORT``."""
+    """Return the expression of ``-j DNAT --to-destination ADDRESS:PORT``.
+
+    Args:
+        address: Address of the container.
+        port: Port of the container.
+    """
     where, number = address.packed.ljust(16, b"\0"), port.to_bytes(2, "big")
     return _xt("target", "DNAT", 2, _RANGE.pack(_MAP_ADDRESS_AND_PORT, where, where, number, number))
 
