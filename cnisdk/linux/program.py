@@ -10,6 +10,10 @@ TIMEOUT = 90.0
 """Seconds that a program may take. nft needs more than a minute to list the rule set of a large cluster."""
 
 
+class ProgramFailedError(IOFailureError):
+    """Code 5: a program of the host ended with an error; the message has its stderr."""
+
+
 def find(name: str) -> str | None:
     """Return the path of a program, or None. The sbin directories are searched also when ``PATH`` lacks them."""
     import shutil
@@ -30,7 +34,8 @@ def run(argv: Sequence[str], stdin: str = "", inherited: Sequence[int] = ()) -> 
 
     Raises:
         PluginNotAvailableError: (50) It is not installed.
-        IOFailureError: (5) It failed; the message has its stderr. Or it took more than 90 seconds.
+        ProgramFailedError: (5) It failed.
+        IOFailureError: (5) It cannot be run, or took more than 90 seconds.
     """
     import subprocess
 
@@ -54,5 +59,7 @@ def run(argv: Sequence[str], stdin: str = "", inherited: Sequence[int] = ()) -> 
     except OSError as exc:
         raise IOFailureError(f"cannot run {path}: {cause_of(exc)}") from exc
     if done.returncode != 0:
-        raise IOFailureError(f"{' '.join(argv)} failed with {done.returncode}: {done.stderr.strip()}", details=stdin)
+        raise ProgramFailedError(
+            f"{' '.join(argv)} failed with {done.returncode}: {done.stderr.strip()}", details=stdin
+        )
     return done.stdout

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_interface
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ Pair = tuple[Attachment, Attachment]
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 PORTS = ("veth00000001", "veth00000002")
 ADDRESSES = ([ip_interface("10.1.0.5/24")], [ip_interface("10.1.0.6/25")])
+ADDRESSES_V6 = ([ip_interface("2001:db8::5/64")], [ip_interface("2001:db8::6/64")])
 
 
 @st.composite
@@ -514,6 +516,108 @@ def test_a_flush_in_the_middle_of_an_add(host: Host, policy: str) -> None:
             hostports.check(*published)
 
     host.call(add)
+
+
+def applied(kind: str, backend: str, index: int) -> None:
+    """Have the ADD of one of two containers on a bridge make its rules."""
+    owner, addresses = COLLISIONS["two interfaces on one network"][index], [*ADDRESSES[index], *ADDRESSES_V6[index]]
+    if kind == "masquerade":
+        rules.apply(owner, masquerade.wanted(backend, addresses))
+    elif kind == "spoofcheck":
+        rules.apply(owner, [spoofcheck.wanted(PORTS[index], MACS[index])])
+    elif kind == "hostports":
+        ports = [HostPort("tcp", 8080 + index, None, each, 80) for each in addresses]
+        hostports.publish(backend, owner, ports, {4: Options(), 6: Options()}, [("tcp", 8080 + index)])
+    else:
+        ips = [each.ip for each in addresses]
+        policy = Ingress(kind.partition(" ")[2], "br0", (PORTS[index],)) if " " in kind else None
+        firewall.admit(backend, owner, ips, "CNI-ADMIN", policy)
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend", "beside"),
+    [
+        *(
+            (*each, beside)
+            for each in [
+                *product(("masquerade", "hostports", "firewall"), ("iptables", "nftables")),
+                ("firewall same-bridge", "iptables"),
+                ("firewall isolated", "nftables"),
+                ("spoofcheck", "nftables"),
+            ]
+            for beside in ("", "another")
+        ),
+        ("firewall", "iptables", "firewall same-bridge"),
+        ("firewall", "nftables", "firewall same-bridge"),
+    ],
+)
+def test_an_add_succeeds_whenever_another_program_flushes_all_rules(
+    host: Host, kind: str, backend: str, beside: str
+) -> None:
+    """`nft flush ruleset` comes right before any program that is started, or any message to the kernel."""
+
+    def prepare() -> None:
+        if beside == "another":
+            applied(kind, backend, 1)
+        elif beside:
+            applied(beside, "iptables", 1)
+
+    assert host.call(flush_before_each_call, prepare, lambda: applied(kind, backend, 0)) > 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"), [*product(("hostports", "firewall same-bridge"), ("iptables", "nftables"))]
+)
+def test_a_del_succeeds_whenever_another_program_flushes_all_rules(host: Host, kind: str, backend: str) -> None:
+    owner = COLLISIONS["two interfaces on one network"][0]
+
+    def prepare() -> None:
+        for index in (0, 1):
+            applied("masquerade", backend, index)
+            applied("spoofcheck", backend, index)
+            applied(kind, backend, index)
+
+    def withdraw() -> None:
+        hostports.withdraw(owner)
+        firewall.withdraw(owner, [each[0].ip for each in (ADDRESSES[0], ADDRESSES_V6[0])])
+        delete(owner)
+
+    assert host.call(flush_before_each_call, prepare, withdraw) > 2
+
+
+def flush_before_each_call(prepare: Callable[[], object], act: Callable[[], object]) -> int:
+    """Call a function that must not fail, each time with a flush before another of its calls; return their number."""
+    calls = ((program, "run"), (nfnetlink, "transact"), (nfnetlink, "ask"), (nfnetlink, "select"))
+
+    def flush_before(number: int) -> bool:
+        """Flush before a call of this number; return False if there are not so many."""
+        count = 0
+
+        def flushing(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **keywords: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count == number:
+                    subprocess.run(["nft", "flush", "ruleset"], check=True)
+                return real(*arguments, **keywords)
+
+            return call
+
+        subprocess.run(["nft", "flush", "ruleset"], check=True)
+        prepare()
+        with pytest.MonkeyPatch.context() as patch:
+            for module, name in calls:
+                patch.setattr(module, name, flushing(getattr(module, name)))
+            try:
+                act()
+            except CNIError as exc:
+                raise AssertionError(f"flushed before call {number}: {exc}") from exc
+        return count >= number
+
+    number = 1
+    while flush_before(number):
+        number += 1
+    return number
 
 
 def test_what_is_forwarded_by_the_legacy_variant(legacy: Host) -> None:

@@ -63,6 +63,11 @@ def _base(table: Table, admin: str, ingress: Ingress | None = None, accepts: boo
     return [*found, *(ingress_iptables.bridge_rules(ingress) if ingress is not None else ())]
 
 
+def _stages(base: Iterable[BaseRule]) -> tuple[str, ...]:
+    """Return the chains of policies if a rule jumps there. They are made with it: another program may flush all."""
+    return ingress_iptables.STAGES if any(each.word == ingress_iptables.STAGES[0] for each in base) else ()
+
+
 def _jumps(admin: str) -> list[BaseRule]:
     return [
         BaseRule(
@@ -321,7 +326,7 @@ def apply(
     if option and not addresses:
         lines.append(f"-A {chain}{option} -m comment --comment {quote(mark)}")
     # CNI-FORWARD in any case: where the table is saved and restored, it and its numbers then precede those of records.
-    chains = {_PRIVATE, *_OWNERS, *((admin,) if addresses else ()), *(ingress_iptables.STAGES if option else ())}
+    chains = {_PRIVATE, *_OWNERS, *((admin,) if addresses else ()), *_stages(base)}
     with rules.alone(owner) as sign:
         # Earlier rules are deleted afterwards: an ADD that is killed in between leaves records of all rules.
         before = {str(table): _list_records(table, owner) for table in tables(version, "filter")}
@@ -534,7 +539,8 @@ def ensure_accepted(version: int, admin: str) -> None:
     """
     table = iptables.current(version, "filter")
     if table.has_chain(_FORWARD):
-        base_rules.commit(version, _accepting(table, admin), {"filter": {_PRIVATE, admin}}, {})
+        base = _accepting(table, admin)
+        base_rules.commit(version, base, {"filter": {_PRIVATE, admin, *_stages(base)}}, {})
 
 
 def check_accepted(version: int, admin: str) -> None:

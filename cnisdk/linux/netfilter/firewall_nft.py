@@ -227,7 +227,9 @@ class _Owned(NamedTuple):
 
 def _settle(place: _Place, wanted: _Wanted, undo: rules.Undo = rules.no_undo) -> None:
     """Give an attachment the wanted records and elements, and delete what it had. The inverse restores that."""
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
+        if attempt and wanted.records:
+            _ensure([place])  # `nft flush ruleset` may have deleted it since
         has_policy = wanted.ingress is not None or bool(_owned(place, wanted.chain).bridges)
         # Another process may delete the elements of a bridge when it finds no record.
         with lock.exclusive(_PATIENCE) if has_policy else nullcontext():

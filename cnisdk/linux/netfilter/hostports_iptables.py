@@ -161,15 +161,21 @@ def apply(
         look, table = _look_for(owner, version, ports, []), iptables.current(version, "nat")
         kept = rules.keep_found(tables(version, "nat"), look)
         undo(_take_back, owner, version, ports, kept)
-        name = next(iter(kept[str(table)].chains), "") if str(table) in kept else ""
-        if name:
-            _commit(owner, version, name, ports, options, listed, sign, again=True)
-        else:
+        commit = partial(_commit, owner, version, ports, options, listed, sign)
+
+        def make() -> str:
+            """Make all rules, and return the name of the attachment's chain."""
+            if kept and (own := [*look(table)[0]]):
+                commit(own[0], again=True)
+                return own[0]
             name = _reference_name(owner)
             with rules.reserve(f"{IP_FAMILIES[version]}-{name}") as reserved:
                 if not reserved or any(each.has_chain(name) for each in tables(version, "nat")):
                     name = _own_name(owner)
-                _commit(owner, version, name, ports, options, listed, sign)
+                commit(name)
+            return name
+
+        name = rules.repeat(make)
         if kept:
             # Earlier rules are deleted afterwards, so that the ports stay published.
             rules.delete_earlier(tables(version, "nat"), look, table, name, {_ENTRY: len(group_ports(listed))})
@@ -195,11 +201,11 @@ def _put_back(owner: Attachment, version: int, ports: Collection[HostPort], kept
 def _commit(
     owner: Attachment,
     version: int,
-    name: str,
     ports: Iterable[HostPort],
     options: Options,
     listed: Iterable[tuple[str, int]],
     sign: int,
+    name: str,
     *,
     again: bool = False,
 ) -> None:

@@ -15,7 +15,7 @@ wait in the set ``spares``: a DEL gives the port to one of them, in the same tra
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address, ip_interface
 
@@ -288,11 +288,12 @@ def apply(
         PluginNotAvailableError: (50) ``nft`` is needed, and not installed.
     """
     table, records = _table(version), _records(ports, options)
-    _ensure(version, options.conditions, _prefixlens(records))
+    ensure = partial(_ensure, version, options.conditions, _prefixlens(records))
+    ensure()
     # Packets look for a port of one address first: adding it would take connections from the container that has all.
     for record, holder in _find_rivals(records, table, owner):
         raise taken(record.port, holder.comment)
-    before = _exchange(table, owner, records, undo)
+    before = _exchange(table, owner, records, undo, ensure)
     # A port of one address and that of all are two elements: two processes may have added them at the same time.
     for record, holder in _find_rivals(records, table, owner):
         if _was_before(table, record, holder, owner):
@@ -300,8 +301,17 @@ def apply(
             raise taken(record.port, holder.comment)
 
 
-def _exchange(table: NftTable, owner: Attachment, records: Sequence[_Record], undo: rules.Undo) -> list[_Record]:
-    """Publish what records say, in place of what an attachment has published; return the records of that."""
+def _exchange(
+    table: NftTable,
+    owner: Attachment,
+    records: Sequence[_Record],
+    undo: rules.Undo,
+    ensure: Callable[[], object] = lambda: None,
+) -> list[_Record]:
+    """Publish what records say, in place of what an attachment has published; return the records of that.
+
+    Before each new attempt, `ensure` makes what is missing of the table: `nft flush ruleset` may have deleted it.
+    """
     comment, chain = rules.mark(owner, nft.COMMENT_MAX - 1), _chain(owner)
     key, noted = _key(comment), ((chain, (comment, *map(str, records))),)
     # Mostly all of it is new, and one transaction does it. The kernel refuses what exists already.
@@ -314,6 +324,7 @@ def _exchange(table: NftTable, owner: Attachment, records: Sequence[_Record], un
     for _ in range(_ATTEMPTS):
         if done:
             break
+        ensure()
         generation = sets.read_generation()
         old = _owned(table, chain, key)
         added = _elements(records, _choose(records, table, owner, comment))

@@ -30,15 +30,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
-from ..._light import NamedTuple
+from ..._light import NamedTuple, TypeVar
 from ...errors import IOFailureError, TryAgainLaterError, run_all
 from ...spec.names import Attachment, short_hash
 from .. import _sockets
+from ..program import ProgramFailedError
 from . import _expressions, iptables, nft
 from .nft import KeptRules, Match, Rule
+
+_T = TypeVar("_T")
 
 Undo = Callable[..., object]
 """Function that remembers an inverse, with its arguments, for the case that the request fails: ``AddRequest.undo``."""
@@ -59,6 +62,8 @@ JUMP_TO_OWN = "jump {chain}"
 _SHOWN = 5
 # Attempts. Other processes may change the same rules meanwhile: an ADD, a DEL and a GC at the same time.
 _ATTEMPTS = 100
+# The same of programs that make rules.
+_PROGRAM_ATTEMPTS = 4
 # Seconds to wait for the program of an ADD that was killed.
 _PATIENCE = 5.0
 
@@ -240,7 +245,7 @@ def apply(owner: Attachment, parts: Iterable[Part]) -> None:
         slow: list[Part] = []
         for part in _join(parts):
             if part.layout.by_iptables:
-                _apply_iptables(owner, part, sign)
+                repeat(partial(_apply_iptables, owner, part, sign))
             elif not _add_at_once(owner, part):
                 slow.append(part)
                 commands += _nft_commands(owner, part)
@@ -333,6 +338,21 @@ def _nft_commands(owner: Attachment, part: Part) -> list[str]:
         where_to = own if chain == OWN else chain
         commands.append(f'add rule {where} {where_to} {text.format(chain=own)} comment "{mark(owner)}"')
     return commands
+
+
+def repeat(step: Callable[[], _T]) -> _T:
+    """Call a function that looks what is there, and runs a program that relies on it; again if the program fails.
+
+    ``nft flush ruleset`` may have deleted meanwhile what was there.
+
+    Raises:
+        ProgramFailedError: (5) The program failed each time.
+        CNIError: The function's own.
+    """
+    for _ in range(1, _PROGRAM_ATTEMPTS):
+        with suppress(ProgramFailedError):
+            return step()
+    return step()
 
 
 def _apply_iptables(owner: Attachment, part: Part, sign: int) -> None:
