@@ -12,6 +12,7 @@ if __name__ == "__main__":  # VERSION needs nothing of what follows
 
 from cnisdk import (
     AddRequest,
+    Attachment,
     CheckRequest,
     CNIError,
     DelRequest,
@@ -129,14 +130,8 @@ class Portmap(Plugin[PortmapConf]):
         return {"kind": "chained", "conf": conf}
 
     def add(self, request: AddRequest[PortmapConf]) -> Result:
-        conf = request.conf
-        conf.validate()
-        result = request.require_prev_result()
-        mappings = read_mappings(conf)
-        if ports := host_ports(mappings, result, request.ifname):
-            asked = conf.choose_backend(), request.attachment, ports, conf.options(), listed(mappings)
-            hostports.publish(*asked, undo=request.undo)
-        return result
+        hostports.publish(*wanted(request), undo=request.undo)
+        return request.require_prev_result()
 
     def delete(self, request: DelRequest[PortmapConf]) -> None:
         result = request.prev_result
@@ -144,23 +139,18 @@ class Portmap(Plugin[PortmapConf]):
             ports = host_ports(read_mappings(request.conf), result, request.ifname) if result is not None else []
         except CNIError:
             ports = []  # what was published is known without
-        hostports.withdraw(request.attachment, ports)
+        own = [each.address.ip for each in own_ips(result, request.ifname)] if result is not None else []
+        hostports.withdraw(request.attachment, ports, own or None)
 
     def check(self, request: CheckRequest[PortmapConf]) -> None:
-        conf = request.conf
-        conf.validate()
-        mappings = read_mappings(conf)
-        ports = host_ports(mappings, request.require_prev_result(), request.ifname)
-        hostports.check(conf.choose_backend(), request.attachment, ports, conf.options(), listed(mappings))
+        hostports.check(*wanted(request))
 
     def repair(self, request: CheckRequest[PortmapConf], *, dry_run: bool = False) -> bool:
         try:
             self.check(request)
         except IOFailureError:
             if not dry_run:
-                conf, mappings = request.conf, read_mappings(request.conf)
-                ports = host_ports(mappings, request.require_prev_result(), request.ifname)
-                hostports.publish(conf.choose_backend(), request.attachment, ports, conf.options(), listed(mappings))
+                hostports.publish(*wanted(request))
             return True
         return False
 
@@ -170,6 +160,24 @@ class Portmap(Plugin[PortmapConf]):
     def status(self, request: StatusRequest[PortmapConf]) -> None:
         request.conf.validate()
         hostports.status(request.conf.choose_backend())
+
+
+Wanted = tuple[str, Attachment, list[HostPort], dict[int, Options], list[tuple[str, int]]]
+"""What :func:`cnisdk.linux.hostports.publish` is asked for."""
+
+
+def wanted(request: AddRequest[PortmapConf] | CheckRequest[PortmapConf]) -> Wanted:
+    """Return what a request asks for.
+
+    Raises:
+        InvalidConfigError: (7) There is no previous result, or the configuration or a port mapping makes no sense.
+    """
+    conf = request.conf
+    conf.validate()
+    mappings = read_mappings(conf)
+    ports = host_ports(mappings, request.require_prev_result(), request.ifname)
+    listed = [(protocol, port) for protocol, port, _, _ in mappings]  # the reference lists those of all IP versions
+    return conf.choose_backend(), request.attachment, ports, conf.options(), listed
 
 
 Mapping = tuple[str, int, IPAddress | None, int]
@@ -204,11 +212,6 @@ def read_mappings(conf: PortmapConf) -> list[Mapping]:
                 raise InvalidConfigError(f"{path}.hostIP is {shorten(each.host_ip)}, expected an IP address") from exc
         found.append((protocol, each.host_port, host_ip, each.container_port))
     return found
-
-
-def listed(mappings: list[Mapping]) -> list[tuple[str, int]]:
-    """Return protocol and port of the host of each mapping."""
-    return [(protocol, port) for protocol, port, _, _ in mappings]
 
 
 def host_ports(mappings: list[Mapping], result: Result, ifname: str) -> list[HostPort]:

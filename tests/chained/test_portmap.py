@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from functools import partial
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
+from threading import Event, Thread, current_thread
 from typing import Any
 
 import pytest
@@ -288,6 +290,26 @@ def test_the_references_chain_of_another_interface_stays(host: Host, go: Path) -
 
 
 @pytest.mark.interop
+def test_the_references_chain_for_the_version_that_another_interface_lacks_stays(host: Host, go: Path) -> None:
+    """The reference has published ports of both versions for one interface; ours has IPv4 only, or no port."""
+    container, first = attached(host, "c1", 5)
+    _, second = attached(host, "c1", 5, "br1")
+    second["ips"] = second["ips"][:1]
+    conf = {"name": "net", "cniVersion": "1.0.0"}
+    of_first = {**in_version(first, "1.0.0"), "foreign": None}
+    host.plugin(go / "portmap", {**conf, "prevResult": of_first, **ports(MAPPINGS[0])}).run("ADD", container)
+    ours = host.plugin(Portmap, {**conf, "prevResult": in_version(second, "1.0.0"), **ports(MAPPINGS[1])})
+    without = host.plugin(Portmap, {**conf, "prevResult": in_version(second, "1.0.0")})
+    for plugin in (ours, without):
+        for verb in ("ADD", "DEL"):
+            plugin.run(verb, container, "eth1").raise_for_error()
+            for address in ("10.1.0.1", "2001:db8:1::1"):
+                assert host.reaches(container, address, port=80, published=8080)
+    host.plugin(Portmap, {**conf, "prevResult": of_first}).run("DEL", container).raise_for_error()
+    assert rules_of(host, "CNI-DN-") == []
+
+
+@pytest.mark.interop
 def test_the_references_chain_of_an_attachment_whose_names_make_the_same_text_stays(host: Host, go: Path) -> None:
     """It names the chain by a hash of network and container, joined."""
     container, result = attached(host, "c1", 5)
@@ -354,6 +376,24 @@ def test_udp_flows_of_the_host_port_are_forgotten(host: Host, outside: Host, bac
             plugin.delete(container, prevResult=result)
             flows = host.call(udp_flows, 4)
             assert not any((8053).to_bytes(2, "big") in flow for flow in flows), "DEL forgets the flow, too"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_flows_to_what_a_second_add_gives_up_are_forgotten(host: Host, outside: Host, backend: str) -> None:
+    container, result = attached(host, "c1", 5)
+    plugin = host.plugin(Portmap, {"backend": backend, "prevResult": result, **ports(MAPPINGS[1])})
+    client = outside.open_socket(socket.AF_INET, socket.SOCK_DGRAM, bind=("198.51.100.2", 5000))
+    server = container.open_socket(socket.AF_INET, socket.SOCK_DGRAM, bind=("0.0.0.0", 53))
+    less = [{"runtimeConfig": None}, ports(MAPPINGS[0]), {"prevResult": {**result, "ips": result["ips"][1:]}}]
+    with client, server:
+        server.settimeout(5)
+        for keys in (*less, {"backend": {"iptables": "nftables", "nftables": "iptables"}[backend]}):
+            plugin.add(container)
+            client.sendto(b"hello", ("198.51.100.1", 8053))
+            assert server.recv(10) == b"hello"
+            assert len(host.call(udp_flows, 4)) == 1
+            plugin.add(container, **keys)
+            assert host.call(udp_flows, 4) == []
 
 
 @pytest.mark.parametrize("holder", BACKENDS)
@@ -541,6 +581,58 @@ def test_one_of_two_adds_at_once_gets_the_port(host: Host, asked: str | None) ->
     with pytest.MonkeyPatch.context() as patch:
         host.call(add)
     assert rules_of(host, "id: c2", "10.1.0.5") == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_container_keeps_its_port_when_another_asks_in_the_midst_of_its_second_add(host: Host, backend: str) -> None:
+    """The second ADD has a port more. The other container's ADD begins once it has read what the first one made."""
+    holder, rival = (Attachment("net", name, "eth0") for name in ("c1", "c2"))
+    here, there = (HostPort("tcp", 8080, None, ip_interface(f"10.1.0.{each}/24"), 80) for each in (5, 6))
+    options, module = {4: Options()}, {"iptables": hostports_iptables, "nftables": hostports_nft}[backend]
+    asked: tuple[str, Attachment, list[HostPort], dict[int, Options], list[tuple[str, int]]]
+    asked = backend, holder, [here, here._replace(port=8081)], options, [("tcp", 8080), ("tcp", 8081)]
+    step = {"iptables": "_commit", "nftables": "_choose"}[backend]
+    act, look, sleep = getattr(module, step), module.check_holders, time.sleep
+    is_made, is_held, refused = Event(), Event(), list[CNIError]()
+
+    def ask() -> None:
+        with pytest.raises(CNIError, match="c1") as caught:
+            hostports.publish(backend, rival, [there], options, [("tcp", 8080)])
+        refused.append(caught.value)
+
+    other = Thread(target=ask)
+
+    def act_after_another(*arguments: Any, **keys: Any) -> Any:
+        if current_thread() is not other:
+            other.start()
+            assert is_made.wait(60)
+        try:
+            return act(*arguments, **keys)
+        finally:
+            is_made.set()
+
+    def look_when_all_is_done(*arguments: Any, **keys: Any) -> None:
+        if current_thread() is other:
+            assert is_held.wait(60)
+        look(*arguments, **keys)
+
+    def wait(seconds: float) -> None:
+        is_made.set()  # it waits for the second ADD to be done
+        sleep(seconds)
+
+    def add_twice() -> None:
+        hostports.publish(backend, holder, [here], options, [("tcp", 8080)])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, step, act_after_another)
+            patch.setattr(module, "check_holders", look_when_all_is_done)
+            patch.setattr(time, "sleep", wait)
+            hostports.publish(*asked)
+            is_held.set()
+            other.join()
+        assert [each.code for each in refused] == [11]
+        hostports.check(*asked)
+
+    host.call(add_twice)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 from ...errors import InvalidConfigError, PluginNotAvailableError, TryAgainLaterError, run_all
+from ...spec.addresses import IPAddress
 from ...spec.names import Attachment, shorten
 from .. import program, sysctl
 from ..ip import route
@@ -57,12 +58,12 @@ def publish(
     listed: list[tuple[str, int]],
     undo: rules.Undo = rules.no_undo,
 ) -> None:
-    """Publish ports, in place of those that an earlier ADD of the attachment published.
+    """Publish ports, in place of those that an earlier ADD of the attachment published, by either backend.
 
     Args:
         backend: From :func:`choose_backend`.
         owner: The attachment.
-        ports: The ports, of one address for each IP version.
+        ports: The ports, of one address for each IP version; none to leave nothing of the earlier ADD.
         options: How they lead to the container, by IP version.
         listed: Protocols and numbers of all ports, whatever their host address.
         undo: Function that remembers inverses, such as ``request.undo``. They leave what the earlier ADD published.
@@ -72,18 +73,23 @@ def publish(
         IOFailureError: (5) The kernel or a program refused.
         PluginNotAvailableError: (50) A program is not installed.
     """
-    for version in sorted({port.version for port in ports}):
+    for version in (4, 6):  # also that of which only the earlier ADD had ports
         own = [port for port in ports if port.version == version]
         undo_here = partial(undo, _take_back, version)
-        if backend == "nftables":
+        replaced: list[HostPort] = []
+        if own and backend == "nftables":
             hostports_iptables.check_holders(owner, version, own)
-            hostports_nft.apply(owner, version, own, options[version], undo_here)
+            replaced += hostports_nft.apply(owner, version, own, options[version], undo_here)
             hostports_iptables.ensure_accepted(version)
-        else:
+        elif own:
             hostports_nft.check_holders(owner, version, own)
-            hostports_iptables.apply(owner, version, own, options[version], listed, undo_here)
-        conntrack.forget_udp(version, udp_ports(own))
-        if version == 4 and options[version].snat:
+            replaced += hostports_iptables.apply(owner, version, own, options[version], listed, undo_here)
+        if not own or backend != "nftables":
+            replaced += hostports_nft.delete(owner, version, undo_here)
+        if not own or backend == "nftables":
+            replaced += hostports_iptables.delete_marked(owner, version, undo_here)
+        conntrack.forget_udp(version, udp_ports([*own, *replaced]))
+        if own and version == 4 and options[version].snat:
             end = route.find_link_to(own[0].target.ip)
             if end is not None:
                 sysctl.ensure(f"net/ipv4/conf/{end.name}/route_localnet", "1")
@@ -122,13 +128,15 @@ def check(
             hostports_iptables.check(owner, version, own, options[version], listed)
 
 
-def withdraw(owner: Attachment, ports: Iterable[HostPort] = ()) -> None:
+def withdraw(owner: Attachment, ports: Iterable[HostPort] = (), addresses: Collection[IPAddress] | None = None) -> None:
     """Take back what an attachment has published, by either backend. Absence is fine.
 
     Args:
         owner: The attachment.
         ports: Its ports, as far as they are known: flows to them are forgotten, too, unless another attachment has the
             port by now.
+        addresses: Its addresses, None if they are not known. The reference's rules do not name the interface: those
+            that lead to other addresses only are of another interface, and stay.
 
     Raises:
         CNIError: Something failed; the rest was done nevertheless.
@@ -146,7 +154,7 @@ def withdraw(owner: Attachment, ports: Iterable[HostPort] = ()) -> None:
 
         run_all(
             lambda: gone.update(hostports_nft.delete(owner, version)),
-            lambda: gone.update(hostports_iptables.delete(owner, version, known)),
+            lambda: gone.update(hostports_iptables.delete(owner, version, addresses)),
             lambda: conntrack.forget_udp(version, udp_ports(port for port in gone if port.version == version)),
             forget_free,
         )

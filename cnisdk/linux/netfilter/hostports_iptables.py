@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 from ...errors import CNIError, IOFailureError, run_all
@@ -140,8 +141,11 @@ def apply(
     options: Options,
     listed: Sequence[tuple[str, int]],
     undo: rules.Undo = rules.no_undo,
-) -> None:
+) -> list[HostPort]:
     """Publish ports of one IP version, in place of those that an earlier ADD of the attachment published.
+
+    The first rule for a port counts. So an ADD is alone from its rules to the look whose come first: otherwise one that
+    replaces its own rules could lose a port to another that has made its rules in between, and looks afterwards.
 
     Args:
         owner: The attachment.
@@ -152,22 +156,26 @@ def apply(
         undo: Function that remembers the inverse. That puts back what the earlier ADD published, and returns the ports
             that it withdraws.
 
+    Returns:
+        The ports that the earlier ADD published.
+
     Raises:
         TryAgainLaterError: (11) Another container has one of them.
         IOFailureError: (5) The kernel or ``iptables-restore`` refused.
         PluginNotAvailableError: (50) ``iptables-restore`` is not installed.
     """
-    with rules.alone(owner) as sign:
-        look, table = _look_for(owner, version, ports, []), iptables.current(version, "nat")
-        kept = rules.keep_found(tables(version, "nat"), look)
-        undo(_take_back, owner, version, ports, kept)
+    own, replaced = {port.target.ip for port in ports}, list[HostPort]()
+    with rules.alone(owner) as sign, _alone(version):
+        look, table = _look_for(owner, version, own, []), iptables.current(version, "nat")
+        kept = rules.keep_found(tables(version, "nat"), _look_for(owner, version, own, replaced))
+        undo(_take_back, owner, version, own, kept)
         commit = partial(_commit, owner, version, ports, options, listed, sign)
 
         def make() -> str:
             """Make all rules, and return the name of the attachment's chain."""
-            if kept and (own := [*look(table)[0]]):
-                commit(own[0], again=True)
-                return own[0]
+            if kept and (there := [*look(table)[0]]):
+                commit(there[0], again=True)
+                return there[0]
             name = _reference_name(owner)
             with rules.reserve(f"{IP_FAMILIES[version]}-{name}") as reserved:
                 if not reserved or any(each.has_chain(name) for each in tables(version, "nat")):
@@ -182,19 +190,25 @@ def apply(
         try:
             check_holders(owner, version, ports)
         except CNIError:
-            _put_back(owner, version, ports, kept)
+            _put_back(owner, version, own, kept)
             raise
+    return replaced
 
 
-def _take_back(owner: Attachment, version: int, ports: Collection[HostPort], kept: rules.Kept) -> list[HostPort]:
-    with rules.alone(owner):
-        return _put_back(owner, version, ports, kept)
+def _alone(version: int) -> AbstractContextManager[int]:
+    """Wait until no other attachment claims ports."""
+    return rules.hold(f"cnisdk-{IP_FAMILIES[version]}-{_ENTRY}")
 
 
-def _put_back(owner: Attachment, version: int, ports: Collection[HostPort], kept: rules.Kept) -> list[HostPort]:
+def _take_back(owner: Attachment, version: int, own: Collection[IPAddress], kept: rules.Kept) -> list[HostPort]:
+    with rules.alone(owner), _alone(version):
+        return _put_back(owner, version, own, kept)
+
+
+def _put_back(owner: Attachment, version: int, own: Collection[IPAddress], kept: rules.Kept) -> list[HostPort]:
     """Restore what an attachment had published before, delete what it has now, and return the deleted ports."""
     gone: list[HostPort] = []
-    rules.put_back(tables(version, "nat"), _look_for(owner, version, ports, gone), kept)
+    rules.put_back(tables(version, "nat"), _look_for(owner, version, own, gone), kept)
     return gone
 
 
@@ -405,14 +419,14 @@ def _find_jumps(table: Table, chain: str, inside: Sequence[Rule]) -> list[Rule] 
     return found if len(found) == number else None
 
 
-def delete(owner: Attachment, version: int, known: Collection[HostPort] = ()) -> list[HostPort]:
+def delete(owner: Attachment, version: int, own: Collection[IPAddress] | None = None) -> list[HostPort]:
     """Take back what an attachment has published by iptables, whether we or the reference made it. Absence is fine.
 
     Args:
         owner: The attachment.
         version: 4 or 6.
-        known: Its ports, as far as they are known. The reference's chains do not name the interface: those that lead to
-            other addresses only are of another interface, and stay.
+        own: Its addresses, None if they are not known. The reference's chains do not name the interface: those that
+            lead to other addresses only are of another interface, and stay.
 
     Returns:
         The ports that it had.
@@ -421,29 +435,50 @@ def delete(owner: Attachment, version: int, known: Collection[HostPort] = ()) ->
         IOFailureError: (5) The kernel refused.
     """
     with rules.alone(owner):
-        return _delete(owner, version, known)
+        return _delete(owner, version, own)
 
 
-def _delete(owner: Attachment, version: int, known: Collection[HostPort] = ()) -> list[HostPort]:
+def _delete(owner: Attachment, version: int, own: Collection[IPAddress] | None) -> list[HostPort]:
     gone: list[HostPort] = []
-    look = _look_for(owner, version, known, gone)
+    look = _look_for(owner, version, own, gone)
     for table in tables(version, "nat"):
         rules.delete_found(table, partial(look, table))
     return gone
 
 
+def delete_marked(owner: Attachment, version: int, undo: rules.Undo) -> list[HostPort]:
+    """Take back what an earlier ADD of an attachment has published by iptables, but not what the reference made.
+
+    Args:
+        owner: The attachment.
+        version: 4 or 6.
+        undo: Function that remembers the inverse, as for :func:`apply`.
+
+    Returns:
+        The ports that it had.
+
+    Raises:
+        IOFailureError: (5) The kernel refused.
+    """
+    look = _look_for(owner, version, (), [])
+    if not any(any(look(table)) for table in tables(version, "nat")):
+        return []
+    with rules.alone(owner):
+        undo(_take_back, owner, version, (), rules.keep_found(tables(version, "nat"), look))
+        return _delete(owner, version, ())
+
+
 def _look_for(
-    owner: Attachment, version: int, known: Collection[HostPort], ports: list[HostPort]
+    owner: Attachment, version: int, own: Collection[IPAddress] | None, ports: list[HostPort]
 ) -> Callable[[Table], tuple[Collection[str], list[Rule]]]:
     """Return a function that finds an attachment's chains and the jumps to them, and notes the ports that lead there.
 
     Args:
         owner: The attachment.
         version: 4 or 6.
-        known: As for :func:`delete`.
+        own: As for :func:`delete`.
         ports: List for the ports.
     """
-    own = {port.target.ip for port in known if port.version == version}
 
     def look(table: Table) -> dict[str, list[Rule]]:
         return {name: has for name, has in _chains(table, owner).items() if not _is_of_another(has, own)}
@@ -451,9 +486,9 @@ def _look_for(
     return lambda table: _found(table, partial(look, table), ports)
 
 
-def _is_of_another(inside: Sequence[Rule], own: Collection[IPAddress]) -> bool:
+def _is_of_another(inside: Sequence[Rule], own: Collection[IPAddress] | None) -> bool:
     leads_to = {port.target.ip for rule in inside if (port := read_port(rule)) is not None}
-    return not any(map(rules.is_marked, inside)) and bool(own and leads_to) and leads_to.isdisjoint(own)
+    return own is not None and not any(map(rules.is_marked, inside)) and bool(leads_to) and leads_to.isdisjoint(own)
 
 
 def _found(

@@ -271,7 +271,7 @@ def apply(
     ports: Collection[HostPort],
     options: Options,
     undo: rules.Undo = rules.no_undo,
-) -> None:
+) -> list[HostPort]:
     """Publish ports of one IP version, in place of those that an earlier ADD of the attachment published.
 
     Args:
@@ -281,6 +281,9 @@ def apply(
         options: How they lead to the container.
         undo: Function that remembers the inverse. That publishes what the earlier ADD did, and returns the ports that
             it withdraws.
+
+    Returns:
+        The ports that the earlier ADD published.
 
     Raises:
         TryAgainLaterError: (11) Another container has one of them.
@@ -299,6 +302,7 @@ def apply(
         if _was_before(table, record, holder, owner):
             _take_back(table, owner, before)
             raise taken(record.port, holder.comment)
+    return [each.port for each in before]
 
 
 def _exchange(
@@ -488,12 +492,13 @@ def _owned(table: NftTable, chain: str, key: str) -> _Owned:
     return _Owned(bool(comments) or table.has_chain(chain), records, elements)
 
 
-def delete(owner: Attachment, version: int) -> list[HostPort]:
+def delete(owner: Attachment, version: int, undo: rules.Undo = rules.no_undo) -> list[HostPort]:
     """Take back what an attachment has published. Absence is fine.
 
     Args:
         owner: The attachment.
         version: 4 or 6.
+        undo: Function that remembers the inverse, as for :func:`apply`.
 
     Returns:
         The ports that it had.
@@ -501,17 +506,22 @@ def delete(owner: Attachment, version: int) -> list[HostPort]:
     Raises:
         IOFailureError: (5) The kernel refused.
     """
-    return _delete(_table(version), _chain(owner), _key(rules.mark(owner)))
+    table = _table(version)
+    return _delete(table, _chain(owner), _key(rules.mark(owner)), partial(undo, _take_back, table, owner))
 
 
-def _delete(table: NftTable, chain: str, key: str) -> list[HostPort]:
+def _delete(
+    table: NftTable, chain: str, key: str, undo: Callable[[list[_Record]], object] = lambda _: None
+) -> list[HostPort]:
     for _ in range(_ATTEMPTS):
         generation = sets.read_generation()
         old = _owned(table, chain, key)
         if not old.chain:
             return []
-        if sets.carry_out(table, _hand_on(table, chain, key, old), generation):
-            return [record.port for record in old.records]
+        with HeldBack():
+            if sets.carry_out(table, _hand_on(table, chain, key, old), generation):
+                undo(old.records)
+                return [record.port for record in old.records]
     raise rules.changed_too_often(table, _ATTEMPTS)
 
 

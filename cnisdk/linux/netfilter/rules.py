@@ -30,7 +30,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 
 from ..._light import NamedTuple, TypeVar
@@ -268,19 +268,27 @@ def _delete_earlier(owner: Attachment, part: Part, current: Table, chain: str) -
     delete_earlier(part.layout.tables(), lambda table: _list_owned(part.layout, table, owner), current, chain, numbers)
 
 
-@contextmanager
-def alone(owner: Attachment) -> Iterator[int]:
-    """Wait until no program changes the rules of an attachment; yield a descriptor that tells others to wait.
+def alone(owner: Attachment) -> AbstractContextManager[int]:
+    """Wait until no program changes the rules of an attachment; give a descriptor that tells others to wait.
 
     When an ADD is killed, its program runs on. If DEL did not wait, it would find nothing, and the program would make
-    the rules afterwards. So the program inherits the descriptor, an abstract socket. Its name exists once in the
-    network namespace, until the last process that has the socket ends. After five seconds, this waits no longer.
+    the rules afterwards. So the program inherits the descriptor.
+    """
+    return hold(socket_name(owner))
+
+
+@contextmanager
+def hold(name: str) -> Iterator[int]:
+    """Wait until no other process holds a name in the network namespace; yield the descriptor that holds it.
+
+    It is an abstract socket. Its name exists once, until the last process that has the socket ends. After five seconds,
+    this waits no longer.
     """
     deadline = time.monotonic() + _PATIENCE
     with _sockets.Socket(_sockets.AF_UNIX, _sockets.SOCK_DGRAM | _sockets.SOCK_CLOEXEC) as sock:
         while True:
             try:
-                sock.bind(f"\0{socket_name(owner)}")
+                sock.bind(f"\0{name}")
             except OSError:
                 if time.monotonic() < deadline:
                     time.sleep(0.002)
