@@ -59,7 +59,7 @@ def admit(
     Args:
         owner: The attachment.
         zone: The zone.
-        addresses: Its addresses.
+        addresses: Its addresses. Without any, firewalld need not run.
         undo: Function that remembers the inverse. That makes the earlier ADD's addresses sources again.
         netns: The container's network namespace.
 
@@ -69,6 +69,8 @@ def admit(
         TryAgainLaterError: (11) It, or another process, keeps us waiting.
         IOFailureError: (5) An address is a source of another zone, or firewalld refused for another reason.
     """
+    if not addresses and not (os.path.isdir(_DIRECTORY) and _files_of(owner)):
+        return
     identity = netns.identify() if netns is not None else ""
     with _alone():
         undo(_put_back, owner, {address: _place_in(file) for address, file in _files_of(owner)})

@@ -15,7 +15,6 @@ from functools import cache, partial
 
 from cnisdk import (
     AddRequest,
-    Attachment,
     CheckRequest,
     DelRequest,
     GCRequest,
@@ -29,7 +28,7 @@ from cnisdk import (
     run_all,
 )
 from cnisdk.linux import firewall, firewalld
-from cnisdk.linux.netfilter.firewall import Ingress
+from cnisdk.linux.netfilter.firewall import Forwarding, Ingress
 from cnisdk.plugin import chained, interface, zones
 from cnisdk.plugin.request import AttachmentRequest
 from cnisdk.spec.addresses import IPAddress
@@ -116,7 +115,10 @@ class Firewall(Plugin[FirewallConf]):
 
     def add(self, request: AddRequest[FirewallConf]) -> Result:
         request.conf.validate()
-        admit(request)
+        has_zone, asked = wanted(request)
+        sources, netns = (asked.addresses, request.find_netns()) if has_zone else ((), None)
+        zones.admit(request.attachment, request.conf.zone, sources, request.undo, netns=netns)
+        firewall.admit(asked, request.undo)
         return request.require_prev_result()
 
     def delete(self, request: DelRequest[FirewallConf]) -> None:
@@ -125,18 +127,17 @@ class Firewall(Plugin[FirewallConf]):
 
     def check(self, request: CheckRequest[FirewallConf]) -> None:
         request.conf.validate()
-        owner, addresses, *_ = asked = wanted(request)
-        has_zone, backend = choose(request.conf)
+        has_zone, asked = wanted(request)
         if has_zone:
-            zones.check(owner, request.conf.zone, addresses)
-        firewall.check(backend, *asked, accepts=not has_zone)
+            zones.check(request.attachment, request.conf.zone, asked.addresses)
+        firewall.check(asked)
 
     def repair(self, request: CheckRequest[FirewallConf], *, dry_run: bool = False) -> bool:
         request.conf.validate()
-        owner, addresses, *_ = asked = wanted(request)
-        has_zone, backend = choose(request.conf)
-        missed = has_zone and zones.repair(owner, request.conf.zone, addresses, request.find_netns(), dry_run=dry_run)
-        return firewall.repair(backend, *asked, accepts=not has_zone, dry_run=dry_run) or missed
+        has_zone, asked = wanted(request)
+        owner, zone, netns = request.attachment, request.conf.zone, request.find_netns()
+        missed = has_zone and zones.repair(owner, zone, asked.addresses, netns, dry_run=dry_run)
+        return firewall.repair(asked, dry_run=dry_run) or missed
 
     def gc(self, request: GCRequest[FirewallConf]) -> None:
         network, valid = request.network, request.valid_attachments
@@ -152,38 +153,23 @@ class Firewall(Plugin[FirewallConf]):
             firewall.status(backend, conf.policy)
 
 
-Wanted = tuple[Attachment, list[IPAddress], str, Ingress | None]
-"""An attachment, its addresses, the administrator's chain, and the policy for its bridge."""
-
-
-def wanted(request: AddRequest[FirewallConf] | CheckRequest[FirewallConf]) -> Wanted:
-    """Return what a request asks for.
+def wanted(request: AddRequest[FirewallConf] | CheckRequest[FirewallConf]) -> tuple[bool, Forwarding]:
+    """Return True if a zone of firewalld accepts packets, and what a request asks for beside it.
 
     Raises:
         InvalidConfigError: (7) There is no previous result, or it has no interface for the policy.
     """
     conf, result = request.conf, request.require_prev_result()
     ingress = None if conf.policy == "open" else Ingress(conf.policy, *chained.find_bridge(result, "$.ingressPolicy"))
-    return request.attachment, addresses_of(result), conf.admin_chain, ingress
+    has_zone, backend = choose(conf)
+    addresses = addresses_of(result)
+    return has_zone, Forwarding(backend, request.attachment, addresses, conf.admin_chain, ingress, not has_zone)
 
 
 def choose(conf: FirewallConf) -> tuple[bool, str]:
     """Return True if a zone of firewalld accepts packets, and the backend of rules: a zone knows no policies."""
     chosen = firewall.choose_backend(conf.backend)
     return (True, firewall.default_backend()) if chosen == FIREWALLD else (False, chosen)
-
-
-def admit(request: AddRequest[FirewallConf]) -> None:
-    """Have the host forward what the attachment sends, and the replies.
-
-    Raises:
-        CNIError: It cannot.
-    """
-    owner, addresses, *_ = asked = wanted(request)
-    has_zone, backend = choose(request.conf)
-    if has_zone:
-        zones.admit(owner, request.conf.zone, addresses, request.undo, netns=request.find_netns())
-    firewall.admit(backend, *asked, request.undo, accepts=not has_zone)
 
 
 def withdraw(request: AttachmentRequest[FirewallConf], known: Collection[IPAddress] = ()) -> None:

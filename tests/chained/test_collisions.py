@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 
 from cnisdk import Attachment, CNIError
 from cnisdk.linux import firewall, hostports, link
+from cnisdk.linux.netfilter.firewall import Forwarding
 from cnisdk.linux.netfilter.hostports import HostPort, Options
 from cnisdk.spec.addresses import IPAddress
 from cnisdk.testing import Host
@@ -47,8 +48,8 @@ def admitting(backend: str) -> Maker:
         return [each.ip for each in ADDRESSES[index]]
 
     return Maker(
-        lambda owner, index: firewall.admit(backend, owner, addresses(index), ADMIN),
-        lambda owner, index: firewall.check(backend, owner, addresses(index), ADMIN),
+        lambda owner, index: firewall.admit(Forwarding(backend, owner, addresses(index), ADMIN)),
+        lambda owner, index: firewall.check(Forwarding(backend, owner, addresses(index), ADMIN)),
         lambda owner, index: firewall.withdraw(owner, addresses(index)),
         firewall.gc,
     )

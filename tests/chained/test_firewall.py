@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from cnisdk import AddRequest, Attachment, CNIError, runtime
 from cnisdk.linux import firewall
 from cnisdk.linux.netfilter import firewall_iptables, sets, xt_rules
-from cnisdk.linux.netfilter.firewall import Ingress
+from cnisdk.linux.netfilter.firewall import Forwarding, Ingress
 from cnisdk.linux.netfilter.nft import NftTable
 from cnisdk.plugin._repair import repair
 from cnisdk.plugin.request import parse_request
@@ -367,7 +367,8 @@ def test_a_failed_add_beside_a_zone_gives_the_policy_back(variant: str, request:
     host: Host = request.getfixturevalue("legacy" if variant == "legacy" else "host")
     backend = "nftables" if variant == "nftables" else "iptables"
     owner, both = Attachment("net", "c1", "eth0"), [ip_address("10.1.0.5"), ip_address("2001:db8::5")]
-    first, others = Ingress("isolated", "br0", ("v-c1",)), (None, Ingress("same-bridge", "br0"))
+    earlier = Forwarding(backend, owner, both, ingress=Ingress("isolated", "br0", ("v-c1",)), accepts=False)
+    others = (None, Ingress("same-bridge", "br0"))
     own = ("br0", "v-c1", "id: c1", "10.1.0.5")
 
     def shown() -> list[str]:
@@ -379,14 +380,15 @@ def test_a_failed_add_beside_a_zone_gives_the_policy_back(variant: str, request:
 
     def add_twice() -> None:
         for second, accepts in ((each, accepts) for each in others for accepts in (False, True)):
-            firewall.admit(backend, owner, both, "CNI-ADMIN", first, accepts=False)
-            firewall.check(backend, owner, both, "CNI-ADMIN", first, accepts=False)
+            firewall.admit(earlier)
+            firewall.check(earlier)
             before = shown()
             assert [line for line in before if "10.1.0.5" in line] == []
             with ExitStack() as inverses:
-                firewall.admit(backend, owner, both, "CNI-ADMIN", second, inverses.callback, accepts=accepts)
-                firewall.check(backend, owner, both, "CNI-ADMIN", second, accepts=accepts)
-            firewall.check(backend, owner, both, "CNI-ADMIN", first, accepts=False)
+                later = earlier._replace(ingress=second, accepts=accepts)
+                firewall.admit(later, inverses.callback)
+                firewall.check(later)
+            firewall.check(earlier)
             assert shown() == before
             firewall.withdraw(owner)
             assert shown() == []
@@ -616,13 +618,14 @@ def test_programs_started(host: Host, backend: str, first: list[str], later: lis
     """At most one for each IP version, and none once there is what all attachments share."""
     owner, ingress = Attachment("net", "c1", "eth0"), Ingress("same-bridge", "br0")
     both = [ip_address("10.1.0.5"), ip_address("2001:db8::5")]
-    assert sorted(host.call(started_programs, firewall.admit, backend, owner, both, "CNI-ADMIN", ingress)) == first
-    assert host.call(started_programs, firewall.admit, backend, owner, both, "CNI-ADMIN", ingress) == later
-    assert host.call(started_programs, firewall.check, backend, owner, both, "CNI-ADMIN", ingress) == []
+    wanted = Forwarding(backend, owner, both, ingress=ingress)
+    assert sorted(host.call(started_programs, firewall.admit, wanted)) == first
+    assert host.call(started_programs, firewall.admit, wanted) == later
+    assert host.call(started_programs, firewall.check, wanted) == []
     assert host.call(started_programs, firewall.withdraw, owner) == []
     assert host.call(started_programs, firewall.gc, "net", frozenset()) == []
     host.shell("nft flush ruleset")
-    only = host.call(started_programs, firewall.admit, backend, owner, both[:1], "CNI-ADMIN", ingress)
+    only = host.call(started_programs, firewall.admit, wanted._replace(addresses=both[:1]))
     assert only == [each for each in first if each != "ip6tables-restore"]
 
 
@@ -706,14 +709,14 @@ def test_a_del_deletes_only_what_it_has_seen(host: Host) -> None:
 
     def late(*arguments: Any) -> bool:
         patch.undo()
-        firewall.admit("nftables", new, address, "CNI-ADMIN")
+        firewall.admit(Forwarding("nftables", new, address))
         return carry_out(*arguments)
 
     def add_and_delete() -> None:
-        firewall.admit("nftables", gone, address, "CNI-ADMIN")
+        firewall.admit(Forwarding("nftables", gone, address))
         patch.setattr(sets, "carry_out", late)
         firewall.withdraw(gone)
-        firewall.check("nftables", new, address, "CNI-ADMIN")
+        firewall.check(Forwarding("nftables", new, address))
         firewall.withdraw(new)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -726,7 +729,7 @@ def test_an_address_of_several_goes_with_the_last(host: Host, order: tuple[str, 
     """An address was given out again by mistake: no DEL cuts off those that are still there."""
     address = ip_address("10.1.0.5")
     for name in ("c1", "c2", "c3"):
-        host.call(firewall.admit, "nftables", Attachment("net", name, "eth0"), [address], "CNI-ADMIN")
+        host.call(firewall.admit, Forwarding("nftables", Attachment("net", name, "eth0"), [address]))
     for name in order:
         assert str(address) in host.shell("nft list set inet cni_firewall addresses4")
         host.call(firewall.withdraw, Attachment("net", name, "eth0"))
@@ -747,7 +750,7 @@ def test_two_dels_of_one_address_leave_no_rule(host: Host, reader: str) -> None:
 
     def add_and_delete() -> None:
         for owner in (one, other):
-            firewall.admit("iptables", owner, address, "CNI-ADMIN")
+            firewall.admit(Forwarding("iptables", owner, address))
         if reader == "_list_accepts":
             renumber_iptables()  # or that would not be called
         patch.setattr(firewall_iptables, reader, late)
@@ -763,14 +766,14 @@ def test_check_and_del_read_few_rules_of_others(host: Host) -> None:
     owner, both = Attachment("net", "c0", "eth0"), [ip_address("10.1.0.5"), ip_address("2001:db8::5")]
 
     def read() -> tuple[int, int]:
-        firewall.admit("iptables", owner, both, "CNI-ADMIN")
-        checked = received_bytes(firewall.check, "iptables", owner, both, "CNI-ADMIN")
+        firewall.admit(Forwarding("iptables", owner, both))
+        checked = received_bytes(firewall.check, Forwarding("iptables", owner, both))
         return checked, received_bytes(firewall.withdraw, owner, both)
 
     def add_others(first: int, last: int) -> tuple[int, int]:
         for number in range(first, last):
             others = [ip_address(f"10.2.0.{number}"), ip_address(f"2001:db8:2::{number}")]
-            firewall.admit("iptables", Attachment("net", f"c{number}", "eth0"), others, "CNI-ADMIN")
+            firewall.admit(Forwarding("iptables", Attachment("net", f"c{number}", "eth0"), others))
         return read()
 
     def all_bytes() -> int:
@@ -790,15 +793,15 @@ def test_rules_with_other_numbers_are_found(host: Host) -> None:
 
     def admit_and_withdraw() -> None:
         for owner, both in attachments:
-            firewall.admit("iptables", owner, both, "CNI-ADMIN")
+            firewall.admit(Forwarding("iptables", owner, both))
         renumber_iptables()
         owner, both = attachments[1]
-        firewall.check("iptables", owner, both, "CNI-ADMIN")
+        firewall.check(Forwarding("iptables", owner, both))
         firewall.withdraw(owner)
         with expect_error(5, "missing"):
-            firewall.check("iptables", owner, both, "CNI-ADMIN")
+            firewall.check(Forwarding("iptables", owner, both))
         for owner, both in (attachments[0], attachments[2]):
-            firewall.check("iptables", owner, both, "CNI-ADMIN")
+            firewall.check(Forwarding("iptables", owner, both))
 
     host.call(admit_and_withdraw)
     assert own(host, 6) == [line for line in own(host, 6) if "id: c6" not in line]
@@ -810,7 +813,7 @@ def test_busy_hosts_refuse_nothing(host: Host) -> None:
     def add_and_delete(number: int) -> None:
         owner = Attachment("net", f"c{number}", "eth0")
         for _ in range(20):
-            firewall.admit("nftables", owner, [ip_address(f"10.1.0.{10 + number}")], "CNI-ADMIN")
+            firewall.admit(Forwarding("nftables", owner, [ip_address(f"10.1.0.{10 + number}")]))
             firewall.withdraw(owner)
 
     with ThreadPoolExecutor(6) as pool:
@@ -871,7 +874,7 @@ def test_odd_names_and_values_reach_no_rule_unquoted(module_host: Host, backend:
     def attempts() -> None:
         owner, base = Attachment("net", "base", "eth0"), [ip_address("10.1.0.5")]
         for each in BACKENDS:  # the tables and the rules that stay
-            firewall.admit(each, owner, base, "CNI-ADMIN", Ingress("isolated", "br0", ("port",)))
+            firewall.admit(Forwarding(each, owner, base, ingress=Ingress("isolated", "br0", ("port",))))
             firewall.withdraw(owner)
         given(st.tuples(conf, links, links, ids))(
             settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))(
@@ -906,17 +909,17 @@ def test_rules_are_those_of_the_program(host: Host) -> None:
         return [line for line in lines if any(str(address) in line for address in both)]
 
     def add_twice(ingress: Ingress | None) -> None:
-        asked = ("iptables", owner, both, "CNI-ADMIN", ingress)
-        firewall.admit(*asked)
-        firewall.admit("iptables", owner._replace(ifname="eth1"), [ip_address("10.1.0.6")], "CNI-ADMIN", ingress)
+        asked = Forwarding("iptables", owner, both, ingress=ingress)
+        firewall.admit(asked)
+        firewall.admit(asked._replace(owner=owner._replace(ifname="eth1"), addresses=[ip_address("10.1.0.6")]))
         firewall.withdraw(owner)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(xt_rules, "add", lambda *_: False)
-            assert sorted(started_programs(firewall.admit, *asked)) == ["ip6tables-restore", "iptables-restore"]
+            assert sorted(started_programs(firewall.admit, asked)) == ["ip6tables-restore", "iptables-restore"]
         by_program = read_iptables(*chains)
         firewall.withdraw(owner)
         assert shown() == []
-        firewall.admit(*asked)
+        firewall.admit(asked)
         assert read_iptables(*chains) == by_program
         assert len(shown()) == 6
         find_by_iptables(by_program)

@@ -103,6 +103,40 @@ def test_by_default_firewalld_is_asked_where_it_runs(host: Host, firewalld: Fire
     assert records(host) == []
 
 
+@pytest.mark.slow
+def test_a_second_add_with_another_backend_leaves_no_source(host: Host, firewalld: Firewalld) -> None:
+    container, result = attached(host, "c1", 5)
+    other, theirs = attached(host, "c2", 6)
+    plugin_for(host, theirs).add(other)
+    first = plugin_for(host, result)
+
+    def accepting() -> list[str]:
+        listed = host.shell("iptables-save; nft list table inet cni_firewall 2>/dev/null || true")
+        return [line for line in listed.splitlines() if "10.1.0.5" in line]
+
+    for backend in ("iptables", "nftables"):
+        second = plugin_for(host, result, backend=backend)
+        first.add(container)
+        second.add(container)
+        assert firewalld.sources() == sources(6)
+        second.check(container)
+        first.add(container)
+        assert accepting() == []
+        assert sorted(firewalld.sources()) == sorted([*sources(5), *sources(6)])
+        second.add(container)
+        failed = 0
+        for answer in first.at_each_step(fail, "ADD", container):
+            failed += answer.status > 0
+            if answer.status == 0:
+                second.add(container)
+            assert firewalld.sources() == sources(6), answer
+            second.check(container)
+        assert failed
+        second.delete(container)
+        assert accepting() == []
+        plugin_for(host, theirs).check(other)
+
+
 def test_a_reused_address_is_not_cut_off_by_a_late_del(host: Host, outside: Host, firewalld: Firewalld) -> None:
     guard(firewalld)
     container, result = attached(host, "c1", 5)

@@ -1,4 +1,4 @@
-"""An ADD of an attachment that is attached already, and fails: what the first one made stays."""
+"""An ADD of an attachment that is attached already: if it fails, what the first one made stays, otherwise nothing."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ SUBJECTS: dict[str, tuple[type[Plugin[Any]], dict[str, Any], dict[str, Any]]] = 
         for what, keys in (
             ("the same", {}),
             ("other ports", OTHER_PORTS),
+            ("no ports", {"runtimeConfig": None}),
             ("the other backend", {"backend": OTHER_BACKEND[backend]}),
         )
     },
@@ -91,6 +92,48 @@ def test_a_second_add_that_fails_leaves_what_the_first_made(host: Host, name: st
     first.add(container)
     assert host.call(fail_at_each_step, kind, conf, conf | changed, container) > 0
     first.run("CHECK", container).raise_for_error()
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nftables", "legacy"])
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        *((Portmap, each) for each in ("other ports", "no ports", "one version", "backend", "backend, one version")),
+        *((Firewall, each) for each in ("policy", "no policy", "one version", "backend", "backend, one version")),
+    ],
+)
+def test_a_second_add_leaves_nothing_of_the_first(
+    kind: type[Plugin[Any]], backend: str, changed: str, request: pytest.FixtureRequest
+) -> None:
+    host: Host = request.getfixturevalue("legacy" if backend == "legacy" else "host")
+    container, result = on_two_families(host)
+    used = "nftables" if backend == "nftables" else "iptables"
+    conf = {"backend": used, "prevResult": result, **PORTS, "ingressPolicy": "isolated"}
+    kinds: dict[str, dict[str, Any]] = {
+        "other ports": OTHER_PORTS,
+        "no ports": {"runtimeConfig": None},
+        "policy": {"ingressPolicy": "same-bridge"},
+        "no policy": {"ingressPolicy": "open"},
+    }
+    keys = kinds.get(changed, {})
+    if "backend" in changed:
+        keys["backend"] = OTHER_BACKEND[used]
+    if "one version" in changed:
+        keys["prevResult"] = {**result, "ips": result["ips"][:1]}
+    first, second = host.plugin(kind, conf), host.plugin(kind, {**conf, **keys})
+    for plugin in (first, second, first):  # what attachments share is there now
+        plugin.add(container)
+        plugin.delete(container)
+    none = host.call(state)
+    second.add(container)
+    wanted = host.call(state)
+    second.delete(container)
+    first.add(container)
+    second.add(container)
+    assert host.call(state) == wanted
+    second.check(container)
+    second.run("DEL", container, prevResult=None).raise_for_error()
+    assert host.call(state) == none
 
 
 @pytest.mark.parametrize(

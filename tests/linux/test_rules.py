@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from cnisdk import Attachment, CNIError
 from cnisdk.linux import attributes, firewall, hostports, iptables, masquerade, nft, program, rules, spoofcheck
 from cnisdk.linux.netfilter import _expressions, base_rules, nfnetlink
+from cnisdk.linux.netfilter.firewall import Forwarding
 from cnisdk.linux.netfilter.hostports import HostPort, Options
 from cnisdk.linux.netfilter.ingress import Ingress
 from cnisdk.spec.addresses import IPInterface
@@ -505,12 +506,12 @@ def test_a_flush_in_the_middle_of_an_add(host: Host, policy: str) -> None:
     def add() -> None:
         port = HostPort("udp", 8080, None, ADDRESSES[0][0], 80)
         published: tuple[Any, ...] = ("iptables", owner, [port], {4: Options()}, [("udp", 8080)])
-        admitted: tuple[Any, ...] = ("iptables", owner, [ADDRESSES[0][0].ip], "CNI-ADMIN", ingress)
-        firewall.admit("iptables", other, [ADDRESSES[1][0].ip], "CNI-ADMIN", ingress)
+        admitted = Forwarding("iptables", owner, [ADDRESSES[0][0].ip], ingress=ingress)
+        firewall.admit(admitted._replace(owner=other, addresses=[ADDRESSES[1][0].ip]))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(base_rules, "_making", look_and_flush)
-            firewall.admit(*admitted)
-            firewall.check(*admitted)
+            firewall.admit(admitted)
+            firewall.check(admitted)
             flushed.clear()
             hostports.publish(*published)
             hostports.check(*published)
@@ -630,20 +631,20 @@ def test_what_is_forwarded_by_the_legacy_variant(legacy: Host) -> None:
         return "".join(subprocess.run([each], check=True, capture_output=True, text=True).stdout for each in programs)
 
     def add_and_delete() -> None:
-        for owner, policy in ((late, "isolated"), (following, "same-bridge"), (following, "same-bridge")):
-            asked = (both, "ADMINS", Ingress(policy, "br0"))
-            firewall.admit("iptables", owner, *asked)
-            firewall.check("iptables", owner, *asked)
+        wanted = Forwarding("iptables", following, both, "ADMINS", Ingress("same-bridge", "br0"))
+        for each in (wanted._replace(owner=late, ingress=Ingress("isolated", "br0")), wanted, wanted):
+            firewall.admit(each)
+            firewall.check(each)
         assert "-A CNI-ISOLATION-STAGE-1 -i br0 -o br0" not in saved()
         assert saved().count("-s 10.1.0.5/32 -j ACCEPT") == 2
         for _ in range(2):
             firewall.withdraw(late, both)
-            firewall.check("iptables", following, both, "ADMINS", Ingress("same-bridge", "br0"))
+            firewall.check(wanted)
         firewall.gc("other", frozenset())
-        firewall.check("iptables", following, both, "ADMINS", Ingress("same-bridge", "br0"))
+        firewall.check(wanted)
         subprocess.run(["iptables-legacy", "-D", "CNI-FORWARD", "-s", "10.1.0.5", "-j", "ACCEPT"], check=True)
         with pytest.raises(CNIError, match=r"-s 10\.1\.0\.5"):
-            firewall.check("iptables", following, both, "ADMINS", Ingress("same-bridge", "br0"))
+            firewall.check(wanted)
         firewall.gc("net", frozenset())
         assert not [line for line in saved().splitlines() if any(word in line for word in ("br0", "10.1.0.5", "::5"))]
         assert '-A CNI-FORWARD -m comment --comment "CNI firewall plugin admin overrides" -j ADMINS' in saved()
@@ -686,8 +687,8 @@ def test_foreign_rules_of_the_legacy_variant_are_read(legacy: Host) -> None:
         )
         assert plain == native
         assert len(plain) == len(FOREIGN)
-        firewall.admit("iptables", owner, address, "ADMINS")
-        firewall.check("iptables", owner, address, "ADMINS")
+        firewall.admit(Forwarding("iptables", owner, address))
+        firewall.check(Forwarding("iptables", owner, address))
         firewall.withdraw(owner)
 
     legacy.call(read)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
+from ..._light import NamedTuple
 from ...errors import InvalidConfigError, IOFailureError, PluginNotAvailableError, run_all
 from ...spec.addresses import IPAddress
 from ...spec.names import Attachment, shorten
@@ -56,48 +57,71 @@ def _by_version(addresses: Iterable[IPAddress]) -> dict[int, list[IPAddress]]:
     return dict(sorted(found.items()))
 
 
-def admit(
-    backend: str,
-    owner: Attachment,
-    addresses: Collection[IPAddress],
-    admin: str,
-    ingress: Ingress | None = None,
-    undo: rules.Undo = rules.no_undo,
-    *,
-    accepts: bool = True,
-) -> None:
-    """Accept what an attachment sends, and the replies, in place of what an earlier ADD of it had accepted.
+class Forwarding(NamedTuple):
+    """Packets that a host is to forward for an attachment.
 
-    Args:
+    Attributes:
         backend: ``iptables`` or ``nftables``.
         owner: The attachment.
         addresses: Its addresses.
         admin: Name of the chain of iptables in which the administrator has rules that come first.
         ingress: The policy for its bridge; None for a bridge without one.
+        accepts: If false, something else accepts packets, such as firewalld: there is nothing but the policy, for the
+            IP versions of the addresses.
+    """
+
+    backend: str
+    owner: Attachment
+    addresses: Collection[IPAddress]
+    admin: str = "CNI-ADMIN"
+    ingress: Ingress | None = None
+    accepts: bool = True
+
+    @property
+    def accepted(self) -> dict[int, list[IPAddress]]:
+        """The addresses to accept packets of, by IP version."""
+        return _by_version(self.addresses) if self.accepts else {}
+
+    def find_isolated_ports(self) -> tuple[str, ...]:
+        """Return the ports to be kept from the others on the bridge; none if iptables does that, without ``nft``.
+
+        Raises:
+            PluginNotAvailableError: (50) Nothing can do that.
+        """
+        if self.ingress is None or not self.ingress.isolates:
+            return ()
+        if self.backend == "nftables" or program.find("nft") is not None:
+            return self.ingress.ports
+        _require_visible(_by_version(self.addresses))
+        return ()
+
+
+def admit(wanted: Forwarding, undo: rules.Undo = rules.no_undo) -> None:
+    """Accept what an attachment sends, and the replies, in place of what an earlier ADD of it had, by either backend.
+
+    Args:
+        wanted: What is to be forwarded.
         undo: Function that remembers inverses, such as ``request.undo``. They leave what the earlier ADD had.
-        accepts: If false, something else accepts packets, such as firewalld: nothing is made but the policy, for the IP
-            versions of the addresses.
 
     Raises:
         InvalidConfigError: (7) iptables would take the name of the bridge for something else.
         IOFailureError: (5) The kernel or a program refused.
         PluginNotAvailableError: (50) A program is not installed.
     """
-    by_version = _by_version(addresses)
-    accepted = by_version if accepts else {}
-    if backend == "nftables":
-        firewall_nft.apply(owner, [each for own in accepted.values() for each in own], ingress, undo)
-    elif program.find("nft") is not None:
-        firewall_nft.isolate(owner, ingress.isolated_ports if ingress is not None else (), undo)
-    elif ingress is not None and ingress.isolates:
-        _require_visible(by_version)
-    if backend == "nftables":
-        for version in accepted:
-            firewall_iptables.ensure_accepted(version, admin)
-        return
-    for version in (4, 6):  # also for a version of which only an earlier ADD had an address
-        policy = ingress if version in by_version else None
-        firewall_iptables.apply(owner, version, accepted.get(version, ()), admin, policy, undo)
+    owner, admin, accepted = wanted.owner, wanted.admin, wanted.accepted
+    ports, versions = wanted.find_isolated_ports(), _by_version(wanted.addresses)
+    if wanted.backend == "nftables":
+        firewall_nft.apply(owner, [each for own in accepted.values() for each in own], wanted.ingress, ports, undo)
+    else:
+        firewall_nft.apply(owner, (), None, ports, undo)
+    for version in (4, 6):  # also for a version of which only the earlier ADD had an address
+        if wanted.backend == "nftables":
+            firewall_iptables.apply(owner, version, (), admin, None, undo)
+        else:
+            policy = wanted.ingress if version in versions else None
+            firewall_iptables.apply(owner, version, accepted.get(version, ()), admin, policy, undo)
+    for version in accepted if wanted.backend == "nftables" else ():
+        firewall_iptables.ensure_accepted(version, admin)
 
 
 def _require_visible(versions: Iterable[int]) -> None:
@@ -115,83 +139,53 @@ def _require_visible(versions: Iterable[int]) -> None:
             )
 
 
-def check(
-    backend: str,
-    owner: Attachment,
-    addresses: Collection[IPAddress],
-    admin: str,
-    ingress: Ingress | None = None,
-    *,
-    accepts: bool = True,
-) -> None:
+def check(wanted: Forwarding) -> None:
     """Verify that what an attachment sends is accepted, and the replies, and the policy of its bridge.
-
-    Args:
-        backend: ``iptables`` or ``nftables``.
-        owner: The attachment.
-        addresses: Its addresses.
-        admin: Name of the administrator's chain.
-        ingress: The policy for its bridge; None for a bridge without one.
-        accepts: If false, something else accepts packets: nothing is verified but the policy.
 
     Raises:
         IOFailureError: (5) A rule is missing, or was changed, or is one of another policy.
         PluginNotAvailableError: (50) Nothing can isolate the containers of a bridge any more.
     """
-    if not accepts and ingress is None:
+    owner, ingress, accepted = wanted.owner, wanted.ingress, wanted.accepted
+    if not accepted and ingress is None:
         return
-    by_version = _by_version(addresses)
-    if backend == "nftables":
-        firewall_nft.check(owner, addresses if accepts else (), ingress)
-    elif program.find("nft") is not None:
-        firewall_nft.check_isolation(owner, ingress.isolated_ports if ingress is not None else ())
-    elif ingress is not None and ingress.isolates:
-        _require_visible(by_version)
-    for version, own in by_version.items():
-        if backend != "nftables":
-            firewall_iptables.check(owner, version, own if accepts else (), admin, ingress)
-        elif accepts:
-            firewall_iptables.check_accepted(version, admin)
+    ports = wanted.find_isolated_ports()
+    if wanted.backend == "nftables":
+        firewall_nft.check(owner, [each for own in accepted.values() for each in own], ingress)
+    firewall_nft.check_isolation(owner, ports)
+    for version in _by_version(wanted.addresses):
+        if wanted.backend != "nftables":
+            firewall_iptables.check(owner, version, accepted.get(version, ()), wanted.admin, ingress)
+        elif version in accepted:
+            firewall_iptables.check_accepted(version, wanted.admin)
 
 
-def repair(
-    backend: str,
-    owner: Attachment,
-    addresses: Collection[IPAddress],
-    admin: str,
-    ingress: Ingress | None = None,
-    *,
-    accepts: bool = True,
-    dry_run: bool = False,
-) -> bool:
+def repair(wanted: Forwarding, *, dry_run: bool = False) -> bool:
     """Put back what :func:`check` misses, and return whether anything was missing.
 
     A policy for which another attachment has asked since, and which holds for the bridge, is not replaced.
 
     Args:
-        backend: ``iptables`` or ``nftables``.
-        owner: The attachment.
-        addresses: Its addresses.
-        admin: Name of the administrator's chain.
-        ingress: The policy for its bridge; None for a bridge without one.
-        accepts: If false, something else accepts packets: nothing is put back but the policy.
+        wanted: What is to be forwarded.
         dry_run: If true, change nothing: only find out if anything is missing.
 
     Raises:
         IOFailureError: (5) The kernel or a program refused.
         PluginNotAvailableError: (50) A program is not installed.
     """
+    ingress = wanted.ingress
     if ingress is not None:
-        if backend == "nftables":
-            overruled = firewall_nft.is_overruled(owner, ingress)
+        if wanted.backend == "nftables":
+            overruled = firewall_nft.is_overruled(wanted.owner, ingress)
         else:
-            overruled = all(firewall_iptables.is_overruled(owner, each, ingress) for each in _by_version(addresses))
-        ingress = ingress._replace(yields=overruled)
+            versions = _by_version(wanted.addresses)
+            overruled = all(firewall_iptables.is_overruled(wanted.owner, each, ingress) for each in versions)
+        wanted = wanted._replace(ingress=ingress._replace(yields=overruled))
     try:
-        check(backend, owner, addresses, admin, ingress, accepts=accepts)
+        check(wanted)
     except IOFailureError:
         if not dry_run:
-            admit(backend, owner, addresses, admin, ingress, accepts=accepts)
+            admit(wanted)
         return True
     return False
 

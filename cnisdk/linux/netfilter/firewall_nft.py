@@ -129,7 +129,7 @@ _BRIDGE = _Place(
 _PLACES = (_INET, _BRIDGE)
 
 
-def _ensure(places: Iterable[_Place]) -> None:
+def _ensure(places: Collection[_Place]) -> None:
     if any(place.missing_chain() for place in places):
         with lock.exclusive(_PATIENCE):  # or two processes would add the same rules
             nft.commit([command for place in places if place.missing_chain() for command in place.script()])
@@ -142,6 +142,7 @@ def apply(
     owner: Attachment,
     addresses: Collection[IPAddress],
     ingress: Ingress | None = None,
+    ports: Iterable[str] = (),
     undo: rules.Undo = rules.no_undo,
 ) -> None:
     """Accept what is forwarded for addresses, in place of those that an earlier ADD of the attachment had.
@@ -150,37 +151,21 @@ def apply(
         owner: The attachment.
         addresses: Its addresses; without any, nothing is made but the policy.
         ingress: The policy for its bridge, if it has one.
+        ports: Names of the host's ends of its links, to be kept from the other ports of their bridges.
         undo: Function that remembers the inverse. That gives the attachment what the earlier ADD had.
 
     Raises:
         IOFailureError: (5) The kernel or ``nft`` refused.
         PluginNotAvailableError: (50) ``nft`` is needed, and not installed.
     """
-    ports = ingress.isolated_ports if ingress is not None else ()
     bridge = () if ingress is None else (str(ingress),)
-    wanted = _wanted(owner, {str(each): _element(each) for each in addresses}, bridge)
-    if wanted.records:
-        _ensure(_PLACES if ports else [_INET])
-    _settle(_INET, wanted._replace(yields=ingress is not None and ingress.yields), undo)
-    isolate(owner, ports, undo)
-
-
-def isolate(owner: Attachment, ports: Iterable[str], undo: rules.Undo = rules.no_undo) -> None:
-    """Keep ports of bridges from the other ports, in place of those that an earlier ADD of the attachment had.
-
-    Args:
-        owner: The attachment.
-        ports: Names of the host's ends of its links.
-        undo: Function that remembers the inverse. That isolates the ports that the earlier ADD had.
-
-    Raises:
-        IOFailureError: (5) The kernel or ``nft`` refused.
-        PluginNotAvailableError: (50) ``nft`` is needed, and not installed.
-    """
-    wanted = _wanted(owner, {f"port {each}": _port(each) for each in ports})
-    if wanted.records:
-        _ensure([_BRIDGE])
-    _settle(_BRIDGE, wanted, undo)
+    forwarded = _wanted(owner, {str(each): _element(each) for each in addresses}, bridge)
+    isolated = _wanted(owner, {f"port {each}": _port(each) for each in ports})
+    forwarded = forwarded._replace(yields=ingress is not None and ingress.yields)
+    parts = ((_INET, forwarded), (_BRIDGE, isolated))
+    _ensure([place for place, wanted in parts if wanted.records])
+    for place, wanted in parts:
+        _settle(place, wanted, undo)
 
 
 class _Wanted(NamedTuple):
@@ -370,7 +355,6 @@ def check(owner: Attachment, addresses: Iterable[IPAddress], ingress: Ingress | 
     if ingress is not None and not ingress.yields:
         for each in _policy_differs(ingress):
             raise IOFailureError(f"{_INET.table}: set {each.where} is not as $.ingressPolicy {ingress.policy} asks for")
-    check_isolation(owner, ingress.isolated_ports if ingress is not None else ())
 
 
 def _policy_differs(ingress: Ingress) -> list[Element]:

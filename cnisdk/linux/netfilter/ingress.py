@@ -31,11 +31,6 @@ class Ingress(NamedTuple):
         """True if it keeps the containers of the bridge from each other."""
         return self.policy == "isolated"
 
-    @property
-    def isolated_ports(self) -> tuple[str, ...]:
-        """The ports to be kept from the others on the bridge."""
-        return self.ports if self.isolates else ()
-
 
 def read_ingress(text: str) -> Ingress | None:
     """Read a policy as it is written in a record; return None for something else."""
