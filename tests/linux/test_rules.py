@@ -532,7 +532,7 @@ def applied(kind: str, backend: str, index: int) -> None:
     else:
         ips = [each.ip for each in addresses]
         policy = Ingress(kind.partition(" ")[2], "br0", (PORTS[index],)) if " " in kind else None
-        firewall.admit(backend, owner, ips, "CNI-ADMIN", policy)
+        firewall.admit(Forwarding(backend, owner, ips, ingress=policy))
 
 
 @pytest.mark.parametrize(
