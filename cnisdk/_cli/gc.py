@@ -103,34 +103,7 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
         if each.verdict.state == "unknown":
             _say("keep", each)
     failures: list[CNIError] = []
-    left = 0
-    looked = time.monotonic()
-    for number in range(len(dead)):
-        late = time.monotonic() > looked + min(args.pause, _PAUSE)
-        if late and not args.dry_run and dead[number].verdict.state == "dead":
-            # Dropping many takes a while, in which runtimes go on.
-            try:
-                dead[number:] = _look_again(args, network, dead[number:])
-            except CNIError as exc:
-                failures.append(exc)
-                dead[number:] = [_keep(each, "it cannot be judged again") for each in dead[number:]]
-            looked = time.monotonic()
-        each = dead[number]
-        if each.verdict.state != "dead":
-            _say("keep", each)
-            continue
-        _say("would drop" if args.dry_run else "drop", each)
-        if not args.dry_run:
-            try:
-                back = _drop_alone(args, host, network, each)
-            except CNIError as exc:
-                failures.append(type(exc)(f"{each.owner}: {exc.msg}", details=exc.details, code=exc.code))
-                print(f"keep {each.owner}: it could not be released")
-                left += 1
-            else:
-                if back:
-                    print(f"keep {each.owner}: {back}")
-                    dead[number] = _keep(each, back)
+    left = _drop_all(args, host, network, dead, failures)
     if not args.dry_run:
         sweep()
     judged = {each.owner: each for each in dead}
@@ -147,6 +120,58 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
     if failures:
         raise failures[0]
     return 0
+
+
+def _drop_all(
+    args: argparse.Namespace,
+    host: HostState,
+    network: Network,
+    dead: list[JudgedAttachment],
+    failures: list[CNIError],
+) -> int:
+    """Drop all dead attachments, or print what would be dropped.
+
+    Dropping many takes a while, in which runtimes go on: so those that are left are judged again now and then.
+
+    Args:
+        args: The arguments of the command.
+        host: The last judgement.
+        network: The network.
+        dead: The attachments. One that is to be kept after all is replaced by the judgement that says why.
+        failures: List for the errors.
+
+    Returns:
+        How many could not be released.
+    """
+    left = 0
+    looked = time.monotonic()
+    for number in range(len(dead)):
+        late = time.monotonic() > looked + min(args.pause, _PAUSE)
+        if late and not args.dry_run and dead[number].verdict.state == "dead":
+            try:
+                dead[number:] = _look_again(args, network, dead[number:])
+            except CNIError as exc:
+                failures.append(exc)
+                dead[number:] = [_keep(each, "it cannot be judged again") for each in dead[number:]]
+            looked = time.monotonic()
+        each = dead[number]
+        if each.verdict.state != "dead":
+            _say("keep", each)
+            continue
+        _say("would drop" if args.dry_run else "drop", each)
+        if args.dry_run:
+            continue
+        try:
+            back = _drop_alone(args, host, network, each)
+        except CNIError as exc:
+            failures.append(type(exc)(f"{each.owner}: {exc.msg}", details=exc.details, code=exc.code))
+            print(f"keep {each.owner}: it could not be released")
+            left += 1
+            continue
+        if back:
+            print(f"keep {each.owner}: {back}")
+            dead[number] = _keep(each, back)
+    return left
 
 
 def _get_network(args: argparse.Namespace) -> Network:
