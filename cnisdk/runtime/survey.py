@@ -205,37 +205,7 @@ def survey_host(
         doubts += unreadable
     looks = {path: look_at(path) for path in dict.fromkeys(paths)}
     own = os.stat(f"{_PROC}/thread-self/ns/net").st_ino
-    namespaces: dict[int, Contents] = {}
-    handles: dict[int, list[tuple[str, str]]] = {}
-    for path, look in looks.items():
-        if look.found == "there":
-            handles.setdefault(look.inode, []).append((path, path))
-    for mount in processes.mounts:
-        handles.setdefault(mount.inode, []).extend(mount.ways)
-    for inode, found in processes.spaces.items():
-        # Some of the processes may end before their namespace is looked into.
-        named = [(path, f"the namespace of process {path.split('/')[2]}") for path in found]
-        handles.setdefault(inode, []).extend(named)
-    closed: list[str] = []
-    lost: set[int] = set()
-    for inode, ways in handles.items():
-        if inode == own:
-            continue
-        contents, problem = _look_into(inode, ways)
-        if contents is not None:
-            namespaces[inode] = contents
-        elif problem:
-            closed.append(problem)
-        else:
-            lost.add(inode)
-    buried: list[str] = []
-    for mount in processes.mounts:
-        if mount.inode in lost and mount.inode not in namespaces:
-            contents, problem = _search(mount, processes.views[mount.view])
-            if contents is not None:
-                namespaces[mount.inode] = contents
-            elif problem:
-                buried.append(problem)
+    namespaces, closed, buried = _visit(_list_ways(processes, looks), processes, own)
     closed += buried
     if inside and not owns_processes():
         doubts += buried
@@ -258,6 +228,54 @@ def survey_host(
         places=places,
         booted=boot_time(),
     )
+
+
+def _list_ways(processes: _Processes, looks: Mapping[str, Look]) -> dict[int, list[tuple[str, str]]]:
+    """List the ways into each network namespace: paths, and the namespace in words, by its inode."""
+    ways: dict[int, list[tuple[str, str]]] = {}
+    for path, look in looks.items():
+        if look.found == "there":
+            ways.setdefault(look.inode, []).append((path, path))
+    for mount in processes.mounts:
+        ways.setdefault(mount.inode, []).extend(mount.ways)
+    for inode, found in processes.spaces.items():
+        # Some of the processes may end before their namespace is looked into.
+        named = [(path, f"the namespace of process {path.split('/')[2]}") for path in found]
+        ways.setdefault(inode, []).extend(named)
+    return ways
+
+
+def _visit(
+    ways: Mapping[int, list[tuple[str, str]]], processes: _Processes, own: int
+) -> tuple[dict[int, Contents], list[str], list[str]]:
+    """Look into all network namespaces but the host's own.
+
+    Returns:
+        The contents by inode; then in words those that cannot be looked into, and those that are mounted where no path
+        leads.
+    """
+    namespaces: dict[int, Contents] = {}
+    closed: list[str] = []
+    lost: set[int] = set()
+    for inode, each in ways.items():
+        if inode == own:
+            continue
+        contents, problem = _look_into(inode, each)
+        if contents is not None:
+            namespaces[inode] = contents
+        elif problem:
+            closed.append(problem)
+        else:
+            lost.add(inode)
+    buried: list[str] = []
+    for mount in processes.mounts:
+        if mount.inode in lost and mount.inode not in namespaces:
+            contents, problem = _search(mount, processes.views[mount.view])
+            if contents is not None:
+                namespaces[mount.inode] = contents
+            elif problem:
+                buried.append(problem)
+    return namespaces, closed, buried
 
 
 def _unseen(refused: list[str], closed: list[str], obstacle: str | None) -> list[str]:
