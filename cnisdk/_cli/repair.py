@@ -104,7 +104,7 @@ def run(args: argparse.Namespace, *, pause: Callable[[float], object] = time.sle
         work.repair_all(pause)
     forgotten = find_forgotten(files, args.network)
     for owner in forgotten:
-        log.leave_alone(owner, "no runtime has a cached result of it")
+        log.leave_alone(owner, "no cached result of it was found; --cache-dir names further places")
     TakeBack(log, files, places, args.timeout).settle_all(lambda: pause(args.pause))
     repaired = "to be repaired" if args.dry_run else "repaired"
     log.say(

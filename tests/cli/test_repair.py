@@ -149,7 +149,7 @@ def test_each_attachment_that_cannot_be_helped_has_a_line_with_the_reason(node: 
     reasons = {line.split('"')[1]: line.split(": ", 1)[1] for line in out.splitlines() if line.startswith("left alone")}
     results = "/var/lib/cni/results/net"
     assert reasons == {
-        "forgotten": "no runtime has a cached result of it",
+        "forgotten": "no cached result of it was found; --cache-dir names further places",
         "unknown": "its list has no plugin that puts rules back: tuning; cilium-cni, not registered with this Python",
         "without": "its list has no plugin that puts rules back: macvlan, tuning",
         "bare": f"{results}-bare-eth0 has no configuration",
