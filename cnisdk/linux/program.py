@@ -11,7 +11,13 @@ TIMEOUT = 90.0
 
 
 class ProgramFailedError(IOFailureError):
-    """Code 5: a program of the host ended with an error; the message has its stderr."""
+    """Code 5: a program of the host ended with an error; the message has its stderr.
+
+    Attributes:
+        stderr: That alone.
+    """
+
+    stderr: str = ""
 
 
 def find(name: str) -> str | None:
@@ -59,7 +65,9 @@ def run(argv: Sequence[str], stdin: str = "", inherited: Sequence[int] = ()) -> 
     except OSError as exc:
         raise IOFailureError(f"cannot run {path}: {cause_of(exc)}") from exc
     if done.returncode != 0:
-        raise ProgramFailedError(
+        failure = ProgramFailedError(
             f"{' '.join(argv)} failed with {done.returncode}: {done.stderr.strip()}", details=stdin
         )
+        failure.stderr = done.stderr
+        raise failure
     return done.stdout

@@ -722,6 +722,28 @@ def test_conditions_hold_for_their_network_alone(host: Host, outside: Host) -> N
     assert rules_of(host, "10.1.0.5", "10.1.0.6") == []
 
 
+@pytest.mark.parametrize(
+    ("backend", "key", "conditions", "reason"),
+    [
+        ("nftables", "conditionsV4", ["ip", "sadr", "198.51.100.3"], "syntax error, unexpected string"),
+        ("nftables", "conditionsV6", ["ip6", "saddr", "198.51.100.3"], "Could not resolve hostname"),
+        ("iptables", "conditionsV4", ["--from", "198.51.100.3"], 'unknown option "--from"'),
+        ("iptables", "conditionsV6", ["-s", "2001:db8::g"], "host/network `2001:db8::g' not found"),
+    ],
+)
+def test_bad_conditions_are_named_with_the_programs_reason(
+    host: Host, backend: str, key: str, conditions: list[str], reason: str
+) -> None:
+    container, result = attached(host, "c1", 5)
+    plugin = host.plugin(Portmap, {"backend": backend, "prevResult": result, **ports(), key: conditions})
+    answer = plugin.run("ADD", container)
+    assert answer.document["code"] == 7
+    assert answer.document["msg"].startswith(f"$.{key} is '{' '.join(conditions)}', expected conditions of ")
+    assert reason in answer.document["msg"]
+    assert len(answer.stdout) < 500
+    assert rules_of(host, "10.1.0.5", "2001:db8:1::5", "id: c1", "TRIAL", "cnisdk_trial") == []
+
+
 def test_marks_of_others(host: Host) -> None:
     container, result = attached(host, "c1", 5)
     host.shell("iptables -t nat -N KUBE-MARK-MASQ; ip6tables -t nat -N KUBE-MARK-MASQ")

@@ -14,7 +14,9 @@ from ...spec.addresses import IPAddress
 from ...spec.names import Attachment, shorten
 from .. import program, sysctl
 from ..ip import route
+from ..program import ProgramFailedError
 from . import conntrack, hostports_iptables, hostports_nft, rules
+from .base_rules import quote
 from .hostport import PROTOCOLS as PROTOCOLS, HostPort as HostPort, Options as Options, udp_ports
 
 _PROGRAMS = {"iptables": "iptables", "nftables": "nft"}
@@ -70,6 +72,7 @@ def publish(
 
     Raises:
         TryAgainLaterError: (11) Another container has one of them.
+        InvalidConfigError: (7) A program does not take the conditions; the message has JSON path, value and reason.
         IOFailureError: (5) The kernel or a program refused.
         PluginNotAvailableError: (50) A program is not installed.
     """
@@ -77,13 +80,17 @@ def publish(
         own = [port for port in ports if port.version == version]
         undo_here = partial(undo, _take_back, version)
         replaced: list[HostPort] = []
-        if own and backend == "nftables":
-            hostports_iptables.check_holders(owner, version, own)
-            replaced += hostports_nft.apply(owner, version, own, options[version], undo_here)
-            hostports_iptables.ensure_accepted(version)
-        elif own:
-            hostports_nft.check_holders(owner, version, own)
-            replaced += hostports_iptables.apply(owner, version, own, options[version], listed, undo_here)
+        try:
+            if own and backend == "nftables":
+                hostports_iptables.check_holders(owner, version, own)
+                replaced += hostports_nft.apply(owner, version, own, options[version], undo_here)
+                hostports_iptables.ensure_accepted(version)
+            elif own:
+                hostports_nft.check_holders(owner, version, own)
+                replaced += hostports_iptables.apply(owner, version, own, options[version], listed, undo_here)
+        except ProgramFailedError:
+            _check_conditions(backend, version, options[version].conditions)
+            raise
         if not own or backend != "nftables":
             replaced += hostports_nft.delete(owner, version, undo_here)
         if not own or backend == "nftables":
@@ -93,6 +100,32 @@ def publish(
             end = route.find_link_to(own[0].target.ip)
             if end is not None:
                 sysctl.ensure(f"net/ipv4/conf/{end.name}/route_localnet", "1")
+
+
+def _check_conditions(backend: str, version: int, conditions: Collection[str]) -> None:
+    """Verify that the backend's program takes conditions, by a rule that it reads and does not make.
+
+    Raises:
+        InvalidConfigError: (7) It does not. The message has its reason.
+    """
+    if not conditions:
+        return
+    if backend == "nftables":
+        where = f"{'ip' if version == 4 else 'ip6'} cnisdk_trial"
+        lines = [f"table {where}", f"chain {where} trial", f"rule {where} trial {' '.join(conditions)} counter"]
+        argv, script = ["nft", "-c", "-f", "-"], "".join(f"add {line}\n" for line in lines)
+    else:
+        rule = f"-A TRIAL -p tcp {' '.join(map(quote, conditions))} -j RETURN"
+        argv = ["iptables-restore" if version == 4 else "ip6tables-restore", "--noflush", "--test"]
+        script = f"*nat\n:TRIAL - [0:0]\n{rule}\nCOMMIT\n"
+    try:
+        program.run(argv, script)
+    except ProgramFailedError as exc:
+        reason, *_ = exc.stderr.splitlines() or [exc.msg]
+        raise InvalidConfigError(
+            f"$.conditionsV{version} is {shorten(' '.join(conditions))}, expected conditions of {argv[0]}: "
+            f"{reason.rpartition('Error: ')[2]}"
+        ) from exc
 
 
 def _take_back(version: int, inverse: Callable[..., Collection[HostPort]], *arguments: object) -> None:
