@@ -686,6 +686,32 @@ def test_nftables_beside_iptables_that_drops(variant: str, request: pytest.Fixtu
             plugin.check(container)
 
 
+@pytest.mark.parametrize("used", ["nft", "legacy"])
+def test_nftables_beside_both_variants_of_iptables_that_drop(
+    used: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program of the host brings the variant that `iptables` is not."""
+    host: Host = request.getfixturevalue("legacy")
+    if used == "nft":
+        monkeypatch.setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+    outside: Host = request.getfixturevalue("outside")
+    container, result = attached(host, "c1", 5)
+    both = [f"ip{each}tables-{variant}" for each in ("", "6") for variant in ("nft", "legacy")]
+    host.shell("; ".join(f"{each} -P FORWARD DROP" for each in both))
+    plugin = host.plugin(Portmap, {"name": "net", "backend": "nftables", "prevResult": result, **ports()})
+    plugin.add(container)
+    for program in both:
+        plugin.check(container)
+        for there in ("198.51.100.1", "2001:db8:9::1"):
+            assert outside.reaches(container, there, port=80, published=8080)
+        host.shell(f"{program} -F FORWARD")
+        with expect_error(5, "chain FORWARD"):
+            plugin.check(container)
+        assert host.call(put_back, plugin.conf, container.netns)
+    host.shell("; ".join(f"{each} -F FORWARD; {each} -P FORWARD ACCEPT" for each in both))
+    plugin.check(container)
+
+
 def test_chains_of_iptables_that_came_later_are_no_damage_unless_they_can_drop(host: Host) -> None:
     """Another plugin of the list may make them, or Docker."""
     container, result = attached(host, "c1", 5)

@@ -7,6 +7,7 @@ same rule missing would both add it, so the one that adds holds the lock of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 
 from ..._light import NamedTuple
 from ...errors import IOFailureError
@@ -79,6 +80,20 @@ def may_drop_forwarded(table: Table) -> bool:
     )
 
 
+def list_filters(version: int) -> list[tuple[str, Table]]:
+    """List the filter tables in which what is forwarded must be accepted, each with its variant for :func:`commit`.
+
+    Both variants may have one. That which ``iptables-restore`` does not change is looked at only if it may drop.
+    """
+    other = iptables.find_other(version)
+    found: list[tuple[str, Table]] = []
+    for variant in ("",) if other is None else ("", other):
+        table = iptables.currents(version, ["filter"], variant)["filter"]
+        if table.has_chain("FORWARD") and (not variant or may_drop_forwarded(table)):
+            found.append((variant, table))
+    return found
+
+
 def _find_missing(there: Mapping[str, Table], base: Iterable[BaseRule]) -> list[BaseRule]:
     lacking: list[BaseRule] = []
     for each in base:
@@ -96,6 +111,7 @@ def commit(
     *,
     locked: bool = False,
     quickly: Callable[[], bool] = lambda: False,
+    variant: str = "",
 ) -> None:
     """Make the shared rules that are lacking, then carry out commands; without commands, start no program.
 
@@ -109,46 +125,49 @@ def commit(
             needs.
         quickly: Function that does the same as the own lines, without a program, and returns whether it could. It is
             tried when nothing is lacking.
+        variant: As for :func:`.iptables.commit_all`.
 
     Raises:
         IOFailureError: (5) The kernel or ``iptables-restore`` refused.
         PluginNotAvailableError: (50) ``iptables-restore`` is not installed.
     """
+    making = partial(_making, version, base, chains, variant)
+    write = partial(iptables.commit_all, version, inherited=inherited, variant=variant)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return _commit(version, base, chains, own, inherited, locked, quickly)
+            return _commit(making, write, own, locked, quickly)
         except IOFailureError:
             # Has `nft flush ruleset` deleted in between what was there?
-            if attempt == _ATTEMPTS or not any(_making(version, base, chains).values()):
+            if attempt == _ATTEMPTS or not any(making().values()):
                 raise
 
 
 def _commit(
-    version: int,
-    base: Collection[BaseRule],
-    chains: Mapping[str, Iterable[str]],
+    making: Callable[[], dict[str, list[str]]],
+    write: Callable[[Mapping[str, Iterable[str]]], object],
     own: Mapping[str, Iterable[str]],
-    inherited: Sequence[int],
     locked: bool,
     quickly: Callable[[], bool],
 ) -> None:
-    if not locked and not any(_making(version, base, chains).values()):
+    if not locked and not any(making().values()):
         if not quickly():
-            iptables.commit_all(version, own, inherited)
+            write(own)
         return
     with lock.exclusive(_PATIENCE):  # or two processes would add the same
-        lines = _making(version, base, chains)
+        lines = making()
         if not any(lines.values()) and quickly():
             return
         for table, more in own.items():
             lines.setdefault(table, []).extend(more)
-        iptables.commit_all(version, lines, inherited)
+        write(lines)
 
 
-def _making(version: int, base: Collection[BaseRule], chains: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+def _making(
+    version: int, base: Collection[BaseRule], chains: Mapping[str, Iterable[str]], variant: str
+) -> dict[str, list[str]]:
     """Return the lines that make what is lacking, by table."""
     lines: dict[str, list[str]] = {}
-    there = iptables.currents(version, {*chains, *(each.table for each in base)})
+    there = iptables.currents(version, {*chains, *(each.table for each in base)}, variant)
     for table, names in chains.items():
         wanted = sorted(names)
         found = there[table].find_chains(*wanted) if wanted else set()

@@ -537,10 +537,9 @@ def ensure_accepted(version: int, admin: str) -> None:
         IOFailureError: (5) ``iptables-restore`` refused.
         PluginNotAvailableError: (50) It is not installed.
     """
-    table = iptables.current(version, "filter")
-    if table.has_chain(_FORWARD):
+    for variant, table in base_rules.list_filters(version):
         base = _accepting(table, admin)
-        base_rules.commit(version, base, {"filter": {_PRIVATE, admin, *_stages(base)}}, {})
+        base_rules.commit(version, base, {"filter": {_PRIVATE, admin, *_stages(base)}}, {}, variant=variant)
 
 
 def check_accepted(version: int, admin: str) -> None:
@@ -555,7 +554,7 @@ def check_accepted(version: int, admin: str) -> None:
     Raises:
         IOFailureError: (5) A rule for that is missing.
     """
-    table = iptables.current(version, "filter")
-    problem = _missing_base(table, _accepting(table, admin)) if table.has_chain(_FORWARD) else ""
-    if problem and base_rules.may_drop_forwarded(table):
-        raise IOFailureError(problem)
+    for _, table in base_rules.list_filters(version):
+        problem = _missing_base(table, _accepting(table, admin))
+        if problem and base_rules.may_drop_forwarded(table):
+            raise IOFailureError(problem)

@@ -113,9 +113,8 @@ def ensure_accepted(version: int) -> None:
         IOFailureError: (5) ``iptables-restore`` refused.
         PluginNotAvailableError: (50) It is not installed.
     """
-    table = iptables.current(version, "filter")
-    if not accepting().is_in(table) and table.has_chain("FORWARD"):
-        base_rules.commit(version, [accepting()], {}, {})
+    for variant, _ in base_rules.list_filters(version):
+        base_rules.commit(version, [accepting()], {}, {}, variant=variant)
 
 
 def check_accepted(version: int) -> None:
@@ -126,9 +125,9 @@ def check_accepted(version: int) -> None:
     Raises:
         IOFailureError: (5) The rule for that is missing.
     """
-    table = iptables.current(version, "filter")
-    if table.has_chain("FORWARD") and not accepting().is_in(table) and base_rules.may_drop_forwarded(table):
-        raise IOFailureError(f"a rule of chain FORWARD is missing or was changed: {accepting().text}")
+    for _, table in base_rules.list_filters(version):
+        if not accepting().is_in(table) and base_rules.may_drop_forwarded(table):
+            raise IOFailureError(f"a rule of chain FORWARD of {table} is missing or was changed: {accepting().text}")
 
 
 # --- apply, check, delete, gc -----------------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ INTERFACES = {"-i": "iifname", "-o": "meta 7"}
 _VERDICTS = {"ACCEPT": "accept", "DROP": "drop", "RETURN": "return", "MASQUERADE": "masquerade"}
 
 
-def commit_all(version: int, tables: Mapping[str, Iterable[str]], inherited: Sequence[int] = ()) -> None:
+def commit_all(
+    version: int, tables: Mapping[str, Iterable[str]], inherited: Sequence[int] = (), variant: str = ""
+) -> None:
     """Change tables with one run of the program, each in one transaction: all of it, or nothing.
 
     Args:
@@ -33,6 +35,7 @@ def commit_all(version: int, tables: Mapping[str, Iterable[str]], inherited: Seq
         tables: Lines of ``iptables-restore`` by the name of the table: ``:CHAIN - [0:0]`` makes a chain, or empties it;
             ``-N`` makes one, and fails if it exists; ``-A``, ``-D``, ``-F``, ``-X``. Without any, no program runs.
         inherited: Descriptors that the program keeps open: see :func:`.program.run`.
+        variant: ``nft`` or ``legacy``; by default that of the program without such an addition.
 
     Raises:
         IOFailureError: (5) ``iptables-restore`` refused them.
@@ -41,7 +44,18 @@ def commit_all(version: int, tables: Mapping[str, Iterable[str]], inherited: Seq
     bodies = {table: "".join(f"{line}\n" for line in lines) for table, lines in tables.items()}
     script = "".join(f"*{table}\n{body}COMMIT\n" for table, body in bodies.items() if body)
     if script:
-        program.run([f"{_PROGRAMS[version][0]}-restore", "--noflush", "-w", _WAIT], script, inherited)
+        program.run([_restoring(version, variant), "--noflush", "-w", _WAIT], script, inherited)
+
+
+def _restoring(version: int, variant: str = "") -> str:
+    """Return the name of the program that changes the tables of a variant."""
+    return f"{_PROGRAMS[version][0]}{variant and f'-{variant}'}-restore"
+
+
+def find_other(version: int) -> str | None:
+    """Return the variant that ``iptables-restore`` is not, ``nft`` or ``legacy``; None if its program is missing."""
+    variant = "nft" if _is_legacy(version) else "legacy"
+    return variant if program.find(_restoring(version, variant)) is not None else None
 
 
 def current(version: int, name: str) -> NftTable | LegacyTable:
@@ -54,17 +68,16 @@ def current(version: int, name: str) -> NftTable | LegacyTable:
     return currents(version, [name])[name]
 
 
-def currents(version: int, names: Iterable[str]) -> dict[str, NftTable | LegacyTable]:
-    """Return the tables that the program ``iptables-restore`` changes, by name.
-
-    Args:
-        version: 4 or 6.
-        names: Names of the tables.
-    """
-    found = program.find(f"{_PROGRAMS[version][0]}-restore")
-    if found is not None and "legacy" in os.path.basename(os.path.realpath(found)):
+def currents(version: int, names: Iterable[str], variant: str = "") -> dict[str, NftTable | LegacyTable]:
+    """Return the tables that the program ``iptables-restore`` changes, or that of a variant, by name."""
+    if variant == "legacy" or (not variant and _is_legacy(version)):
         return {name: LegacyTable(version, name) for name in names}
     return {name: NftTable(_KEYWORDS[version], name) for name in names}
+
+
+def _is_legacy(version: int) -> bool:
+    found = program.find(_restoring(version))
+    return found is not None and "legacy" in os.path.basename(os.path.realpath(found))
 
 
 def match_address(version: int, option: str, network: str, *, equal: bool = True) -> Match:
