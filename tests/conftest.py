@@ -19,6 +19,16 @@ _MADV_COLLAPSE = 25  # Linux 6.1; an older kernel refuses it, and nothing change
 _HUGE_PAGE = 2 << 20
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let no test fail since Hypothesis finds this machine slow. With ``CI=true`` it does not measure anyway."""
+    if config.pluginmanager.hasplugin("hypothesispytest"):
+        from hypothesis import HealthCheck, settings
+
+        if settings.get_current_profile_name() == "default":
+            settings.register_profile("unmeasured", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+            settings.load_profile("unmeasured")
+
+
 def pytest_collection_finish() -> None:
     """Put the memory of this process, which now holds all tests, into huge pages, and keep it as it is.
 
