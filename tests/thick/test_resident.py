@@ -130,7 +130,9 @@ if sys.argv[4:] == ["hopeless"]:
 if sys.argv[4:] == ["childless"]:
     os.fork = lambda: fail_with(errno.EAGAIN)
 plugins = load_plugins({name: Path(sys.argv[1], name).read_bytes() for name in ("probe", "other")})
-server.Server(plugins, sys.argv[2], ready=int(sys.argv[3]), limit=16).run()
+# Of those that fail, one at a time: on a busy machine one that gets no processor would have another forked beside it.
+limit = 1 if sys.argv[4:5] in (["stillborn"], ["deaf"]) else 16
+server.Server(plugins, sys.argv[2], ready=int(sys.argv[3]), limit=limit).run()
 """
 
 
@@ -169,7 +171,9 @@ class Installation:
 
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return Installation(tmp_path_factory.mktemp("thick"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "SHIM_TIMEOUT", 30.0)  # a busy machine is no failure
+        return Installation(tmp_path_factory.mktemp("thick"))
 
 
 class Machine:
@@ -198,7 +202,7 @@ class Machine:
         ]
         server = self.host.popen(argv, env=env, stderr=stderr)
         self.servers.append(server)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not self.socket.exists() or self.socket.stat().st_ino == before:
             assert server.poll() is None
             assert time.monotonic() < deadline
@@ -236,7 +240,7 @@ class Machine:
 
     def run(self, kind: str, verb: str, args: str = "", name: str = "probe", **more: str) -> tuple[int, str, str]:
         process = self.start(kind, verb, args, name, **more)
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=60)
         own = f"{self.installation.directory / kind}/"
         return process.returncode, stdout.replace(own, "/DIR/"), stderr.replace(own, "/DIR/")
 
@@ -358,7 +362,7 @@ def test_where_many_requests_wait_there_are_many_workers_until_they_end(machine:
         wait_until_ready(process)
     for process in running:
         process.terminate()
-        assert process.communicate(timeout=30)[1] == "UNDONE\n"
+        assert process.communicate(timeout=60)[1] == "UNDONE\n"
     assert idle(machine, lambda count: count == 2) == 2
 
 
@@ -382,7 +386,7 @@ def test_after_a_storm_the_server_answers_and_ends(machine: Machine) -> None:
     assert server.wait(timeout=60) == 0
 
 
-def idle(machine: Machine, wanted: Callable[[int], bool], seconds: float = 20) -> int:
+def idle(machine: Machine, wanted: Callable[[int], bool], seconds: float = 60) -> int:
     """How many workers wait, once it is as it should be; or in the end."""
     deadline = time.monotonic() + seconds
     while not wanted(count := status_of(machine)["idle"]) and time.monotonic() < deadline:
@@ -404,7 +408,7 @@ def test_workers_that_are_stopped_are_replaced(machine: Machine) -> None:
     try:
         for _ in range(3):
             assert machine.run("c", "ADD")[::2] == (0, "")
-        deadline = time.monotonic() + 20  # the last request's worker ends; another comes in its place
+        deadline = time.monotonic() + 60  # the last request's worker ends; another comes in its place
         while not set(stopped) < set(workers_of(server)):
             assert time.monotonic() < deadline
     finally:
@@ -423,7 +427,8 @@ def test_workers_that_are_stopped_do_not_keep_a_server_that_ends(machine: Machin
     assert not any(os.path.exists(f"/proc/{pid}") for pid in stopped)
 
 
-def test_a_server_of_another_version(machine: Machine) -> None:
+def test_a_server_of_another_version(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "SHIM_TIMEOUT", 30.0)
     machine.serve()
     installation = machine.installation
     if shim.find_compiler() is None:
@@ -453,9 +458,9 @@ def test_no_request_is_an_error_while_its_process_runs(machine: Machine, kind: s
     machine.log.write_text("")
     machine.serve()
     process = machine.start(kind, "ADD", "MODE=exec")
-    assert process.wait(30) == 1
+    assert process.wait(60) == 1
     assert machine.log.read_text() == "c1\n"
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=60)
     assert json.loads(stdout)["code"] == 999
     assert "it is not run again" in stderr
 
@@ -466,10 +471,10 @@ def test_a_worker_that_dies_is_an_error_also_when_a_process_of_it_lives_on(machi
     process = machine.start(kind, "ADD", "MODE=orphan")
     daemon = wait_until_ready(process)
     try:
-        assert process.wait(30) == 1
+        assert process.wait(60) == 1
     finally:
         os.kill(daemon, signal.SIGKILL)  # it holds the pipes
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=60)
     assert json.loads(stdout)["code"] == 999
     assert stderr == "cnisdk: the worker died while it ran the request; it is not run again\n"
 
@@ -493,7 +498,7 @@ def test_a_signal_reaches_the_plugin(machine: Machine, kind: str) -> None:
     process = machine.start(kind, "ADD", "MODE=wait")
     wait_until_ready(process)
     process.terminate()
-    stdout, stderr = process.communicate(timeout=10)
+    stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert json.loads(stdout)["msg"] == "ended by signal 15"
     assert stderr == "UNDONE\n"
@@ -516,7 +521,7 @@ def test_a_killed_shim_takes_the_worker_with_it(machine: Machine) -> None:
     process.communicate()
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    assert poll.poll(10_000)
+    assert poll.poll(60_000)
     os.close(fd)
 
 
@@ -527,7 +532,7 @@ def test_the_end_of_the_answer_does_not_wait_for_the_end_of_the_worker(machine: 
     status, stdout, stderr = machine.run(kind, "ADD", "MODE=keep")
     assert (status, stderr) == (0, "")
     pid = json.loads(stdout)["pid"]
-    assert Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "RST"  # it is there still
+    assert Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"  # it is there still
     os.kill(pid, signal.SIGKILL)
 
 
@@ -535,13 +540,13 @@ def test_a_worker_that_does_not_end_keeps_nothing_waiting(machine: Machine) -> N
     """On a busy machine the end of a process takes any time; here it never comes."""
     server = machine.serve(2, "linger")
     workers = [json.loads(machine.run("c", "ADD", "MODE=keep")[1])["pid"] for _ in range(3)]
-    deadline = time.monotonic() + 20
-    while (status := status_of(machine))["requests"] < 3 and time.monotonic() < deadline:
-        pass  # the shim knows sooner than the server that a request is answered
-    assert (status["requests"], status["busy"]) == (3, 0)
-    assert all(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "RST" for pid in workers)
+    deadline = time.monotonic() + 60
+    while (status := status_of(machine))["requests"] < 3 or status["busy"]:
+        assert time.monotonic() < deadline, status  # the shim knows sooner than the server that a request is answered
+    assert status["requests"] == 3
+    assert all(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX" for pid in workers)
     server.terminate()
-    assert server.wait(20) == 0  # the kernel ends them then: a stopped process that nobody can continue
+    assert server.wait(60) == 0  # the kernel ends them then: a stopped process that nobody can continue
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM])
@@ -595,18 +600,13 @@ def test_status_and_metrics(machine: Machine) -> None:
     machine.serve()
     for args in ("", "", "MODE=refuse", "MODE=die"):
         machine.run("c", "ADD", args)
-    deadline = time.monotonic() + 20
-    while (status := status_of(machine))["died"] == 0 and time.monotonic() < deadline:
-        pass  # the shim knows sooner than the server that a worker died
-    assert {key: status[key] for key in ("requests", "errors", "fallbacks", "died", "busy")} == {
-        "requests": 3,
-        "errors": 1,
-        "fallbacks": 1,
-        "died": 1,
-        "busy": 0,
-    }
+    expected = {"requests": 3, "errors": 1, "fallbacks": 1, "died": 1, "busy": 0}
+    deadline = time.monotonic() + 60
+    # The shim knows sooner than the server that a request is answered, and that a worker died.
+    while (status := {key: value for key, value in status_of(machine).items() if key in expected}) != expected:
+        assert time.monotonic() < deadline, status
     machine.servers[0].terminate()
-    machine.servers[0].communicate(timeout=10)
+    machine.servers[0].communicate(timeout=60)
     text = Path(machine.installation.runtime, "metrics.prom").read_text()
     assert 'cnisdk_requests_total{plugin="probe",verb="ADD"} 3\n' in text
     assert 'cnisdk_errors_total{plugin="probe",verb="ADD"} 1\n' in text
@@ -634,7 +634,7 @@ def test_servers_change_under_load(machine: Machine, number: signal.Signals) -> 
                 server.send_signal(number)
                 server = machine.serve()
     for process in running:
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=60)
         assert (process.returncode, stdout) == (0, ""), stderr
     assert sorted(machine.log.read_text().split()) == sorted(sent)
 
@@ -646,11 +646,11 @@ def test_the_metrics_are_those_of_the_server_that_serves(machine: Machine) -> No
     machine.serve()
     assert idle(machine, lambda count: count == 2) == 2
     idle_workers, requests = 'cnisdk_workers{state="idle"} 2', "cnisdk_requests_total{"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while idle_workers not in (text := metrics.read_text()) or requests in text:
         assert time.monotonic() < deadline
     first.terminate()
-    first.communicate(timeout=30)
+    first.communicate(timeout=60)
     text = metrics.read_text()
     assert idle_workers in text
     assert requests not in text
@@ -664,8 +664,8 @@ def test_a_server_whose_socket_is_gone_ends_and_can_be_started_again(machine: Ma
     shutil.rmtree(machine.installation.runtime)
     assert machine.run("c", "ADD")[0] == 0
     running.terminate()
-    assert json.loads(running.communicate(timeout=30)[0])["code"] == 11
-    assert server.wait(timeout=30) == 0
+    assert json.loads(running.communicate(timeout=60)[0])["code"] == 11
+    assert server.wait(timeout=60) == 0
     assert not Path(machine.installation.runtime).exists()
     machine.serve()
     assert machine.run("c", "ADD")[::2] == (0, "")
@@ -679,8 +679,8 @@ def test_a_server_waits_for_its_requests(machine: Machine) -> None:
     assert machine.run("c", "ADD")[0] == 0
     assert server.poll() is None
     process.terminate()
-    assert json.loads(process.communicate(timeout=10)[0])["code"] == 11
-    assert server.wait(10) == 0
+    assert json.loads(process.communicate(timeout=60)[0])["code"] == 11
+    assert server.wait(60) == 0
 
 
 def test_memory_stays(machine: Machine) -> None:

@@ -328,7 +328,7 @@ def test_a_worker_whose_request_a_signal_ended_ends(stage: Stage) -> None:
     assert process.stderr is not None
     assert process.stderr.readline() == "READY\n"
     process.terminate()
-    assert json.loads(process.communicate(timeout=30)[0])["msg"] == "ended by signal 15"
+    assert json.loads(process.communicate(timeout=60)[0])["msg"] == "ended by signal 15"
     assert stage.ask()["pid"] != first["pid"]
 
 
@@ -348,16 +348,16 @@ def test_text_reaches_the_caller_of_the_request_that_wrote_it(stage: Stage) -> N
     """Also text in stream objects that a plugin kept when the server loaded it."""
     first = stage.ask()
     written, again = (stage.start(do) for do in ("write", ""))
-    assert sorted(written.communicate(timeout=30)[1].split()) == ["kept", "original"]
+    assert sorted(written.communicate(timeout=60)[1].split()) == ["kept", "original"]
     assert written.returncode == 0
-    assert again.communicate(timeout=30)[1] == ""
+    assert again.communicate(timeout=60)[1] == ""
     assert stage.ask() == first  # the same process
 
 
 def test_a_worker_whose_text_cannot_be_written_ends(stage: Stage) -> None:
     first = stage.ask()
     process = stage.start("write", "sh", "-c", 'exec "$0" 2>/dev/full')
-    assert json.loads(process.communicate(timeout=30)[0])["pid"] == first["pid"]
+    assert json.loads(process.communicate(timeout=60)[0])["pid"] == first["pid"]
     assert process.returncode == 120  # as Python's, when it cannot write its output
     assert stage.ask()["pid"] != first["pid"]
 
@@ -377,11 +377,11 @@ def test_a_worker_takes_no_further_request_from_a_server_that_stops(stage: Stage
         pass
     stage.host.call(ask_status, stage.runtime)  # answered in a later round: the workers have been told
     pipe.write_text("")
-    assert json.loads(held.communicate(timeout=30)[0])["pid"] == first["pid"]
-    stdout, stderr = waiting.communicate(timeout=30)
+    assert json.loads(held.communicate(timeout=60)[0])["pid"] == first["pid"]
+    stdout, stderr = waiting.communicate(timeout=60)
     assert "instead" in stderr
     assert json.loads(stdout)["pid"] != first["pid"]
-    assert stage.server.wait(30) == 0
+    assert stage.server.wait(60) == 0
 
 
 def test_a_worker_that_has_served_accepts_nothing_after_the_stop(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Place:
                 yield
             finally:
                 server.terminate()
-                server.wait(30)
+                server.wait(60)
 
     def open_up(self) -> None:
         """Take away what keeps others out."""
@@ -102,11 +102,11 @@ class Place:
         )
 
     def requests(self, expected: int) -> int:
-        """Return how many requests the server has counted, once it is the expected number or twenty seconds are over.
+        """Return how many requests the server has counted, once it is the expected number or a minute is over.
 
         The shim learns before the server that its request has ended.
         """
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (count := int(ask_status(str(self.run_directory))["requests"])) != expected:
             if time.monotonic() > deadline:
                 break
