@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _FIRST, _NEXT = 3.0, 10.0
-# Seconds after which the exception is raised once more, if code has caught it or goes on to wait while it clears up.
+# Seconds after which the exception is raised once more. Code may have caught it, or go on to wait as it clears up; and
+# :meth:`cnisdk.linux.NetNS.call` holds it back until its thread has ended.
 _AGAIN = 5.0
 
 
@@ -29,13 +30,18 @@ def limited(limit: float, report: Callable[[float], object]) -> Iterator[None]:
 
     Args:
         limit: Seconds it may take; 0 means no limit.
-        report: Function that is called after three seconds and then every ten, with the seconds that have passed.
+        report: Function that is called after three seconds and then every ten, with the seconds that have passed; after
+            the limit every five, if the work goes on nevertheless.
     """
-    began, runs = time.monotonic(), True
+    began, runs, late = time.monotonic(), True, False
 
     def tick(_number: int, _frame: object) -> None:
+        nonlocal late
         passed = time.monotonic() - began
         if runs and limit and passed >= limit:
+            if late:
+                report(passed)
+            late = True
             signal.setitimer(signal.ITIMER_REAL, _AGAIN)
             raise OutOfTime
         if runs:

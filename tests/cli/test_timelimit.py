@@ -1,0 +1,83 @@
+"""Work in this process that takes too long is told of, and ended wherever it waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+
+import pytest
+
+from cnisdk._cli import timelimit
+from cnisdk._cli.timelimit import OutOfTime, limited
+from cnisdk.linux import netns
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_FIRST", "_NEXT", "_AGAIN"):
+        monkeypatch.setattr(timelimit, name, 0.01)
+
+
+def wait_for_ever() -> None:
+    while True:
+        signal.pause()
+
+
+def test_work_that_waits_is_told_of_and_ended() -> None:
+    told: list[float] = []
+    with pytest.raises(OutOfTime), limited(0.1, told.append):
+        wait_for_ever()
+    assert told
+    assert told == sorted(told)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_without_a_limit_it_is_told_of_alone() -> None:
+    told: list[float] = []
+    with limited(0, told.append):
+        while len(told) < 3:
+            signal.pause()
+
+
+def test_work_that_catches_everything_is_ended_the_next_time() -> None:
+    told: list[float] = []
+
+    def work() -> None:
+        for _ in range(2):
+            with suppress(OutOfTime):
+                wait_for_ever()
+        wait_for_ever()
+
+    with pytest.raises(OutOfTime), limited(0.001, told.append):
+        work()
+    assert len(told) >= 2, "each time that it went on"
+
+
+def test_work_in_a_namespace_that_cannot_be_left_yet_is_told_of_until_it_ends() -> None:
+    """The thread in there goes on when the main thread is interrupted."""
+    reading, writing = os.pipe()
+    told: list[float] = []
+
+    def tell(passed: float) -> None:
+        told.append(passed)
+        if len(told) == 3:
+            os.close(writing)
+
+    with netns.current() as here, pytest.raises(OutOfTime), limited(0.001, tell):
+        here.call(os.read, reading, 1)
+    os.close(reading)
+    assert len(told) == 3
+
+
+def test_the_handler_from_before_is_back() -> None:
+    def handle(number: int, frame: object) -> None:
+        raise AssertionError
+
+    former = signal.signal(signal.SIGALRM, handle)
+    try:
+        with limited(60, print):
+            pass
+        assert signal.getsignal(signal.SIGALRM) is handle
+    finally:
+        signal.signal(signal.SIGALRM, former)
