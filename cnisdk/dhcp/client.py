@@ -101,6 +101,10 @@ def _take_back(path: str, owner: Attachment, mark: str) -> None:
 def get_lease(path: str, owner: Attachment) -> DHCPLease:
     """Return the lease that the daemon keeps for an attachment. Nothing is sent to a server.
 
+    Args:
+        path: Path of the daemon's socket.
+        owner: The attachment.
+
     Raises:
         UnknownContainerError: (3) The daemon knows no such attachment.
         IOFailureError: (5) The lease is lost, or no daemon answers.
@@ -114,6 +118,10 @@ def delete_lease(path: str, owner: Attachment) -> None:
     Without a daemon, this process does it. If the files are where only the daemon sees them, the next one does it.
     It goes to the server over the container's interface, which must still be there.
 
+    Args:
+        path: Path of the daemon's socket.
+        owner: The attachment.
+
     Raises:
         IOFailureError: (5) The daemon does not answer in time, or a file cannot be deleted.
     """
@@ -122,6 +130,11 @@ def delete_lease(path: str, owner: Attachment) -> None:
 
 def delete_stale_leases(path: str, network: str, valid: Collection[Attachment]) -> None:
     """Give back the leases of a network whose attachment is not valid, with or without a daemon.
+
+    Args:
+        path: Path of the daemon's socket.
+        network: Name of the network.
+        valid: Attachments that are not touched.
 
     Raises:
         IOFailureError: (5) The daemon does not answer in time, or a file cannot be deleted.

@@ -258,6 +258,15 @@ def release(store: Store, owner: Owner, *, timeout: float = LOCK_TIMEOUT) -> tup
 
     If the owner has none, delete old records that name only its container, as the reference does. They are not
     deleted otherwise: they may be those of the container's other interfaces.
+
+    Args:
+        store: The store.
+        owner: Container and interface.
+        timeout: Seconds to wait for other processes.
+
+    Raises:
+        TryAgainLaterError: (11) Other processes kept the store busy until the timeout.
+        IOFailureError: (5) The store cannot be read or written.
     """
 
     def change(transaction: Transaction) -> tuple[Lease, ...]:
@@ -273,7 +282,17 @@ def release(store: Store, owner: Owner, *, timeout: float = LOCK_TIMEOUT) -> tup
 
 
 def release_exactly(store: Store, leases: Sequence[Lease], *, timeout: float = LOCK_TIMEOUT) -> None:
-    """Delete those of these leases that still have their owner. It is the inverse of an allocation."""
+    """Delete those of these leases that still have their owner. It is the inverse of an allocation.
+
+    Args:
+        store: The store.
+        leases: The leases; without any, nothing is done.
+        timeout: Seconds to wait for other processes.
+
+    Raises:
+        TryAgainLaterError: (11) Other processes kept the store busy until the timeout.
+        IOFailureError: (5) The store cannot be read or written.
+    """
     if not leases:
         return
 
@@ -286,7 +305,17 @@ def release_exactly(store: Store, leases: Sequence[Lease], *, timeout: float = L
 
 
 def retain(store: Store, owners: Collection[Owner], *, timeout: float = LOCK_TIMEOUT) -> tuple[Lease, ...]:
-    """Delete the leases that none of these owners holds, and return them: see :meth:`View.find_stale`."""
+    """Delete the leases that none of these owners holds, and return them: see :meth:`View.find_stale`.
+
+    Args:
+        store: The store.
+        owners: The owners that keep what they have.
+        timeout: Seconds to wait for other processes.
+
+    Raises:
+        TryAgainLaterError: (11) Other processes kept the store busy until the timeout.
+        IOFailureError: (5) The store cannot be read or written.
+    """
 
     def change(transaction: Transaction) -> tuple[Lease, ...]:
         stale = tuple(transaction.find_stale(owners))

@@ -86,7 +86,12 @@ class Cluster:
         return self.table.change(self.table.start_of(address), change)
 
     def borrow_any(self, spans: Sequence[Span], make: Callable[[int], IPAddress]) -> IPAddress | None:
-        """Borrow any address of these spans, out of blocks that other nodes use; None if there is none."""
+        """Borrow any address of these spans, out of blocks that other nodes use; None if there is none.
+
+        Args:
+            spans: Addresses as numbers, in the order in which they are tried.
+            make: Function that makes an address of a number.
+        """
         for span in spans:
             for block in self.scan(make(span.first), make(span.last)):
                 if block.find_lendable([span]) is None:
@@ -98,7 +103,12 @@ class Cluster:
         return None
 
     def borrow_unclaimed(self, spans: Sequence[Span], make: Callable[[int], IPAddress]) -> IPAddress | None:
-        """Borrow an address of a block without a key, and do not claim the block; None if there is none."""
+        """Borrow an address of a block without a key, and do not claim the block; None if there is none.
+
+        Args:
+            spans: Addresses as numbers, in the order in which they are tried.
+            make: Function that makes an address of a number.
+        """
         for span in spans:
             nth, total = self._number(make(span.first), make(span.last))
             at = self._find_unused(nth, 0, total)
@@ -108,7 +118,12 @@ class Cluster:
         return None
 
     def scan(self, first: IPAddress, last: IPAddress) -> Iterator[Block]:
-        """Yield the blocks between two addresses, from a random one on, so that nodes do not all want the same."""
+        """Yield the blocks between two addresses, from a random one on, so that nodes do not all want the same.
+
+        Args:
+            first: Any address of the first block.
+            last: Any address of the last block.
+        """
         middle = type(first)(int(first) + int.from_bytes(urandom(16), "big") % (int(last) - int(first) + 1))
         start = self.table.start_of(middle)
         yield from self.blocks(start, last)
@@ -169,7 +184,16 @@ class Cluster:
     # --- giving back --------------------------------------------------------------------------------------------------
 
     def give_back(self, addresses: Iterable[IPAddress] = (), blocks: Iterable[IPAddress] = ()) -> None:
-        """Give back addresses that were lent to this node, and blocks of this node, named by their first address."""
+        """Give back addresses that were lent to this node, and blocks of this node, named by their first address.
+
+        Args:
+            addresses: Addresses that were lent to this node. One that is not any more is fine.
+            blocks: First addresses of blocks of this node.
+
+        Raises:
+            TryAgainLaterError: (11) Other nodes changed one each time, or this node is no member any more.
+            IOFailureError: (5) Etcd does not answer.
+        """
         for address in addresses:
             self.table.change(self.table.start_of(address), partial(self._without_loan, address))
         for first in blocks:

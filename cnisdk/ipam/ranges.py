@@ -107,7 +107,13 @@ class Pool(NamedTuple):
     forbidden: frozenset[int]
 
     def spans(self, part: Range, first: int, last: int) -> Iterator[Span]:
-        """Yield the addresses to hand out between two of a range, both included, in ascending order."""
+        """Yield the addresses to hand out between two of a range, both included, in ascending order.
+
+        Args:
+            part: One of the set's ranges.
+            first: The first address, as a number.
+            last: The last address, as a number.
+        """
         holes = [Span(hole, hole) for hole in self.forbidden if first <= hole <= last]
         holes += (hole for hole in part.exclude if hole.first <= last and hole.last >= first)
         for hole in sorted(holes, key=lambda hole: hole.first):
@@ -118,7 +124,12 @@ class Pool(NamedTuple):
             yield Span(first, last)
 
     def allows(self, part: Range, address: IPAddress) -> bool:
-        """Return True if an address of a range is neither forbidden nor excluded."""
+        """Return True if an address of a range is neither forbidden nor excluded.
+
+        Args:
+            part: One of the set's ranges.
+            address: An address of it.
+        """
         return any(self.spans(part, int(address), int(address)))
 
     def from_cursor(self, cursor: IPAddress | None) -> Iterator[Span]:
@@ -182,6 +193,10 @@ def _address(text: str, path: str) -> IPAddress:
 def parse_subnet(text: str, path: str = "$.ipam.subnet") -> IPNetwork:
     """Read a subnet to hand out addresses of. The requests of a worker name the same ones again and again.
 
+    Args:
+        text: The network, such as ``10.1.2.0/24``.
+        path: JSON path of the value, for the error's message.
+
     Raises:
         InvalidConfigError: (7) It is no network, has host bits, or is too small.
     """
@@ -210,6 +225,11 @@ def parse_subnet(text: str, path: str = "$.ipam.subnet") -> IPNetwork:
 
 def parse_exclusion(text: str, subnet: IPNetwork, path: str) -> Span:
     """Read addresses that are not to be handed out: an address, ``first-last``, or a network.
+
+    Args:
+        text: The text.
+        subnet: The subnet that the addresses are of.
+        path: JSON path of the value, for the error's message.
 
     Raises:
         InvalidConfigError: (7) It is none of these, or has nothing in common with the subnet.

@@ -232,6 +232,10 @@ class Store(ABC):
     def commit(self, view: View, changes: Changes) -> None:
         """Make all of the changes, or none. Called inside the context of the view.
 
+        Args:
+            view: The view that the changes are made on.
+            changes: The changes.
+
         Raises:
             Conflict: An address to reserve is held, one to release is not held by that owner, or an owner in
                 ``changes.read`` holds other addresses by now.
@@ -263,6 +267,10 @@ class Store(ABC):
 
     def read(self, look: Callable[[View], _T], *, timeout: float = LOCK_TIMEOUT) -> _T:
         """Run a function on a view of the store, which stays as it is. It may run several times.
+
+        Args:
+            look: Reads the view, and returns what it found.
+            timeout: Seconds to wait for other processes.
 
         Raises:
             TryAgainLaterError: (11) Other processes kept the store busy until the timeout.

@@ -105,6 +105,10 @@ class LeaseTable(ABC):
     def drop(self, leases: Iterable[LeaseRecord], *, timeout: float = LOCK_TIMEOUT) -> tuple[LeaseRecord, ...]:
         """Delete leases whose owner and stamp are still those that were read; delete nothing else.
 
+        Args:
+            leases: The leases, as they were read.
+            timeout: Seconds to wait for other processes.
+
         Returns:
             The leases that were deleted.
 
@@ -116,6 +120,10 @@ class LeaseTable(ABC):
     def find(self, owner: Owner, *, timeout: float = LOCK_TIMEOUT) -> tuple[LeaseRecord, ...]:
         """Read the leases of one owner. Override it where that takes less than to read all.
 
+        Args:
+            owner: Container and interface.
+            timeout: Seconds to wait for other processes.
+
         Raises:
             TryAgainLaterError: (11) Other processes kept the table busy until the timeout.
             IOFailureError: (5) It cannot be read.
@@ -126,6 +134,10 @@ class LeaseTable(ABC):
         """Carry out the repairs of findings, as far as things still are as they were found.
 
         Unless overridden, nothing is repaired.
+
+        Args:
+            findings: The findings, from :meth:`examine`.
+            timeout: Seconds to wait for other processes.
 
         Returns:
             The findings that were repaired.

@@ -62,7 +62,12 @@ def text(number: int, value: str) -> bytes:
 
 
 def iterate(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield number and payload of each attribute, in order, up to the first bytes that are no attribute."""
+    """Yield number and payload of each attribute, in order, up to the first bytes that are no attribute.
+
+    Args:
+        data: Bytes of a message, with attributes from `start` on.
+        start: Offset of the first attribute, in bytes.
+    """
     end = len(data)
     while start + 4 <= end:
         length, number = _HEADER.unpack_from(data, start)
@@ -73,7 +78,12 @@ def iterate(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def read(data: bytes, start: int = 0) -> dict[int, bytes]:
-    """Return the payloads by number. If several attributes have one number, the last one counts."""
+    """Return the payloads by number. If several attributes have one number, the last one counts.
+
+    Args:
+        data: Bytes of a message, with attributes from `start` on.
+        start: Offset of the first attribute, in bytes.
+    """
     return dict(iterate(data, start))
 
 
@@ -81,6 +91,10 @@ def find(data: bytes, number: int) -> bytes | None:
     """Return the payload of the first attribute with a number; None if there is none.
 
     It stops there: a bridge has a hundred attributes.
+
+    Args:
+        data: Attributes, without anything before them.
+        number: The number, without flags.
     """
     return next((payload for each, payload in iterate(data) if each == number), None)
 

@@ -74,6 +74,10 @@ def ensure(key: str, value: str) -> bool:
 def ensure_if_present(key: str, value: str) -> bool:
     """Give a setting a value as :func:`ensure` does. Do nothing if the kernel has no such setting.
 
+    Args:
+        key: The setting, such as ``net.ipv6.conf.all.forwarding``.
+        value: The value, as the kernel reads it.
+
     Returns:
         True if it was changed.
 

@@ -138,6 +138,10 @@ def has_limit(link: Link) -> bool:
 def check_limit(link: Link, wanted: Limit) -> None:
     """Verify that a link has this limit.
 
+    Args:
+        link: The link.
+        wanted: Rate in bytes per second, and burst in bytes.
+
     Raises:
         IOFailureError: (5) It has none, or another.
     """
@@ -189,6 +193,10 @@ def _find_tbf(link: Link) -> tuple[int, int] | None:
 def check_redirect(link: Link, to: Link) -> None:
     """Verify that what comes in on a link is redirected to another one.
 
+    Args:
+        link: The link whose packets are redirected.
+        to: The link that sends them.
+
     Raises:
         IOFailureError: (5) It is not.
     """
@@ -198,6 +206,10 @@ def check_redirect(link: Link, to: Link) -> None:
 
 def redirects(link: Link, to: Link) -> bool:
     """Return True if what comes in on a link is redirected to another one.
+
+    Args:
+        link: The link whose packets are redirected.
+        to: The link that sends them.
 
     Raises:
         KernelError: (5) The kernel refused the query.

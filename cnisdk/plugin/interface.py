@@ -267,7 +267,12 @@ def gateway_addresses(ips: Iterable[IPConfig]) -> list[IPInterface]:
 
 
 def own_ips(result: Result, ifname: str) -> list[IPConfig]:
-    """List the addresses of one interface of a result: see :func:`cnisdk.linux.ip.layer3.own_ips`."""
+    """List the addresses of one interface of a result: see :func:`cnisdk.linux.ip.layer3.own_ips`.
+
+    Args:
+        result: The result.
+        ifname: Name of the container's interface.
+    """
     return layer3.own_ips(result, ifname)
 
 
@@ -276,6 +281,10 @@ def own_destinations(result: Result, ifname: str) -> set[IPNetwork]:
 
     A container may have any number of other routes. With these, CHECK looks for its own only:
     :func:`cnisdk.linux.ip.route.list_to`.
+
+    Args:
+        result: The result.
+        ifname: Name of the container's interface.
     """
     return {*(each.dst for each in result.routes), *(ip.address.network for ip in own_ips(result, ifname))}
 
@@ -300,6 +309,10 @@ def own_dns_or(request: AddRequest[Any], leased: DNS) -> DNS:
 
     An empty list in the configuration means none, also if IPAM returned some. The reference's bridge and ptp do the
     same. Its other plugins always return their own, so that the name servers of a DHCP server are lost.
+
+    Args:
+        request: The request.
+        leased: What IPAM returned.
     """
     own = find_key(request.document, "dns") or {}
     has_own = not request.ipam.configured or any(value is not None for value in own.values())
@@ -334,6 +347,10 @@ def delete_in_container(request: DelRequest[Any], kind: str) -> bool:
     or ``prevResult`` describes another link (see :func:`is_own`): by now the path may lead to the next container.
     A device of the host's that the container has on loan is never deleted, nor anything outside ``CNI_NETNS``. By an
     alias, a container can only keep links of its own.
+
+    Args:
+        request: The request.
+        kind: Kind of the links that the plugin makes, such as ``macvlan``.
 
     Returns:
         True if there was a link to delete.
@@ -397,6 +414,11 @@ def is_own(request: AttachmentRequest[Any], there: Link, kind: str) -> bool:
     attachment, ``prevResult`` decides: by the hardware address; if that differs, by the name of a veth's other end;
     last, by the addresses. A different hardware address alone does not prove another owner: ``tuning``, whose DEL comes
     first, has restored the earlier address.
+
+    Args:
+        request: The request.
+        there: The link.
+        kind: Kind of the links that the plugin makes.
     """
     return there.kind == kind and _is_own(request, there)
 
@@ -526,6 +548,10 @@ def check_container(request: CheckRequest[Any], kind: str, *, up: bool = True, r
 def check_host_end(request: AttachmentRequest[Any], end: Link) -> Link:
     """Verify that the host has the other end of the container's veth, and that ``prevResult`` tells of it.
 
+    Args:
+        request: The request, with its ``prevResult``.
+        end: The container's end.
+
     Returns:
         The host's end.
 
@@ -541,6 +567,11 @@ def check_host_end(request: AttachmentRequest[Any], end: Link) -> Link:
 
 def check_sandbox(described: Interface, path: str, netns: NetNS) -> None:
     """Verify that an interface of a result is in this namespace, however its path is written.
+
+    Args:
+        described: The interface, as the result has it.
+        path: Path of the namespace (``CNI_NETNS``).
+        netns: The namespace.
 
     Raises:
         IOFailureError: (5) It is in another one.
@@ -558,6 +589,10 @@ def check_sandbox(described: Interface, path: str, netns: NetNS) -> None:
 def check_mac(described: Interface, there: Link) -> None:
     """Verify that a link has the hardware address its result gives it, if it gives one.
 
+    Args:
+        described: The interface, as the result has it.
+        there: The link.
+
     Raises:
         IOFailureError: (5) It has another.
     """
@@ -568,12 +603,21 @@ def check_mac(described: Interface, there: Link) -> None:
 
 
 def find_described(result: Result, ifname: str) -> Interface | None:
-    """Return what a result says of the container's interface; None when it says nothing."""
+    """Return what a result says of the container's interface; None when it says nothing.
+
+    Args:
+        result: The result.
+        ifname: Name of the container's interface.
+    """
     return next((each for each in result.interfaces if each.name == ifname and each.sandbox), None)
 
 
 def get_described(result: Result, ifname: str) -> Interface:
     """Return what a result says of the container's interface.
+
+    Args:
+        result: The result.
+        ifname: Name of the container's interface.
 
     Raises:
         InvalidConfigError: (7) It has no interface of that name in a container.

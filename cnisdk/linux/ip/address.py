@@ -124,12 +124,22 @@ def add_request(
 
 
 def delete_request(index: int, name: str, address: IPInterface) -> Message:
-    """Make the request that deletes an address of a link."""
+    """Make the request that deletes an address of a link.
+
+    Args:
+        index: Index of the link.
+        name: Its name, for the error's message.
+        address: The address, with the length of its prefix.
+    """
     return Message(rtnetlink.DELADDR, _message(index, address), f"cannot delete address {address} of link {name}")
 
 
 def dump(sock: Socket, index: int) -> list[LinkAddress]:
     """List the addresses of a link, in the kernel's order.
+
+    Args:
+        sock: Socket in the link's namespace.
+        index: Index of the link.
 
     Raises:
         KernelError: (5) The kernel refused the query.
@@ -143,6 +153,11 @@ def scan(sock: Socket, index: int, wanted: Collection[IPInterface]) -> dict[IPIn
     """Find the wanted addresses of a link, however many others it has.
 
     Call :meth:`.Socket.finish` before the next request: the kernel may have more to send.
+
+    Args:
+        sock: Socket in the link's namespace.
+        index: Index of the link.
+        wanted: The addresses, with the length of their prefixes.
 
     Raises:
         IOFailureError: (5) The kernel refused the query, or there are too many addresses to read.

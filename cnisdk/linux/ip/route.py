@@ -359,6 +359,11 @@ def scan(sock: Socket, version: int, destinations: Iterable[IPNetwork]) -> Itera
 
     If the reader stops early, call :meth:`.Socket.finish` before the next request.
 
+    Args:
+        sock: Socket in the namespace.
+        version: 4 or 6.
+        destinations: The destinations; those of the other IP version are passed over.
+
     Raises:
         IOFailureError: (5) There are more than :data:`CANDIDATES`, or the kernel refused the query.
     """

@@ -66,6 +66,11 @@ def list_over(
 def copy_all(routes: Iterable[KernelRoute], number: int, netns: NetNS | None = None) -> None:
     """Add routes to a table, in this order. A route that is there already is fine.
 
+    Args:
+        routes: The routes.
+        number: Number of the table.
+        netns: The namespace; None means the calling thread's.
+
     Raises:
         KernelError: (5) The kernel refused one.
     """
@@ -75,6 +80,11 @@ def copy_all(routes: Iterable[KernelRoute], number: int, netns: NetNS | None = N
 
 def put_back(routes: Iterable[KernelRoute], end: Link, number: int) -> None:
     """Restore the routes of a table over a link: delete all others, and add those that are missing.
+
+    Args:
+        routes: The routes that the table had.
+        end: The link.
+        number: Number of the table.
 
     Raises:
         KernelError: (5) The kernel refused one.
