@@ -8,12 +8,14 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from ..errors import IOFailureError, cause_of
+from ..errors import CNIError, IOFailureError, cause_of
 from ..ipam.cluster import Cluster
 from ..ipam.sticky import StickyAddresses
 from .attachments import HostState, add_shared_arguments, judge_host
 from .clusternetworks import ClusterNetwork, load_cluster_networks
 from .clusterstate import ClusterState, read_state
+
+_REPAIRED = "repaired"
 
 
 class Contradiction(NamedTuple):
@@ -49,15 +51,23 @@ def run(args: argparse.Namespace) -> int:
     for network in networks:
         with network.open() as cluster:
             for each in _check(network, cluster, host, nodes):
-                repaired = args.repair and each.repair is not None
-                if repaired and each.repair is not None:
-                    each.repair()
-                hint = "repaired" if repaired else "--repair repairs it" if each.repair else ""
+                hint = _repair(each) if args.repair else "--repair repairs it" if each.repair else ""
                 print(f"{network.name}  {each.text}" + (f": {hint}" if hint else ""))
-                left += not repaired
+                left += hint != _REPAIRED
     if not left:
         print(f"networks looked at: {len(networks)}; nothing broken is left")
     return 1 if left else 0
+
+
+def _repair(each: Contradiction) -> str:
+    """Repair a contradiction if that can be done; return what came of it."""
+    if each.repair is None:
+        return ""
+    try:
+        each.repair()
+    except CNIError as exc:  # the others may still be repaired
+        return f"not repaired: {exc}"
+    return _REPAIRED
 
 
 def _check(

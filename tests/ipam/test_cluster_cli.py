@@ -186,6 +186,22 @@ def test_fsck(site: Site) -> None:
     assert site.run("one", "forget", "default/x", "--yes") == f"default/x/eth0  {other.first + 62}: forgotten"
 
 
+def test_a_repair_that_fails_keeps_no_other_from_being_done(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other nodes change the one place all the time; the pod's key is put right nevertheless."""
+    site.node("one").add(WEB)
+    mine = next(iter(site.cluster.blocks()))
+    site.change(mine, lent={mine.first + 63: "three"}, kept={mine.first + 62: "default/x/eth0"})
+
+    def release_node(self: Cluster, node: str, revision: int = 0) -> None:
+        raise TryAgainLaterError("other nodes keep changing it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cluster, "release_node", release_node)
+        found = site.run("one", "fsck", "--repair", status=1)
+    assert "node three was released, and still has 0 blocks and 1 loans: not repaired: other nodes keep" in found
+    assert f"the key of pod default/x/eth0 and the blocks disagree about {mine.first + 62}: repaired" in found
+
+
 def test_fsck_names_leases_that_are_another_nodes(site: Site) -> None:
     one, two = site.node("one"), site.node("two")
     (address,) = (ip.address.ip for ip in one.add(WEB).ips)
