@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 _FIRST, _NEXT = 3.0, 10.0
 # Seconds after which the exception is raised once more. Code may have caught it, or go on to wait as it clears up; and
-# :meth:`cnisdk.linux.NetNS.call` holds it back until its thread has ended.
+# :meth:`cnisdk.linux.netns.NetNS.call` holds it back until its thread has ended.
 _AGAIN = 5.0
 
 

@@ -125,7 +125,7 @@ class Client:
         """Do what is due.
 
         Raises:
-            CNIError: ADD failed: see :meth:`is_attached`. Once attached, nothing is raised.
+            CNIError: ADD failed: see :attr:`attached`. Once attached, nothing is raised.
         """
         if self._look_at < math.inf:
             if now < self._look_at:

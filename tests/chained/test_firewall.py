@@ -561,7 +561,7 @@ def test_a_late_del_keeps_the_references_rules_of_the_next_container(
     interfaces = [*previous["interfaces"][:-1], {**interfaces[-1]}]
     ours.run("DEL", container, prevResult={**previous, "interfaces": interfaces}).raise_for_error()
     assert not container.reaches(outside, "198.51.100.2", timeout=0.3)
-    # Nobody has the address any more, and no namespace is there that could tell.
+    # No link has the address any more, and no namespace is there that could tell.
     theirs.add(container)
     container.destroy()
     answer = ours.run("DEL", container)
@@ -811,7 +811,7 @@ def test_check_and_del_read_few_rules_of_others(host: Host) -> None:
 
 
 def test_rules_with_other_numbers_are_found(host: Host) -> None:
-    """Somebody has saved and restored all rules: those of an attachment no longer come next to its record."""
+    """An administrator has saved and restored all rules: those of an attachment no longer come next to its record."""
     attachments = [
         (Attachment("net", f"c{number}", "eth0"), [ip_address(f"10.1.0.{number}"), ip_address(f"2001:db8::{number}")])
         for number in (5, 6, 7)

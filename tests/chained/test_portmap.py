@@ -842,7 +842,7 @@ def test_check_and_del_read_no_rules_of_others(host: Host) -> None:
 
 
 def test_rules_with_other_numbers_are_found(host: Host) -> None:
-    """Somebody has saved and restored all rules: the jumps no longer come next to the rules of their chain."""
+    """An administrator has saved and restored all rules: the jumps no longer come next to the rules of their chain."""
 
     def publish_and_withdraw() -> None:
         for name, port in (("c1", 8080), ("c2", 8090), ("c3", 8100)):

@@ -202,7 +202,7 @@ def test_a_server_that_is_gone_for_long(
 def test_a_server_that_is_gone_for_a_while(
     start: Callable[..., Kea], daemon: Daemon, plugin: PluginUnderTest, container: Container
 ) -> None:
-    """A renewal that nobody answers is repeated: the container does not notice."""
+    """A renewal without an answer is repeated: the container does not notice."""
     times = {"valid-lifetime": 10, "renew-timer": 1, "rebind-timer": 8}
     server = start(**times)
     plugin.add(container)

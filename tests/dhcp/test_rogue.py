@@ -1,4 +1,4 @@
-"""The daemon and a server that means harm: what it says is refused, or read as a safe value; nobody else suffers."""
+"""The daemon and a server that means harm: what it says is refused, or read as a safe value; nothing else suffers."""
 
 from __future__ import annotations
 

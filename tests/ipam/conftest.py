@@ -1,4 +1,4 @@
-"""Helpers that all tests of stores share."""
+"""Members of etcd, and settings, that all tests of addresses share."""
 
 from __future__ import annotations
 

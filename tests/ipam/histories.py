@@ -8,7 +8,7 @@ A history is linearizable (moments can be chosen so that an address has at most 
 certain times of the containers of each address are disjoint. If two of them overlap, no choice helps. If none do,
 choose the end of each ADD and the begin of each DEL.
 
-An operation without an end was that of a killed process. Its ADD has no certain time: nobody was told of an address.
+An operation without an end was that of a killed process. Its ADD has no certain time: nothing was told of an address.
 Its DEL ends the certain time all the same.
 """
 

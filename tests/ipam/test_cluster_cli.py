@@ -62,7 +62,7 @@ class Site:
         return (out + err).strip()
 
     def change(self, block: Block, **fields: Any) -> None:
-        """Change a block as nobody should: by hand."""
+        """Change a block by hand, as no operator should."""
         self.cluster.table.swap([(block, evolve(block, **fields))])
 
     def store(self, node: str) -> FileStore:
@@ -171,7 +171,7 @@ def test_fsck(site: Site) -> None:
     assert "node two has 1 blocks and 0 loans, and is not among the nodes" in site.run(
         "one", "fsck", "--nodes", str(nodes), status=1
     )
-    # By hand: a block of one goes to two, an address is kept without the pod's key, and one is lent to nobody.
+    # By hand: a block of one goes to two, an address is kept without the pod's key, and one is lent to an unknown node.
     mine = next(each for each in site.cluster.blocks() if each.node == "one")
     other = next(each for each in site.cluster.blocks() if each.node == "two")
     site.change(mine, node="two")

@@ -120,7 +120,7 @@ def test_deleting_any_of_it_costs_one_scan(store: FileStore, scans: list[str], p
 
 
 def test_an_index_that_lies(store: FileStore) -> None:
-    """Somebody edits it in place: nothing is handed out twice, nothing of another is deleted."""
+    """An editor changes it in place: nothing is handed out twice, nothing of another is deleted."""
     add(store, A)
     add(store, B)
     for path in Path(store.index_path, "used").iterdir():
@@ -214,7 +214,7 @@ def test_a_cursor_that_is_no_file_holds_up_nobody(store: FileStore, tmp_path: Pa
 
 @pytest.mark.parametrize("when", ["_scan", "_change"])
 def test_a_change_without_the_lock(store: FileStore, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody deletes a lease by hand, while an operation of ours is under way."""
+    """An operator deletes a lease by hand, while an operation of ours is under way."""
     add(store, A)
     add(store, B)
     real = getattr(Index, "rebuild" if when == "_scan" else "apply")
@@ -294,7 +294,7 @@ def test_the_mark_of_the_boot_belongs_to_the_file(store: FileStore) -> None:
     assert mark.partition(b".")[0].decode() == Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace(
         "-", ""
     )
-    # Whoever writes the lease anew, writes it without.
+    # A lease that is written anew is written without.
     path = Path(store.path, address)
     path.unlink()
     path.write_bytes(b"a\r\neth0")
