@@ -28,7 +28,7 @@ def find_file_holders(path: str) -> set[int]:
 def find_socket_holders(name: str) -> set[int]:
     """Find the processes that have the abstract socket of a name, in this process's network namespace."""
     with suppress(OSError):
-        with open("/proc/self/net/unix") as file:
+        with open("/proc/self/net/unix", errors="replace") as file:  # a name may be any bytes
             rows = [line.split() for line in file]
         wanted = {f"socket:[{row[6]}]" for row in rows if row[7:] == [f"@{name}"]}
         return {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _has_open(pid, wanted)}
@@ -52,7 +52,7 @@ def describe(pids: Iterable[int]) -> list[str]:
     """Describe processes, such as ``process 4711 (nft, stopped)``, but this one and those that have ended."""
     found = []
     for pid in sorted({*pids} - {os.getpid()}):
-        with suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        with suppress(OSError), open(f"/proc/{pid}/stat", errors="replace") as file:
             name, _, rest = file.read().partition(" (")[2].rpartition(") ")
             found.append(f"process {pid} ({name}{_STOPPED.get(rest[:1], '')})")
     return found

@@ -54,10 +54,12 @@ def limited(limit: float, report: Callable[[float], object]) -> Iterator[None]:
         yield
         return
     try:
-        signal.setitimer(signal.ITIMER_REAL, _until_next(_FIRST, limit, 0.0))
-        yield
-    finally:
-        runs = False
+        try:
+            signal.setitimer(signal.ITIMER_REAL, _until_next(_FIRST, limit, 0.0))
+            yield
+        finally:
+            runs = False
+    finally:  # also if the handler has raised right before
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
 

@@ -308,7 +308,10 @@ def test_beside_live_adds_and_dels(node: Node, backend: str) -> None:
 
 
 HOLDS = """
-import fcntl, os, signal
+import fcntl, os, signal, socket
+sock = socket.socket(socket.AF_UNIX)
+sock.bind(b"\\0odd \\xff\\xfe")
+open("/proc/self/comm", "wb").write(b"odd\\xff) (x")
 fd = os.open("/proc/self/ns/net", os.O_RDONLY)
 fcntl.flock(fd, fcntl.LOCK_EX)
 print(flush=True)
