@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cnisdk import AddRequest, Attachment, CNIError, runtime
 from cnisdk.linux import firewall
-from cnisdk.linux.netfilter import firewall_iptables, sets, xt_rules
+from cnisdk.linux.netfilter import firewall_iptables, iptables, sets, xt_rules
 from cnisdk.linux.netfilter.firewall import Forwarding, Ingress
 from cnisdk.linux.netfilter.nft import NftTable
 from cnisdk.plugin._repair import repair
@@ -808,6 +808,32 @@ def test_check_and_del_read_few_rules_of_others(host: Host) -> None:
     few, many = (host.call(add_others, *each) for each in ((1, 4), (4, 65)))
     assert many[0] - few[0] < host.call(all_bytes) / 8, "some records are read"
     assert many[1] - few[1] < host.call(all_bytes) / 8
+
+
+def test_gc_of_many_compares_each_rule_with_few_addresses(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all containers of a network, such as after their runtime has forgotten them; and rules of others are there."""
+    compared: list[object] = []
+    match_address = iptables.match_address
+
+    def counted(*arguments: Any) -> Any:
+        compared.append(arguments)
+        return match_address(*arguments)
+
+    def collect(number: int) -> int:
+        for each in range(number):
+            address = [ip_address(f"10.1.0.{each}")]
+            firewall.admit(Forwarding("iptables", Attachment("net", f"c{each}", "eth0"), address))
+        compared.clear()
+        firewall.gc("net", frozenset())
+        return len(compared)
+
+    host.shell("iptables -N CNI-FORWARD; iptables -A CNI-FORWARD -s 10.1.0.0/16 -p tcp -j ACCEPT")
+    host.shell("iptables -A CNI-FORWARD -p udp -j ACCEPT; iptables -A CNI-FORWARD ! -s 10.1.0.7 -j ACCEPT")
+    monkeypatch.setattr(iptables, "match_address", counted)
+    few, many = (host.call(collect, number) for number in (30, 60))
+    assert few
+    assert many <= 3 * few
+    assert len(rules_of(host, "10.1.0.")) == 2
 
 
 def test_rules_with_other_numbers_are_found(host: Host) -> None:

@@ -138,9 +138,15 @@ def _is_plain(rule: Rule) -> bool:
 
 def _list_accepts(table: Table, addresses: Collection[IPAddress]) -> dict[IPAddress, list[list[Rule]]]:
     """List the rules of addresses: for each those for the replies to it, and those for what it sends."""
-    there = table.list_rules(_PRIVATE, *_words(table, addresses)) if addresses else []
-    plain = [*filter(_is_plain, there)]
-    return {each: [[rule for rule in plain if kind(rule, each)] for kind in _KINDS] for each in addresses}
+    found: dict[IPAddress, list[list[Rule]]] = {each: [[] for _ in _KINDS] for each in addresses}
+    packed = {each.packed: each for each in addresses}
+    for rule in table.list_rules(_PRIVATE, *_words(table, addresses)) if addresses else ():
+        address = packed.get(rule.matches[0].value) if rule.matches else None
+        if address is not None and _is_plain(rule):
+            for kind, rules_of_kind in zip(_KINDS, found[address], strict=True):
+                if kind(rule, address):
+                    rules_of_kind.append(rule)
+    return found
 
 
 def _words(table: Table, addresses: Collection[IPAddress]) -> list[str]:
@@ -265,7 +271,7 @@ def _with_rules(
 def _list_policies(table: Table, going: Collection[Rule], kept: str = "") -> list[Rule]:
     """List the policies' rules that no attachment needs once these records are gone; none of the kept bridge."""
     bridges = {bridge for each in going if (bridge := _bridge_of(each)) not in ("", kept)}
-    unused = {each for each in bridges if not _is_needed(table, each, going)}
+    unused = {each for each in bridges if not _is_needed(table, each, {*going})}
     return ingress_iptables.list_own(table, unused)
 
 
