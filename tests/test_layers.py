@@ -17,7 +17,7 @@ PACKAGE = ROOT / "cnisdk"
 # A layer may import the layers of the rows above it, and itself. The rows are docs/architecture.md's, bottom first.
 LAYERS = [
     {"_lazy", "_light"},
-    {"errors", "_files", "classes", "_signals"},
+    {"errors", "_files", "classes", "_signals", "_lockholders"},
     {"spec", "_releasing"},
     {"invoke", "ipam", "linux"},
     {"plugin", "runtime", "dhcp"},

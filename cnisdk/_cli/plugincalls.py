@@ -8,10 +8,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
+from .._lockholders import describe, find_children, find_file_holders, find_socket_holders
 from ..errors import TryAgainLaterError
 from ..linux.netfilter.rules import socket_name
 from ..spec.names import Attachment
-from .lockholders import describe, find_children, find_file_holders, find_socket_holders
 from .tables import guard
 from .timelimit import OutOfTime, limited
 
@@ -51,6 +51,6 @@ def _report(owner: Attachment, kind: str, passed: float) -> None:
 def _describe_wait(owner: Attachment) -> str:
     """Describe the processes that a plugin may wait for, to follow a message; empty if there are none."""
     started = find_children()
-    holders = find_socket_holders(socket_name(owner)).union(*map(find_file_holders, _LOCKED)) - started
+    holders = find_socket_holders(socket_name(owner)).union(*map(find_file_holders, _LOCKED)) - {*started, os.getpid()}
     found = {"it runs": describe(started), "it may wait for a lock of": describe(holders)}
     return "".join(f"; {what} {', '.join(pids)}" for what, pids in found.items() if pids)

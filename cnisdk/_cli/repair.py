@@ -29,12 +29,12 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
+from .._lockholders import describe, find_file_holders
 from .._releasing import path_of, releasing
 from ..errors import CNIError, IOFailureError
 from ..plugin._repair import NoLongerAsRecordedError, NotAsRecordedError, repair
 from ..runtime.caches import Remembered, find_places, known_directories, read_all, read_file
 from ..spec.names import Attachment
-from .lockholders import describe, find_file_holders
 from .options import add_cache_dir, add_cni_path, add_inside, add_seconds, require_host
 from .plugincalls import call
 from .repairable import (

@@ -149,11 +149,11 @@ def acquire(directory: int, path: str, deadline: float, signals: HeldBack, *, cr
             if exc.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 os.close(fd)
                 raise
-            inode = os.fstat(fd)
+            lock = os.fstat(fd)
             if not _Wait(fd).wait(min(max(0.0, deadline - time.monotonic()), TIMEOUT_MAX), signals):
                 raise TryAgainLaterError(
                     f"the lock {path}/{NAME} was not free in time",
-                    details=describe_holder(inode.st_dev, inode.st_ino) + "; try again",
+                    details=_describe_holder(lock) + "; try again",
                 ) from exc
         try:
             present = os.stat(NAME, dir_fd=directory)
@@ -167,33 +167,8 @@ def acquire(directory: int, path: str, deadline: float, signals: HeldBack, *, cr
         os.close(fd)  # another process deleted the file while we waited: the next one locks a newer file
 
 
-def describe_holder(device: int, inode: int) -> str:
-    """Describe the process that holds the lock of a file, in words."""
-    pid = find_holder(device, inode)
-    if pid is None:
-        return "its holder is unknown"
-    try:
-        with open(f"/proc/{pid}/comm") as file:
-            return f"process {pid} ({file.read().strip()}) holds it"
-    except OSError:
-        return f"process {pid} holds it"
+def _describe_holder(lock: os.stat_result) -> str:
+    from .._lockholders import describe, find_holders  # no other request needs it
 
-
-def find_holder(device: int, inode: int) -> int | None:
-    """Find the process that holds the ``flock`` of a file in ``/proc/locks``.
-
-    Returns:
-        Its id; None when no process has the lock, or one of another pid namespace.
-    """
-    try:
-        with open("/proc/locks") as file:
-            lines = [line.split() for line in file]
-    except OSError:
-        return None
-    # "2: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF"; those who wait have "->" before FLOCK.
-    held = [(fields[5], fields[4]) for fields in lines if len(fields) >= 8 and fields[1] == "FLOCK"]
-    exact = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
-    found = [pid for place, pid in held if place == exact]
-    # Some file systems (btrfs, overlayfs) report another device here than stat() does.
-    found = found or [pid for place, pid in held if place.rpartition(":")[2] == str(inode)]
-    return int(found[0]) if found and found[0].isdigit() and found[0] != "0" else None
+    found = describe(find_holders(lock.st_dev, lock.st_ino))
+    return f"{found[0]} holds it" if found else "its holder is unknown"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from cnisdk._lockholders import find_holders
 from cnisdk.errors import CNIError, TryAgainLaterError
 from cnisdk.ipam import FileStore, Lease, Owner, RoundRobin
 from cnisdk.ipam._index import Index
-from cnisdk.ipam._lockfile import find_holder
 from cnisdk.ipam._records import BOOT_ATTRIBUTE, Boot, current_boot, parse_name, parse_owner
 from cnisdk.testing.stores import everything, range_sets, reserve
 
@@ -387,7 +387,7 @@ def test_waiting_for_the_lock(store: FileStore) -> None:
     holder.start()
     entered.wait()
     lock = os.stat(f"{store.path}/lock")
-    assert find_holder(lock.st_dev, lock.st_ino) == os.getpid()
+    assert find_holders(lock.st_dev, lock.st_ino) == {os.getpid()}
     with pytest.raises(TryAgainLaterError) as caught:
         RoundRobin(store, SETS, timeout=0.05).allocate(B)
     assert f"process {os.getpid()}" in caught.value.details

@@ -14,15 +14,38 @@ _STOPPED = {"T": ", stopped", "t": ", stopped by a debugger", "D": ", waiting fo
 
 
 def find_file_holders(path: str) -> set[int]:
-    """Find the processes that have the lock of a file; none if there is no such file."""
-    with suppress(OSError, ValueError, IndexError):
+    """Find the processes that have the lock of the file at a path; none if there is no such file."""
+    try:
         about = os.stat(path)
-        wanted = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
+    except OSError:
+        return set()
+    return find_holders(about.st_dev, about.st_ino, only_exact=True)
+
+
+def find_holders(device: int, inode: int, *, only_exact: bool = False) -> set[int]:
+    """Find the processes that have the lock of a file.
+
+    Args:
+        device: Number of its file system's device, as of stat(2).
+        inode: Its number there.
+        only_exact: Pass over files of the same number elsewhere. Some file systems (btrfs, overlayfs) report another
+            device in ``/proc/locks`` than stat(2) does; that of ``/run`` does not.
+
+    Returns:
+        Their ids, but of those in another pid namespace.
+    """
+    try:
         with open("/proc/locks") as file:
-            # 1: FLOCK  ADVISORY  WRITE 4711 00:04:4026531840 0 EOF; "->" marks one that waits
-            rows = [line.split() for line in file if "->" not in line]
-        return {int(row[4]) for row in rows if row[5] == wanted and int(row[4]) > 0}
-    return set()
+            lines = [line.split() for line in file]
+    except OSError:
+        return set()
+    # "2: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF"; those who wait have "->" before FLOCK.
+    held = [(fields[5], int(fields[4])) for fields in lines if len(fields) >= 8 and fields[1] == "FLOCK"]
+    exact = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
+    found = {pid for place, pid in held if place == exact}
+    if not found and not only_exact:
+        found = {pid for place, pid in held if place.rpartition(":")[2] == str(inode)}
+    return {pid for pid in found if pid > 0}
 
 
 def find_socket_holders(name: str) -> set[int]:
@@ -49,9 +72,9 @@ def find_children() -> set[int]:
 
 
 def describe(pids: Iterable[int]) -> list[str]:
-    """Describe processes, such as ``process 4711 (nft, stopped)``, but this one and those that have ended."""
+    """Describe processes, such as ``process 4711 (nft, stopped)``, but those that have ended."""
     found = []
-    for pid in sorted({*pids} - {os.getpid()}):
+    for pid in sorted(pids):
         with suppress(OSError), open(f"/proc/{pid}/stat", errors="replace") as file:
             name, _, rest = file.read().partition(" (")[2].rpartition(") ")
             found.append(f"process {pid} ({name}{_STOPPED.get(rest[:1], '')})")
