@@ -164,6 +164,7 @@ class Bridge(Plugin[BridgeConf]):
                     vlan_filtering=conf.vlans() is not None,
                     before_making=lambda: request.undo(bridge.delete_unused, conf.bridge),
                 )
+                bridge.check_port_mtu(master, conf.mtu)
                 if conf.vlan and conf.serves_gateway:
                     request.undo(vlan_gateway.delete_unused, conf.bridge, conf.vlan)
                 port = wanted_port(conf, master)

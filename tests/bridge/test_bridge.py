@@ -57,6 +57,24 @@ def test_dual_stack_gateway(net: Network) -> None:
     assert left(host) == NOTHING
 
 
+def test_a_port_too_small_for_ipv6_does_not_take_the_gateway_of_others(net: Network) -> None:
+    """The kernel gives a bridge the least MTU of its ports, and deletes the IPv6 addresses where that is below 1280."""
+    host, dual = net.host, net.plugin(isDefaultGateway=True, ipam=DUAL_STACK)
+    c1, c2 = host.container("c1"), host.container("c2")
+    dual.add(c1)
+    addresses = host.addresses("br0")
+    narrow = net.plugin(mtu=1000)
+    with expect_error(5, "$.mtu is 1000, but bridge br0 has the IPv6 address 2001:db8:1::1/64, which needs 1280"):
+        narrow.add(c2)
+    assert host.addresses("br0") == addresses
+    assert c1.reaches(host, "2001:db8:1::1")
+    dual.delete(c1)
+    host.shell("ip -6 address flush dev br0 scope global")
+    narrow.add(c2)
+    assert link(host, "br0")["mtu"] == 1000
+    narrow.delete(c2)
+
+
 def test_router_advertisements_are_off(net: Network) -> None:
     """CVE-2020-10749: a container must not give the host, or another container, routes."""
     container = net.host.container()

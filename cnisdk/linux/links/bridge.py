@@ -16,6 +16,8 @@ from . import link, messages
 from .bridge_port import NO_VLAN_FILTERING
 from .link import Link
 
+_MIN_MTU_IPV6 = 1280
+
 # Seconds that an ADD waits for a process that deletes a bridge: that takes a few milliseconds.
 _PATIENCE = 0.1
 
@@ -144,6 +146,29 @@ def check_addresses(bridge: Link, addresses: Iterable[IPInterface]) -> None:
     for each in addresses:
         if each not in present:
             raise IOFailureError(f"{bridge.name} does not have the gateway address {each}")
+
+
+def check_port_mtu(bridge: Link, mtu: int) -> None:
+    """Refuse a port that would take a bridge's IPv6 addresses, such as those of the gateway of its containers.
+
+    The kernel gives a bridge the least MTU of its ports, and a link with less than 1280 bytes no IPv6 (RFC 8200,
+    section 5).
+
+    Args:
+        bridge: The bridge.
+        mtu: MTU of the port in bytes; 0 if the kernel chooses it.
+
+    Raises:
+        IOFailureError: (5) The bridge has an IPv6 address that is not link-local, and the MTU is below 1280.
+    """
+    if not 0 < mtu < _MIN_MTU_IPV6:
+        return
+    present = [each.interface for each in address.list_on(bridge)]
+    if six := [each for each in present if each.version == 6 and not each.is_link_local]:
+        raise IOFailureError(
+            f"$.mtu is {mtu}, but bridge {bridge.name} has the IPv6 address {six[0]}, which needs {_MIN_MTU_IPV6}",
+            details="with such a port, the kernel would delete it",
+        )
 
 
 def ensure_addresses(bridge: Link, addresses: Sequence[IPInterface], *, force: bool = False) -> None:
