@@ -164,7 +164,8 @@ def _drop_all(
         try:
             back = _drop_alone(args, host, network, each)
         except CNIError as exc:
-            failures.append(type(exc)(f"{each.owner}: {exc.msg}", details=exc.details, code=exc.code))
+            exc.msg = f"{each.owner}: {exc.msg}"
+            failures.append(exc)
             print(f"keep {each.owner}: it could not be released")
             left += 1
             continue

@@ -123,7 +123,7 @@ def _take_back(reply: Reply, exc: Terminated) -> Reply:
     problems = reply.undo.unwind()
     error = ended_by_signal(exc, None)
     if problems:
-        error = type(error)(error.msg, details="; ".join(f"cleaning up failed: {problem}" for problem in problems))
+        error.details = "; ".join(f"cleaning up failed: {problem}" for problem in problems)
     version = SpecVersion.parse(str(loads(reply.stdout)["cniVersion"]))
     return Reply(print_error(error, version), 1, reply.stderr, reply.undo)
 

@@ -95,8 +95,7 @@ def respond(
             error = ended_by_signal(exc, verb)
         elif problems:
             failed = "; ".join(f"cleaning up failed too: {problem}" for problem in problems)
-            details = f"{error.details}; {failed}" if error.details else failed
-            error = type(error)(error.msg, details=details, code=error.code)
+            error.details = f"{error.details}; {failed}" if error.details else failed
         return Reply(print_error(error, version or version_written(stdin)), 1, "".join(notes), undo)
 
 

@@ -24,6 +24,9 @@ from cnisdk import (
     Result,
     StatusRequest,
 )
+from cnisdk.linux.links.link import LinkNotFoundError
+from cnisdk.linux.rtnetlink import KernelError
+from cnisdk.linux.sysctl import SysctlError
 from cnisdk.plugin import Reply, respond
 from cnisdk.plugin.request import REQUIRED_VARIABLES
 from cnisdk.spec import RuntimeConfig, SpecVersion, Verb
@@ -275,6 +278,22 @@ def test_a_successful_add_can_still_be_taken_back(seen: list[Any]) -> None:
     assert len(seen) == 1
     assert reply.undo.unwind() == []
     assert seen[1:] == ["undone last", "undone first"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KernelError("cannot set link eth0 up", 19), LinkNotFoundError("eth0"), SysctlError("no"), TypeError("late")],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_of_any_class_is_told_where_undoing_fails_too(error: Exception) -> None:
+    class Clumsy(Minimal):
+        def add(self, request: AddRequest[Conf]) -> Result:
+            request.undo(int, "no number")
+            raise error
+
+    told = failure(respond(Clumsy, environ("ADD"), config()))
+    assert told["code"] == (999 if isinstance(error, TypeError) else 5)
+    assert "cleaning up failed too: invalid literal" in told["details"]
 
 
 def test_failures_while_undoing_are_reported_and_do_not_stop_it(seen: list[Any]) -> None:
