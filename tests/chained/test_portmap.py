@@ -368,7 +368,7 @@ def test_udp_flows_of_the_host_port_are_forgotten(host: Host, outside: Host, bac
         client.sendto(b"nobody", ("198.51.100.1", 8053))
         plugin.add(first, prevResult=one)
         for container, result, server in ((first, one, servers[0]), (second, two, servers[1])):
-            server.settimeout(5)
+            server.settimeout(60)
             if container is second:
                 plugin.add(second, prevResult=two)
             client.sendto(container.id.encode(), ("198.51.100.1", 8053))
@@ -386,7 +386,7 @@ def test_flows_to_what_a_second_add_gives_up_are_forgotten(host: Host, outside: 
     server = container.open_socket(socket.AF_INET, socket.SOCK_DGRAM, bind=("0.0.0.0", 53))
     less = [{"runtimeConfig": None}, ports(MAPPINGS[0]), {"prevResult": {**result, "ips": result["ips"][1:]}}]
     with client, server:
-        server.settimeout(5)
+        server.settimeout(60)
         for keys in (*less, {"backend": {"iptables": "nftables", "nftables": "iptables"}[backend]}):
             plugin.add(container)
             client.sendto(b"hello", ("198.51.100.1", 8053))
@@ -408,7 +408,7 @@ def test_a_late_del_keeps_the_flows_of_the_next_container(host: Host, outside: H
     client = outside.open_socket(socket.AF_INET, socket.SOCK_DGRAM, bind=("198.51.100.2", 5000))
     server = second.open_socket(socket.AF_INET, socket.SOCK_DGRAM, bind=("0.0.0.0", 53))
     with client, server:
-        server.settimeout(5)
+        server.settimeout(60)
         client.sendto(b"hello", ("198.51.100.1", 8053))
         assert server.recv(10) == b"hello"
         assert len(host.call(udp_flows, 4)) == 1

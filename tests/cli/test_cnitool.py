@@ -396,7 +396,7 @@ def test_sigterm_takes_a_started_add_back(tool: Tool) -> None:
             assert process.poll() is None
             os.sched_yield()
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert out == b""
     assert tool.log == ["ADD", "DEL"]

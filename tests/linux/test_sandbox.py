@@ -108,7 +108,7 @@ signal.pause()
         assert len(pids) == 3
         fds = [os.pidfd_open(pid) for pid in pids]
         end(opener.pid, number)
-    assert [bool(select.select([fd], [], [], 10)[0]) for fd in fds] == [True, True, True]
+    assert [bool(select.select([fd], [], [], 60)[0]) for fd in fds] == [True, True, True]
     for fd in fds:
         os.close(fd)
 
@@ -118,7 +118,7 @@ def test_daemons_end_with_their_host() -> None:
         daemon, neighbour = (int(each.run(["sh", "-c", DAEMON]).stdout) for each in (host, other))
         fd = os.pidfd_open(daemon)
         host.close()
-        assert select.select([fd], [], [], 10)[0]
+        assert select.select([fd], [], [], 60)[0]
         os.close(fd)
         assert running(neighbour)
 
@@ -132,7 +132,7 @@ def test_a_daemon_in_a_container_ends_with_its_host() -> None:
             pids.append(int(each.run(["ip", "netns", "exec", "c1", "sh", "-c", DAEMON]).stdout))
         fd = os.pidfd_open(pids[0])
         host.close()
-        assert select.select([fd], [], [], 10)[0]
+        assert select.select([fd], [], [], 60)[0]
         os.close(fd)
         assert running(pids[1])
         os.kill(pids[1], signal.SIGKILL)

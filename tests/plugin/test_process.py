@@ -98,7 +98,7 @@ def wait_until_ready(process: subprocess.Popen[bytes]) -> None:
 
 
 def test_whatever_a_handler_prints_goes_to_stderr(start: Start) -> None:
-    stdout, stderr = start().communicate(CONFIG, timeout=30)
+    stdout, stderr = start().communicate(CONFIG, timeout=60)
     assert json.loads(stdout) == {"cniVersion": "1.1.0"}
     for text in (b"print\n", b"write\n", b"child\n"):
         assert text in stderr
@@ -107,7 +107,7 @@ def test_whatever_a_handler_prints_goes_to_stderr(start: Start) -> None:
 
 def test_del_prints_nothing(start: Start) -> None:
     process = start(CNI_COMMAND="DEL")
-    assert process.communicate(CONFIG, timeout=30)[0] == b""
+    assert process.communicate(CONFIG, timeout=60)[0] == b""
     assert process.returncode == 0
 
 
@@ -124,7 +124,7 @@ def test_version_does_not_wait_for_input(start: Start) -> None:
     process = start(CNI_COMMAND="VERSION")
     assert process.stdout is not None
     assert b"supportedVersions" in process.stdout.read()  # its standard input is still open
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode == 0
 
 
@@ -137,7 +137,7 @@ def test_a_signal_takes_back_what_was_done(start: Start, signum: signal.Signals)
     process.stdin = None
     wait_until_ready(process)
     process.send_signal(signum)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=60)
     assert json.loads(stdout)["code"] == 11
     assert stderr.count(b"UNDONE\n") == 1
     assert process.returncode == 1
@@ -153,7 +153,7 @@ def test_a_result_nobody_reads_is_taken_back(start: Start) -> None:
     select.select([process.stdout], [], [], 30)  # the first part of the reply is there
     process.stdout.close()
     process.stdout = None
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert stderr.count(b"UNDONE\n") == 1
     assert process.returncode == 1
 
@@ -161,7 +161,7 @@ def test_a_result_nobody_reads_is_taken_back(start: Start) -> None:
 @pytest.mark.parametrize(("shell", "undone"), [(">&-", True), (">/dev/full", True), ("2>&-", False)])
 def test_closed_and_full_outputs(start: Start, shell: str, undone: bool) -> None:
     process = start(shell=shell)
-    stdout, stderr = process.communicate(CONFIG, timeout=30)
+    stdout, stderr = process.communicate(CONFIG, timeout=60)
     assert (b"UNDONE" in stderr) is undone
     assert process.returncode == (1 if undone else 0)
     assert undone or json.loads(stdout)
@@ -169,18 +169,18 @@ def test_closed_and_full_outputs(start: Start, shell: str, undone: bool) -> None
 
 def test_closed_input_is_an_input_error(start: Start) -> None:
     process = start(shell="<&-")
-    stdout, _ = process.communicate(timeout=30)
+    stdout, _ = process.communicate(timeout=60)
     assert json.loads(stdout)["code"] == 5
 
 
 def test_the_plugins_own_namespace_is_refused_before_any_work(start: Start) -> None:
     for command in ("ADD", "DEL"):
         process = start(CNI_COMMAND=command, CNI_NETNS="/proc/self/ns/net")
-        stdout, stderr = process.communicate(CONFIG, timeout=30)
+        stdout, stderr = process.communicate(CONFIG, timeout=60)
         assert json.loads(stdout)["code"] == 8
         assert b"print" not in stderr
     process = start(CNI_NETNS="/proc/self/ns/net", CNI_NETNS_OVERRIDE="TRUE")
-    stdout, stderr = process.communicate(CONFIG, timeout=30)
+    stdout, stderr = process.communicate(CONFIG, timeout=60)
     assert "code" not in json.loads(stdout)
 
 
@@ -192,7 +192,7 @@ def test_any_of_the_standard_descriptors_may_be_closed(start: Start, closed: str
     if "2" not in closed:
         shell += f" 2>{done}"
     process = start(shell=shell)
-    stdout, _ = process.communicate(CONFIG, timeout=30)
+    stdout, _ = process.communicate(CONFIG, timeout=60)
     succeeded = closed in ("", "2")
     assert process.returncode == (0 if succeeded else 1)
     if "1" in closed:
@@ -219,7 +219,7 @@ def test_a_signal_while_the_configuration_is_read_is_answered(start: Start, comm
     # More than a pipe takes twice: when it is written, the plugin has read the beginning, and waits for more.
     os.write(process.stdin.fileno(), b'{"cniVersion": "0.4.0",'.ljust(2 << 16) + b"{")
     process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=60)
     assert json.loads(stdout) == {
         "cniVersion": "0.4.0",
         "code": 11,

@@ -46,7 +46,7 @@ class Pool:
     def ask(self) -> socket.socket:
         """Connect, as a shim does."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.settimeout(20)
+        connection.settimeout(60)
         connection.connect(self.path)
         return connection
 
