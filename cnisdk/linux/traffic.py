@@ -243,7 +243,9 @@ def put_back(link: Link, kept: bytes | None, to: Link | None = None) -> None:
         _set_tbf(link, kept)
     if to is not None and not redirects(link, to):
         redirect(link, to)
-    limit, redirection = _message(link, _TBF_HANDLE, _ROOT), _message(link, _INGRESS_HANDLE, _INGRESS)
+    # With their kinds: another program may have a discipline of another kind there, such as clsact.
+    limit = _message(link, _TBF_HANDLE, _ROOT, attribute(_KIND, b"tbf\0"))
+    redirection = _message(link, _INGRESS_HANDLE, _INGRESS, attribute(_KIND, b"ingress\0"))
     absent = [each for each, had in ((limit, kept), (redirection, to)) if had is None]
     requests = [Message(_DELQDISC, each, what) for each in absent]
     with rtnetlink.connect(link.netns) as sock:

@@ -189,6 +189,20 @@ def test_check_names_what_differs(host: Host) -> None:
             plugin.check(container, prevResult=answered)
 
 
+def test_a_failed_add_leaves_the_disciplines_of_other_programs(host: Host) -> None:
+    """Those of eBPF have their programs in clsact, which is where the kernel has ingress: both cannot be there."""
+    container, result = attached(host)
+    host.shell("tc qdisc add dev v-c1 clsact")
+    before = host.shell("tc qdisc show dev v-c1")
+    plugin = host.plugin(Bandwidth, {**EVERYTHING, "prevResult": result})
+    with expect_error(5, "cannot redirect what comes in on link v-c1"):
+        plugin.add(container)
+    assert host.shell("tc qdisc show dev v-c1") == before
+    assert ifbs(host) == []
+    plugin.delete(container)
+    assert host.shell("tc qdisc show dev v-c1") == before
+
+
 def test_an_interface_without_host_link_has_no_limits(host: Host) -> None:
     container = host.container("c1")
     host.shell("ip link add up0 type veth peer name up1; ip link add eth0 link up0 netns c1 type macvlan")
