@@ -72,6 +72,7 @@ class IPAM:
 
     def __init__(self, conf: NetConf, environ: Mapping[str, str], stdin: bytes, undo: UndoStack) -> None:
         self._type = conf.ipam.type
+        self._is_itself = conf.ipam.type == conf.type
         self._environ = environ
         self._stdin = stdin
         self._undo = undo
@@ -86,10 +87,14 @@ class IPAM:
         """The plugin, ready to be run with the environment and the configuration of this request.
 
         Raises:
-            InvalidConfigError: (7) The configuration names none.
+            InvalidConfigError: (7) The configuration names none, or one that cannot be found, or the plugin itself.
         """
         self.require()
         check_plugin_type(self._type, "$.ipam.type")
+        if self._is_itself:  # which would run itself, and that one itself, until the machine is full
+            raise InvalidConfigError(
+                f"plugin {self._type} is its own IPAM plugin", details="$.ipam.type: expected one such as host-local"
+            )
         from ..invoke import Delegate
 
         delegate = Delegate(self._type, self._environ, self._stdin, timeout=IPAM_TIMEOUT)

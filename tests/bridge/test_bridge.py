@@ -501,6 +501,7 @@ FAILURES: dict[str, tuple[dict[str, Any], dict[str, str], int, str]] = {
     "a plain file": ({}, {"CNI_NETNS": "/etc/hostname"}, 8, "not a network namespace"),
     "a directory": ({}, {"CNI_NETNS": "/etc"}, 8, "not a network namespace"),
     "no such IPAM plugin": ({"ipam": {"type": "absent"}}, {}, 7, 'failed to find plugin "absent"'),
+    "itself as IPAM plugin": ({"ipam": {"type": "bridge"}}, {}, 7, "plugin bridge is its own IPAM plugin"),
     "an IPAM plugin that is a path": ({"ipam": {"type": "../bin/host-local"}}, {}, 7, "invalid plugin name"),
     "no ranges": ({"ipam": {"type": "host-local"}}, {}, 7, "no IP ranges"),
     "an address outside": ({}, {"CNI_ARGS": "IP=10.9.9.9"}, 7, "10.9.9.9"),
