@@ -24,6 +24,13 @@ def _read_float(text: str) -> float:
     return number
 
 
+def _read_int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as exc:  # Python reads some thousand digits, and its own words are for programmers
+        raise ValueError(f"the number {shorten(text)} is too large") from exc
+
+
 class _Settings:
     """Settings of the scanner, by the names of :class:`json.JSONDecoder`."""
 
@@ -72,7 +79,7 @@ def read(text: str) -> Any:
                 return value
     import json
 
-    return json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_read_float).decode(text)
+    return json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_read_float, parse_int=_read_int).decode(text)
 
 
 def place_of(error: ValueError) -> str:

@@ -210,7 +210,7 @@ def test_a_list_of_plugins() -> None:
         (b'{"\\uDFFF": 1}', "surrogate"),
         (b"[" * 200_000, "nested too deeply"),
         (b"x" * 10_000_000, "line 1 column 1"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "the number 99999"),
     ],
 )
 def test_what_is_no_json_document(data: bytes, message: str) -> None:
