@@ -7,7 +7,6 @@ refuses, or an interpreter without it, goes through json, which has the words fo
 from __future__ import annotations
 
 from .._light import TYPE_CHECKING, Any, ClassVar
-from .names import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +19,7 @@ def _refuse_constant(name: str) -> Any:
 def _read_float(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
-        raise ValueError(f"the number {shorten(text)} is too large")
+        raise _too_large(text)
     return number
 
 
@@ -28,7 +27,11 @@ def _read_int(text: str) -> int:
     try:
         return int(text)
     except ValueError as exc:  # Python reads some thousand digits, and its own words are for programmers
-        raise ValueError(f"the number {shorten(text)} is too large") from exc
+        raise _too_large(text) from exc
+
+
+def _too_large(text: str) -> ValueError:
+    return ValueError(f"the number {text if len(text) < 80 else f'{text[:79]}…'} is too large")
 
 
 class _Settings:
