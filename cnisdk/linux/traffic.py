@@ -214,15 +214,38 @@ def redirects(link: Link, to: Link) -> bool:
     Raises:
         KernelError: (5) The kernel refused the query.
     """
+    return any(to.index in _redirections(each) for each in _list_filters(link))
+
+
+def check_no_other_filters(link: Link) -> None:
+    """Verify that no other program filters what comes in on a link: :func:`redirect` would take the place of that.
+
+    Args:
+        link: The link whose packets are to be redirected.
+
+    Raises:
+        IOFailureError: (5) There is a filter that does not redirect.
+        KernelError: (5) The kernel refused the query.
+    """
+    for each in _list_filters(link):
+        found = read(each, HEADER.size + _FIXED.size)
+        kind = read_text(found.get(_KIND, b""))
+        # Of u32, the kernel lists the tables as well, which select nothing.
+        selects = kind != "u32" or _U32_SELECTOR in read(found.get(_OPTIONS, b""))
+        if selects and not _redirections(each):
+            raise IOFailureError(f"link {link.name} has a filter of another program ({kind}) for what comes in")
+
+
+def _list_filters(link: Link) -> list[bytes]:
+    """List the filters for what comes in on a link."""
     request = Message(_GETTFILTER, _message(link, 0, _INGRESS_HANDLE), f"cannot read the filters of link {link.name}")
     try:
         with rtnetlink.connect(link.netns) as sock:
-            filters = sock.dump(request)
+            return [*sock.dump(request)]
     except KernelError as error:
         if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):  # no ingress discipline, no filters
             raise
-        return False
-    return any(to.index in _redirections(each) for each in filters)
+        return []
 
 
 def put_back(link: Link, kept: bytes | None, to: Link | None = None) -> None:

@@ -127,6 +127,7 @@ class Bandwidth(Plugin[BandwidthConf]):
             host, found = host_end(request), find_ifb(request.attachment)
             ifb = None
             if egress:
+                traffic.check_no_other_filters(host)
                 with request.step():
                     ifb = ensure_ifb(request.attachment, host)
                     if found is None or found.index != ifb.index:

@@ -203,6 +203,24 @@ def test_a_failed_add_leaves_the_disciplines_of_other_programs(host: Host) -> No
     assert host.shell("tc qdisc show dev v-c1") == before
 
 
+def test_a_filter_of_another_program_is_not_replaced(host: Host) -> None:
+    container, result = attached(host)
+    host.shell(
+        "tc qdisc add dev v-c1 ingress; tc filter add dev v-c1 ingress prio 1 u32 match ip dport 80 0xffff flowid 1:1"
+    )
+    before = host.shell("tc filter show dev v-c1 ingress")
+    plugin = host.plugin(Bandwidth, {**EVERYTHING, "prevResult": result})
+    with expect_error(5, "link v-c1 has a filter of another program (u32)"):
+        plugin.add(container)
+    assert host.shell("tc filter show dev v-c1 ingress") == before
+    assert ifbs(host) == []
+    host.shell("tc filter del dev v-c1 ingress")
+    plugin.add(container)
+    plugin.add(container)
+    plugin.check(container)
+    plugin.delete(container)
+
+
 def test_an_interface_without_host_link_has_no_limits(host: Host) -> None:
     container = host.container("c1")
     host.shell("ip link add up0 type veth peer name up1; ip link add eth0 link up0 netns c1 type macvlan")
