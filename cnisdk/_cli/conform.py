@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidConfigError, cause_of
+from ..errors import InvalidConfigError, IOFailureError, cause_of
 from .stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
@@ -84,11 +84,19 @@ def _positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Judge the plugins, print and write the reports, and return the exit status."""
-    from ..conformance.catalogue import select
-    from ..conformance.identify import identify
-    from ..conformance.judgement import Kind, Level
-    from ..conformance.runner import UNFINISHED, UNJUDGED, exit_status
-    from ..testing.sandbox import SandboxUnavailable
+    try:
+        from ..conformance.catalogue import select
+        from ..conformance.identify import identify
+        from ..conformance.judgement import Kind, Level
+        from ..conformance.runner import UNFINISHED, UNJUDGED, exit_status
+        from ..testing.sandbox import SandboxUnavailable
+    except ModuleNotFoundError as exc:
+        package = str(exc.name).partition(".")[0]
+        if package == __package__.partition(".")[0]:
+            raise
+        raise IOFailureError(
+            f"the package {package} is missing", details="install the extra cnisdk[testing], which has it"
+        ) from exc
 
     kind = Kind(args.kind) if args.kind else None
     if args.list:

@@ -1,8 +1,10 @@
 """Help, mistakes, completion and manual pages: the same for every command."""
 
 import argparse
+import os
 import runpy
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,20 @@ def test_bash_completes(line: str, completed: str, capsys: pytest.CaptureFixture
     ask = f'COMP_WORDS=({program} {word}); COMP_CWORD=1; _shtab_{program}; printf "%s\\n" "${{COMPREPLY[@]}}"'
     answer = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == [completed]
+
+
+def test_conform_without_the_extra_testing_says_what_is_missing(tmp_path: Path) -> None:
+    """The packages of the README alone have no pyroute2."""
+    (tmp_path / "pyroute2.py").write_text("raise ModuleNotFoundError(name='pyroute2')")
+    done = subprocess.run(
+        [sys.executable, "-m", "cnisdk", "conform", "/bin/true"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    said = "the package pyroute2 is missing (code 5); install the extra cnisdk[testing], which has it"
+    assert (done.returncode, done.stderr) == (1, f"cnisdk conform: {said}\n")
 
 
 @pytest.mark.parametrize("program", ["cnisdk", "cnitool"])
