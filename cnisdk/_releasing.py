@@ -54,6 +54,7 @@ def wait(attachment: Sequence[str]) -> None:
 
     Raises:
         TryAgainLaterError: (11) A gc did for a minute.
+        IOFailureError: (5) The kernel does not lock the file.
     """
     try:
         fd = os.open(path_of(attachment), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -61,7 +62,7 @@ def wait(attachment: Sequence[str]) -> None:
         return
     try:
         deadline = time.monotonic() + _PATIENCE
-        while not _lock(fd, fcntl.LOCK_SH):
+        while not _lock_for_add(fd, path_of(attachment)):
             if time.monotonic() > deadline:
                 raise TryAgainLaterError(
                     f"cnisdk gc or cnisdk repair is at work on an earlier attachment of container {attachment[1]}",
@@ -83,7 +84,7 @@ def releasing(attachment: Sequence[str]) -> Iterator[bool]:
         False if another process has the lock: a gc, or an ADD that was waiting for one.
 
     Raises:
-        IOFailureError: (5) The file cannot be made.
+        IOFailureError: (5) The file cannot be made or locked.
     """
     path = path_of(attachment)
     try:
@@ -91,13 +92,12 @@ def releasing(attachment: Sequence[str]) -> Iterator[bool]:
     except OSError as exc:
         raise IOFailureError(f"cannot make {path}: {cause_of(exc)}") from exc
     try:
-        held = _lock(fd, fcntl.LOCK_EX) and _is_at(fd, path)
-        os.set_inheritable(fd, held)
+        held = _lock_for_gc(fd, path)
         try:
             yield held
         finally:
             if held:
-                with suppress(FileNotFoundError):
+                with suppress(OSError):  # without a lock it does no harm, and the next gc sweeps it away
                     os.unlink(path)
                 with suppress(OSError):
                     os.rmdir(DIRECTORY)  # another gc may have files in there
@@ -130,6 +130,22 @@ def _make(path: str) -> int:
         with suppress(FileNotFoundError):  # another gc has removed the directory this moment
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     raise FileNotFoundError(2, "it is removed each time it is made", DIRECTORY)
+
+
+def _lock_for_add(fd: int, path: str) -> bool:
+    try:
+        return _lock(fd, fcntl.LOCK_SH)
+    except OSError as exc:
+        raise IOFailureError(f"cannot lock {path}: {cause_of(exc)}") from exc
+
+
+def _lock_for_gc(fd: int, path: str) -> bool:
+    try:
+        held = _lock(fd, fcntl.LOCK_EX) and _is_at(fd, path)
+        os.set_inheritable(fd, held)
+    except OSError as exc:
+        raise IOFailureError(f"cannot lock {path}: {cause_of(exc)}") from exc
+    return held
 
 
 def _lock(fd: int, kind: int) -> bool:

@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from typing import Any, Protocol, cast
 
 from .. import __version__
-from ..errors import CNIError
+from ..errors import CNIError, as_cni_error
 from .parsers import Parser
 
 _DESCRIPTION = "Tools for plugins of the Container Network Interface (CNI)."
@@ -61,6 +61,7 @@ class Command(Protocol):
 
         Raises:
             CNIError: Printed to stderr with its code; the exit status is 1.
+            OSError: Printed as an error with code 5.
         """
 
 
@@ -99,6 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The program that reads the output, such as `head`, has ended. The flush at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as exc:  # of a file that no command has expected to fail, such as on a broken disk
+        print(f"cnisdk {name}: {as_cni_error(exc).describe()}", file=sys.stderr)
         return 1
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from .. import __version__
 from .._light import TYPE_CHECKING, Any, NamedTuple
 from .._signals import signal
-from ..errors import CNIError, InvalidEnvironmentError, IOFailureError
+from ..errors import CNIError, InvalidEnvironmentError, IOFailureError, as_cni_error
 from ..invoke.find import split_path
 from ..invoke.process import pass_on
 from ..runtime.cache import DEFAULT_CACHE_DIR
@@ -107,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run(args, stderr)
     except CNIError as exc:
         print(f"cnitool: {exc.describe()}", file=sys.stderr)
+        return 1
+    except OSError as exc:  # of a file that nothing has expected to fail, such as on a broken disk
+        print(f"cnitool: {as_cni_error(exc).describe()}", file=sys.stderr)
         return 1
     except Stopped as exc:  # the plugin was stopped, and a started add undone
         return 128 + exc.number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from ..errors import CNIError, InternalError, name_and_text
+from ..errors import CNIError, InternalError, as_cni_error, name_and_text
 from ..ipam.store import LOCK_TIMEOUT, Owner
 from ..ipam.table import Examination, Finding, LeaseRecord, LeaseTable
 from ..plugin._launch import load_main
@@ -170,11 +170,16 @@ def guard(kind: str, step: Callable[[], _T]) -> _T:
     """Run code of a plugin.
 
     Raises:
-        CNIError: The plugin's own, or an InternalError (999) for any other exception.
+        CNIError: The plugin's own, an IOFailureError (5) for an error of the operating system, or an InternalError
+            (999) for any other exception.
     """
     try:
         return step()
     except CNIError:
         raise
+    except OSError as exc:
+        error = as_cni_error(exc)
+        error.msg = f"plugin {kind}: {error.msg}"
+        raise error from exc
     except Exception as exc:
         raise InternalError(f"plugin {kind}: {name_and_text(exc)}") from exc

@@ -100,9 +100,12 @@ def execute(
     opened: list[int] = []
     child = _Child(grace)
     try:
-        source = _above_stdio(_as_file(stdin), opened)
-        out, child_out = (_above_stdio(fd, opened) for fd in os.pipe())
-        err, child_err = (_above_stdio(fd, opened) for fd in os.pipe())
+        try:
+            source = _above_stdio(_as_file(stdin), opened)
+            out, child_out = (_above_stdio(fd, opened) for fd in os.pipe())
+            err, child_err = (_above_stdio(fd, opened) for fd in os.pipe())
+        except OSError as exc:  # too many open files, or no memory
+            raise _cannot_start(argv[0], exc) from exc
         _start(child, argv, environ, (source, child_out, child_err), deadline)
         for fd in (source, child_out, child_err):
             opened.remove(fd)
@@ -223,6 +226,7 @@ _HINTS = {
     errno.ENOENT: "the interpreter named in its first line does not exist, or is for another libc",
     errno.ENOEXEC: "it is neither a program of this machine nor a script with a #! line",
     errno.EACCES: "check its mode, its #! interpreter, and noexec on its file system",
+    errno.EMFILE: "this process has too many files open",
     errno.E2BIG: "CNI_ARGS or another environment variable is too long",
     errno.ETXTBSY: "a process has had the file open for writing for seconds: is it being installed?",
 }

@@ -31,7 +31,6 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
 
-from ..errors import IOFailureError, cause_of
 from ..spec.addresses import IPAddress
 from ._bitmap import Bitmap, MemoryBitmap
 from ._records import LAST_RESERVED, Boot, parse_name, read_record
@@ -380,11 +379,12 @@ class Index(View):
         return in_order(set(found))
 
     def find_owner(self, address: IPAddress) -> Owner | None:
-        """See :class:`View`. Reads the lease, not the index."""
-        try:
-            record = read_record(self.directory, str(address))
-        except OSError as exc:
-            raise IOFailureError(f"cannot read the lease of {address}: {cause_of(exc)}") from exc
+        """See :class:`View`. Reads the lease, not the index.
+
+        Raises:
+            OSError: It cannot be read. :meth:`.FileStore.locked` tells of which store it is.
+        """
+        record = read_record(self.directory, str(address))
         return None if record is None else record.owner
 
     def find_free(self, first: IPAddress, last: IPAddress) -> IPAddress | None:

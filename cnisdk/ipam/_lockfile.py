@@ -9,7 +9,6 @@ process starts again.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import time
@@ -143,28 +142,47 @@ def acquire(directory: int, path: str, deadline: float, signals: HeldBack, *, cr
             if create:
                 raise
             return None
+        # A descriptor that is lost keeps the lock as long as this process lives, and against itself.
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            if exc.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                os.close(fd)
-                raise
-            lock = os.fstat(fd)
-            if not _Wait(fd).wait(min(max(0.0, deadline - time.monotonic()), TIMEOUT_MAX), signals):
-                raise TryAgainLaterError(
-                    f"the lock {path}/{NAME} was not free in time",
-                    details=_describe_holder(lock) + "; try again",
-                ) from exc
+            held = None if _lock_at_once(fd) else os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if held is not None and not _Wait(fd).wait(min(max(0.0, deadline - time.monotonic()), TIMEOUT_MAX), signals):
+            raise TryAgainLaterError(
+                f"the lock {path}/{NAME} was not free in time", details=_describe_holder(held) + "; try again"
+            )
         try:
-            present = os.stat(NAME, dir_fd=directory)
-            locked = os.fstat(fd)
-            if (present.st_dev, present.st_ino) == (locked.st_dev, locked.st_ino):
-                return fd
-        except FileNotFoundError:
-            if not os.fstat(directory).st_nlink:
-                os.close(fd)
-                raise
+            current = _is_current(directory, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if current:
+            return fd
         os.close(fd)  # another process deleted the file while we waited: the next one locks a newer file
+
+
+def _lock_at_once(fd: int) -> bool:
+    """Take the lock, and return True, unless another process has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_current(directory: int, fd: int) -> bool:
+    """Return True if the lock file of a directory is still the one that is open.
+
+    Raises:
+        OSError: It cannot be looked at, or the directory was deleted (``ENOENT``).
+    """
+    try:
+        return os.path.samestat(os.stat(NAME, dir_fd=directory), os.fstat(fd))
+    except FileNotFoundError:
+        if not os.fstat(directory).st_nlink:
+            raise
+        return False
 
 
 def _describe_holder(lock: os.stat_result) -> str:

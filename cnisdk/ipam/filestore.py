@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -196,7 +197,8 @@ class FileStore(Store):
 
         Raises:
             TryAgainLaterError: (11) The deadline passed.
-            IOFailureError: (5) The directory cannot be opened.
+            IOFailureError: (5) The directory cannot be opened; or the caller has let an error of the operating system
+                pass, which is one of a file in there.
             Conflict: The directory was deleted or replaced meanwhile.
         """
         with HeldBack() as signals:
@@ -217,7 +219,10 @@ class FileStore(Store):
                         raise Conflict(f"{self.path} was replaced")
                 except OSError as exc:
                     self._fail("lock", exc)
-                yield directory
+                try:
+                    yield directory
+                except OSError as exc:
+                    self._fail("use", exc)
             finally:
                 if lock is not None:
                     os.close(lock)
@@ -261,25 +266,19 @@ class FileStore(Store):
             PluginNotAvailableError: (50) They cannot; the message has the path and the reason.
         """
         path = self.path
-        while not os.path.lexists(path):
+        while not os.path.lexists(path) and path not in ("/", os.curdir):
             path = os.path.dirname(path) or os.curdir
         dangling = find_dangling(path)
         if dangling is not None:
             raise PluginNotAvailableError(f"cannot write the address store {self.path}", details=dangling)
-        problem = 0
-        if not os.path.isdir(path):
-            problem = errno.ENOTDIR
-        elif not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
-            problem = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
-        else:
-            space = os.statvfs(path)
-            # File systems that make inodes as they need them report 0 of 0.
-            if space.f_bavail == 0 or (space.f_files and space.f_favail == 0):
-                problem = errno.ENOSPC
+        try:
+            problem = _find_problem(path)
+        except OSError as exc:  # such as of a disk that is broken, or a server of files that has gone
+            problem = exc.errno or errno.EIO
         if problem:
             raise PluginNotAvailableError(
                 f"cannot write the address store {self.path}: {path}: {describe_errno(problem)}",
-                details=_HINTS[problem],
+                details=_HINTS.get(problem, ""),
             )
 
     # --- the directory ------------------------------------------------------------------------------------------------
@@ -409,7 +408,7 @@ class FileStore(Store):
                 if _is_published(directory, file):
                     _unlink(directory, file.name)
             # In a directory that was deleted, the kernel refuses with ENOENT or EPERM.
-            gone = isinstance(exc, OSError) and not os.fstat(directory).st_nlink
+            gone = isinstance(exc, OSError) and _is_deleted(directory)
             if gone or isinstance(exc, FileExistsError):
                 raise Conflict(f"{self.path} is not as it was: {exc}") from exc
             if isinstance(exc, OSError):
@@ -432,10 +431,35 @@ class FileStore(Store):
         """Say which path the kernel refused, and why."""
         number = exc.errno or 0
         dangling = find_dangling(f"{self.path}/{_lockfile.NAME}") if number == errno.ENOENT else None
+        # Files in the directory are opened by their names alone; of two names, the second one is the new one.
+        name = exc.filename2 or exc.filename
+        file = f"{name}: " if isinstance(name, str) and name.strip(".") and "/" not in name else ""
         return IOFailureError(
-            f"cannot {action} the address store {self.path}: {cause_of(exc)}",
+            f"cannot {action} the address store {self.path}: {file}{cause_of(exc)}",
             details=dangling or _HINTS.get(number, ""),
         )
+
+
+def _find_problem(path: str) -> int:
+    """Return the errno with which a process could write no lease in a directory; 0 if it could.
+
+    Raises:
+        OSError: The kernel cannot tell.
+    """
+    if not stat.S_ISDIR(os.stat(path).st_mode):
+        return errno.ENOTDIR
+    if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+        return errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
+    space = os.statvfs(path)
+    # File systems that make inodes as they need them report 0 of 0.
+    return errno.ENOSPC if space.f_bavail == 0 or (space.f_files and space.f_favail == 0) else 0
+
+
+def _is_deleted(directory: int) -> bool:
+    try:
+        return not os.fstat(directory).st_nlink
+    except OSError:  # the disk is broken: the error that is being handled tells more
+        return False
 
 
 def _is_never_found(path: str) -> bool:
@@ -538,17 +562,19 @@ def _publish(directory: int, file: _File) -> None:
 
 
 def _is_published(directory: int, file: _File) -> bool:
-    """Return True if the name leads to this very file, and not to one of another process."""
+    """Return True if the name leads to this very file, and not to one of another process, nor to one unknown."""
     if file.exists:
         return False
-    if file.fd >= 0:
-        return os.fstat(file.fd).st_nlink > 0
     try:
+        if file.fd >= 0:
+            return os.fstat(file.fd).st_nlink > 0
         fd = os.open(file.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
     except OSError:
         return False
     try:
         return os.read(fd, len(file.data) + 1) == file.data
+    except OSError:
+        return False
     finally:
         os.close(fd)
 

@@ -1,10 +1,14 @@
-"""The leases of a :class:`~.filestore.FileStore`, as the commands see them."""
+"""The leases of a :class:`~.filestore.FileStore`, as the commands see them.
+
+All files are touched inside :meth:`.FileStore.locked`, which turns errors of the operating system into those of CNI.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 from ..errors import IOFailureError, cause_of
 from ..spec.names import is_network_name
@@ -60,11 +64,12 @@ class FileTable(LeaseTable):
                     return ()
                 exclusive = is_exclusive(directory)
                 records = [(str(each), read_record(directory, str(each), with_boot=True)) for each in addresses]
-                return tuple(
-                    _read_lease(store, directory, name, record, exclusive=exclusive)
-                    for name, record in records
-                    if record is not None and record.owner == owner
-                )
+                found = []
+                for name, record in records:
+                    if record is not None and record.owner == owner:
+                        with suppress(FileNotFoundError):  # a person deletes without the lock
+                            found.append(_read_lease(store, directory, name, record, exclusive=exclusive))
+                return tuple(found)
 
         return insist(attempt, timeout) if addresses else ()
 
@@ -74,7 +79,7 @@ class FileTable(LeaseTable):
 
         def attempt(deadline: float) -> tuple[LeaseRecord, ...]:
             with self._store.locked(deadline, write=True) as directory:
-                return tuple(each for each in wanted if directory is not None and _drop(directory, each))
+                return tuple(each for each in wanted if directory is not None and self._drop(directory, each))
 
         return insist(attempt, timeout)
 
@@ -95,6 +100,20 @@ class FileTable(LeaseTable):
 
         return insist(attempt, timeout)
 
+    def _drop(self, directory: int, lease: LeaseRecord) -> bool:
+        name = str(lease.address)
+        try:
+            about = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            record = read_record(directory, name)
+            if _stamp(about) != lease.stamp or record is None or record.owner != lease.owner:
+                return False
+            os.unlink(name, dir_fd=directory)
+        except FileNotFoundError:
+            return False
+        except OSError as exc:
+            raise IOFailureError(f"cannot delete the lease {self._store.path}/{name}: {cause_of(exc)}") from exc
+        return True
+
     def _examine(self, directory: int) -> Examination:
         store = self._store
         leases: list[LeaseRecord] = []
@@ -112,7 +131,10 @@ class FileTable(LeaseTable):
                 problem = "is empty: its writer was killed before the address was used"
                 findings.append(Finding(path, problem, _DELETE))
                 continue
-            lease = _read_lease(store, directory, name, record, exclusive=exclusive)
+            try:
+                lease = _read_lease(store, directory, name, record, exclusive=exclusive)
+            except FileNotFoundError:
+                continue  # a person deletes leases without the lock
             if record.owner == NOBODY:
                 findings.append(Finding(path, "names no owner, and keeps the address from being handed out"))
             elif lease.boot == "earlier" and store.reclaims:
@@ -136,6 +158,12 @@ def _examine_other(path: str, name: str) -> Iterator[Finding]:
 
 
 def _read_lease(store: FileStore, directory: int, name: str, record: Record, *, exclusive: bool) -> LeaseRecord:
+    """Describe a lease that was read.
+
+    Raises:
+        FileNotFoundError: A process without the lock has deleted it.
+        OSError: It cannot be looked at.
+    """
     about = os.stat(name, dir_fd=directory, follow_symlinks=False)
     address = parse_name(name)
     assert address is not None
@@ -161,21 +189,6 @@ def _examine_index(store: FileStore, directory: int, leases: Iterable[LeaseRecor
         index.close()
 
 
-def _drop(directory: int, lease: LeaseRecord) -> bool:
-    name = str(lease.address)
-    try:
-        about = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        record = read_record(directory, name)
-        if _stamp(about) != lease.stamp or record is None or record.owner != lease.owner:
-            return False
-        os.unlink(name, dir_fd=directory)
-    except FileNotFoundError:
-        return False
-    except OSError as exc:
-        raise IOFailureError(f"cannot delete the lease of {name}: {cause_of(exc)}") from exc
-    return True
-
-
 def _stamp(about: os.stat_result) -> tuple[int, int]:
     return about.st_ino, about.st_ctime_ns
 
@@ -198,9 +211,15 @@ def _delete(directory: int, finding: Finding) -> bool:
 def _forget_index(store: FileStore) -> None:
     import shutil
 
-    if os.path.islink(store.index_path) or os.path.isfile(store.index_path):
-        os.unlink(store.index_path)
-    shutil.rmtree(store.index_path, ignore_errors=True)
+    try:
+        if os.path.islink(store.index_path) or os.path.isfile(store.index_path):
+            os.unlink(store.index_path)
+        elif os.path.lexists(store.index_path):
+            shutil.rmtree(store.index_path)
+    except FileNotFoundError:
+        pass  # another process makes it anew
+    except OSError as exc:
+        raise IOFailureError(f"cannot repair {store.index_path}: {cause_of(exc)}") from exc
 
 
 def list_networks(data_dir: str) -> list[str]:

@@ -132,7 +132,7 @@ def find_places(directories: Iterable[str]) -> tuple[Place, ...]:
     """
     found: list[Place] = []
     for directory in directories:
-        if os.path.lexists(os.path.join(directory, RESULTS)):
+        if _may_exist(os.path.join(directory, RESULTS)):
             found.append(Place(os.path.join(directory, RESULTS)))
         try:
             with os.scandir(directory) as listing:
@@ -148,9 +148,20 @@ def find_places(directories: Iterable[str]) -> tuple[Place, ...]:
         for each in below:
             if os.path.basename(each) != RESULTS:
                 found.append(Place(each, loose=True))
-                if os.path.lexists(os.path.join(each, RESULTS)):
+                if _may_exist(os.path.join(each, RESULTS)):
                     found.append(Place(os.path.join(each, RESULTS)))
     return tuple(dict.fromkeys(found))
+
+
+def _may_exist(path: str) -> bool:
+    """Return False only if there certainly is no file: one that cannot be looked at may have all that lives."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def read_all(places: Iterable[Place], network: str = "") -> Memory:

@@ -1,6 +1,7 @@
 """The kernel says no: at any call, with any error. The error is clear, and nothing has changed."""
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -11,9 +12,11 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from cnisdk.errors import CNIError, IOFailureError
+from cnisdk.errors import CNIError, IOFailureError, PluginNotAvailableError
 from cnisdk.ipam import FileStore, Owner, RoundRobin
 from cnisdk.ipam.allocator import retain
+from cnisdk.ipam.filetable import FileTable
+from cnisdk.ipam.table import Finding
 from cnisdk.testing import Sandbox
 from cnisdk.testing.stores import everything, range_sets
 
@@ -227,3 +230,118 @@ def deleting(data_dir: Path, call: int) -> Iterator[list[str]]:
     finally:
         for name, function in real.items():
             setattr(os, name, function)
+
+
+_CALLS = [
+    "open",
+    "read",
+    "write",
+    "pwrite",
+    "pread",
+    "stat",
+    "fstat",
+    "lstat",
+    "link",
+    "unlink",
+    "mkdir",
+    "rmdir",
+    "listdir",
+    "scandir",
+    "utime",
+    "ftruncate",
+    "getxattr",
+    "setxattr",
+    "statvfs",
+    "access",
+]
+
+
+@contextmanager
+def failing_once(number: int, call: int) -> Iterator[list[str]]:
+    """Let the n-th call fail, whatever it does. Yields the calls that were made."""
+    calls: list[str] = []
+    flock = fcntl.flock
+
+    def wrap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            if len(calls) == call:
+                raise OSError(number, os.strerror(number), *[each for each in args[:1] if isinstance(each, str)])
+            return real(*args, **kwargs)
+
+        return wrapper
+
+    real = {name: getattr(os, name) for name in _CALLS}
+    try:
+        fcntl.flock = wrap("flock", flock)
+        for name, function in real.items():
+            setattr(os, name, wrap(name, function))
+        yield calls
+    finally:
+        fcntl.flock = flock
+        for name, function in real.items():
+            setattr(os, name, function)
+
+
+def read_all_leases(store: FileStore) -> None:
+    RoundRobin(store, SETS, timeout=0.0).find(STAYS)
+
+
+def find_in_table(store: FileStore) -> None:
+    FileTable(store).find(STAYS, timeout=0.0)
+
+
+def examine(store: FileStore) -> None:
+    FileTable(store).examine(timeout=0.0)
+
+
+def drop(store: FileStore) -> None:
+    table = FileTable(store)
+    table.drop([each for each in table.examine(timeout=0.0).leases if each.owner == STAYS], timeout=0.0)
+
+
+def repair(store: FileStore) -> None:
+    table = FileTable(store)
+    findings = [*table.examine(timeout=0.0).findings, Finding(store.index_path, "is wrong", "forget index")]
+    assert len(table.repair(findings, timeout=0.0)) == 2
+
+
+USES: dict[str, Callable[[FileStore], object]] = {
+    "ADD": lambda store: RoundRobin(store, SETS, timeout=0.0).allocate(ME),
+    "DEL": lambda store: RoundRobin(store, SETS, timeout=0.0).release(STAYS),
+    "GC": lambda store: retain(store, [], timeout=0.0),
+    "CHECK": read_all_leases,
+    "STATUS": FileStore.check_usable,
+    "find": find_in_table,
+    "examine": examine,
+    "drop": drop,
+    "repair": repair,
+}
+
+
+@pytest.mark.parametrize(("use", "number"), [*((use, errno.EIO) for use in USES), ("CHECK", errno.EACCES)])
+def test_an_error_of_any_call_is_told_and_the_lock_given_back(tmp_path: Path, use: str, number: int) -> None:
+    call, calls = 0, [""]
+    while len(calls) >= call:
+        call += 1
+        store = FileStore(str(tmp_path / str(call)), "net")
+        for owner in (STAYS, Owner("other", "eth0")):
+            RoundRobin(store, SETS).allocate(owner)
+        if use == "repair":
+            Path(store.path, ".cnisdk-new").touch()
+        failure = None
+        with failing_once(number, call) as calls:
+            try:
+                USES[use](store)
+            except (IOFailureError, PluginNotAvailableError) as exc:
+                failure = exc
+        if failure is not None:
+            assert errno.errorcode[number] in failure.msg, calls
+            assert str(tmp_path / str(call)) in failure.msg, calls
+        # No descriptor was lost that has the lock.
+        allocator = RoundRobin(store, SETS, timeout=0.0)
+        assert use == "GC" or len(allocator.find(Owner("other", "eth0"))) == 2, calls
+        allocator.release(ME)
+        allocator.release(STAYS)
+        assert STAYS not in everything(store).values()
+    assert call > 5
