@@ -272,7 +272,7 @@ class FileStore(Store):
         if dangling is not None:
             raise PluginNotAvailableError(f"cannot write the address store {self.path}", details=dangling)
         try:
-            problem = _find_problem(path)
+            problem = _problem_of(path)
         except OSError as exc:  # such as of a disk that is broken, or a server of files that has gone
             problem = exc.errno or errno.EIO
         if problem:
@@ -440,7 +440,7 @@ class FileStore(Store):
         )
 
 
-def _find_problem(path: str) -> int:
+def _problem_of(path: str) -> int:
     """Return the errno with which a process could write no lease in a directory; 0 if it could.
 
     Raises:

@@ -9,8 +9,9 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+from ..errors import IOFailureError, cause_of
 from .netns import NetNS
 
 
@@ -23,6 +24,9 @@ def shared(patience: float) -> Iterator[bool]:
 
     Yields:
         True if the lock is held, False if another process holds it exclusively: see :func:`exclusive`.
+
+    Raises:
+        IOFailureError: (5) This process may open no more files.
     """
     with _locked(fcntl.LOCK_SH, patience) as held:
         yield held
@@ -42,6 +46,9 @@ def exclusive(patience: float, netns: NetNS | None = None) -> Iterator[bool]:
 
     Yields:
         True if the lock is held, False if another process kept it.
+
+    Raises:
+        IOFailureError: (5) This process may open no more files.
     """
     with _locked(fcntl.LOCK_EX, patience, netns) as held:
         yield held
@@ -70,7 +77,12 @@ def directory(path: str, patience: float) -> Iterator[bool]:
 @contextmanager
 def _locked(kind: int, patience: float, netns: NetNS | None = None) -> Iterator[bool]:
     path = "/proc/thread-self/ns/net" if netns is None else f"/proc/self/fd/{netns.fd}"
-    with _locked_path(path, kind, patience) as held:
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context(_locked_path(path, kind, patience))
+        except OSError as exc:
+            name = "its own network namespace" if netns is None else f"network namespace {netns.path}"
+            raise IOFailureError(f"cannot lock {name}: {cause_of(exc)}") from exc
         yield held
 
 

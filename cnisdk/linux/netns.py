@@ -120,14 +120,17 @@ class NetNS:
         When a signal handler raises meanwhile, that exception waits until the function has ended.
 
         Raises:
-            IOFailureError: (5) The kernel does not let this process enter.
+            IOFailureError: (5) The kernel does not let this process enter, or open one more file.
         """
         fd = self.fd
         returned: list[_T] = []
         raised: list[BaseException] = []
         # Thread.join() and locks were rejected: after an exception from a signal handler, both may look as if the
         # thread had ended. Each read of a pipe sees its end again.
-        reading, writing = os.pipe()
+        try:
+            reading, writing = os.pipe()
+        except OSError as error:
+            raise IOFailureError(f"cannot enter network namespace {self.path}: {cause_of(error)}") from error
 
         def work() -> None:
             try:

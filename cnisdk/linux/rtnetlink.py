@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from .._light import NamedTuple
-from ..errors import IOFailureError, describe_errno
+from ..errors import IOFailureError, cause_of, describe_errno
 from . import _sockets, attributes
 from .netns import NetNS
 
@@ -340,7 +340,7 @@ def connect(netns: NetNS | None = None, groups: int = 0) -> AbstractContextManag
         groups: Multicast groups to join, as bits.
 
     Raises:
-        IOFailureError: (5) The kernel does not let this process enter the namespace.
+        IOFailureError: (5) The kernel does not let this process enter the namespace, or open one more file.
     """
     kept = _kept.sockets
     if groups or netns not in kept:
@@ -403,7 +403,11 @@ _kept = _Kept()
 
 
 def _open(netns: NetNS | None, groups: int = 0) -> Socket:
-    return Socket(groups) if netns is None else netns.call(Socket, groups)
+    try:
+        return Socket(groups) if netns is None else netns.call(Socket, groups)
+    except OSError as exc:
+        where = "" if netns is None else f" in {netns.path}"
+        raise IOFailureError(f"cannot open a netlink socket{where}: {cause_of(exc)}") from exc
 
 
 def _encode(request: Message, sequence: int) -> bytes:

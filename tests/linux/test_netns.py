@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import NoReturn
 import pytest
 
 from cnisdk.errors import InvalidNetNSError, IOFailureError
-from cnisdk.linux import _sockets, link, netns
+from cnisdk.linux import _sockets, link, lock, netns, rtnetlink
 from cnisdk.testing import Host, Sandbox, expect_error
 
 pytestmark = pytest.mark.kernel
@@ -149,6 +150,38 @@ def test_entering_that_is_refused(host: Sandbox, monkeypatch: pytest.MonkeyPatch
         del caught
 
     monkeypatch.setattr(netns, "_system_call", refuse)
+    in_blue(host, work)
+
+
+def lock_it() -> None:
+    with lock.exclusive(0.0):
+        pass
+
+
+def connect() -> None:
+    with rtnetlink.connect():
+        pass
+
+
+@pytest.mark.parametrize("step", ["enter", "connect", "lock"])
+def test_a_process_with_too_many_files_says_what_it_could_not_do(host: Sandbox, step: str) -> None:
+    def work(blue: netns.NetNS) -> None:
+        steps = {"enter": lambda: blue.call(where), "connect": connect, "lock": lock_it}
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        opened = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (blue.fd + 9, limits[1]))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    opened.append(os.dup(blue.fd))
+            with pytest.raises(IOFailureError, match=r"cannot .*(namespace|socket).*: EMFILE") as caught:
+                steps[step]()
+            del caught
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in opened:
+                os.close(fd)
+
     in_blue(host, work)
 
 
