@@ -1,9 +1,14 @@
 """Survey a host: its network namespaces, the links and addresses in them, and the plugins at work at this moment.
 
-Theory of operation. The survey reads ``/proc`` to find network namespaces in two ways: by the threads that are in them,
-and by the places where they are mounted, in each mount namespace of the host. A namespace that one process does not
-see at ``/run/netns``, another may see. The survey then opens each namespace once. It compares the inode, since
-another namespace may have the path by now, and lists links and addresses in a thread of its own. Nothing is changed.
+Theory of operation. The survey reads ``/proc`` to find network namespaces in three ways: by the threads that are in
+them, by the descriptors that processes have of them, and by the places where they are mounted, in each mount namespace
+of the host. A namespace that one process does not see at ``/run/netns``, another may see. The survey then opens each
+namespace once. It compares the inode, since another namespace may have the path by now, and lists links and addresses
+in a thread of its own. Nothing is changed.
+
+A socket keeps its network namespace, too. It is not looked for: without a process, a descriptor or a mount, no program
+can enter the namespace any more, so no container runs in it; a program that left a socket open keeps the links of
+the dead ones.
 
 Processes and namespaces come and go meanwhile. So ``/proc`` is read again until no new process appears, and a namespace
 that has gone is no error. Anything that this process may not look at becomes a doubt, and with a doubt no attachment is
@@ -78,6 +83,7 @@ class _Processes:
         self.names: list[str] = []
         self.refused: list[str] = []
         self.views: dict[tuple[str, str], list[str]] = {}
+        self._device = os.stat(f"{_PROC}/self/ns/net").st_dev  # the one of all namespaces
 
     def read(self) -> None:
         """Read all processes. A daemon starts as the child of a process that ends: so read again until none is new."""
@@ -110,12 +116,30 @@ class _Processes:
         if int(pid) == os.getpid():
             self._read_mounts("self")
             return
+        self._read_descriptors(f"{directory}/fd")
         for part in _read(f"{directory}/environ").split(b"\0"):
             if part.startswith(_VARIABLE) and len(part) > len(_VARIABLE):
                 program = _read(f"{directory}/comm").decode(errors="replace").strip()
                 self.working[os.fsdecode(part[len(_VARIABLE) :])] = f"process {pid} ({program})"
         self.names.append(os.fsdecode(_read(f"{directory}/cmdline") + b"\0" + _read(f"{directory}/cgroup")))
         self._read_mounts(pid)
+
+    def _read_descriptors(self, directory: str) -> None:
+        # One that was opened by a path leads to that path, and to "/" once it is unmounted. Only such files are looked
+        # at: a host has very many descriptors, and a look at a file of a network file system may hang.
+        for number in os.listdir(directory):
+            path = f"{directory}/{number}"
+            try:
+                target = os.readlink(path)
+                if not (target == "/" or "net:[" in target or "netns" in target):
+                    continue
+                if os.stat(path).st_dev == self._device:
+                    with netns.open(path) as space:
+                        self.spaces.setdefault(space.inode, []).append(path)
+            except (FileNotFoundError, ProcessLookupError, InvalidNetNSError):
+                continue  # it has been closed, or is a namespace of another kind
+            except CNIError as exc:
+                self.refused.append(exc.msg)
 
     def _read_mounts(self, pid: str) -> None:
         # The kernel leaves out what lies outside the root of a process: others in its mount namespace see more.
@@ -240,9 +264,15 @@ def _list_ways(processes: _Processes, looks: Mapping[str, Look]) -> dict[int, li
         ways.setdefault(mount.inode, []).extend(mount.ways)
     for inode, found in processes.spaces.items():
         # Some of the processes may end before their namespace is looked into.
-        named = [(path, f"the namespace of process {path.split('/')[2]}") for path in found]
+        named = [(path, _describe(path)) for path in found]
         ways.setdefault(inode, []).extend(named)
     return ways
+
+
+def _describe(path: str) -> str:
+    """Say in words which namespace a file of a process in ``/proc`` is."""
+    pid, kind = path.split("/")[2:4]
+    return f"a namespace that process {pid} has open" if kind == "fd" else f"the namespace of process {pid}"
 
 
 def _visit(

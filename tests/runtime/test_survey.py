@@ -100,6 +100,31 @@ sys.stdin.read()
 """
 
 
+HOLDING = """
+import os, sys
+held = [os.open(path, os.O_RDONLY) for path in ("/run/netns/blue", "/proc/self/ns/mnt", "/proc/self/ns/net", "/")]
+print(os.getpid(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.kernel
+def test_an_address_in_a_namespace_that_a_process_has_open(host: Host) -> None:
+    """A runtime that keeps a descriptor, while the container's processes and its path are gone or not there yet."""
+    host.add_netns("blue")
+    host.run(["sh", "-euc", f"ip -n blue link add b0 type bridge && ip -n blue addr add {ADDRESS}/24 dev b0"])
+    with host.popen([sys.executable, "-c", HOLDING], stdin=-1, stdout=-1) as runtime:
+        assert runtime.stdout is not None
+        pid = int(runtime.stdout.readline())
+        host.del_netns("blue")
+        seen = look(host, "/run/netns/blue")
+        assert seen.paths["/run/netns/blue"].found == "absent"
+        assert seen.doubts == ()
+        assert seen.find_address(ip_address(ADDRESS)) == f"b0 in a namespace that process {pid} has open"
+        runtime.communicate()
+    assert look(host).find_address(ip_address(ADDRESS)) is None
+
+
 @pytest.mark.kernel
 def test_an_address_in_a_pod_one_of_whose_containers_ends(host: Host) -> None:
     """It has many threads, and ends after the processes were listed, before their namespace is looked into."""
