@@ -11,6 +11,7 @@ sender message                                      meaning and what goes with i
 shim   ``cnisdk4 TYPE ID KIND UMASK SIZE TIME``     the offer; with it, the other end of the pair
 worker a reason                                     the worker declines
 worker ``started``, through the pair                a descriptor of its process, for signals
+worker ``answering``, through the pair              from now on there may be something on standard output
 worker ``exit STATUS``                              the request has ended; three digits
 ====== ============================================ ===============================================
 
@@ -21,6 +22,10 @@ The pair holds one message, the request, and both sides can receive it. The side
 the other side never does. The worker receives it to serve the shim. The shim takes it back when no worker has taken it
 within :data:`SHIM_TIMEOUT`, or when its connection has ended. So no request runs twice, no descriptor of the caller
 stays in the queue of a server that hangs, and the shim waits for no answer but the plugin's own.
+
+The shim reads the pair only when it needs to. If a worker dies that has not said ``answering``, the shim prints an
+error. If it has, the answer or a part of it may stand on standard output, and a second document there would spoil
+both: then the shim only says so on standard error. Either way its exit status is 1, and the request is not run again.
 
 When the shim ends, the kernel kills the worker, as it would have killed the plugin's own process. That takes a moment:
 a system call that runs is finished first. The worker holds the caller's streams as long. So a runtime that reads the

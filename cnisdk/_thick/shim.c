@@ -676,6 +676,10 @@ static int run(int argc)
     }
     if (worker >= 0 || receive(pair[0], text, sizeof text, &worker, MSG_DONTWAIT) > 0)
         wait_for_end(worker, signals);
+    if (receive(pair[0], text, sizeof text, NULL, MSG_DONTWAIT) > 0 && starts_with(text, "answering")) {
+        print(2, "cnisdk: the worker died while it answered the request; it is not run again\n");
+        return 1; /* a second document on standard output would spoil the first */
+    }
     print(2, "cnisdk: the worker died while it ran the request; it is not run again\n");
     print(1, "{\n    \"cniVersion\": \"1.0.0\",\n    \"code\": 999,\n"
              "    \"msg\": \"the resident server's worker died while it ran this request\",\n"

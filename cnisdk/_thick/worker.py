@@ -182,7 +182,7 @@ def run_worker(
             # Not earlier: a worker that serves again needs the listener. If the server is killed meanwhile, shims that
             # connect wait until the request has ended, or run the plugin themselves after a while.
             queue.close()
-        status, caller = _run_and_answer(connection, plugin, request, worker, rest)
+        status, caller = _run_and_answer(connection, plugin, request, worker, rest, offer.end)
         verb = os.fsdecode(request.environ.get(b"CNI_COMMAND", b"-"))
         verb = verb if verb.isalpha() and verb.isascii() and len(verb) < 16 else "-"
         waited = min(max(0.0, start - offer.since), SHIM_TIMEOUT)
@@ -216,8 +216,17 @@ def _run_and_answer(
     request: ShimRequest,
     worker: PreparedWorker,
     rest: RestingState,
+    end: socket.SocketType,
 ) -> tuple[int, CallerState | None]:
     """Run a request, and send its exit status to the shim.
+
+    Args:
+        connection: Connection to the shim.
+        plugin: The plugin.
+        request: The request.
+        worker: State of this process.
+        rest: State of this process at rest.
+        end: End of the shim's socket pair, for the message that the answer begins. It is closed.
 
     Returns:
         The exit status, and what the request took over from the caller; None if this process is to serve no other.
@@ -227,7 +236,7 @@ def _run_and_answer(
         found = CallerState.of(request)
         reply.is_spent = False
         _sockets.close_later()
-        status = run_request(plugin, request, worker)
+        status = run_request(plugin, request, worker, partial(_announce_answer, end))
         caller = None if reply.is_spent else found
     except BaseException:  # a worker that ends without an answer would be taken for one that died
         pass
@@ -237,6 +246,7 @@ def _run_and_answer(
         connection.send(b"exit %03d\n" % status)
     except OSError:
         caller = None
+    end.close()
     _sockets.close_all()
     try:
         if rest.close_leftovers(connection.fileno()) is not None:
@@ -244,6 +254,15 @@ def _run_and_answer(
     except OSError:
         caller = None
     return status, caller
+
+
+def _announce_answer(end: socket.SocketType) -> None:
+    """Tell the shim that there may be something on standard output from now on. It reads this if this process dies.
+
+    The shim does not wait for it, so it costs no switch to another process.
+    """
+    with contextlib.suppress(OSError):  # a worker that dies may then look as if it had written nothing
+        end.send(b"answering\n", socket.MSG_DONTWAIT)
 
 
 def _promises_reuse(plugin: ServedPlugin) -> bool:
@@ -361,7 +380,6 @@ def _take_from_shim(
     except BlockingIOError:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, worker.pidfd.to_bytes(4, sys.byteorder))
         offer.end.sendmsg([b"started\n"], [rights])
-        offer.end.close()
         return plugin, offer, request
     return None
 
@@ -412,18 +430,29 @@ def _take_over(request: ShimRequest) -> None:
     _local.runner = None  # that of an earlier request
 
 
-def run_request(plugin: ServedPlugin, request: ShimRequest, worker: PreparedWorker) -> int:
-    """Take over the caller's state, run the plugin, and return its exit status."""
+def run_request(
+    plugin: ServedPlugin, request: ShimRequest, worker: PreparedWorker, announce: Callable[[], object]
+) -> int:
+    """Take over the caller's state, run the plugin, and return its exit status.
+
+    Args:
+        plugin: The plugin.
+        request: The request.
+        worker: State of this process.
+        announce: Called right before anything is written to standard output.
+    """
     try:
         _take_over(request)
     except Exception as exc:  # too late for the shim to run it
         reply.is_spent = True
+        announce()
         os.write(1, reply.print_error(InternalError(f"the resident server cannot run this request: {cause_of(exc)}")))
         return 1
     try:
         if isinstance(plugin.main, PluginMain):
-            status: object = _process.serve(plugin.main, plugin.launcher, worker.signals)
+            status: object = _process.serve(plugin.main, plugin.launcher, worker.signals, announce)
         else:
+            announce()  # it may print at any time
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 
 from .._light import TYPE_CHECKING
@@ -26,19 +26,27 @@ _CHUNK = 1 << 16
 _CLOSED = -1
 
 
-def serve(main: Program, launcher: Launcher | None = None, signals: Signals | None = None) -> int:
+def serve(
+    main: Program,
+    launcher: Launcher | None = None,
+    signals: Signals | None = None,
+    announce: Callable[[], object] | None = None,
+) -> int:
     """Answer the request this process was started with.
 
     Args:
         main: The program around the plugin.
         launcher: A launcher of this installation; None means the one that started this process, if one did.
         signals: This process's handlers of signals; None makes them.
+        announce: Called right before anything is written to standard output.
 
     Returns:
         The exit status.
     """
     command = os.environ.get("CNI_COMMAND", "")
+    announce = announce or bool
     if not command:
+        announce()
         if sys.orig_argv[-1] == "--conformance":
             _declare(main)
         else:
@@ -61,11 +69,12 @@ def serve(main: Program, launcher: Launcher | None = None, signals: Signals | No
         error = ended_by_signal(exc, None)
     stdin = b"".join(chunks)
     if error is not None:
-        return _answer(Reply(print_error(error, version_written(stdin)), 1, "", UndoStack()), _take_stdout(), signals)
+        reply = Reply(print_error(error, version_written(stdin)), 1, "", UndoStack())
+        return _answer(reply, _take_stdout(), signals, announce)
     stdout = _take_stdout()
     run_delegates_here(signals, launcher)
     reply = respond(main.plugin, os.environ, stdin, guard=check_may_begin, interruptible=signals)
-    return _answer(reply, stdout, signals)
+    return _answer(reply, stdout, signals, announce)
 
 
 def run_delegates_here(signals: Signals, launcher: Launcher | None = None) -> None:
@@ -133,16 +142,16 @@ def _declare(main: Program) -> None:
     os.write(1, dumps(dict(main.plugin.conformance())))
 
 
-def _answer(reply: Reply, stdout: int, signals: Signals) -> int:
+def _answer(reply: Reply, stdout: int, signals: Signals, announce: Callable[[], object]) -> int:
     """Write the reply, and close the descriptor: the end of the answer must not wait for that of the process."""
     try:
-        return _deliver(reply, stdout, signals)
+        return _deliver(reply, stdout, signals, announce)
     finally:
         with suppress(OSError):
             os.close(stdout)
 
 
-def _deliver(reply: Reply, stdout: int, signals: Signals) -> int:
+def _deliver(reply: Reply, stdout: int, signals: Signals, announce: Callable[[], object]) -> int:
     """Write the reply. If the result of an ADD cannot be delivered, undo the ADD."""
     if reply.status == 0 and reply.stdout:
         try:
@@ -154,6 +163,7 @@ def _deliver(reply: Reply, stdout: int, signals: Signals) -> int:
         # A failed request has been undone already: a signal could ask for nothing more.
         with signals if reply.status == 0 and reply.stdout else nullcontext():
             rest = memoryview(reply.stdout)
+            announce()
             while rest:
                 rest = rest[os.write(stdout, rest) :]
             if reply.stderr:

@@ -256,7 +256,7 @@ def test_a_signal_before_the_answer_is_written_is_answered(handlers: None, fresh
     undo = UndoStack()
     undo.push(undone.append, "first")
     reading, writing = os.pipe()
-    assert _deliver(Reply(b'{"cniVersion": "0.4.0", "ips": []}', 0, "", undo), writing, late()) == 1
+    assert _deliver(Reply(b'{"cniVersion": "0.4.0", "ips": []}', 0, "", undo), writing, late(), list) == 1
     os.close(writing)
     with open(reading) as answer:
         document = json.load(answer)
@@ -267,7 +267,7 @@ def test_a_signal_before_the_answer_is_written_is_answered(handlers: None, fresh
 def test_a_process_that_could_not_deliver_its_answer_is_spent(handlers: None, fresh: None) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    assert _deliver(Reply(b"{}", 0, "", UndoStack()), writing, Signals()) == 1
+    assert _deliver(Reply(b"{}", 0, "", UndoStack()), writing, Signals(), list) == 1
     os.close(writing)
     assert reply.is_spent
 
@@ -287,7 +287,7 @@ def test_a_process_that_a_signal_ends_while_it_reads_is_spent(
 def test_a_signal_after_a_del_has_done_its_work_changes_nothing(handlers: None) -> None:
     """There is nothing to deliver that could be lost."""
     reading, writing = os.pipe()
-    assert _deliver(Reply(b"", 0, "", UndoStack()), writing, late()) == 0
+    assert _deliver(Reply(b"", 0, "", UndoStack()), writing, late(), list) == 0
     os.close(writing)
     with open(reading) as answer:
         assert answer.read() == ""

@@ -77,6 +77,9 @@ class Probe(Plugin[NetConf]):
             os.kill(os.getpid(), signal.SIGKILL)
         if mode == "exec":
             os.execv("/bin/sh", ["sh", "-c", f"sleep 1; echo {request.container_id} >>{request.document['log']}"])
+        if mode == "large":  # larger than a pipe: it is written in parts
+            os.write(2, b"READY %d\\n" % os.getpid())
+            return Result(extra={"fill": "x" * 1000000})
         if mode == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if mode == "leak":
@@ -449,6 +452,22 @@ def test_a_worker_that_dies_is_an_error(machine: Machine, kind: str) -> None:
     assert status == 1
     assert json.loads(stdout)["code"] == 999
     assert "it is not run again" in stderr
+    assert machine.run(kind, "ADD")[::2] == (0, "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_worker_that_dies_while_it_answers_leaves_one_document(machine: Machine, kind: str) -> None:
+    machine.serve()
+    process = machine.start(kind, "ADD", "MODE=large")
+    worker = wait_until_ready(process)
+    assert process.stdout is not None
+    select.select([process.stdout], [], [])  # the answer has begun, and cannot end: the pipe is full
+    os.kill(worker, signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stdout.startswith('{\n    "cniVersion": "1.0.0",\n    "dns": {},\n    "fill": "xxx')
+    assert stdout.endswith("xxx"), "there is no second document"
+    assert stderr == "cnisdk: the worker died while it answered the request; it is not run again\n"
     assert machine.run(kind, "ADD")[::2] == (0, "")
 
 
