@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
 
 from cnisdk._cli import timelimit
 from cnisdk._cli.timelimit import OutOfTime, limited
-from cnisdk.linux import netns
 from tests.clocks import Clock
 
 
@@ -63,26 +61,6 @@ def test_work_that_catches_everything_is_ended_the_next_time(clock: Clock) -> No
     with pytest.raises(OutOfTime), limited(60, told.append):
         work()
     assert any(passed > 60 for passed in told), "it went on after the limit"
-
-
-def test_work_in_a_namespace_that_cannot_be_left_yet_is_told_of_until_it_ends(clock: Clock) -> None:
-    """The thread in there goes on when the main thread is interrupted."""
-    reading, writing = os.pipe()
-    told: list[float] = []
-
-    def work() -> None:
-        clock.put_forward()
-        os.read(reading, 1)
-
-    def tell(passed: float) -> None:
-        told.append(passed)
-        if len(told) == 3:
-            os.close(writing)
-
-    with netns.current() as here, pytest.raises(OutOfTime), limited(60, tell):
-        here.call(work)
-    os.close(reading)
-    assert len(told) >= 3
 
 
 def test_the_handler_from_before_is_back() -> None:
